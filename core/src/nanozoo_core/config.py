@@ -1,0 +1,311 @@
+"""Every training setting, as one dataclass per section of `training.yaml`.
+
+The line under a field is its help text. Model parameters (`model_cfg`) belong to the model's own
+dataclass. Nothing here imports torch, so that a wrong setting is reported at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nanozoo_core.errors import Problems
+
+Choice = Literal  # a string setting with a fixed list of values
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    corpus: str = "stdlib"
+    """stdlib, text, bin, fineweb10B or fineweb100B."""
+    path: str | list[str] | None = None
+    """Files, folders or globs for `text`; the folder or files of shards for `bin`."""
+    tokenizer: Choice["bytes", "bpe", "gpt2"] = "bpe"
+    """bytes (vocabulary 258), bpe (trained on the corpus) or gpt2 (tiktoken's 50257)."""
+    vocab_size: int = 4096
+    """Size of the trained vocabulary; only for `tokenizer=bpe`."""
+    seq_len: int = 256
+    """Scored tokens per window."""
+    val_fraction: float = 0.1
+    """Share of the documents held out for validation, chosen by hash."""
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        p.require(self.seq_len >= 1, f"data.seq_len={self.seq_len} must be at least 1")
+        p.require(
+            0 < self.val_fraction < 1,
+            f"data.val_fraction={self.val_fraction} must lie between 0 and 1",
+        )
+        p.require(
+            self.tokenizer != "bpe" or 257 <= self.vocab_size <= 65536,
+            f"data.vocab_size={self.vocab_size} must be between 257 (all bytes and the separator) "
+            "and 65536 (what a .bin shard can hold)",
+        )
+        p.raise_if_any()
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    batch_tokens: int = 8192
+    """Scored tokens per optimiser step, over all ranks and micro-steps."""
+    micro_batch_tokens: int | None = None
+    """Scored tokens per forward pass on one device; null takes the whole share of a rank at once."""
+    max_steps: int | None = None
+    """Budget in optimiser steps. The first budget reached ends the run; at least one must be set."""
+    max_tokens: float | None = None
+    """Budget in scored training tokens."""
+    max_bytes: float | None = None
+    """Budget in bytes of training text."""
+    max_flops: float | None = None
+    """Budget in training FLOPs, counted as the model's sheet says."""
+    max_seconds: float | None = None
+    """Budget in seconds of training, without validation and checkpoints."""
+    stop_after: int | None = None
+    """Leave cleanly after this step, as on SIGTERM; the schedule still spans the whole budget."""
+    grad_clip: float = 1.0
+    """Largest gradient norm of the AdamW parameters; 0 switches clipping off."""
+    ema: float = 0.0
+    """Decay of a weight average used for validation and kept in checkpoints; 0 is none."""
+    log_every: int = 10
+    """Steps between two rows of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        for key in ("max_steps", "max_tokens", "max_bytes", "max_flops", "max_seconds"):
+            value = getattr(self, key)
+            p.require(value is None or value > 0, f"train.{key}={value} must be positive or null")
+        p.require(
+            self.batch_tokens >= 1, f"train.batch_tokens={self.batch_tokens} must be at least 1"
+        )
+        p.require(
+            self.micro_batch_tokens is None or self.micro_batch_tokens >= 1,
+            f"train.micro_batch_tokens={self.micro_batch_tokens} must be at least 1 or null",
+        )
+        p.require(
+            self.stop_after is None or self.stop_after >= 1,
+            f"train.stop_after={self.stop_after} must be at least 1 or null",
+        )
+        p.require(self.grad_clip >= 0, f"train.grad_clip={self.grad_clip} must not be negative")
+        p.require(0 <= self.ema < 1, f"train.ema={self.ema} must be in [0, 1)")
+        p.require(self.log_every >= 1, f"train.log_every={self.log_every} must be at least 1")
+        p.raise_if_any()
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    embedding_lr: float | None = None
+    """Rate of embeddings; null means optim.lr."""
+    head_lr: float | None = None
+    """Rate of an untied output head; null means optim.lr."""
+    vector_lr: float | None = None
+    """Rate of gains, biases and other small parameters; null means optim.lr."""
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        for key in ("beta1", "beta2"):
+            value = getattr(self, key)
+            p.require(0 <= value < 1, f"optim.adamw.{key}={value} must be in [0, 1)")
+        p.require(self.eps > 0, f"optim.adamw.eps={self.eps} must be positive")
+        for key in ("embedding_lr", "head_lr", "vector_lr"):
+            value = getattr(self, key)
+            p.require(
+                value is None or value > 0, f"optim.adamw.{key}={value} must be positive or null"
+            )
+        p.raise_if_any()
+
+
+@dataclass(frozen=True)
+class MuonConfig:
+    lr: float = 0.02
+    """Rate of the matrices; with lr_scale=match_rms_adamw use AdamW's (3e-4 .. 2e-3)."""
+    momentum: float = 0.95
+    """Decay of the momentum once warm."""
+    momentum_min: float = 0.85
+    """Momentum at the first step."""
+    warmup_steps: int | None = None
+    """Steps over which momentum rises; null is a fifth of the run, at most 300."""
+    cooldown_steps: int = 0
+    """Steps at the end over which momentum falls back to momentum_min."""
+    nesterov: bool = True
+    """Look one gradient ahead of the momentum."""
+    orth: Choice["polar_express", "ns5", "exact"] = "polar_express"
+    """How the update is orthogonalised."""
+    orth_dtype: Choice["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the iteration; auto is bfloat16 on CUDA (sm80+) and float32 elsewhere."""
+    beta2: float | None = 0.95
+    """Decay of NorMuon's per-neuron second moment; null is plain Muon."""
+    neuron_axis: Choice["shape", "out"] = "out"
+    """NorMuon's neurons: the rows of the weight (out), or chosen by its shape as in the record."""
+    lr_scale: Choice["spectral", "match_rms_adamw", "spectral_unclamped", "none"] = "spectral"
+    """How the rate depends on a matrix's shape."""
+    weight_decay: float = 0.0
+    """Decoupled decay of the matrices; replaces optim.weight_decay for them."""
+    cautious: bool = True
+    """Decay only where the update already shrinks the weight."""
+    wd_power: Choice[1, 2] = 1
+    """2 couples the decay to the square of the rate, as the speedrun does."""
+    eps: float = 1e-12
+    """Added to the Frobenius norm before dividing."""
+    impl: Choice["nanozoo", "torch"] = "nanozoo"
+    """torch falls back to torch.optim.Muon: no Polar Express, NorMuon or sharding."""
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        p.require(self.lr > 0, f"optim.muon.lr={self.lr} must be positive")
+        p.require(
+            0 <= self.momentum < 1, f"optim.muon.momentum={self.momentum} must be in [0, 1)"
+        )
+        p.require(
+            0 <= self.momentum_min <= self.momentum,
+            f"optim.muon.momentum_min={self.momentum_min} must be in [0, optim.muon.momentum="
+            f"{self.momentum}]",
+        )
+        p.require(
+            self.warmup_steps is None or self.warmup_steps >= 0,
+            f"optim.muon.warmup_steps={self.warmup_steps} must be at least 0 or null",
+        )
+        p.require(
+            self.cooldown_steps >= 0,
+            f"optim.muon.cooldown_steps={self.cooldown_steps} must be at least 0",
+        )
+        p.require(
+            self.beta2 is None or 0 < self.beta2 < 1,
+            f"optim.muon.beta2={self.beta2} must be in (0, 1) or null",
+        )
+        p.require(
+            self.beta2 is not None or self.neuron_axis == "out",
+            f"optim.muon.neuron_axis={self.neuron_axis} has no effect with optim.muon.beta2=null; "
+            "leave it at 'out'",
+        )
+        p.require(
+            self.weight_decay >= 0,
+            f"optim.muon.weight_decay={self.weight_decay} must not be negative",
+        )
+        p.require(self.eps > 0, f"optim.muon.eps={self.eps} must be positive")
+        if self.impl == "torch":
+            p.require(
+                self.orth == "ns5" and self.beta2 is None and not self.cautious,
+                "optim.muon.impl=torch knows only optim.muon.orth=ns5, optim.muon.beta2=null and "
+                "optim.muon.cautious=false; set these three",
+            )
+        p.raise_if_any()
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    name: Choice["muon", "adamw"] = "muon"
+    """muon: matrices by Muon, the rest by AdamW; adamw: everything by AdamW."""
+    lr: float = 3e-3
+    """Rate of everything that AdamW updates, at the top of the schedule."""
+    weight_decay: float = 0.0
+    """AdamW's decay of matrices and heads; embeddings and vectors never decay."""
+    schedule: Choice["wsd", "cosine", "constant"] = "wsd"
+    """Warm-up-stable-decay, cosine, or constant after the warm-up."""
+    warmup: float = 0.02
+    """Warm-up: a fraction of the run when below 1, else a number of steps."""
+    decay_fraction: float = 0.4
+    """wsd: the last part of the run, over which the rate falls linearly."""
+    final_lr_fraction: float = 0.0
+    """The rate at the very end, relative to the top."""
+    adamw: AdamWConfig = field(default_factory=AdamWConfig)
+    muon: MuonConfig = field(default_factory=MuonConfig)
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        p.require(self.lr > 0, f"optim.lr={self.lr} must be positive")
+        p.require(
+            self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must not be negative"
+        )
+        p.require(self.warmup >= 0, f"optim.warmup={self.warmup} must not be negative")
+        p.require(
+            0 <= self.decay_fraction <= 1,
+            f"optim.decay_fraction={self.decay_fraction} must be in [0, 1]",
+        )
+        p.require(
+            0 <= self.final_lr_fraction <= 1,
+            f"optim.final_lr_fraction={self.final_lr_fraction} must be in [0, 1]",
+        )
+        p.raise_if_any()
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every: int = 100
+    """Steps between validations; 0 validates only at the end."""
+    bytes: int = 400_000
+    """How much of the validation text is scored: its first bytes, the same for every model."""
+    draws: int = 8
+    """Random draws of a bound in the final validation (one is taken during training)."""
+    batch_tokens: int = 16384
+    """Tokens per forward pass of validation on one device."""
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        p.require(self.every >= 0, f"eval.every={self.every} must not be negative")
+        p.require(self.bytes >= 1, f"eval.bytes={self.bytes} must be at least 1")
+        p.require(self.draws >= 1, f"eval.draws={self.draws} must be at least 1")
+        p.require(
+            self.batch_tokens >= 1, f"eval.batch_tokens={self.batch_tokens} must be at least 1"
+        )
+        p.raise_if_any()
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 100
+    """Steps between checkpoints; 0 writes only the last."""
+    keep: int = 2
+    """How many of the latest to keep, beside the best."""
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        p.require(self.every >= 0, f"checkpoint.every={self.every} must not be negative")
+        p.require(self.keep >= 1, f"checkpoint.keep={self.keep} must be at least 1")
+        p.raise_if_any()
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    strategy: Choice["ddp", "fsdp"] = "ddp"
+    """ddp copies the model to every rank; fsdp shards it."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    tensorboard: bool = True
+    """Write TensorBoard event files into the run folder."""
+    wandb: bool = False
+    """Log to Weights & Biases (extra `nanozoo-core[wandb]`)."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training run. `model` is the name typed after --model; `model_cfg` its own settings."""
+
+    model: str
+    model_cfg: dict[str, object]
+    seed: int = 0
+    """Decides the data order, the initial weights and all noise."""
+    device: Choice["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto takes the best that is there."""
+    dtype: Choice["auto", "float32", "bfloat16"] = "auto"
+    """Autocast precision; auto is bfloat16 on GPUs that are good at it, else float32."""
+    compile: Choice["auto", True, False] = "auto"
+    """torch.compile; auto compiles on CUDA only."""
+    resume: str | None = None
+    """A run folder to continue, or auto for the newest unfinished one of this model."""
+    run_dir: str | None = None
+    """Where the run is written; null is runs/<model>/<time>."""
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    log: LogConfig = field(default_factory=LogConfig)

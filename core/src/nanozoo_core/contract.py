@@ -1,0 +1,172 @@
+"""The types that pass between the trainer, the data and a model.
+
+Shapes: B windows in a batch, T scored positions per window (`data.seq_len`), A lookahead (>= 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Likelihood = Literal["exact", "upper"]
+
+
+class Vocabulary(Protocol):
+    """What a model and the metric need to know of a tokenizer."""
+
+    name: str
+    size: int  # ids are 0 .. size-1
+    separator: int  # starts every document, and is the empty prompt
+    token_bytes: Tensor  # (size,) int64: UTF-8 bytes of each token, 0 for special ones
+
+    def encode(self, text: str | bytes) -> list[int]: ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text for display: invalid UTF-8 is replaced, special tokens vanish."""
+        ...
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some windows of the token stream.
+
+    `tokens[:, 0]` is context and never scored; position t of the window predicts `tokens[:, t+1]`.
+    """
+
+    tokens: Tensor  # (B, T + A) int64
+    documents: Tensor  # (B, T + A) int32: document number within the window, from 0
+    rows: Tensor  # (B,) int64 on CPU: each window's index in the global batch or validation set
+    num_rows: int  # windows in the whole global batch, or the whole validation set
+    lookahead: int = 1  # A
+    scored: Tensor | None = None  # (B, T) bool: which targets count; None means all of them
+
+    @property
+    def inputs(self) -> Tensor:
+        """(B, T): tokens 0 .. T-1 of each window."""
+        return self.tokens[:, : self.tokens.shape[1] - self.lookahead]
+
+    @property
+    def targets(self) -> Tensor:
+        """(B, T): the token after each input."""
+        return self.tokens[:, 1 : self.tokens.shape[1] - self.lookahead + 1]
+
+    @property
+    def window(self) -> Tensor:
+        """(B, T + 1): the context token and the T scored ones, for models that read a window whole."""
+        return self.tokens[:, : self.tokens.shape[1] - self.lookahead + 1]
+
+    @property
+    def num_scored(self) -> int:
+        """How many tokens of this batch count towards the loss or the score."""
+        if self.scored is not None:
+            return int(self.scored.sum())
+        return self.tokens.shape[0] * (self.tokens.shape[1] - self.lookahead)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on `device` (`rows` stays on the CPU)."""
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
+        scored = None if self.scored is None else move(self.scored)
+        return Batch(
+            tokens=move(self.tokens),
+            documents=move(self.documents),
+            rows=self.rows,
+            num_rows=self.num_rows,
+            lookahead=self.lookahead,
+            scored=scored,
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where training stands, and the only randomness that a loss may use.
+
+    `number` counts optimiser steps from 0 and `progress` runs from 0 to 1 over the budget.
+    """
+
+    number: int
+    progress: float
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    micro_step: int = 0
+    num_micro_steps: int = 1
+
+    def generator(self) -> torch.Generator:
+        """A fresh CPU generator, the same on every rank and micro-step of this step."""
+        return seeded_generator(self.seed, 0, self.number)
+
+    def rank_generator(self) -> torch.Generator:
+        """A fresh CPU generator of this rank and micro-step alone."""
+        return seeded_generator(self.seed, 1, self.number, self.micro_step, self.rank)
+
+    def row_generator(self, row: int) -> torch.Generator:
+        """A fresh CPU generator of one window of the global batch: noise drawn from it is the same
+        however the batch is split over ranks and micro-steps."""
+        return seeded_generator(self.seed, 2, self.number, row)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which random draw of a likelihood bound to take: validation asks for draws 0, 1, ... with the
+    same seed each time, so that successive checkpoints see the same noise."""
+
+    seed: int
+    number: int = 0
+
+    def generator(self) -> torch.Generator:
+        """A fresh CPU generator, the same for every batch of this draw (for strata)."""
+        return seeded_generator(self.seed, 3, self.number)
+
+    def row_generator(self, row: int) -> torch.Generator:
+        """A fresh CPU generator of one validation window in this draw."""
+        return seeded_generator(self.seed, 4, self.number, row)
+
+
+def seeded_generator(*key: int) -> torch.Generator:
+    """A CPU generator whose state is a pure function of `key` (a splitmix64 hash of its numbers)."""
+    mask = (1 << 64) - 1
+    state = 0x9E3779B97F4A7C15
+    for part in key:
+        state = (state + (part & mask) + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return torch.Generator().manual_seed(state >> 1)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What `training_loss` returns: `value` is differentiated, `metrics` are only logged."""
+
+    value: Tensor  # scalar: mean nats per scored token, plus whatever else is optimised
+    metrics: dict[str, Tensor] = field(default_factory=dict)  # detached scalars
+
+
+@dataclass(frozen=True)
+class Nll:
+    """What `nll` returns: the negative log-likelihood of each window, or an upper bound on it."""
+
+    nats: Tensor  # (B,) float64: summed over the scored tokens of each window
+    num_tokens: int  # scored tokens in the batch
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How text is drawn. `temperature=0` is greedy; `top_k=0` and `top_p=1` switch the cuts off."""
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    num_steps: int | None = None  # denoising steps, for diffusion models; None: the config's own
+    use_cache: bool = True  # False recomputes everything for every token: slow, for checks

@@ -1,0 +1,166 @@
+"""What the trainer asks of a model, answered for any next-token model.
+
+A package whose model fits these defaults writes no adapter. Others subclass and override only the
+methods that differ. Shapes: B batch, T sequence, K new tokens, D model_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanozoo_core.config import OptimConfig
+from nanozoo_core.contract import (
+    Batch,
+    Draw,
+    Likelihood,
+    Loss,
+    Nll,
+    SamplingSettings,
+    Step,
+    Vocabulary,
+)
+from nanozoo_core.kernels.linear_cross_entropy import linear_cross_entropy
+from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
+
+
+class DefaultModelAdapter:
+    """The contract between a model and the trainer.
+
+    The default serves a module that has `config`, `forward(tokens, cache=None) -> logits` and
+
+    - `features(tokens, cache=None) -> (B, T, D)` with `output_weight -> (V, D)`, whose product is
+      the logits (then the loss never builds them whole), optionally `logit_softcap`;
+    - `init_cache(batch_size, max_length)`, which returns an object with `lengths` (B,), advanced by
+      every forward pass that is given it, and `crop(lengths)`;
+    - `max_context`, the longest sequence it can read, or None.
+    """
+
+    likelihood: Likelihood = "exact"
+
+    def __init__(self, config_class: type, model_class: type[nn.Module]) -> None:
+        self.config_class = config_class
+        self.model_class = model_class
+
+    # -- building -------------------------------------------------------------------------------
+
+    def build(self, config: Any, vocabulary: Vocabulary) -> nn.Module:
+        """A fresh model on the current default device; its weights come from torch's global
+        generator, which the trainer seeds just before."""
+        return self.model_class(config)
+
+    def lookahead(self, config: Any) -> int:
+        """Tokens a window needs past its inputs."""
+        return 1
+
+    # -- loss and score -------------------------------------------------------------------------
+
+    def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
+        """Mean next-token cross-entropy in nats per scored token."""
+        nll = self._token_nll(model, batch)
+        if batch.scored is None:
+            return Loss(nll.mean())
+        return Loss((nll * batch.scored).sum() / batch.scored.sum())
+
+    def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
+        """Summed nats per window, exact or an upper bound as `likelihood` says; never under
+        dropout, never a training loss."""
+        nll = self._token_nll(model, batch).double()
+        if batch.scored is not None:
+            nll = nll * batch.scored
+        return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
+
+    def _token_nll(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B, T) float32: -log p(target) of every position."""
+        targets = batch.targets
+        if hasattr(model, "features"):
+            features = model.features(batch.inputs)  # (B, T, D)
+            losses = linear_cross_entropy(
+                features.flatten(0, 1),
+                model.output_weight,
+                targets.flatten(),
+                softcap=getattr(model, "logit_softcap", None),
+            )
+            return losses.unflatten(0, targets.shape)
+        logits = model(batch.inputs)
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        return losses.unflatten(0, targets.shape)
+
+    # -- optimisation ---------------------------------------------------------------------------
+
+    def parameter_roles(self, model: nn.Module) -> dict[str, str]:
+        """Role of every parameter by name: matrix, embedding, head or vector."""
+        return default_roles(model)
+
+    def optimizer_groups(self, model: nn.Module, optim: OptimConfig) -> list[ParameterGroup]:
+        """Parameter groups with their rates; every trainable parameter in exactly one."""
+        return make_groups(model, self.parameter_roles(model), optim)
+
+    def before_step(self, model: nn.Module, step: Step) -> None:
+        """Called before the first forward pass of a step."""
+
+    def after_step(
+        self, model: nn.Module, step: Step, optimizers: Sequence[torch.optim.Optimizer]
+    ) -> None:
+        """Called after the weights changed, without gradient (ngpt renormalises here)."""
+
+    def finalize(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        """Called once after training with some training batches, for calibration."""
+
+    # -- decoding -------------------------------------------------------------------------------
+
+    def init_cache(self, model: nn.Module, batch_size: int, max_length: int) -> Any:
+        """An empty decoding state for `batch_size` rows of at most `max_length` tokens."""
+        return model.init_cache(batch_size, max_length)
+
+    def prefill(self, model: nn.Module, tokens: Tensor, lengths: Tensor, cache: Any) -> Tensor:
+        """Reads right-padded prompts (B, T) with `lengths` (B,) into an empty cache.
+
+        Returns: logits (B, V) after each row's last token.
+        """
+        logits = model(tokens, cache=cache)  # (B, T, V)
+        cache.crop(lengths)
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
+        return logits[rows, lengths - 1]
+
+    def append(self, model: nn.Module, tokens: Tensor, cache: Any) -> Tensor:
+        """Reads K more tokens of every row, (B, K), and returns logits (B, K, V)."""
+        return model(tokens, cache=cache)
+
+    def crop(self, model: nn.Module, lengths: Tensor, cache: Any) -> None:
+        """Forgets all but the first `lengths` (B,) tokens of each row."""
+        cache.crop(lengths)
+
+    def generate(
+        self,
+        model: nn.Module,
+        prompt: Sequence[int],
+        settings: SamplingSettings,
+        generator: torch.Generator,
+    ) -> Iterator[list[int]]:
+        """Yields newly drawn tokens, one or several at a time, after a prompt of >= 1 token."""
+        from nanozoo_core.generate import autoregressive
+
+        yield from autoregressive(self, model, prompt, settings, generator)
+
+    # -- accounting -----------------------------------------------------------------------------
+
+    def flops_per_token(self, config: Any, seq_len: int) -> float:
+        """Training FLOPs per token: 6 per weight that multiplies it, plus attention in full."""
+        from nanozoo_core.accounting import transformer_flops_per_token
+
+        return transformer_flops_per_token(self, config, seq_len)
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        """Counts for result.json: params, params_non_embedding, and what the model adds."""
+        from nanozoo_core.accounting import count_parameters
+
+        return count_parameters(model, self.parameter_roles(model))
+
+    def show_sample(self, model: nn.Module, vocabulary: Vocabulary, text: str) -> str | None:
+        """What is peculiar to this model on `text`, for samples.txt (hnet marks its chunks)."""
+        return None

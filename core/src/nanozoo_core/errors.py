@@ -1,0 +1,70 @@
+"""Errors that a user can act on, and the collector that reports all of them at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NanozooError(Exception):
+    """A mistake the user can mend: printed as one sentence, without a traceback."""
+
+
+class ConfigError(NanozooError, ValueError):
+    """One or more settings are wrong; `problems` holds one sentence for each."""
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(NanozooError, ValueError):
+    """A corpus, shard or tokenizer cannot be used as asked."""
+
+
+class CheckpointError(NanozooError, ValueError):
+    """A run folder or checkpoint cannot be read, written or resumed."""
+
+
+class NonFiniteError(NanozooError, ArithmeticError):
+    """A loss or gradient is NaN or infinite; the weights were not touched."""
+
+
+class Problems:
+    """Collects the problems of one config and raises them together.
+
+    Example of use in a config's `__post_init__`:
+
+        problems = Problems()
+        problems.require(self.num_layers >= 1, f"model_cfg.num_layers={self.num_layers} must be >= 1")
+        problems.raise_if_any()
+    """
+
+    def __init__(self) -> None:
+        self._problems: list[str] = []
+
+    def require(self, condition: bool, message: str) -> bool:
+        """Records `message` unless `condition` holds; returns `condition`."""
+        if not condition:
+            self._problems.append(message)
+        return condition
+
+    def add(self, message: str) -> None:
+        self._problems.append(message)
+
+    def raise_if_any(self) -> None:
+        """Raises: ConfigError with every message recorded so far."""
+        if self._problems:
+            raise ConfigError(self._problems)
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the nearest valid name, or an empty string."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def divisors(number: int) -> str:
+    """Names the divisors of `number`, for messages about a value that must divide another."""
+    found = [str(d) for d in range(1, number + 1) if number % d == 0]
+    return ", ".join(found) if len(found) <= 8 else ", ".join(found[:8]) + ", ..."
