@@ -61,34 +61,37 @@ class DefaultModelAdapter:
 
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """Mean next-token cross-entropy in nats per scored token."""
-        nll = self._token_nll(model, batch)
-        if batch.scored is None:
-            return Loss(nll.mean())
-        return Loss((nll * batch.scored).sum() / batch.scored.sum())
+        return Loss(self._cross_entropy(model, batch, reduction="mean"))
 
     def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
         """Summed nats per window, exact or an upper bound as `likelihood` says; never under
         dropout, never a training loss."""
-        nll = self._token_nll(model, batch).double()
-        if batch.scored is not None:
-            nll = nll * batch.scored
+        nll = self._cross_entropy(model, batch, reduction="none").double()  # (B, T)
         return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
 
-    def _token_nll(self, model: nn.Module, batch: Batch) -> Tensor:
-        """(B, T) float32: -log p(target) of every position."""
+    def _cross_entropy(self, model: nn.Module, batch: Batch, reduction: str) -> Tensor:
+        """-log p(target) in float32 nats, unscored positions at weight 0: their mean over scored
+        tokens, or with reduction="none" all of them, (B, T)."""
         targets = batch.targets
+        weight = None if batch.scored is None else batch.scored.flatten().float()
         if hasattr(model, "features"):
             features = model.features(batch.inputs)  # (B, T, D)
             losses = linear_cross_entropy(
                 features.flatten(0, 1),
                 model.output_weight,
                 targets.flatten(),
+                token_weight=weight,
                 softcap=getattr(model, "logit_softcap", None),
+                reduction=reduction,
             )
-            return losses.unflatten(0, targets.shape)
-        logits = model(batch.inputs)
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        return losses.unflatten(0, targets.shape)
+        else:
+            logits = model(batch.inputs).flatten(0, 1).float()  # (B * T, V)
+            losses = F.cross_entropy(logits, targets.flatten(), reduction="none")
+            if weight is not None:
+                losses = losses * weight
+            if reduction == "mean":
+                losses = losses.mean() if weight is None else losses.sum() / weight.sum()
+        return losses if reduction == "mean" else losses.unflatten(0, targets.shape)
 
     # -- optimisation ---------------------------------------------------------------------------
 
