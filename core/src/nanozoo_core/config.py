@@ -11,8 +11,6 @@ from typing import Literal
 
 from nanozoo_core.errors import Problems
 
-Choice = Literal  # a string setting with a fixed list of values
-
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -20,7 +18,7 @@ class DataConfig:
     """stdlib, text, bin, fineweb10B or fineweb100B."""
     path: str | list[str] | None = None
     """Files, folders or globs for `text`; the folder or files of shards for `bin`."""
-    tokenizer: Choice["bytes", "bpe", "gpt2"] = "bpe"
+    tokenizer: Literal["bytes", "bpe", "gpt2"] = "bpe"
     """bytes (vocabulary 258), bpe (trained on the corpus) or gpt2 (tiktoken's 50257)."""
     vocab_size: int = 4096
     """Size of the trained vocabulary; only for `tokenizer=bpe`."""
@@ -134,25 +132,25 @@ class MuonConfig:
     """Steps at the end over which momentum falls back to momentum_min."""
     nesterov: bool = True
     """Look one gradient ahead of the momentum."""
-    orth: Choice["polar_express", "ns5", "exact"] = "polar_express"
+    orth: Literal["polar_express", "ns5", "exact"] = "polar_express"
     """How the update is orthogonalised."""
-    orth_dtype: Choice["auto", "float32", "bfloat16"] = "auto"
+    orth_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the iteration; auto is bfloat16 on CUDA (sm80+) and float32 elsewhere."""
     beta2: float | None = 0.95
     """Decay of NorMuon's per-neuron second moment; null is plain Muon."""
-    neuron_axis: Choice["shape", "out"] = "out"
+    neuron_axis: Literal["shape", "out"] = "out"
     """NorMuon's neurons: the rows of the weight (out), or chosen by its shape as in the record."""
-    lr_scale: Choice["spectral", "match_rms_adamw", "spectral_unclamped", "none"] = "spectral"
+    lr_scale: Literal["spectral", "match_rms_adamw", "spectral_unclamped", "none"] = "spectral"
     """How the rate depends on a matrix's shape."""
     weight_decay: float = 0.0
     """Decoupled decay of the matrices; replaces optim.weight_decay for them."""
     cautious: bool = True
     """Decay only where the update already shrinks the weight."""
-    wd_power: Choice[1, 2] = 1
+    wd_power: Literal[1, 2] = 1
     """2 couples the decay to the square of the rate, as the speedrun does."""
     eps: float = 1e-12
     """Added to the Frobenius norm before dividing."""
-    impl: Choice["nanozoo", "torch"] = "nanozoo"
+    impl: Literal["nanozoo", "torch"] = "nanozoo"
     """torch falls back to torch.optim.Muon: no Polar Express, NorMuon or sharding."""
 
     def __post_init__(self) -> None:
@@ -199,13 +197,13 @@ class MuonConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: Choice["muon", "adamw"] = "muon"
+    name: Literal["muon", "adamw"] = "muon"
     """muon: matrices by Muon, the rest by AdamW; adamw: everything by AdamW."""
     lr: float = 3e-3
     """Rate of everything that AdamW updates, at the top of the schedule."""
     weight_decay: float = 0.0
     """AdamW's decay of matrices and heads; embeddings and vectors never decay."""
-    schedule: Choice["wsd", "cosine", "constant"] = "wsd"
+    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
     """Warm-up-stable-decay, cosine, or constant after the warm-up."""
     warmup: float = 0.02
     """Warm-up: a fraction of the run when below 1, else a number of steps."""
@@ -272,7 +270,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    strategy: Choice["ddp", "fsdp"] = "ddp"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     """ddp copies the model to every rank; fsdp shards it."""
 
 
@@ -292,11 +290,11 @@ class TrainingConfig:
     model_cfg: dict[str, object]
     seed: int = 0
     """Decides the data order, the initial weights and all noise."""
-    device: Choice["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto takes the best that is there."""
-    dtype: Choice["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast precision; auto is bfloat16 on GPUs that are good at it, else float32."""
-    compile: Choice["auto", True, False] = "auto"
+    compile: Literal["auto", True, False] = "auto"
     """torch.compile; auto compiles on CUDA only."""
     resume: str | None = None
     """A run folder to continue, or auto for the newest unfinished one of this model."""
