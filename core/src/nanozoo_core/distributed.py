@@ -1,0 +1,130 @@
+"""Everything about several processes: who I am, what is wrapped in which order, small reductions.
+
+Models are written for one device; `parallelize` applies compile and data parallelism around the
+whole loss, from outside.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nanozoo_core.contract import Batch, Draw, Loss, Nll, Step
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all; a single process is rank 0 of 1 and needs no process group."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value`, a small picklable object, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` over ranks."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def max(self, values: Tensor) -> Tensor:
+        """The elementwise maximum of `values` over ranks."""
+        if self.world_size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Ranks]:
+    """Joins the group that torchrun describes in the environment, if it does."""
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    owns_group = not dist.is_initialized()
+    if owns_group:
+        dist.init_process_group("nccl" if use_cuda else "gloo")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if use_cuda:
+        torch.cuda.set_device(local_rank)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank)
+    finally:
+        if owns_group:
+            dist.destroy_process_group()
+
+
+class LossModule(nn.Module):
+    """The adapter's loss and score as one module, so that wrappers see the whole of it."""
+
+    def __init__(self, model: nn.Module, adapter: DefaultModelAdapter) -> None:
+        super().__init__()
+        self.model = model
+        self.adapter = adapter
+
+    def forward(self, batch: Batch, noise: Step | Draw) -> tuple[Tensor, dict[str, Tensor]] | Nll:
+        """A Step asks for the training loss and its metrics, a Draw for the score."""
+        if isinstance(noise, Draw):
+            return self.adapter.nll(self.model, batch, noise)
+        loss: Loss = self.adapter.training_loss(self.model, batch, noise)
+        return loss.value, loss.metrics
+
+
+def parallelize(
+    module: LossModule, ranks: Ranks, *, strategy: str, compiled: bool, device: torch.device
+) -> nn.Module:
+    """Compiles, then distributes: the one place where either happens."""
+    wrapped: nn.Module = module
+    if ranks.world_size > 1 and strategy == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(device.type, (ranks.world_size,))
+        for child in module.model.modules():
+            if isinstance(child, nn.ModuleList):
+                for block in child:
+                    fully_shard(block, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+    if compiled:
+        module.compile()
+    if ranks.world_size > 1 and strategy == "ddp":
+        device_ids = [device.index] if device.type == "cuda" else None
+        wrapped = nn.parallel.DistributedDataParallel(module, device_ids=device_ids)
+    return wrapped
+
+
+def set_gradient_sync(wrapped: nn.Module, enabled: bool) -> None:
+    """Leaves gradients local on all but the last micro-step of a step."""
+    if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        wrapped.require_backward_grad_sync = enabled
+    elif hasattr(wrapped, "set_requires_gradient_sync"):
+        wrapped.set_requires_gradient_sync(enabled)
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor, on every rank; other tensors as they are."""
+    gather = getattr(tensor, "full_tensor", None)
+    return gather() if gather is not None else tensor
