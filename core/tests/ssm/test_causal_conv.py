@@ -1,0 +1,90 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanozoo_core.ssm.causal_conv import causal_conv1d, causal_conv1d_step
+
+
+def make_inputs(batch, length, channels, width, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    x, weight, bias = normal(batch, length, channels), normal(channels, width), normal(channels)
+    return x, weight, bias, normal(batch, channels, width - 1)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, 3, 65])
+def test_equals_a_padded_grouped_convolution(length, width):
+    x, weight, bias, state = make_inputs(2, length, 6, width, torch.float64)
+    padded = torch.cat([state, x.mT], dim=-1)
+    expected = F.silu(F.conv1d(padded, weight[:, None], bias, groups=6)).mT
+    actual = causal_conv1d(x, weight, bias, initial_state=state)
+    torch.testing.assert_close(actual, expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("activation", ["silu", None])
+@pytest.mark.parametrize("with_state", [False, True], ids=["fresh", "state"])
+@pytest.mark.parametrize("with_segments", [False, True], ids=["whole", "segments"])
+def test_gradients_agree_with_finite_differences(with_segments, with_state, activation):
+    x, weight, bias, state = make_inputs(2, 6, 3, 4, torch.float64)
+    segments = torch.tensor([[0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]]) if with_segments else None
+
+    def run(x, weight, bias, state):
+        return causal_conv1d(
+            x,
+            weight,
+            bias,
+            activation=activation,
+            initial_state=state if with_state else None,
+            segments=segments,
+        )
+
+    tensors = [tensor.requires_grad_() for tensor in (x, weight, bias, state)]
+    if not with_state:
+        tensors[3].requires_grad_(False)
+    assert torch.autograd.gradcheck(run, tuple(tensors))
+
+
+def test_segments_equal_separate_sequences():
+    x, weight, bias, state = make_inputs(1, 12, 5, 4)
+    cuts = [0, 2, 3, 9, 12]
+    segments = torch.tensor([[7, 7, 3, 7, 7, 7, 7, 7, 7, 1, 1, 1]])
+    y = causal_conv1d(x, weight, bias, initial_state=state, segments=segments)
+    for start, end in itertools.pairwise(cuts):
+        before = state if start == 0 else None
+        alone = causal_conv1d(x[:, start:end], weight, bias, initial_state=before)
+        torch.testing.assert_close(y[:, start:end], alone)
+
+
+def test_steps_equal_the_whole_sequence():
+    x, weight, bias, state = make_inputs(2, 9, 5, 4)
+    y = causal_conv1d(x, weight, bias, initial_state=state)
+    for t in range(9):
+        y_t, state = causal_conv1d_step(state, x[:, t], weight, bias)
+        torch.testing.assert_close(y_t, y[:, t])
+    assert torch.equal(state, x[:, -3:].mT)
+
+
+def test_without_bias_and_activation_it_is_linear():
+    x, weight, _, state = make_inputs(1, 10, 3, 4, torch.float64)
+
+    def run(scale):
+        return causal_conv1d(scale * x, weight, activation=None, initial_state=scale * state)
+
+    torch.testing.assert_close(run(3.0), 3 * run(1.0), atol=1e-10, rtol=1e-10)
+
+
+def test_bfloat16_input_is_summed_in_float32():
+    x, weight, bias, _ = make_inputs(1, 50, 8, 4)
+    low = x.bfloat16()
+    y = causal_conv1d(low, weight, bias)
+    assert y.dtype == torch.bfloat16
+    # The only rounding is that of y itself: 8 significant bits.
+    torch.testing.assert_close(
+        y.float(), causal_conv1d(low.float(), weight, bias), atol=1e-6, rtol=2**-8
+    )
