@@ -53,6 +53,10 @@ class DefaultModelAdapter:
         generator, which the trainer seeds just before."""
         return self.model_class(config)
 
+    def prepare_model(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        """Called once on a fresh model before the first step, with some training batches, for
+        statistics of the data that the model keeps in buffers."""
+
     def lookahead(self, config: Any) -> int:
         """Tokens a window needs past its inputs."""
         return 1
