@@ -1,0 +1,181 @@
+"""The control: the plain pre-norm decoder that every idea in the zoo is held against.
+
+RMSNorm without gain, rotary positions with QK-norm, a squared-ReLU MLP, no biases, zero-initialised
+outputs. A package that changes one thing subclasses the block or replaces its `attention` or `mlp`.
+
+B batch, T sequence, D model_dim, H heads, Hk key and value heads, K head_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from nanozoo_core.nn.attention import attend
+from nanozoo_core.nn.cache import KVCache
+from nanozoo_core.nn.feed_forward import ReluSquared
+from nanozoo_core.nn.norms import rms_norm
+from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
+
+Angles = tuple[Tensor, Tensor]  # cosine and sine from rotary_angles(positions, head_dim)
+
+
+def init_input_matrix(weight: Tensor) -> None:
+    """Uniform with standard deviation 0.5 / sqrt(fan_in): the control's rule for input matrices."""
+    limit = math.sqrt(3) * 0.5 / math.sqrt(weight.shape[-1])
+    nn.init.uniform_(weight, -limit, limit)
+
+
+class ControlAttention(nn.Module):
+    """Causal attention with rotary positions over the whole head, then RMSNorm of q and k."""
+
+    def __init__(self, model_dim: int, num_heads: int, *, num_kv_heads: int | None = None) -> None:
+        super().__init__()
+        num_kv_heads = num_kv_heads or num_heads
+        self.head_dim = model_dim // num_heads
+        self.split = (model_dim, num_kv_heads * self.head_dim, num_kv_heads * self.head_dim)
+        self.qkv = nn.Linear(model_dim, sum(self.split), bias=False)
+        self.qkv.weight.muon_split = self.split  # type: ignore[attr-defined]
+        self.out = nn.Linear(model_dim, model_dim, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: Angles,
+        *,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        parts = self.qkv(x).split(self.split, dim=-1)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
+        q = rms_norm(apply_rotary(q, *angles))  # (B, H, T, K)
+        k = rms_norm(apply_rotary(k, *angles))  # (B, Hk, T, K)
+        y = attend(q, k, v) if cache is None else cache.attend(layer, q, k, v, rows=rows)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class ControlBlock(nn.Module):
+    """x + delta(x): attention, then the MLP, each reading a normalised stream."""
+
+    def __init__(
+        self,
+        model_dim: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        mlp_ratio: float = 4,
+    ) -> None:
+        super().__init__()
+        self.attention = ControlAttention(model_dim, num_heads, num_kv_heads=num_kv_heads)
+        self.mlp = ReluSquared(model_dim, int(mlp_ratio * model_dim))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """
+        attention.qkv, mlp.up     U(+-sqrt(3) * 0.5 / sqrt(fan_in))
+        attention.out, mlp.down   0
+        """
+        init_input_matrix(self.attention.qkv.weight)
+        init_input_matrix(self.mlp.up.weight)
+        nn.init.zeros_(self.attention.out.weight)
+        nn.init.zeros_(self.mlp.down.weight)
+
+    def delta(
+        self,
+        x: Tensor,
+        angles: Angles,
+        *,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """What the block adds to the residual stream x, (B, T, D)."""
+        attended = self.attention(rms_norm(x), angles, cache=cache, layer=layer, rows=rows)
+        return attended + self.mlp(rms_norm(x + attended))
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: Angles,
+        *,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        return x + self.delta(x, angles, cache=cache, layer=layer, rows=rows)
+
+
+class ControlModel(nn.Module):
+    """Embedding, RMSNorm, control blocks, RMSNorm, untied head.
+
+    `max_context` is the longest sequence worth reading (the trained length), or None for no limit.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        num_layers: int,
+        model_dim: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        mlp_ratio: float = 4,
+        max_context: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.max_context = max_context
+        self.embedding = nn.Embedding(vocab_size, model_dim)
+        self.blocks = nn.ModuleList(
+            ControlBlock(model_dim, num_heads, num_kv_heads=num_kv_heads, mlp_ratio=mlp_ratio)
+            for _ in range(num_layers)
+        )
+        self.head = nn.Linear(model_dim, vocab_size, bias=False)
+        self.head_dim = model_dim // num_heads
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """
+        embedding   N(0, 1)
+        blocks      ControlBlock.init_weights
+        head        N(0, 0.001^2): the loss starts at ln V
+        """
+        nn.init.normal_(self.embedding.weight)
+        nn.init.normal_(self.head.weight, std=0.001)
+
+    @property
+    def output_weight(self) -> Tensor:
+        return self.head.weight
+
+    def features(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The final normalised stream (B, T, D) for tokens (B, T); `cache` continues a sequence."""
+        length = tokens.shape[1]
+        positions = (
+            torch.arange(length, device=tokens.device) if cache is None else cache.positions(length)
+        )
+        angles = rotary_angles(positions, self.head_dim)
+        x = rms_norm(self.embedding(tokens))  # (B, T, D)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, angles, cache=cache, layer=layer)
+        if cache is not None:
+            cache.advance(length)
+        return rms_norm(x)
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V) of the token after each of `tokens` (B, T)."""
+        return self.head(self.features(tokens, cache))
+
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+        weight = self.embedding.weight
+        return KVCache(
+            len(self.blocks),
+            batch_size,
+            max_length,
+            self.num_kv_heads,
+            self.head_dim,
+            device=weight.device,
+            dtype=weight.dtype,
+        )

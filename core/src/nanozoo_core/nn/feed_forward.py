@@ -1,0 +1,35 @@
+"""The feed-forward layers that several models share.
+
+B batch, T sequence, D model_dim, F mlp_dim.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SwiGLU(nn.Module):
+    """W_down (silu(W_gate x) * W_up x), without biases (arXiv 2002.05202, eq. 5)."""
+
+    def __init__(self, model_dim: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(model_dim, 2 * mlp_dim, bias=False)
+        self.gate_up.weight.muon_split = (mlp_dim, mlp_dim)  # type: ignore[attr-defined]
+        self.down = nn.Linear(mlp_dim, model_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, F) each
+        return self.down(F.silu(gate) * up)
+
+
+class ReluSquared(nn.Module):
+    """W_down relu(W_up x)^2, without biases (arXiv 2109.08668, section 3)."""
+
+    def __init__(self, model_dim: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(model_dim, mlp_dim, bias=False)
+        self.down = nn.Linear(mlp_dim, model_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)).square())

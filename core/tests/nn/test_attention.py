@@ -1,0 +1,111 @@
+import pytest
+import torch
+
+from nanozoo_core.nn.attention import attend
+
+
+def explicit(q, k, v, *, is_causal=True, window=None, documents=None):
+    """softmax(q k^T / sqrt(K) + mask) v, written out."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    num_queries, num_keys = q.shape[2], k.shape[2]
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    for i in range(num_queries):
+        for j in range(num_keys):
+            behind = num_keys - num_queries + i - j
+            hidden = is_causal and (behind < 0 or (window is not None and behind > window))
+            if hidden:
+                scores[:, :, i, j] = -torch.inf
+            if documents is not None:
+                other = documents[:, i] != documents[:, j]
+                scores[other, :, i, j] = -torch.inf
+    return scores.softmax(-1) @ v
+
+
+def inputs(num_heads=4, num_kv_heads=4, num_queries=9, num_keys=9, batch=2, head_dim=8):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    q = draw(batch, num_heads, num_queries, head_dim)
+    k, v = draw(2, batch, num_kv_heads, num_keys, head_dim)
+    return q, k, v
+
+
+CASES = {
+    "causal": {},
+    "full": {"is_causal": False},
+    "window-1": {"window": 1},
+    "window-3": {"window": 3},
+    "window-0-is-self-only": {"window": 0},
+    "window-wider-than-all": {"window": 100},
+    "documents": {"documents": torch.tensor([[0] * 4 + [1] * 5, [0] * 9])},
+    "documents-full": {"documents": torch.tensor([[0] * 4 + [1] * 5, [0] * 9]), "is_causal": False},
+    "documents-window": {"documents": torch.tensor([[0] * 4 + [1] * 5, [0] * 9]), "window": 2},
+}
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
+def test_attend_is_the_explicit_softmax(options, num_kv_heads):
+    q, k, v = inputs(num_kv_heads=num_kv_heads)
+    expected = explicit(q, k, v, **options)
+    torch.testing.assert_close(attend(q, k, v, **options), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("window", [None, 2, 5])
+@pytest.mark.parametrize("num_queries", [1, 3])
+def test_fewer_queries_than_keys_continue_the_sequence(num_queries, window):
+    q, k, v = inputs(num_queries=num_queries)
+    expected = explicit(q, k, v, window=window)
+    torch.testing.assert_close(attend(q, k, v, window=window), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [256, 300, 257])
+@pytest.mark.parametrize("window", [0, 5, 64])
+@pytest.mark.parametrize("num_kv_heads", [2, 1])
+def test_banded_blocks_equal_the_masked_form(length, window, num_kv_heads):
+    q, k, v = inputs(2, num_kv_heads, length, length, head_dim=4)
+    documents = (torch.arange(length) // 100).expand(2, -1)
+    behind = torch.arange(length)[:, None] - torch.arange(length)
+    mask = (behind >= 0) & (behind <= window)
+    for chosen, allowed in (
+        (None, mask),
+        (documents, mask & (documents[0] == documents[0][:, None])),
+    ):
+        wide_k, wide_v = (x.repeat_interleave(2 // num_kv_heads, 1) for x in (k, v))
+        scores = (q @ wide_k.mT / 2).masked_fill(~allowed, -torch.inf)
+        out = attend(q, k, v, window=window, documents=chosen)
+        torch.testing.assert_close(out, scores.softmax(-1) @ wide_v, rtol=1e-10, atol=1e-10)
+
+
+def test_banded_gradients_equal_the_masked_form():
+    q, k, v = (x.requires_grad_() for x in inputs(2, 2, 300, 300, head_dim=4))
+    behind = torch.arange(300)[:, None] - torch.arange(300)
+    scores = (q @ k.mT / 2).masked_fill((behind < 0) | (behind > 20), -torch.inf)
+    cotangent = torch.randn(q.shape, generator=torch.Generator().manual_seed(1), dtype=q.dtype)
+    expected = torch.autograd.grad(scores.softmax(-1) @ v, (q, k, v), cotangent)
+    found = torch.autograd.grad(attend(q, k, v, window=20), (q, k, v), cotangent)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("length", [40, 300])
+def test_later_keys_change_nothing_earlier(window, length):
+    q, k, v = (x.float() for x in inputs(2, 2, length, length))
+    before = attend(q, k, v, window=window)
+    k[:, :, 30:], v[:, :, 30:] = 7.0, -3.0
+    after = attend(q, k, v, window=window)
+    assert torch.equal(before[:, :, :30], after[:, :, :30])
+    assert not torch.equal(before[:, :, 30:], after[:, :, 30:])
+
+
+def test_a_window_without_causality_is_refused():
+    with pytest.raises(ValueError, match="window=3 needs is_causal=True"):
+        attend(*inputs(), is_causal=False, window=3)
+
+
+def test_documents_with_fewer_queries_than_keys_are_refused():
+    with pytest.raises(ValueError, match="as many queries"):
+        attend(*inputs(num_queries=2), documents=torch.zeros(2, 9))

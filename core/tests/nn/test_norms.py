@@ -1,0 +1,27 @@
+import torch
+import torch.nn.functional as F
+
+from nanozoo_core.nn.norms import rms_norm
+
+
+def test_gradient_matches_finite_differences():
+    x = torch.randn(3, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.autograd.gradcheck(rms_norm, (x.requires_grad_(), 1e-6))
+
+
+def test_values_match_torch():
+    x = torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rms_norm(x, 1e-3), F.rms_norm(x, (16,), eps=1e-3), rtol=1e-5, atol=0)
+
+
+def test_rows_of_zeros_stay_zero_with_finite_gradient():
+    x = torch.zeros(2, 8, requires_grad=True)
+    y = rms_norm(x)
+    y.sum().backward()
+    assert torch.equal(y, torch.zeros(2, 8))
+    assert x.grad.isfinite().all()
+
+
+def test_statistics_of_bfloat16_are_taken_in_float32():
+    x = torch.randn(4, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(rms_norm(x), rms_norm(x.float()).bfloat16())
