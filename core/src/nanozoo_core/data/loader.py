@@ -1,0 +1,189 @@
+"""Batches of windows: training batch s is a pure function of (seed, s), and validation reads the
+same text, each token once, for every model.
+
+Shapes: B windows, T seq_len, A lookahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from nanozoo_core.contract import Batch
+from nanozoo_core.data.prepare import PreparedData
+from nanozoo_core.data.windows import Align, Windows, hash_integers
+from nanozoo_core.errors import DataError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """From step `start` on, a batch has `batch_windows` windows of `seq_len` scored tokens."""
+
+    start: int
+    batch_windows: int
+    seq_len: int
+
+
+class TrainLoader:
+    """Reads training batches by number; it has no state, so any order of calls gives the same.
+
+    The windows of an epoch are visited in a seeded order, one after the other, `batch_windows` to a
+    step. `later` holds stages with another batch size or window length, by rising `start`: windows
+    of the same length go on where the stage before stopped, those of a new length begin an epoch.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedData,
+        *,
+        seq_len: int,
+        batch_windows: int,
+        lookahead: int = 1,
+        seed: int = 0,
+        align: Align = "stream",
+        later: Sequence[Stage] = (),
+    ) -> None:
+        """Raises: DataError when the data hold no window of that length."""
+        self.vocabulary = prepared.vocabulary
+        self.lookahead = lookahead
+        self.stages = [Stage(0, batch_windows, seq_len), *later]
+        assert all(a.start < b.start for a, b in zip(self.stages, self.stages[1:], strict=False))
+        self._windows = {
+            length: Windows.find(
+                prepared.train,
+                seq_len=length,
+                lookahead=lookahead,
+                align=align,
+                separator=self.vocabulary.separator,
+            )
+            for length in {stage.seq_len for stage in self.stages}
+        }
+        self._seeds, self._visited = [hash_integers(seed, 0)], [0]
+        for number, (stage, following) in enumerate(
+            zip(self.stages, self.stages[1:], strict=False), start=1
+        ):
+            if following.seq_len == stage.seq_len:
+                steps = following.start - stage.start
+                self._visited.append(self._visited[-1] + steps * stage.batch_windows)
+                self._seeds.append(self._seeds[-1])
+            else:
+                self._visited.append(0)
+                self._seeds.append(hash_integers(seed, number))
+
+    def stage(self, step: int) -> Stage:
+        """The size of the global batch of a step."""
+        return self.stages[self._stage_number(step)]
+
+    def _stage_number(self, step: int) -> int:
+        return sum(stage.start <= step for stage in self.stages) - 1
+
+    def num_windows(self, step: int = 0) -> int:
+        """Windows in one epoch at the window length of that step."""
+        return len(self._windows[self.stage(step).seq_len])
+
+    def batch(self, step: int, first_row: int = 0, num_rows: int | None = None) -> Batch:
+        """Rows first_row .. first_row + num_rows - 1 (None: to the end) of the global batch of a
+        step."""
+        number = self._stage_number(step)
+        stage = self.stages[number]
+        if num_rows is None:
+            num_rows = stage.batch_windows - first_row
+        assert 0 <= first_row <= first_row + num_rows <= stage.batch_windows
+        rows = np.arange(first_row, first_row + num_rows)
+        indices = self._visited[number] + (step - stage.start) * stage.batch_windows + rows
+        windows = self._windows[stage.seq_len]
+        tokens = windows.read(*windows.locate(indices, self._seeds[number]))  # (B, T + A)
+        return make_batch(
+            tokens,
+            rows,
+            separator=self.vocabulary.separator,
+            num_rows=stage.batch_windows,
+            lookahead=self.lookahead,
+        )
+
+    def num_bytes(self, batch: Batch) -> int:
+        """UTF-8 bytes of the scored tokens of a batch that lies on the CPU."""
+        sizes = self.vocabulary.byte_counts[batch.targets.numpy()]  # (B, T)
+        return int(sizes.sum() if batch.scored is None else sizes[batch.scored.numpy()].sum())
+
+
+class ValidationSet:
+    """The first `num_bytes` bytes of the validation split as windows in which each token is scored
+    once.
+
+    The stream is a separator and a document, a separator and a document, ...; its first token is
+    context only, so every byte is scored, and every separator but the first. Windows begin at
+    multiples of T; the last is moved back to be full and leaves unscored what was scored before.
+    Past the end of the stream (lookahead, or a text shorter than one window) stand separators.
+    """
+
+    def __init__(
+        self, prepared: PreparedData, *, seq_len: int, lookahead: int = 1, num_bytes: int
+    ) -> None:
+        vocabulary = prepared.vocabulary
+        self.documents = prepared.validation_text(num_bytes)
+        self.num_bytes = sum(map(len, self.documents))
+        self.seq_len, self.lookahead = seq_len, lookahead
+        self.separator = vocabulary.separator
+        separator = np.array([self.separator], dtype=np.uint16)
+        parts = [part for d in self.documents for part in (separator, vocabulary.encode_array(d))]
+        tokens = np.concatenate(parts)
+        self.num_tokens = tokens.size - 1  # scored ones
+        if self.num_tokens < 1:
+            raise DataError(f"eval.bytes={num_bytes} leaves no validation text; use more")
+        self.num_windows = -(-self.num_tokens // seq_len)
+        padding = max(0, seq_len - self.num_tokens) + lookahead - 1
+        self._stream = np.concatenate([tokens, np.repeat(separator, padding)])
+
+    def batches(self, batch_windows: int, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """This rank's windows, `batch_windows` at a time, in every rank the same number of batches.
+
+        Where the windows do not divide evenly, a rank repeats the last one with nothing scored.
+        """
+        share = -(-self.num_windows // world_size)
+        mine = np.arange(rank, rank + share * world_size, world_size)
+        for first in range(0, share, batch_windows):
+            yield self._batch(mine[first : first + batch_windows])
+
+    def _batch(self, numbers: npt.NDArray[np.int64]) -> Batch:
+        rows = np.minimum(numbers, self.num_windows - 1)
+        starts = np.minimum(rows * self.seq_len, max(0, self.num_tokens - self.seq_len))
+        positions = starts[:, None] + np.arange(self.seq_len + self.lookahead)  # (B, T + A)
+        targets = positions[:, 1 : self.seq_len + 1]  # (B, T)
+        fresh = (targets > rows[:, None] * self.seq_len) & (targets <= self.num_tokens)
+        scored = fresh & (numbers < self.num_windows)[:, None]
+        return make_batch(
+            self._stream[positions],
+            rows,
+            separator=self.separator,
+            num_rows=self.num_windows,
+            lookahead=self.lookahead,
+            scored=None if scored.all() else torch.from_numpy(scored),
+        )
+
+
+def make_batch(
+    tokens: npt.NDArray[np.uint16],
+    rows: npt.NDArray[np.int64],
+    *,
+    separator: int,
+    num_rows: int,
+    lookahead: int,
+    scored: Tensor | None = None,
+) -> Batch:
+    """A batch of windows (B, T + A); the documents of a window are counted from its start."""
+    documents = np.cumsum(tokens == separator, axis=1, dtype=np.int32)
+    documents -= documents[:, :1]
+    return Batch(
+        tokens=torch.from_numpy(tokens.astype(np.int64)),
+        documents=torch.from_numpy(documents),
+        rows=torch.from_numpy(rows),
+        num_rows=num_rows,
+        lookahead=lookahead,
+        scored=scored,
+    )

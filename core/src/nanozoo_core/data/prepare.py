@@ -1,0 +1,362 @@
+"""From a corpus to token shards: built once, then reused from the cache folder.
+
+    files -> bytes shards (train, val) -> token shards of a tokenizer (train)
+
+The validation split is kept as text and tokenized on loading, so its first bytes are the same for
+every tokenizer. Corpora that come as shards take the place of the first step's result, and their
+validation text is decoded from them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanozoo_core.config import DataConfig
+from nanozoo_core.data.cache import build_once, cache_root, digest, write_json
+from nanozoo_core.data.corpora import (
+    TextCorpus,
+    document_digest,
+    stdlib_corpus,
+    text_corpus,
+    utf8_prefix,
+    validation_digests,
+)
+from nanozoo_core.data.shards import Shard, ShardWriter, documents, open_shard, shard_content
+from nanozoo_core.data.tokenizers import (
+    ByteTokenizer,
+    Tokenizer,
+    gpt2_tokenizer,
+    load_bpe,
+    save_bpe,
+    train_bpe,
+)
+from nanozoo_core.errors import DataError, suggest
+
+logger = logging.getLogger(__name__)
+
+CORPORA = ("stdlib", "text", "bin", "fineweb10B", "fineweb100B")
+BPE_TRAINING_BYTES = 200_000_000  # of a larger corpus a sample of the documents is as good
+FINEWEB_SHARDS = 9  # 900 M tokens, 1.8 GB: what the modded-nanogpt records train on
+_FORMAT = 1  # part of every folder's name: raise it when the stored layout changes
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A split corpus as shards of some vocabulary."""
+
+    name: str
+    train: tuple[Shard, ...]
+    validation: tuple[Shard, ...]
+    vocabulary: Tokenizer
+    fingerprint: str  # of the text and its split, whatever the tokenizer
+    identity: str  # of the shards themselves
+
+    def texts(self, shards: tuple[Shard, ...]) -> Iterator[bytes]:
+        """The documents of some shards as text."""
+        for shard in shards:
+            for document in documents(shard, self.vocabulary.separator):
+                yield self.vocabulary.decode_bytes(document)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What training and validation read.
+
+    Attributes: train, the token shards; fingerprint, of the corpus and its split, equal for all
+    tokenizers: two runs with different ones are never ranked together.
+    """
+
+    source: Source
+    vocabulary: Tokenizer
+    train: tuple[Shard, ...]
+    train_tokens: int  # separators included
+    train_bytes: int
+    validation_bytes: int
+
+    @property
+    def fingerprint(self) -> str:
+        return self.source.fingerprint
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Mean over the training split; the separators count as tokens without bytes."""
+        return self.train_bytes / self.train_tokens
+
+    def validation_text(self, num_bytes: int) -> list[bytes]:
+        """The documents that make up the first `num_bytes` bytes of the validation split, the last
+        one cut before the character that would pass them: the same for every tokenizer.
+
+        All of the split, with a warning, when it is shorter.
+        """
+        found: list[bytes] = []
+        left = num_bytes
+        for document in self.source.texts(self.source.validation):
+            found.append(utf8_prefix(document, left))
+            left -= len(document)
+            if left <= 0:
+                return found
+        logger.warning(
+            "eval.bytes=%d is more than the validation split holds; all %d bytes are scored",
+            num_bytes,
+            sum(map(len, found)),
+        )
+        return found
+
+    def summary(self) -> str:
+        """A few lines for the terminal."""
+        return "\n".join(
+            [
+                f"corpus       {self.source.name} ({self.fingerprint})",
+                f"tokenizer    {self.vocabulary.name}, {self.vocabulary.size} ids",
+                f"training     {self.train_bytes:,} bytes, {self.train_tokens:,} tokens "
+                f"({self.bytes_per_token:.2f} bytes per token)",
+                f"validation   {self.validation_bytes:,} bytes",
+                f"shards       {len(self.train)} in {self.train[0].path.parent}",
+            ]
+        )
+
+
+def prepare(
+    data: DataConfig,
+    *,
+    progress: Progress | None = None,
+    download: bool = False,
+    num_shards: int = FINEWEB_SHARDS,
+) -> PreparedData:
+    """Builds whatever of the prepared data is not in the cache folder yet, and opens it.
+
+    Args: progress: called with a line of text before each piece of work; download: fetch the first
+    `num_shards` training shards of a FineWeb corpus.
+
+    Raises: DataError when the corpus or the tokenizer cannot be had, or the cache not written.
+    """
+    say = progress or logger.info
+    source = _source(data, say, download=download, num_shards=num_shards)
+    if data.tokenizer == source.vocabulary.name:
+        vocabulary, train = source.vocabulary, source.train
+    else:
+        vocabulary, train = _tokenized(source, data, say)
+    return PreparedData(
+        source=source,
+        vocabulary=vocabulary,
+        train=train,
+        train_tokens=sum(shard.num_tokens for shard in train),
+        train_bytes=_num_bytes(train, vocabulary),
+        validation_bytes=_num_bytes(source.validation, source.vocabulary),
+    )
+
+
+def _source(data: DataConfig, say: Progress, *, download: bool, num_shards: int) -> Source:
+    if data.corpus not in CORPORA:
+        raise DataError(
+            f"data.corpus={data.corpus} is unknown; use {', '.join(CORPORA[:-1])} or {CORPORA[-1]}"
+            + suggest(data.corpus, CORPORA)
+        )
+    if data.path and data.corpus not in ("text", "bin"):
+        raise DataError(
+            f"data.path={data.path} has no effect with data.corpus={data.corpus}; use "
+            "data.corpus=text for files of text, or data.corpus=bin for shards"
+        )
+    if data.corpus == "stdlib":
+        return _import_text(stdlib_corpus(), data, say)
+    if data.corpus == "text":
+        corpus = text_corpus(data.path, allow_invalid_utf8=data.tokenizer == "bytes")
+        return _import_text(corpus, data, say)
+    if data.corpus == "bin":
+        return _shard_source(data, _shards_at(data.path))
+    folder = cache_root() / data.corpus
+    if download:
+        _download_fineweb(data.corpus, folder, num_shards, say)
+    if not folder.is_dir():
+        raise DataError(
+            f"data.corpus={data.corpus} is not on this machine; run "
+            f"`nanozoo prepare {data.corpus}` once (looked in {folder})"
+        )
+    return _shard_source(data, _shards_at(str(folder)))
+
+
+# -- text ---------------------------------------------------------------------------------------
+
+
+def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
+    """Splits a corpus by document and writes both sides as bytes shards.
+
+    Validation documents are ordered by digest: their first bytes are a sample of the whole corpus,
+    and the same ones for every `data.val_fraction` that holds enough of them.
+    """
+
+    def build(folder: Path) -> None:
+        say(f"reading {len(corpus.files)} files of {corpus.name}")
+        digests = [document_digest(document) for document in corpus.documents()]
+        chosen = validation_digests(digests, data.val_fraction)
+        validation: list[tuple[str, bytes]] = []
+        with ShardWriter(folder, "train") as writer:
+            for name, document in zip(digests, corpus.documents(), strict=True):
+                if name in chosen:
+                    validation.append((name, document))
+                else:
+                    writer.write(vocabulary.separator, vocabulary.encode_array(document))
+        with ShardWriter(folder, "val") as writer:
+            for _, document in sorted(validation):
+                writer.write(vocabulary.separator, vocabulary.encode_array(document))
+        write_json(
+            folder / "corpus.json",
+            {"fingerprint": digest([sorted(digests), sorted(chosen)]), "files": len(corpus.files)},
+        )
+
+    vocabulary = ByteTokenizer()
+    identity = digest([_FORMAT, corpus.name, corpus.identity, data.val_fraction])
+    folder = build_once(cache_root() / "text" / identity, build)
+    stored = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+    return Source(
+        name=corpus.name,
+        train=_open_all(folder.glob("train_*.bin"), vocabulary),
+        validation=_open_all(folder.glob("val_*.bin"), vocabulary),
+        vocabulary=vocabulary,
+        fingerprint=stored["fingerprint"],
+        identity=identity,
+    )
+
+
+def _tokenized(
+    source: Source, data: DataConfig, say: Progress
+) -> tuple[Tokenizer, tuple[Shard, ...]]:
+    """The training split in another vocabulary than the source's."""
+    vocab_size = data.vocab_size if data.tokenizer == "bpe" else None
+
+    def build(folder: Path) -> None:
+        vocabulary = _vocabulary(source, data, say)
+        if vocabulary.name == "bpe":
+            save_bpe(vocabulary, folder / "tokenizer.json")
+        say(f"tokenizing {source.name} with {vocabulary.name}")
+        with ShardWriter(folder, "train") as writer:
+            for document in source.texts(source.train):
+                writer.write(vocabulary.separator, vocabulary.encode_array(document))
+
+    key = digest([_FORMAT, source.identity, data.tokenizer, vocab_size])
+    folder = build_once(cache_root() / "tokens" / key, build)
+    if data.tokenizer == "bpe":
+        vocabulary = load_bpe(folder / "tokenizer.json")
+    else:
+        vocabulary = _vocabulary(source, data, say)
+    return vocabulary, _open_all(folder.glob("train_*.bin"), vocabulary)
+
+
+def _vocabulary(source: Source, data: DataConfig, say: Progress) -> Tokenizer:
+    if data.tokenizer == "bytes":
+        return ByteTokenizer()
+    if data.tokenizer == "gpt2":
+        return gpt2_tokenizer()
+    say(f"learning a vocabulary of {data.vocab_size} ids")
+    share = BPE_TRAINING_BYTES / max(1, _num_bytes(source.train, source.vocabulary))
+    texts = (
+        document.decode("utf-8", errors="replace")
+        for document in source.texts(source.train)
+        if share >= 1 or int(document_digest(document)[16:], 16) / 16**16 < share
+    )
+    return train_bpe(texts, vocab_size=data.vocab_size)
+
+
+# -- shards -------------------------------------------------------------------------------------
+
+
+def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
+    """Shards that are there already, with the vocabulary they were written in.
+
+    FineWeb's are GPT-2's; those of `data.corpus=bin` are what `data.tokenizer` says, a trained one
+    being read from the tokenizer.json beside the first shard.
+    """
+    where = f"data.path={data.path}" if data.corpus == "bin" else f"{paths[0].parent}"
+    for part in ("train", "val"):
+        if not any(part in path.name for path in paths):
+            raise DataError(
+                f"{where} has no shard with '{part}' in its name; name the shards of the two "
+                "splits like fineweb_train_000001.bin and fineweb_val_000000.bin"
+            )
+    if data.corpus != "bin" or data.tokenizer == "gpt2":
+        vocabulary = gpt2_tokenizer()
+    elif data.tokenizer == "bytes":
+        vocabulary = ByteTokenizer()
+    else:
+        vocabulary = load_bpe(paths[0].parent / "tokenizer.json")
+    validation = _open_all((path for path in paths if "val" in path.name), vocabulary)
+    train = _open_all((path for path in paths if "train" in path.name), vocabulary)
+    contents = [
+        sorted(shard_content(shard, vocabulary.byte_counts).content for shard in shards)
+        for shards in (train, validation)
+    ]
+    fingerprint = digest(contents)
+    return Source(data.corpus, train, validation, vocabulary, fingerprint, identity=fingerprint)
+
+
+def _shards_at(path: str | list[str] | None) -> list[Path]:
+    if not path:
+        raise DataError("data.corpus=bin needs data.path: a folder of .bin shards, or their files")
+    found: list[Path] = []
+    for name in [path] if isinstance(path, str) else path:
+        place = Path(name).expanduser().absolute()
+        found += sorted(place.glob("*.bin")) if place.is_dir() else [place]
+        if not place.exists():
+            raise DataError(
+                f"data.path={name} does not exist (looked from {Path.cwd()}); give a folder of "
+                ".bin shards, or their files"
+            )
+    if not found:
+        raise DataError(f"data.path={path} has no .bin shard")
+    return found
+
+
+def _download_fineweb(corpus: str, folder: Path, num_shards: int, say: Progress) -> None:
+    """Fetches the validation shard and the first training shards of kjj0's FineWeb repositories."""
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise DataError(
+            f"`nanozoo prepare {corpus}` needs huggingface_hub; install it with "
+            '`uv pip install "nanozoo-core[fineweb]"`'
+        ) from error
+    names = ["fineweb_val_000000.bin"]
+    names += [f"fineweb_train_{number:06d}.bin" for number in range(1, num_shards + 1)]
+    for name in names:
+        if (folder / name).is_file():
+            continue
+        say(f"downloading {name}")
+        try:
+            hf_hub_download(
+                repo_id=f"kjj0/{corpus}-gpt2",
+                filename=name,
+                repo_type="dataset",
+                local_dir=str(folder),
+            )
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{name} of {corpus} could not be downloaded ({type(error).__name__}); run "
+                f"`nanozoo prepare {corpus}` again with a connection, it goes on where it stopped"
+            ) from error
+
+
+def _open_all(paths: Iterable[Path], vocabulary: Tokenizer) -> tuple[Shard, ...]:
+    """Opens shards by name, each checked whole the first time that it is seen.
+
+    Raises: DataError when a shard is damaged, or has an id that the vocabulary has not.
+    """
+    shards = tuple(open_shard(path) for path in sorted(paths))
+    for shard in shards:
+        largest = shard_content(shard, vocabulary.byte_counts).largest_id
+        if largest >= vocabulary.size:
+            raise DataError(
+                f"the shard {shard.path} has the id {largest}, but data.tokenizer="
+                f"{vocabulary.name} knows only 0 to {vocabulary.size - 1}; use the tokenizer that "
+                "wrote it"
+            )
+    return shards
+
+
+def _num_bytes(shards: tuple[Shard, ...], vocabulary: Tokenizer) -> int:
+    return sum(shard_content(shard, vocabulary.byte_counts).num_bytes for shard in shards)

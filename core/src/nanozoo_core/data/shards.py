@@ -1,0 +1,220 @@
+"""Token shards in the .bin layout of llm.c and modded-nanogpt, read by memory map.
+
+A shard is a header of 256 int32 (magic 20240520, version 1, number of tokens, zeros) followed by
+the tokens as little-endian uint16. Every document starts with the separator.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from nanozoo_core.data.cache import cache_errors, cache_root, digest, write_json
+from nanozoo_core.errors import DataError
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_BYTES = 256 * 4
+TOKENS_PER_SHARD = 100_000_000  # as the published shards
+_CHUNK = 1 << 22  # tokens per read of a whole shard: 8 MiB, so that any shard fits in memory
+
+Tokens = npt.NDArray[np.uint16]
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A checked shard; `tokens` maps it into memory when first asked."""
+
+    path: Path
+    num_tokens: int
+
+    @property
+    def tokens(self) -> Tokens:
+        """(num_tokens,) uint16, read-only."""
+        return _mapped(self.path, self.num_tokens)
+
+    @property
+    def identity(self) -> str:
+        """Changes whenever the file does: a digest of its path, size and time of change."""
+        stat = self.path.stat()
+        return digest([str(self.path.absolute()), stat.st_size, stat.st_mtime_ns])
+
+
+@dataclass(frozen=True)
+class ShardContent:
+    """What one pass over a shard finds out."""
+
+    largest_id: int
+    num_bytes: int  # of text, in the given vocabulary
+    content: str  # digest of the tokens
+
+
+# One open file per shard: the largest corpora have more of them than a process may hold open.
+@functools.lru_cache(maxsize=256)
+def _mapped(path: Path, num_tokens: int) -> Tokens:
+    mapped = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(num_tokens,))
+    return np.asarray(mapped)  # a plain view of it: slicing a memmap object costs twice as much
+
+
+def open_shard(path: Path) -> Shard:
+    """Opens a shard after checking its header against its size.
+
+    Raises: DataError when the file is missing, foreign, of another version, truncated or empty.
+    """
+    try:
+        with path.open("rb") as file:
+            header = np.frombuffer(file.read(HEADER_BYTES), dtype="<i4")
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise DataError(f"the shard {path} cannot be read: {error}") from error
+    if header.size == 0 or header[0] != MAGIC:
+        found = f"starts with {header[0]}" if header.size else "is empty"
+        raise DataError(
+            f"{path} is not a token shard: it {found}, where the .bin format has {MAGIC}"
+        )
+    if header.size < 256:
+        raise DataError(f"the shard {path} is truncated: its header has {size} of 1024 bytes")
+    version, num_tokens = int(header[1]), int(header[2])
+    if version != VERSION:
+        raise DataError(
+            f"the shard {path} has version {version}; only version {VERSION} (uint16 tokens) "
+            "can be read"
+        )
+    found_tokens = (size - HEADER_BYTES) / 2
+    if found_tokens != num_tokens:
+        state = "is truncated" if found_tokens < num_tokens else "has trailing bytes"
+        raise DataError(
+            f"the shard {path} {state}: its header promises {num_tokens} tokens and the file "
+            f"holds {found_tokens:g}; write or download it again"
+        )
+    if num_tokens < 1:
+        raise DataError(f"the shard {path} holds no tokens")
+    return Shard(path, num_tokens)
+
+
+def write_shard(path: Path, tokens: npt.ArrayLike) -> None:
+    """Writes ids 0 .. 65535 as one shard."""
+    tokens = np.asarray(tokens)
+    assert tokens.ndim == 1
+    assert tokens.size == 0 or (tokens.min() >= 0 and tokens.max() <= 65535)
+    with path.open("wb") as file:
+        file.write(_header(tokens.size))
+        file.write(tokens.astype("<u2").tobytes())
+
+
+def _header(num_tokens: int) -> bytes:
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = MAGIC, VERSION, num_tokens
+    return header.tobytes()
+
+
+class ShardWriter:
+    """Writes a stream of documents as `<name>_000000.bin`, `<name>_000001.bin`, ...
+
+    A shard is closed after the document that reaches `tokens_per_shard`; documents stay whole.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, *, tokens_per_shard: int = TOKENS_PER_SHARD
+    ) -> None:
+        self.folder, self.name, self.tokens_per_shard = folder, name, tokens_per_shard
+        self._num_shards = 0
+        self._num_tokens = 0
+        self._open()
+
+    def _open(self) -> None:
+        self._file = (self.folder / f"{self.name}_{self._num_shards:06d}.bin").open("wb")
+        self._file.write(_header(0))
+
+    def _close(self) -> None:
+        self._file.seek(0)
+        self._file.write(_header(self._num_tokens))
+        self._file.close()
+
+    def write(self, separator: int, document: npt.NDArray[np.integer]) -> None:
+        """Appends the separator and a document."""
+        if self._num_tokens >= self.tokens_per_shard:
+            self._close()
+            self._num_shards += 1
+            self._num_tokens = 0
+            self._open()
+        self._file.write(np.array([separator], dtype="<u2").tobytes())
+        self._file.write(document.astype("<u2").tobytes())
+        self._num_tokens += 1 + document.size
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._close()
+
+
+def shard_content(shard: Shard, token_bytes: Counts) -> ShardContent:
+    """Reads a shard once and remembers what it found for as long as the file does not change.
+
+    Args: token_bytes: (V,) int64, text bytes of each id; ids past its end count none.
+    """
+    counts = np.zeros(65536, dtype=np.int64)
+    counts[: token_bytes.size] = token_bytes
+    vocabulary = hashlib.blake2b(counts.tobytes(), digest_size=8).hexdigest()
+    record = cache_root() / "shards" / f"{shard.identity}-{vocabulary}.json"
+    if record.is_file():
+        return ShardContent(**json.loads(record.read_text(encoding="utf-8")))
+    largest, num_bytes, content = 0, 0, hashlib.blake2b(digest_size=16)
+    for start in range(0, shard.num_tokens, _CHUNK):
+        chunk = shard.tokens[start : start + _CHUNK]
+        largest = max(largest, int(chunk.max()))
+        num_bytes += int(counts[chunk].sum())
+        content.update(chunk.data)
+    found = ShardContent(largest, num_bytes, content.hexdigest())
+    write_json(record, vars(found))
+    return found
+
+
+def document_starts(shard: Shard, separator: int) -> Counts:
+    """Positions of all separators in a shard, found once and kept in the cache folder."""
+    index = cache_root() / "shards" / f"{shard.identity}-{separator}.npy"
+    if not index.is_file():
+        parts = [
+            start + np.flatnonzero(shard.tokens[start : start + _CHUNK] == separator)
+            for start in range(0, shard.num_tokens, _CHUNK)
+        ]
+        with cache_errors():
+            index.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = index.with_name(f".{os.getpid()}.{index.name}")
+            np.save(unfinished, np.concatenate(parts).astype(np.int64))
+            unfinished.replace(index)
+    return np.load(index)
+
+
+def documents(shard: Shard, separator: int) -> Iterator[Tokens]:
+    """The documents of a shard in order, without their separators; empty ones are left out."""
+    pending: list[Tokens] = []
+    for start in range(0, shard.num_tokens, _CHUNK):
+        chunk = shard.tokens[start : start + _CHUNK]
+        begin = 0
+        for position in np.flatnonzero(chunk == separator):
+            pending.append(chunk[begin:position])
+            document = np.concatenate(pending)
+            if document.size:
+                yield document
+            pending, begin = [], int(position) + 1
+        pending.append(chunk[begin:])
+    document = np.concatenate(pending)
+    if document.size:
+        yield document
