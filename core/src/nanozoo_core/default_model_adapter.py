@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, TrainingConfig
 from nanozoo_core.contract import (
     Batch,
+    DataPlan,
+    DataStage,
     Draw,
     Likelihood,
     Loss,
@@ -61,6 +63,11 @@ class DefaultModelAdapter:
         """Tokens a window needs past its inputs."""
         return 1
 
+    def data_plan(self, config: Any, training: TrainingConfig) -> DataPlan:
+        """Batch size and window length over the run; constant unless a model schedules them."""
+        stage = DataStage(0.0, training.train.batch_tokens, training.data.seq_len)
+        return DataPlan((stage,))
+
     # -- loss and score -------------------------------------------------------------------------
 
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
@@ -73,13 +80,17 @@ class DefaultModelAdapter:
         nll = self._cross_entropy(model, batch, reduction="none").double()  # (B, T)
         return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
 
-    def _cross_entropy(self, model: nn.Module, batch: Batch, reduction: str) -> Tensor:
+    def _cross_entropy(
+        self, model: nn.Module, batch: Batch, reduction: str, features: Tensor | None = None
+    ) -> Tensor:
         """-log p(target) in float32 nats, unscored positions at weight 0: their mean over scored
-        tokens, or with reduction="none" all of them, (B, T)."""
+        tokens, or with reduction="none" all of them, (B, T). A model that computes more than
+        `features` (B, T, D) passes them."""
         targets = batch.targets
         weight = None if batch.scored is None else batch.scored.flatten().float()
-        if hasattr(model, "features"):
-            features = model.features(batch.inputs)  # (B, T, D)
+        if features is None and hasattr(model, "features"):
+            features = model.features(batch.inputs)
+        if features is not None:
             losses = linear_cross_entropy(
                 features.flatten(0, 1),
                 model.output_weight,

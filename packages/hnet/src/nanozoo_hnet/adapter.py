@@ -1,0 +1,150 @@
+"""What H-Net asks of training beyond the default: the ratio loss and its statistics, a learning
+rate for each stage, prefill of ragged prompts, and a picture of the chunks.
+
+Shapes: B batch, T sequence, K new tokens, D model_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nanozoo_core.config import OptimConfig
+from nanozoo_core.contract import Batch, Draw, Loss, Nll, Step, Vocabulary
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
+from nanozoo_hnet.config import HNetConfig
+from nanozoo_hnet.model import ChunkedStage, HNet, HNetCache
+from nanozoo_hnet.routing import Router, Routing, ratio_loss
+
+WHITESPACE = tuple(b" \t\n\r\v\f")
+
+
+class HNetAdapter(DefaultModelAdapter):
+    def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
+        """Mean next-token cross-entropy + ratio_loss_coef * sum of the stages' ratio losses."""
+        assert isinstance(model, HNet)
+        config = model.config
+        features, routings = model.encode(batch.inputs, batch.documents[:, : -batch.lookahead])
+        nll = self._cross_entropy(model, batch, "mean", features)
+        loss, metrics = nll, {"nll": nll.detach()}
+        for s, (routing, ratio) in enumerate(zip(routings, config.ratios, strict=True)):
+            penalty, share, prob = ratio_loss(routing, ratio)
+            if config.chunking == "dynamic":
+                loss = loss + config.ratio_loss_coef * penalty
+            metrics[f"stage{s}_chunk_fraction"] = share
+            metrics[f"stage{s}_boundary_prob"] = prob.detach()
+            metrics[f"stage{s}_ratio_loss"] = penalty.detach()
+        metrics |= self._chunk_metrics(model, batch.inputs, routings)
+        return Loss(loss, metrics)
+
+    def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
+        """The exact likelihood: a boundary depends only on what stands before it."""
+        assert isinstance(model, HNet)
+        features, _ = model.encode(batch.inputs, batch.documents[:, : -batch.lookahead])
+        nll = self._cross_entropy(model, batch, "none", features).double()  # (B, T)
+        return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
+
+    @torch.no_grad()
+    def _chunk_metrics(
+        self, model: HNet, tokens: Tensor, routings: list[Routing]
+    ) -> dict[str, Tensor]:
+        shares = [r.boundaries.sum() / tokens.numel() for r in routings]
+        whitespace = torch.tensor(WHITESPACE, device=tokens.device)
+        behind = torch.isin(tokens[:, :-1], whitespace)
+        starts = routings[0].boundaries[:, 1:]
+        flops = model.forward_flops(
+            tokens.shape[1], torch.stack([torch.ones_like(shares[0]), *shares])
+        )
+        return {
+            "bytes_per_chunk": 1 / shares[-1],
+            "starts_after_whitespace": (starts & behind).sum() / starts.sum().clamp(min=1),
+            "flops_per_token": 3 * flops,
+        }
+
+    # -- optimisation ---------------------------------------------------------------------------
+
+    def parameter_roles(self, model: nn.Module) -> dict[str, str]:
+        """As usual, but the router (the identity at the start, whose scale means nothing) and the
+        step sizes of the scan are AdamW's without decay, and the residual projection (zero at the
+        start) is AdamW's with decay, like the head."""
+        roles = default_roles(model)
+        for path, module in model.named_modules():
+            if isinstance(module, Router):
+                roles |= {f"{path}.query.weight": "vector", f"{path}.key.weight": "vector"}
+            elif isinstance(module, ChunkedStage):
+                roles[f"{path}.residual.weight"] = "head"
+        return roles | {name: "vector" for name in roles if name.endswith(".dt_proj.weight")}
+
+    def optimizer_groups(self, model: nn.Module, optim: OptimConfig) -> list[ParameterGroup]:
+        """Each stage has its own multiple of the rates; Muon's does not depend on the width."""
+        assert isinstance(model, HNet)
+        roles, stages = self.parameter_roles(model), model.parameter_stages()
+        adamw = model.config.stage_lr_multipliers()
+        muon = model.config.stage_lr_multipliers(by_width=optim.name != "muon")
+        multipliers = {
+            name: (muon if roles[name] == "matrix" else adamw)[stage]
+            for name, stage in stages.items()
+        }
+        return make_groups(model, roles, optim, lr_multipliers=multipliers)
+
+    # -- decoding -------------------------------------------------------------------------------
+
+    def prefill(
+        self, model: nn.Module, tokens: Tensor, lengths: Tensor, cache: HNetCache
+    ) -> Tensor:
+        """Reads right-padded prompts (B, T) into an empty cache -> logits (B, V) after the last."""
+        assert isinstance(model, HNet)
+        features = model.read(tokens, lengths, cache)  # (B, T, D)
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
+        return model.head(features[rows, lengths - 1])
+
+    # -- accounting -----------------------------------------------------------------------------
+
+    def flops_per_token(self, config: HNetConfig, seq_len: int) -> float:
+        """Training FLOPs per token at the chunk lengths aimed at: 6 per weight that multiplies a
+        position of its stage, scans and attention (in full), times the positions per token."""
+        with torch.device("meta"):
+            model = HNet(config)
+        shares = 1 / torch.tensor([1.0, *config.ratios], dtype=torch.float64).cumprod(0)
+        return 3 * float(model.forward_flops(seq_len, shares))
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        """Adds the parameters of each stage, and what decoding keeps per token and once."""
+        assert isinstance(model, HNet)
+        counts = super().report(model)
+        sizes = {name: p.numel() for name, p in model.named_parameters()}
+        for name, number in model.parameter_stages().items():
+            key = f"params_stage{number}"
+            counts[key] = counts.get(key, 0) + sizes[name]
+        share, growing, constant = 1.0, 0.0, 0.0
+        for stage, ratio in zip(model.stages(), [*model.config.ratios, 1.0], strict=True):
+            for network in stage.networks():
+                one = sum(state.num_bytes for state in network.empty_states(1, 1))
+                two = sum(state.num_bytes for state in network.empty_states(1, 2))
+                growing += share * (two - one)
+                constant += 2 * one - two
+            share /= ratio
+        return counts | {"cache_bytes_per_token": growing, "state_bytes": constant}
+
+    @torch.no_grad()
+    def show_sample(self, model: nn.Module, vocabulary: Vocabulary, text: str) -> str | None:
+        """The text with a | where a chunk starts, || where one of the second chunking does."""
+        assert isinstance(model, HNet)
+        tokens = vocabulary.encode(text)
+        device = model.embedding.weight.device
+        read = torch.tensor([[vocabulary.separator, *tokens]], device=device)
+        _, routings = model.encode(read)
+        depth = torch.zeros_like(read[0])  # how many chunkings start a chunk at each position
+        positions = torch.arange(read.shape[1], device=device)
+        for routing in routings:
+            positions = positions[routing.boundaries[0, : len(positions)]]
+            depth[positions] += 1
+        pieces = [
+            b"|" * (count if i else 0) + vocabulary.decode_bytes([token])
+            for i, (token, count) in enumerate(zip(tokens, depth[1:].tolist(), strict=True))
+        ]
+        return b"".join(pieces).decode(errors="replace")
+
+
+Adapter = HNetAdapter

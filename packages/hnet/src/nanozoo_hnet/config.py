@@ -1,0 +1,379 @@
+"""H-Net's settings, their checks, and the sizes of the paper and of a small machine.
+
+A stage is one level of the hierarchy: stage 0 reads bytes, the last one the coarsest chunks. Lists
+have one value per stage; a single number stands for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from nanozoo_core.errors import Problems, divisors
+from nanozoo_hnet.layout import StageLayout, parse_layout
+
+if TYPE_CHECKING:
+    from nanozoo_core.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class SSMConfig:
+    d_state: int = 32
+    """State size per channel of a head."""
+    d_conv: int = 4
+    """Width of the causal convolution, in positions."""
+    expand: int = 2
+    """Inner width relative to the stage's model_dim."""
+    head_dim: int = 32
+    """Channels per head; must divide expand * model_dim."""
+    chunk_size: int = 32
+    """Positions per block of the scan; changes speed, not results."""
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        for key in ("d_state", "d_conv", "expand", "head_dim", "chunk_size"):
+            value = getattr(self, key)
+            p.require(value >= 1, f"model_cfg.ssm_cfg.{key}={value} must be at least 1")
+        p.raise_if_any()
+
+
+@dataclass(frozen=True)
+class HNetConfig:
+    # Letter -> its mixer, built with (config, stage); a package that adds layers extends the table.
+    LAYERS: ClassVar[dict[str, str]] = {
+        "m": "nanozoo_hnet.mixers:SSM",
+        "t": "nanozoo_hnet.mixers:Attention",
+    }
+
+    vocab_size: int | None = None
+    """Symbols; null takes the tokenizer's (258: bytes, separator, pad)."""
+    seq_len: int | None = None
+    """Longest window in training, in tokens; null is data.seq_len."""
+    arch_layout: list[Any] | None = field(default_factory=lambda: ["m1", ["T2"], "m1"])
+    """Nested [encoder, [main], decoder]; m Mamba-2, t attention, capitals with an MLP, e.g. T12."""
+    num_compression_layers: int | None = None
+    """Shorthand with arch_layout=null: layers of the encoder and of the decoder, all m."""
+    num_main_layers: int | None = None
+    """Shorthand with arch_layout=null: layers of the main network, all T."""
+    model_dim: int | list[int] = field(default_factory=lambda: [96, 128])
+    """Width of each stage, never falling inwards."""
+    mlp_dim: int | list[int] = field(default_factory=lambda: [0, 352])
+    """Hidden width of SwiGLU in each stage; 0 where no layer is a capital."""
+    num_heads: int | list[int] = field(default_factory=lambda: [3, 4])
+    """Attention heads in each stage."""
+    rotary_emb_dim: int | list[int] = field(default_factory=lambda: [16, 16])
+    """Channels of a head that are rotated, even; half the head is usual."""
+    window_size: int | list[int] = field(default_factory=lambda: [127, -1])
+    """Positions to the left that attention sees, in the stage's own steps; -1 is all."""
+    ssm_cfg: SSMConfig = field(default_factory=SSMConfig)
+    """Sizes of the Mamba-2 mixers."""
+    chunking: Literal["dynamic", "fixed", "space"] = "dynamic"
+    """dynamic learns the boundaries, fixed takes every N-th position, space the starts of words."""
+    target_ratio: float | list[float] | None = None
+    """Steps per chunk that each chunking aims at, > 1; null is 6 for one chunking, else 3 each."""
+    compression_ratio: float | None = None
+    """Instead of target_ratio: the share of positions left at the end, spread over the stages."""
+    ratio_loss_coef: float = 0.03
+    """Weight of the ratio loss, which holds the chunk length near target_ratio."""
+    boundary_clamp: float = 1e-4
+    """Boundary probabilities stay this far from 0 and 1 in the smoothing."""
+    capacity: float | None = None
+    """Largest share of positions that may start a chunk in training; null is no cap."""
+    lr_multipliers: Literal["auto"] | list[float] = "auto"
+    """Learning rate of each stage relative to optim.lr; auto from batch size and width."""
+    bytes_per_token_ref: float = 4.6
+    """Bytes per token of the tokenizer for which optim.lr was tuned; for lr_multipliers=auto."""
+    tie_embeddings: bool = False
+    """Use the embedding as the output head too."""
+    reset_at_documents: bool = False
+    """Start a chunk at each document and let nothing pass between documents of a window."""
+    norm_eps: float = 1e-5
+    """Added to the mean square in every RMSNorm."""
+    initializer_range: float = 0.02
+    """Standard deviation of the linear weights at the start."""
+    embed_std: float = 1.0
+    """Standard deviation of the embedding at the start (initializer_range when tied)."""
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        self._check_scalars(p)
+        stages = self._check_layout(p)
+        if stages is not None and self._check_lists(p, len(stages)):
+            self._check_stages(p, stages)
+            self._check_ratios(p, len(stages) - 1)
+        p.raise_if_any()
+
+    # -- what the settings amount to ------------------------------------------------------------
+
+    @property
+    def layout(self) -> list[Any]:
+        """arch_layout, or what the shorthand stands for."""
+        if self.arch_layout is not None:
+            return self.arch_layout
+        outer = f"m{self.num_compression_layers}"
+        return [outer, [f"T{self.num_main_layers}"], outer]
+
+    @property
+    def stages(self) -> list[StageLayout]:
+        """The networks of each stage, outermost first."""
+        return parse_layout(self.layout, self.LAYERS)
+
+    @property
+    def num_chunkings(self) -> int:
+        return len(self.stages) - 1
+
+    def per_stage(self, key: str) -> list[int]:
+        """One value of setting `key` for each stage."""
+        value = getattr(self, key)
+        return value if isinstance(value, list) else [value] * len(self.stages)
+
+    @property
+    def ratios(self) -> list[float]:
+        """N_s: steps of stage s per chunk that are aimed at (a guess for chunking=space)."""
+        count = self.num_chunkings
+        if self.compression_ratio is not None:
+            return [round(self.compression_ratio ** (-1 / count), 6)] * count
+        if isinstance(self.target_ratio, list):
+            return self.target_ratio
+        default = 6.0 if count == 1 else 3.0
+        return [default if self.target_ratio is None else self.target_ratio] * count
+
+    def stage_lr_multipliers(self, *, by_width: bool = True) -> list[float]:
+        """lambda_s. auto: a stage further in sees fewer positions per step, hence a smaller batch,
+        sqrt(bytes_per_token_ref / (N_0 .. N_{s-1})); AdamW's rate also falls with the width,
+        sqrt(D_S / D_s), while Muon's step already accounts for it (`by_width=False`)."""
+        if isinstance(self.lr_multipliers, list):
+            return self.lr_multipliers
+        widths = self.per_stage("model_dim")
+        multipliers, batch = [], self.bytes_per_token_ref
+        for width, ratio in zip(widths, [*self.ratios, 1.0], strict=True):
+            multipliers.append(math.sqrt(batch * (widths[-1] / width if by_width else 1.0)))
+            batch /= ratio
+        return multipliers
+
+    # -- checks ---------------------------------------------------------------------------------
+
+    def check_training(self, training: TrainingConfig) -> list[str]:
+        """Problems between these settings and those of the data."""
+        data = training.data
+        problems = []
+        if self.seq_len is not None and data.seq_len > self.seq_len:
+            problems.append(
+                f"data.seq_len={data.seq_len} must not exceed model_cfg.seq_len={self.seq_len}"
+            )
+        if data.tokenizer == "bytes" and self.vocab_size is not None and self.vocab_size < 258:
+            problems.append(
+                f"model_cfg.vocab_size={self.vocab_size} must be at least 258 (256 bytes, "
+                "separator, pad) with data.tokenizer=bytes; or leave it null"
+            )
+        if data.tokenizer != "bytes" and self.chunking == "space":
+            problems.append(
+                f"model_cfg.chunking=space reads bytes, not data.tokenizer={data.tokenizer}; set "
+                "data.tokenizer=bytes"
+            )
+        return problems
+
+    def _check_scalars(self, p: Problems) -> None:
+        p.require(
+            self.vocab_size is None or self.vocab_size >= 256,
+            f"model_cfg.vocab_size={self.vocab_size} must be at least 256: every byte has an id",
+        )
+        p.require(
+            self.seq_len is None or self.seq_len >= 1,
+            f"model_cfg.seq_len={self.seq_len} must be at least 1",
+        )
+        p.require(
+            self.ratio_loss_coef >= 0,
+            f"model_cfg.ratio_loss_coef={self.ratio_loss_coef} must not be negative",
+        )
+        p.require(
+            0 < self.boundary_clamp < 0.5,
+            f"model_cfg.boundary_clamp={self.boundary_clamp} must be in (0, 0.5)",
+        )
+        p.require(
+            self.capacity is None or 0 < self.capacity <= 1,
+            f"model_cfg.capacity={self.capacity} must be in (0, 1] or null",
+        )
+        p.require(
+            self.capacity is None or self.chunking == "dynamic",
+            f"model_cfg.capacity={self.capacity} has no effect with model_cfg.chunking="
+            f"{self.chunking}; set it to null",
+        )
+        for key in ("bytes_per_token_ref", "norm_eps", "initializer_range", "embed_std"):
+            value = getattr(self, key)
+            p.require(value > 0, f"model_cfg.{key}={value} must be positive")
+
+    def _check_layout(self, p: Problems) -> list[StageLayout] | None:
+        shorthand = {
+            key: getattr(self, key) for key in ("num_compression_layers", "num_main_layers")
+        }
+        given = {key: value for key, value in shorthand.items() if value is not None}
+        for key, value in given.items():
+            p.require(value >= 1, f"model_cfg.{key}={value} must be at least 1")
+        if self.arch_layout is not None and given:
+            key, value = next(iter(given.items()))
+            p.add(
+                f"model_cfg.{key}={value} and model_cfg.arch_layout={self.arch_layout} both name "
+                "the layers; set one of them to null"
+            )
+        if self.arch_layout is None and len(given) < 2:
+            p.add(
+                "model_cfg.arch_layout=null needs both model_cfg.num_compression_layers and "
+                "model_cfg.num_main_layers"
+            )
+            return None
+        try:
+            stages = parse_layout(self.layout, self.LAYERS)
+        except ValueError as error:
+            p.add(f"model_cfg.arch_layout: {error}")
+            return None
+        if len(stages) == 1:
+            p.add(
+                f"model_cfg.arch_layout={self.layout} has no chunking; put an encoder and a "
+                "decoder around it, such as ['m4', ['T12'], 'm4']"
+            )
+            return None
+        return stages
+
+    def _check_lists(self, p: Problems, num_stages: int) -> bool:
+        good = True
+        for key in ("model_dim", "mlp_dim", "num_heads", "rotary_emb_dim", "window_size"):
+            value = getattr(self, key)
+            good &= p.require(
+                not isinstance(value, list) or len(value) == num_stages,
+                f"model_cfg.{key}={value} must have {num_stages} values, one for each stage of "
+                f"model_cfg.arch_layout={self.layout}",
+            )
+        return good
+
+    def _check_stages(self, p: Problems, stages: list[StageLayout]) -> None:
+        keys = ("model_dim", "mlp_dim", "num_heads", "rotary_emb_dim", "window_size")
+        dims = self.per_stage("model_dim")
+        p.require(
+            all(inner >= outer for outer, inner in pairwise(dims)),
+            f"model_cfg.model_dim={self.model_dim} must not fall from one stage to the next",
+        )
+        columns = zip(*(self.per_stage(key) for key in keys), stages, strict=True)
+        for s, (dim, mlp, heads, rotary, window, stage) in enumerate(columns):
+
+            def name(key: str, value: int, s: int = s) -> str:
+                at = f"[{s}]" if isinstance(getattr(self, key), list) else ""
+                return f"model_cfg.{key}{at}={value}"
+
+            if not p.require(dim >= 1, f"{name('model_dim', dim)} must be at least 1"):
+                continue
+            if p.require(
+                heads >= 1 and dim % heads == 0,
+                f"{name('num_heads', heads)} does not divide {name('model_dim', dim)}; use "
+                f"{divisors(dim)}",
+            ):
+                p.require(
+                    0 <= rotary <= dim // heads and rotary % 2 == 0,
+                    f"{name('rotary_emb_dim', rotary)} must be even and at most the head's "
+                    f"{dim // heads} channels",
+                )
+            p.require(
+                window == -1 or window >= 1,
+                f"{name('window_size', window)} must be -1 (all) or at least 1",
+            )
+            p.require(mlp >= 0, f"{name('mlp_dim', mlp)} must not be negative")
+            p.require(
+                mlp != 0 or not any(layer.has_mlp for layer in stage.layers),
+                f"{name('mlp_dim', mlp)} leaves the capital letters of stage {s} of "
+                f"model_cfg.arch_layout={self.layout} without an MLP; give it a width",
+            )
+            inner, head_dim = self.ssm_cfg.expand * dim, self.ssm_cfg.head_dim
+            p.require(
+                inner % head_dim == 0 or not any(layer.letter == "m" for layer in stage.layers),
+                f"model_cfg.ssm_cfg.head_dim={head_dim} does not divide expand * "
+                f"{name('model_dim', dim)} = {inner}; use {divisors(inner)}",
+            )
+        p.require(
+            self.lr_multipliers == "auto"
+            or (len(self.lr_multipliers) == len(stages) and min(self.lr_multipliers) > 0),
+            f"model_cfg.lr_multipliers={self.lr_multipliers} must be auto or {len(stages)} "
+            "positive values, one for each stage",
+        )
+
+    def _check_ratios(self, p: Problems, num_chunkings: int) -> None:
+        target = self.target_ratio
+        p.require(
+            target is None or self.compression_ratio is None,
+            f"model_cfg.target_ratio={target} and model_cfg.compression_ratio="
+            f"{self.compression_ratio} say the same thing; set one of them to null",
+        )
+        p.require(
+            self.compression_ratio is None or 0 < self.compression_ratio < 1,
+            f"model_cfg.compression_ratio={self.compression_ratio} must be in (0, 1)",
+        )
+        if isinstance(target, list):
+            p.require(
+                len(target) == num_chunkings,
+                f"model_cfg.target_ratio={target} must have {num_chunkings} value(s), one for each "
+                "chunking",
+            )
+        given = target if isinstance(target, list) else [] if target is None else [target]
+        p.require(
+            all(ratio > 1 for ratio in given), f"model_cfg.target_ratio={target} must exceed 1"
+        )
+        if self.chunking == "space":
+            p.require(
+                target is None and self.compression_ratio is None,
+                "model_cfg.chunking=space finds its chunks in the text; set "
+                "model_cfg.target_ratio and model_cfg.compression_ratio to null",
+            )
+            p.require(
+                num_chunkings == 1,
+                f"model_cfg.chunking=space knows one level of chunks, but model_cfg.arch_layout="
+                f"{self.layout} has {num_chunkings}",
+            )
+        if self.chunking == "fixed":
+            exact = all(float(ratio).is_integer() for ratio in given)
+            share = self.compression_ratio
+            if share is not None and 0 < share < 1:
+                exact = all(float(ratio).is_integer() for ratio in self.ratios)
+            p.require(
+                exact,
+                f"model_cfg.chunking=fixed needs whole numbers of steps per chunk, but "
+                f"model_cfg.target_ratio={target}, model_cfg.compression_ratio={share}",
+            )
+
+
+_PAPER_SSM = {"d_state": 128, "d_conv": 4, "expand": 2, "head_dim": 64, "chunk_size": 256}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "hnet_small": {
+        "arch_layout": ["m4", ["T12"], "m4"],
+        "model_dim": [512, 768],
+        "mlp_dim": [0, 2048],
+        "num_heads": [8, 12],
+        "rotary_emb_dim": [32, 32],
+        "window_size": [1023, -1],
+        "ssm_cfg": _PAPER_SSM,
+        "target_ratio": [6.0],
+    },
+    "hnet_2stage": {
+        "arch_layout": ["m3", ["T1m3", ["T10"], "m3T1"], "m3"],
+        "model_dim": [384, 512, 768],
+        "mlp_dim": [0, 1408, 2048],
+        "num_heads": [6, 8, 12],
+        "rotary_emb_dim": [32, 32, 32],
+        "window_size": [1023, 1023, -1],
+        "ssm_cfg": _PAPER_SSM,
+        "target_ratio": [3.0, 3.0],
+    },
+    "hnet_attn": {
+        "arch_layout": ["T2", ["T12"], "T2"],
+        "model_dim": [512, 768],
+        "mlp_dim": [1408, 2048],
+        "num_heads": [8, 12],
+        "rotary_emb_dim": [32, 32],
+        "window_size": [1023, -1],
+        "target_ratio": [6.0],
+    },
+}
+"""`model_cfg` of sizes that were published or derived from them; the defaults are the tiny one."""
+
+Config = HNetConfig

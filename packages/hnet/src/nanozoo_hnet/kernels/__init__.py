@@ -1,0 +1,1 @@
+"""Kernels of H-Net, each beside its plain-torch reference."""
