@@ -18,9 +18,7 @@ def count_parameters(model: nn.Module, roles: dict[str, str]) -> dict[str, float
     return {"params": sum(sizes.values()), "params_non_embedding": sum(sizes.values()) - tables}
 
 
-def transformer_flops_per_token(
-    adapter: DefaultModelAdapter, config: Any, seq_len: int
-) -> float:
+def transformer_flops_per_token(adapter: DefaultModelAdapter, config: Any, seq_len: int) -> float:
     """Training FLOPs per token of a plain decoder: 6 per weight of its matrices and of the output
     projection, and 12 * num_layers * model_dim * seq_len for attention counted as a full square
     (Kaplan et al. 2020, arXiv 2001.08361, with the attention term of PaLM, arXiv 2204.02311)."""

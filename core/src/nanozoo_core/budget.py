@@ -39,15 +39,15 @@ class Budget:
 
 
 def plan_budget(
-    train: TrainConfig, *, step_tokens: int, bytes_per_token: float, flops_per_token: float
+    train: TrainConfig, *, step_tokens: float, step_bytes: float, step_flops: float
 ) -> Budget:
-    """Turns the limits of `train` into steps of `step_tokens` tokens, rounded to whole steps down
-    but at least one. Bytes are counted at the corpus's mean bytes per token."""
+    """Turns the limits of `train` into steps, rounded to whole steps down but at least one, by what
+    a step costs on average: bytes at the corpus's mean bytes per token."""
     limits = {
         "train.max_steps": train.max_steps,
         "train.max_tokens": _over(train.max_tokens, step_tokens),
-        "train.max_bytes": _over(train.max_bytes, step_tokens * bytes_per_token),
-        "train.max_flops": _over(train.max_flops, step_tokens * flops_per_token),
+        "train.max_bytes": _over(train.max_bytes, step_bytes),
+        "train.max_flops": _over(train.max_flops, step_flops),
     }
     known = {key: steps for key, steps in limits.items() if steps is not None}
     if not known:

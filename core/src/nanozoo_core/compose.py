@@ -41,9 +41,7 @@ def normalise_override(override: str) -> str:
     return f"{prefix or '+'}{key}={value}"
 
 
-def compose_config(
-    overrides: Sequence[str] = (), *, recipe: Path | None = None
-) -> dict[str, Any]:
+def compose_config(overrides: Sequence[str] = (), *, recipe: Path | None = None) -> dict[str, Any]:
     """Composes training.yaml (or a recipe file) with overrides into a plain dictionary.
 
     Raises: ConfigError when Hydra refuses, in one sentence.
@@ -133,7 +131,7 @@ def training_config(data: dict[str, Any]) -> TrainingConfig:
 def model_config(
     name: str, raw: dict[str, Any], *, seq_len: int | None = None, vocab_size: int | None = None
 ) -> Any:
-    """The model's config dataclass; null `seq_len` and `vocab_size` are filled from the arguments."""
+    """The model's config dataclass, with null `seq_len` and `vocab_size` filled in."""
     cls = registry.config_class(name)
     filled = dict(raw)
     names = {field.name for field in fields(cls)}
@@ -175,9 +173,19 @@ def as_config_error(error: BaseException) -> ConfigError:
     if isinstance(error, ConfigError):
         return error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    drop = ("See https://", "Set the environment variable", "Config search path", "provider=",
-            "Available options", "full_key:", "object_type=", "To append to your config",
-            "reference_type=", "Append + to", "ref_type")
+    drop = (
+        "See https://",
+        "Set the environment variable",
+        "Config search path",
+        "provider=",
+        "Available options",
+        "full_key:",
+        "object_type=",
+        "To append to your config",
+        "reference_type=",
+        "Append + to",
+        "ref_type",
+    )
     kept = [line for line in lines if not line.startswith(drop)]
     cause = error.__cause__
     if cause is not None and str(cause) and str(cause).splitlines()[0] not in " ".join(kept):
@@ -210,3 +218,19 @@ def stored_config(run: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or "model" not in data:
         raise CheckpointError(f"{path} is not the config of a run: it names no model")
     return {str(key): value for key, value in data.items()}
+
+
+def dotted_overrides(overrides: Sequence[str], *, section: str) -> dict[str, Any]:
+    """`section.key=value` arguments of a subcommand as a dictionary without the section.
+
+    Raises: ConfigError for anything else.
+    """
+    import yaml
+
+    values: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.startswith(f"{section}."):
+            raise ConfigError(f"'{override}' must have the form {section}.key=value")
+        values[key.removeprefix(f"{section}.")] = yaml.safe_load(text)
+    return values

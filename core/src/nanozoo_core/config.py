@@ -47,9 +47,9 @@ class TrainConfig:
     batch_tokens: int = 8192
     """Scored tokens per optimiser step, over all ranks and micro-steps."""
     micro_batch_tokens: int | None = None
-    """Scored tokens per forward pass on one device; null takes the whole share of a rank at once."""
+    """Scored tokens per forward pass on one device; null takes a rank's whole share at once."""
     max_steps: int | None = None
-    """Budget in optimiser steps. The first budget reached ends the run; at least one must be set."""
+    """Budget in optimiser steps. The first budget reached ends the run; set at least one."""
     max_tokens: float | None = None
     """Budget in scored training tokens."""
     max_bytes: float | None = None
@@ -156,9 +156,7 @@ class MuonConfig:
     def __post_init__(self) -> None:
         p = Problems()
         p.require(self.lr > 0, f"optim.muon.lr={self.lr} must be positive")
-        p.require(
-            0 <= self.momentum < 1, f"optim.muon.momentum={self.momentum} must be in [0, 1)"
-        )
+        p.require(0 <= self.momentum < 1, f"optim.muon.momentum={self.momentum} must be in [0, 1)")
         p.require(
             0 <= self.momentum_min <= self.momentum,
             f"optim.muon.momentum_min={self.momentum_min} must be in [0, optim.muon.momentum="
@@ -186,11 +184,27 @@ class MuonConfig:
             f"optim.muon.weight_decay={self.weight_decay} must not be negative",
         )
         p.require(self.eps > 0, f"optim.muon.eps={self.eps} must be positive")
+        p.require(
+            self.wd_power == 1 or self.weight_decay > 0,
+            f"optim.muon.wd_power={self.wd_power} has no effect with optim.muon.weight_decay=0; "
+            "leave it at 1",
+        )
         if self.impl == "torch":
+            fixed = {"orth": "ns5", "beta2": None, "cautious": False, "wd_power": 1}
+            for key, value in fixed.items():
+                p.require(
+                    getattr(self, key) == value,
+                    f"optim.muon.{key}={getattr(self, key)} is unknown to optim.muon.impl=torch; "
+                    f"use {'null' if value is None else str(value).lower()}",
+                )
             p.require(
-                self.orth == "ns5" and self.beta2 is None and not self.cautious,
-                "optim.muon.impl=torch knows only optim.muon.orth=ns5, optim.muon.beta2=null and "
-                "optim.muon.cautious=false; set these three",
+                self.orth_dtype != "float32",
+                "optim.muon.orth_dtype=float32 is unknown to optim.muon.impl=torch, which iterates "
+                "in bfloat16",
+            )
+            p.require(
+                self.lr_scale != "none",
+                "optim.muon.lr_scale=none is unknown to optim.muon.impl=torch",
             )
         p.raise_if_any()
 
@@ -224,6 +238,11 @@ class OptimConfig:
         p.require(
             0 <= self.decay_fraction <= 1,
             f"optim.decay_fraction={self.decay_fraction} must be in [0, 1]",
+        )
+        p.require(
+            self.schedule != "wsd" or self.warmup >= 1 or self.warmup + self.decay_fraction <= 1,
+            f"optim.warmup={self.warmup} and optim.decay_fraction={self.decay_fraction} overlap; "
+            "together they must be at most 1",
         )
         p.require(
             0 <= self.final_lr_fraction <= 1,

@@ -58,7 +58,7 @@ class Batch:
 
     @property
     def window(self) -> Tensor:
-        """(B, T + 1): the context token and the T scored ones, for models that read a window whole."""
+        """(B, T + 1): the context token and the T scored ones."""
         return self.tokens[:, : self.tokens.shape[1] - self.lookahead + 1]
 
     @property
@@ -132,7 +132,7 @@ class Draw:
 
 
 def seeded_generator(*key: int) -> torch.Generator:
-    """A CPU generator whose state is a pure function of `key` (a splitmix64 hash of its numbers)."""
+    """A CPU generator whose state is a pure function of `key`, by a splitmix64 hash."""
     mask = (1 << 64) - 1
     state = 0x9E3779B97F4A7C15
     for part in key:
@@ -157,6 +157,25 @@ class Nll:
 
     nats: Tensor  # (B,) float64: summed over the scored tokens of each window
     num_tokens: int  # scored tokens in the batch
+
+
+@dataclass(frozen=True)
+class DataStage:
+    """From `progress` of the run on, a step reads `batch_tokens` scored tokens in windows of
+    `seq_len`."""
+
+    progress: float
+    batch_tokens: int
+    seq_len: int
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """How a model wants its training data: stages by rising progress, the first at 0, and windows
+    cut from the stream or begun at document starts."""
+
+    stages: tuple[DataStage, ...]
+    align: Literal["stream", "documents"] = "stream"
 
 
 @dataclass(frozen=True)

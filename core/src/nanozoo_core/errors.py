@@ -36,7 +36,7 @@ class Problems:
     Example of use in a config's `__post_init__`:
 
         problems = Problems()
-        problems.require(self.num_layers >= 1, f"model_cfg.num_layers={self.num_layers} must be >= 1")
+        problems.require(self.top_k >= 1, f"model_cfg.top_k={self.top_k} must be >= 1")
         problems.raise_if_any()
     """
 

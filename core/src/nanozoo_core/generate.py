@@ -18,12 +18,8 @@ if TYPE_CHECKING:
 def check_settings(settings: SamplingSettings) -> None:
     """Raises: ConfigError for settings out of range, all at once."""
     p = Problems()
-    p.require(
-        settings.max_tokens >= 1, f"max_tokens={settings.max_tokens} must be at least 1"
-    )
-    p.require(
-        settings.temperature >= 0, f"temperature={settings.temperature} must not be negative"
-    )
+    p.require(settings.max_tokens >= 1, f"max_tokens={settings.max_tokens} must be at least 1")
+    p.require(settings.temperature >= 0, f"temperature={settings.temperature} must not be negative")
     p.require(settings.top_k >= 0, f"top_k={settings.top_k} must be at least 0 (0 switches it off)")
     p.require(0 < settings.top_p <= 1, f"top_p={settings.top_p} must be in (0, 1]")
     p.raise_if_any()

@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nanozoo_core.config import LogConfig
+from nanozoo_core.data.tokenizers import Tokenizer, save_tokenizer
 from nanozoo_core.errors import CheckpointError, ConfigError
 
 
@@ -56,7 +57,9 @@ class RunRecords:
         self._tensorboard: Any = None
         self._wandb: Any = None
 
-    def open(self, config: dict[str, Any], *, resume_step: int | None) -> None:
+    def open(
+        self, config: dict[str, Any], *, resume_step: int | None, tokenizer: Tokenizer
+    ) -> None:
         """Creates the folder, or cuts the metrics back to `resume_step`.
 
         Raises: CheckpointError when the folder cannot be written.
@@ -74,6 +77,7 @@ class RunRecords:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_config(config)
+            save_tokenizer(tokenizer, self.folder)
             rows = []
             if resume_step is not None:
                 rows = [row for row in read_metrics(self.folder) if row["step"] <= resume_step]

@@ -199,9 +199,9 @@ def run_hydra(arguments: list[str]) -> None:
 
     argv, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
-        hydra.main(version_base=None, config_path="pkg://nanozoo_core.conf", config_name="training")(
-            job
-        )()
+        hydra.main(
+            version_base=None, config_path="pkg://nanozoo_core.conf", config_name="training"
+        )(job)()
     except NanozooError:
         raise
     except Exception as error:

@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from nanozoo_core import checkpoint, compose, records, registry, schema
 from nanozoo_core import device as devices
+from nanozoo_core.batches import mean_per_step, plan_batches
 from nanozoo_core.budget import Budget, plan_budget
 from nanozoo_core.config import TrainingConfig
 from nanozoo_core.contract import Batch, SamplingSettings, Step
-from nanozoo_core.data.loader import TrainLoader, ValidationSet, compression_baselines
+from nanozoo_core.data.loader import Stage, TrainLoader, ValidationSet, compression_baselines
 from nanozoo_core.data.prepare import PreparedData, prepare
-from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.distributed import (
     LossModule,
     Ranks,
@@ -81,14 +81,21 @@ class Trainer:
             seq_len=config.data.seq_len,
             vocab_size=self.data.vocabulary.size,
         )
-        self._plan_batches()
+        plan = self.adapter.data_plan(self.model_cfg, config)
+        self.shapes = plan_batches(plan, config.train, ranks.world_size)
+        self.flops_per_token = [
+            self.adapter.flops_per_token(self.model_cfg, shape.seq_len) for shape in self.shapes
+        ]
+        self.budget = self._plan_budget()
         lookahead = self.adapter.lookahead(self.model_cfg)
         self.loader = TrainLoader(
             self.data,
-            seq_len=config.data.seq_len,
+            seq_len=self.shapes[0].seq_len,
+            batch_windows=self.shapes[0].batch_windows,
             lookahead=lookahead,
-            batch_windows=self.batch_windows,
             seed=config.seed,
+            align=plan.align,
+            later=self._later_stages(),
         )
         self.validation = ValidationSet(
             self.data,
@@ -96,8 +103,6 @@ class Trainer:
             lookahead=lookahead,
             num_bytes=config.eval.bytes,
         )
-        self.flops_per_token = self.adapter.flops_per_token(self.model_cfg, config.data.seq_len)
-        self.budget = self._plan_budget()
         self.model = self._build_model()
         self.module = LossModule(self.model, self.adapter)
         self.wrapped = parallelize(
@@ -124,48 +129,37 @@ class Trainer:
     def _prepare_data(self) -> PreparedData:
         """Rank 0 prepares, the others then find it done."""
         if self.ranks.is_main:
-            data = prepare(self.config.data)
+            data = prepare(self.config.data, progress=records.say)
         self.ranks.barrier()
         return data if self.ranks.is_main else prepare(self.config.data)
 
-    def _plan_batches(self) -> None:
-        """Splits the global batch into equal micro-batches over ranks and micro-steps.
-
-        Raises: ConfigError when it does not divide.
-        """
-        config, world = self.config, self.ranks.world_size
-        seq_len = config.data.seq_len
-        self.batch_windows = config.train.batch_tokens // seq_len
-        if self.batch_windows < 1:
-            raise ConfigError(
-                f"train.batch_tokens={config.train.batch_tokens} is less than one window of "
-                f"data.seq_len={seq_len} tokens"
-            )
-        if self.batch_windows % world:
-            raise ConfigError(
-                f"train.batch_tokens={config.train.batch_tokens} makes {self.batch_windows} "
-                f"windows of data.seq_len={seq_len}, which do not divide over {world} processes; "
-                f"use a multiple of {seq_len * world}"
-            )
-        per_rank = self.batch_windows // world
-        micro_tokens = config.train.micro_batch_tokens
-        most = per_rank if micro_tokens is None else min(per_rank, micro_tokens // seq_len)
-        if most < 1:
-            raise ConfigError(
-                f"train.micro_batch_tokens={micro_tokens} is less than one window of "
-                f"data.seq_len={seq_len} tokens"
-            )
-        self.micro_windows = max(n for n in range(1, most + 1) if per_rank % n == 0)
-        self.num_micro_steps = per_rank // self.micro_windows
-        self.step_tokens = self.batch_windows * seq_len
-
     def _plan_budget(self) -> Budget:
-        return plan_budget(
+        tokens = [float(shape.tokens) for shape in self.shapes]
+        flops = [t * f for t, f in zip(tokens, self.flops_per_token, strict=True)]
+        step_tokens = mean_per_step(self.shapes, tokens)
+        budget = plan_budget(
             self.config.train,
-            step_tokens=self.step_tokens,
-            bytes_per_token=self.data.train_bytes / self.data.train_tokens,
-            flops_per_token=self.flops_per_token,
+            step_tokens=step_tokens,
+            step_bytes=step_tokens * self.data.bytes_per_token,
+            step_flops=mean_per_step(self.shapes, flops),
         )
+        if len(self.shapes) > 1 and (budget.steps is None or budget.seconds is not None):
+            raise ConfigError(
+                f"{self.config.model} changes its batches with progress, which a budget of "
+                f"train.max_seconds leaves undecided; use train.max_steps or train.max_tokens"
+            )
+        return budget
+
+    def _later_stages(self) -> list[Stage]:
+        steps = self.budget.steps or 0
+        return [
+            Stage(max(1, round(shape.progress * steps)), shape.batch_windows, shape.seq_len)
+            for shape in self.shapes[1:]
+        ]
+
+    def _stage(self, step: int) -> int:
+        """Which of `self.shapes` holds at a step."""
+        return self.loader.stages.index(self.loader.stage(step))
 
     def _build_model(self) -> nn.Module:
         """The same weights on every rank: from torch's generator, seeded here alone."""
@@ -179,7 +173,7 @@ class Trainer:
     def _statistics_batches(self, step: int) -> Iterator[Batch]:
         """The first micro-batch of some steps, the same on every rank."""
         for number in range(step, step + STATISTICS_BATCHES):
-            yield self.loader.batch(number, 0, self.micro_windows).to(self.device)
+            yield self.loader.batch(number, 0, self.shapes[0].micro_windows).to(self.device)
 
     def _start_ema(self) -> list[Tensor] | None:
         if self.config.train.ema == 0:
@@ -238,7 +232,11 @@ class Trainer:
     def run(self, interrupts: list[int]) -> Result:
         """Trains until the budget is spent, a signal arrives or train.stop_after is reached."""
         config, state = self.config, self.state
-        self.records.open(self._config_to_store(), resume_step=state.step or None)
+        self.records.open(
+            self._config_to_store(),
+            resume_step=state.step if config.resume else None,
+            tokenizer=self.data.vocabulary,
+        )
         self._introduce()
         bar = self._progress_bar()
         interrupted: int | None = None
@@ -272,6 +270,8 @@ class Trainer:
         """One optimiser step; returns a row of metrics when one is due."""
         config, state = self.config, self.state
         started = time.perf_counter()
+        stage = self._stage(state.step)
+        shape = self.shapes[stage]
         progress = self.budget.progress(state.step, state.seconds)
         self.optimizers.set_schedule(state.step, progress)
         step = Step(
@@ -280,23 +280,23 @@ class Trainer:
             seed=config.seed,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
-            num_micro_steps=self.num_micro_steps,
+            num_micro_steps=shape.num_micro_steps,
         )
         self.adapter.before_step(self.model, step)
         sums: dict[str, Tensor] = {}
         num_bytes = 0
-        for micro_step in range(self.num_micro_steps):
-            first = (micro_step * self.ranks.world_size + self.ranks.rank) * self.micro_windows
-            batch = self.loader.batch(state.step, first, self.micro_windows)
+        for micro_step in range(shape.num_micro_steps):
+            first = (micro_step * self.ranks.world_size + self.ranks.rank) * shape.micro_windows
+            batch = self.loader.batch(state.step, first, shape.micro_windows)
             num_bytes += self.loader.num_bytes(batch)
-            set_gradient_sync(self.wrapped, micro_step == self.num_micro_steps - 1)
+            set_gradient_sync(self.wrapped, micro_step == shape.num_micro_steps - 1)
             with devices.autocast(self.device, self.dtype):
                 loss, metrics = self.wrapped(
                     batch.to(self.device), dataclasses.replace(step, micro_step=micro_step)
                 )
-            (loss / self.num_micro_steps).backward()
+            (loss / shape.num_micro_steps).backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():
-                sums[name] = sums.get(name, 0.0) + value / self.num_micro_steps
+                sums[name] = sums.get(name, 0.0) + value / shape.num_micro_steps
         grad_norm = self.optimizers.clip(config.train.grad_clip)
         self._stop_if_not_finite(sums["loss"], grad_norm)
         self.optimizers.step()
@@ -308,13 +308,13 @@ class Trainer:
         if config.train.max_seconds is not None:  # every rank must agree on the clock
             elapsed = self.ranks.broadcast(elapsed)
         state.step += 1
-        state.tokens += self.step_tokens
-        state.flops += self.step_tokens * self.flops_per_token
+        state.tokens += shape.tokens
+        state.flops += shape.tokens * self.flops_per_token[stage]
         state.seconds += elapsed
-        return self._row(sums, num_bytes, grad_norm)
+        return self._row(sums, num_bytes, grad_norm, shape.tokens)
 
     def _row(
-        self, sums: dict[str, Tensor], num_bytes: int, grad_norm: Tensor
+        self, sums: dict[str, Tensor], num_bytes: int, grad_norm: Tensor, num_tokens: int
     ) -> dict[str, Any] | None:
         """Adds the step's bytes, and averages its metrics over ranks where a row is due."""
         state = self.state
@@ -332,7 +332,7 @@ class Trainer:
             return None
         row: dict[str, Any] = {"step": state.step}
         row |= dict(zip(sums, values[1:].tolist(), strict=True))
-        nats = row.get("nll", row["loss"]) * self.step_tokens
+        nats = row.get("nll", row["loss"]) * num_tokens
         row["train_bpb"] = nats / (math.log(2) * step_bytes)
         row |= {"grad_norm": float(grad_norm), "lr": self.optimizers.current_lr()}
         row |= {"tokens": state.tokens, "bytes": state.bytes, "flops": state.flops}
@@ -508,15 +508,16 @@ class Trainer:
         if not self.ranks.is_main:
             return
         report = self.adapter.report(self.model)
+        shape = self.shapes[self._stage(self.state.step)]
         processes = f" x {self.ranks.world_size}" if self.ranks.world_size > 1 else ""
         verb = f"continuing at step {self.state.step}" if self.state.step else "writing to"
         records.say(
             f"{self.config.model}: {report['params'] / 1e6:.2f} M parameters on "
             f"{devices.device_name(self.device)}{processes}, "
             f"{str(self.dtype).removeprefix('torch.')}\n"
-            f"data: {self.data.summary()}\n"
-            f"batch: {self.batch_windows} windows of {self.config.data.seq_len} tokens in "
-            f"{self.num_micro_steps} micro-steps; budget: {self.budget.describe()}\n"
+            f"{self.data.summary()}\n"
+            f"batch: {shape.batch_windows} windows of {shape.seq_len} tokens in "
+            f"{shape.num_micro_steps} micro-steps; budget: {self.budget.describe()}\n"
             f"{self.group_table}\n"
             f"{verb} {self.folder}"
         )
@@ -583,7 +584,9 @@ class Trainer:
 
 
 SAMPLE_TOKENS = 128
-SHOWN_TEXT = "def read_lines(path):\n    with open(path) as file:\n        return file.readlines()\n"
+SHOWN_TEXT = (
+    "def read_lines(path):\n    with open(path) as file:\n        return file.readlines()\n"
+)
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -1,0 +1,175 @@
+"""The `nanozoo` command. Each subcommand imports what it needs, so that `models` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nanozoo_core.errors import ConfigError
+from nanozoo_core.train import reported_errors
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `nanozoo`."""
+    arguments = build_parser().parse_args(argv)
+    with reported_errors():
+        arguments.handler(arguments)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nanozoo", description="Small language-model architectures under one trainer."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    models = commands.add_parser("models", help="list the installed models")
+    models.set_defaults(handler=list_models)
+
+    show = commands.add_parser(
+        "show", help="describe a model (settings, size, cost) or a finished run"
+    )
+    show.add_argument("target", nargs="?", metavar="MODEL|RUN")
+    show.add_argument("overrides", nargs="*", metavar="key=value")
+    show.add_argument("--config", type=Path, help="a recipe instead of a model's defaults")
+    show.add_argument("--text", help="for a run: text on which to show what the model learned")
+    show.set_defaults(handler=show_target)
+
+    prepare = commands.add_parser("prepare", help="download or tokenize a corpus before training")
+    prepare.add_argument(
+        "corpus", metavar="CORPUS|PATH", help="stdlib, fineweb10B, fineweb100B, or a path to text"
+    )
+    prepare.add_argument("overrides", nargs="*", metavar="data.key=value")
+    prepare.add_argument("--shards", type=int, help="how many fineweb training shards to fetch")
+    prepare.set_defaults(handler=prepare_corpus)
+
+    evaluate = commands.add_parser("evaluate", help="score a run again, in bits per byte")
+    _add_run_arguments(evaluate)
+    evaluate.add_argument("overrides", nargs="*", metavar="eval.key=value")
+    evaluate.set_defaults(handler=evaluate_run)
+
+    generate = commands.add_parser("generate", help="draw text from a run")
+    _add_run_arguments(generate)
+    generate.add_argument("--prompt", default="", help="text to continue; empty starts a document")
+    generate.add_argument("--max-tokens", type=int, default=256)
+    generate.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
+    generate.add_argument("--top-k", type=int, default=0, help="0 switches it off")
+    generate.add_argument("--top-p", type=float, default=1.0)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--num-samples", type=int, default=1)
+    generate.add_argument("--num-steps", type=int, help="denoising steps (diffusion models)")
+    generate.add_argument(
+        "--no-cache", action="store_true", help="recompute everything for every token (slow)"
+    )
+    generate.set_defaults(handler=generate_text)
+    return parser
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="a run folder, runs/MODEL/TIME")
+    parser.add_argument("--checkpoint", default="latest", help="latest, best or a step number")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+
+
+def out(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def list_models(_arguments: argparse.Namespace) -> None:
+    from nanozoo_core.registry import model_summaries
+
+    summaries = model_summaries()
+    if not summaries:
+        raise ConfigError("no model is installed; install one, for example nanozoo-gpt2")
+    width = max(map(len, summaries))
+    for name, summary in summaries.items():
+        out(f"{name:<{width}}  {summary}")
+
+
+def show_target(arguments: argparse.Namespace) -> None:
+    from nanozoo_core import show
+
+    if arguments.target is None and arguments.config is None:
+        raise ConfigError("nothing to show: give a model, a run folder or --config PATH")
+    target = arguments.target
+    if target is not None and (Path(target) / "config.yaml").is_file():
+        out(show.describe_run(Path(target), text=arguments.text))
+        return
+    overrides = list(arguments.overrides)
+    if target is not None:
+        overrides.insert(0, target if "=" in target else f"model={target}")
+    out(show.describe_model(overrides, recipe=arguments.config))
+
+
+def prepare_corpus(arguments: argparse.Namespace) -> None:
+    from nanozoo_core import compose, schema
+    from nanozoo_core.config import DataConfig
+    from nanozoo_core.data.prepare import prepare
+
+    name = arguments.corpus
+    known = ("stdlib", "fineweb10B", "fineweb100B")
+    settings: dict[str, object] = {"corpus": name}
+    if name not in known:
+        settings = {"corpus": "text", "path": name}
+    elif name != "stdlib":
+        settings["tokenizer"] = "gpt2"
+    settings |= compose.dotted_overrides(arguments.overrides, section="data")
+    data = schema.from_dict(DataConfig, settings, "data")
+    if name in known and name != "stdlib":
+        from nanozoo_core.data.fineweb import download
+
+        download(name, num_shards=arguments.shards)
+    out(prepare(data).summary())
+
+
+def evaluate_run(arguments: argparse.Namespace) -> None:
+    import json
+
+    from nanozoo_core import compose, runs
+
+    overrides = compose.dotted_overrides(arguments.overrides, section="eval")
+    run = runs.load_run(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
+    out(json.dumps(runs.score(run, overrides), indent=2))
+
+
+def generate_text(arguments: argparse.Namespace) -> None:
+    from nanozoo_core import runs
+    from nanozoo_core.contract import SamplingSettings
+    from nanozoo_core.generate import check_settings, generate_tokens
+
+    settings = [
+        SamplingSettings(
+            max_tokens=arguments.max_tokens,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            seed=arguments.seed + number,
+            num_steps=arguments.num_steps,
+            use_cache=not arguments.no_cache,
+        )
+        for number in range(arguments.num_samples)
+    ]
+    for setting in settings:
+        check_settings(setting)
+    run = runs.load_run(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
+    for number, setting in enumerate(settings):
+        if number:
+            out("-" * 80)
+        sys.stdout.write(arguments.prompt)
+        pieces: list[int] = []
+        shown = ""
+        stream = generate_tokens(run.adapter, run.model, run.vocabulary, arguments.prompt, setting)
+        for new in stream:
+            pieces += new
+            text = run.vocabulary.decode(pieces)
+            stable = text[: len(text) - 1] if text.endswith("\ufffd") else text
+            if stable.startswith(shown):  # a character may need several tokens
+                sys.stdout.write(stable[len(shown) :])
+                sys.stdout.flush()
+                shown = stable
+        out(run.vocabulary.decode(pieces)[len(shown) :])
+
+
+if __name__ == "__main__":
+    main()

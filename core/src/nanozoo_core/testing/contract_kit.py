@@ -1,0 +1,444 @@
+"""See the package docstring. A subclass states what its paper promises and inherits the checks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nanozoo_core import checkpoint, compose, registry, runs
+from nanozoo_core.config import OptimConfig
+from nanozoo_core.contract import Draw, SamplingSettings, Step, Vocabulary
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.device import autocast
+from nanozoo_core.distributed import LossModule
+from nanozoo_core.errors import ConfigError
+from nanozoo_core.optim.build import build_optimizers
+from nanozoo_core.optim.groups import make_groups
+from nanozoo_core.testing.sources import MarkovSource, ToyVocabulary, batch_of
+from nanozoo_core.trainer import train
+
+CPU = torch.device("cpu")
+
+
+class ModelContract:
+    """The contract, test by test. Override the attributes, and the methods whose rule differs."""
+
+    model: str
+    tiny: dict[str, Any]  # model_cfg of a model small enough to train in seconds
+    seq_len = 32
+    toy_vocab = 8  # vocabulary of the enumerable and the known-entropy source
+    toy_length = 3  # scored tokens of the enumerable source
+    initial_loss_above_uniform = (-0.05, 0.35)  # range around ln V, on random tokens
+    overfit_steps = 200
+    overfit_nats = 0.05
+    entropy_steps = 250
+    entropy_gap = 0.08  # nats per token that a trained model may stay above the source
+    lr = 1e-2  # AdamW rate of the small trainings here
+    cached_tolerance = 1e-5
+
+    # -- what a subclass states -------------------------------------------------------------------
+
+    def num_parameters(self, config: Any) -> int:
+        """The parameter count, from the paper's formula."""
+        raise NotImplementedError
+
+    def logits(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """(B, T, V): the prediction after each position."""
+        return model(tokens)
+
+    # -- small helpers ----------------------------------------------------------------------------
+
+    def config(self, vocab_size: int, seq_len: int | None = None) -> Any:
+        return compose.model_config(
+            self.model, self.tiny, seq_len=seq_len or self.seq_len, vocab_size=vocab_size
+        )
+
+    def build(
+        self, vocabulary: Vocabulary, seq_len: int | None = None, *, seed: int = 0
+    ) -> tuple[DefaultModelAdapter, nn.Module]:
+        adapter = registry.load_adapter(self.model)
+        torch.manual_seed(seed)
+        config = self.config(vocabulary.size, seq_len)
+        model = adapter.build(config, vocabulary)
+        tokens = self.random_tokens(vocabulary.size, 4, seq_len, adapter=adapter, config=config)
+        adapter.prepare_model(model, [batch_of(tokens)])
+        return adapter, model
+
+    def random_tokens(
+        self,
+        vocab_size: int,
+        num_windows: int,
+        seq_len: int | None = None,
+        *,
+        adapter: DefaultModelAdapter | None = None,
+        config: Any = None,
+        seed: int = 1,
+    ) -> Tensor:
+        lookahead = 1 if adapter is None else adapter.lookahead(config)
+        generator = torch.Generator().manual_seed(seed)
+        length = (seq_len or self.seq_len) + lookahead
+        return torch.randint(vocab_size, (num_windows, length), generator=generator)
+
+    def perturb(self, model: nn.Module, scale: float = 0.05) -> None:
+        """Moves every parameter, so that zero-initialised parts take part."""
+        generator = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += scale * torch.randn(parameter.shape, generator=generator)
+
+    def train_on(
+        self,
+        adapter: DefaultModelAdapter,
+        model: nn.Module,
+        windows: Sequence[Tensor],
+    ) -> None:
+        """One AdamW step per element of `windows`, rate falling linearly to zero."""
+        optim = OptimConfig(name="adamw", lr=self.lr, warmup=10, decay_fraction=0.7)
+        groups = make_groups(model, adapter.parameter_roles(model), optim)
+        optimizers = build_optimizers(groups, optim, total_steps=len(windows), device=CPU)
+        model.train()
+        for number, tokens in enumerate(windows):
+            step = Step(number=number, progress=number / len(windows), seed=0)
+            optimizers.set_schedule(number, step.progress)
+            adapter.before_step(model, step)
+            adapter.training_loss(model, batch_of(tokens), step).value.backward()
+            optimizers.clip(1.0)
+            optimizers.step()
+            optimizers.zero_grad()
+            with torch.no_grad():
+                adapter.after_step(model, step, optimizers.optimizers)
+
+    def nats(
+        self, adapter: DefaultModelAdapter, model: nn.Module, tokens: Tensor, draws: int = 1
+    ) -> Tensor:
+        """(B,) float64 nats per window, the mean over draws for a bound."""
+        model.eval()
+        with torch.no_grad():
+            batch = batch_of(tokens)
+            totals = [adapter.nll(model, batch, Draw(0, n)).nats for n in range(draws)]
+        return torch.stack(totals).mean(0)
+
+    def draws(self, adapter: DefaultModelAdapter, many: int) -> int:
+        return 1 if adapter.likelihood == "exact" else many
+
+    # -- configuration ----------------------------------------------------------------------------
+
+    def test_yaml_composes_and_validates(self) -> None:
+        config = compose.training_config(compose.compose_config([f"model={self.model}"]))
+        assert config.model == self.model
+
+    def test_yaml_sets_every_model_key(self) -> None:
+        composed = compose.compose_config([f"model={self.model}"])
+        names = {field.name for field in fields(registry.config_class(self.model))}
+        assert set(composed["model_cfg"]) == names
+
+    def test_wrong_key_is_refused_by_name(self) -> None:
+        data = compose.compose_config([f"model={self.model}", "model_cfg.num_layerz=2"])
+        with pytest.raises(ConfigError, match=r"model_cfg\.num_layerz"):
+            compose.training_config(data)
+
+    def test_parameter_count_is_the_formula(self) -> None:
+        _, model = self.build(ToyVocabulary(self.toy_vocab))
+        counted = sum(p.numel() for p in model.parameters())
+        assert counted == self.num_parameters(self.config(self.toy_vocab))
+
+    def test_every_parameter_has_a_role_and_a_group(self) -> None:
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab))
+        roles = adapter.parameter_roles(model)
+        assert set(roles) == {name for name, _ in model.named_parameters()}
+        groups = adapter.optimizer_groups(model, OptimConfig())
+        grouped = [id(p) for group in groups for p in group.params]
+        assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+
+    # -- loss and score ---------------------------------------------------------------------------
+
+    def test_initial_loss_is_uniform(self) -> None:
+        vocab_size = max(self.toy_vocab, 258)
+        adapter, model = self.build(ToyVocabulary(vocab_size))
+        tokens = self.random_tokens(vocab_size, 16)
+        nats = self.nats(adapter, model, tokens, self.draws(adapter, 16)).mean() / self.seq_len
+        low, high = self.initial_loss_above_uniform
+        assert math.log(vocab_size) + low <= float(nats) <= math.log(vocab_size) + high
+
+    def test_a_change_leaves_earlier_predictions_untouched(self) -> None:
+        _, model = self.build(ToyVocabulary(self.toy_vocab))
+        self.perturb(model)
+        model.eval()
+        tokens = self.random_tokens(self.toy_vocab, 2)[:, : self.seq_len]
+        place = self.seq_len // 2
+        changed = tokens.clone()
+        changed[:, place] = (changed[:, place] + 1) % self.toy_vocab
+        with torch.no_grad():
+            before, after = self.logits(model, tokens), self.logits(model, changed)
+        torch.testing.assert_close(before[:, :place], after[:, :place], rtol=0, atol=1e-5)
+        assert (before[:, place] - after[:, place]).abs().max() > 1e-4
+
+    def test_no_parameter_is_without_gradient(self) -> None:
+        """Within two steps: some designs start with zeros that hold gradients back."""
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab))
+        reached: set[str] = set()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for number in range(2):
+            tokens = self.random_tokens(self.toy_vocab, 8, seed=number)
+            step = Step(number=number, progress=0.0, seed=0)
+            adapter.training_loss(model, batch_of(tokens), step).value.backward()
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None and parameter.grad.abs().max() > 0:
+                    reached.add(name)
+            optimizer.step()
+            optimizer.zero_grad()
+        assert {name for name, _ in model.named_parameters()} - reached == set()
+
+    def test_a_small_set_is_learned_by_heart(self) -> None:
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab), seq_len=16)
+        tokens = self.random_tokens(self.toy_vocab, 4, 16)
+        tokens[:, 0] = torch.arange(4)  # the first token tells the windows apart
+        self.train_on(adapter, model, [tokens] * self.overfit_steps)
+        nats = self.nats(adapter, model, tokens, self.draws(adapter, 32)).mean() / 16
+        assert float(nats) < self.overfit_nats
+
+    def test_a_known_source_is_approached_and_never_beaten(self) -> None:
+        source = MarkovSource(min(self.toy_vocab, 8))
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab))
+        windows = [source.sample(16, self.seq_len + 1, s) for s in range(self.entropy_steps)]
+        self.train_on(adapter, model, windows)
+        fresh = source.sample(256, self.seq_len + 1, seed=10_000)
+        excess = self.nats(adapter, model, fresh, self.draws(adapter, 8)) - source.nats(fresh)
+        per_token = excess / self.seq_len
+        error = float(per_token.std()) / math.sqrt(len(per_token))
+        assert float(per_token.mean()) > -3 * error
+        assert float(per_token.mean()) < self.entropy_gap
+
+    def test_probabilities_of_all_texts_sum_to_one(self) -> None:
+        """Or to less, for an upper bound on -log p."""
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab), seq_len=self.toy_length)
+        self.perturb(model)
+        texts = itertools.product(range(self.toy_vocab), repeat=self.toy_length)
+        tokens = torch.tensor([(1, *text) for text in texts])
+        nats = self.nats(adapter, model, tokens, self.draws(adapter, 64))
+        total = float((-nats).exp().sum())
+        if adapter.likelihood == "exact":
+            assert total == pytest.approx(1, abs=1e-4)
+        else:
+            assert total < 1.01
+
+    def test_score_does_not_depend_on_batching(self) -> None:
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab))
+        self.perturb(model)
+        model.eval()
+        tokens = self.random_tokens(self.toy_vocab, 6)
+        with torch.no_grad():
+            whole = adapter.nll(model, batch_of(tokens), Draw(0)).nats
+            parts = [
+                adapter.nll(model, batch_of(tokens[i : i + 1], first_row=i, num_rows=6), Draw(0))
+                for i in range(6)
+            ]
+        single = torch.cat([part.nats for part in parts])
+        torch.testing.assert_close(whole, single, rtol=1e-5, atol=1e-5)
+        assert sum(part.num_tokens for part in parts) == 6 * self.seq_len
+
+    def test_unscored_tokens_do_not_count(self) -> None:
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab))
+        tokens = self.random_tokens(self.toy_vocab, 2)
+        scored = torch.zeros(2, self.seq_len, dtype=torch.bool)
+        batch = replace(batch_of(tokens), scored=scored)
+        with torch.no_grad():
+            nll = adapter.nll(model.eval(), batch, Draw(0))
+        assert nll.num_tokens == 0
+        assert nll.nats.abs().max() < 1e-9
+
+    # -- decoding ---------------------------------------------------------------------------------
+
+    def test_cached_decoding_equals_full_recomputation(self) -> None:
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab))
+        self.perturb(model)
+        model.eval()
+        tokens = self.random_tokens(self.toy_vocab, 2)[:, : self.seq_len]
+        lengths = torch.tensor([5, 9])
+        with torch.no_grad():
+            full = self.logits(model, tokens)
+            cache = adapter.init_cache(model, 2, self.seq_len)
+            logits = adapter.prefill(model, tokens[:, :9], lengths, cache)
+            rows = torch.arange(2)
+            self._assert_close(logits, full[rows, lengths - 1])
+            for offset in range(8):
+                new = tokens[rows, lengths + offset][:, None]
+                logits = adapter.append(model, new, cache)[:, -1]
+                self._assert_close(logits, full[rows, lengths + offset])
+
+    def _assert_close(self, actual: Tensor, expected: Tensor) -> None:
+        torch.testing.assert_close(
+            actual, expected, rtol=self.cached_tolerance, atol=self.cached_tolerance
+        )
+
+    def test_generation_is_seeded(self) -> None:
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab))
+        model.eval()
+
+        def draw(seed: int, **changes: Any) -> list[int]:
+            settings = SamplingSettings(max_tokens=8, seed=seed, num_steps=4, **changes)
+            generator = torch.Generator().manual_seed(seed)
+            return [t for new in adapter.generate(model, [1, 2], settings, generator) for t in new]
+
+        assert draw(3) == draw(3)
+        assert draw(3) == draw(3, use_cache=False)
+        assert len(draw(3)) == 8
+        assert all(0 <= token < self.toy_vocab for token in draw(4))
+
+    # -- the trainer ------------------------------------------------------------------------------
+
+    @pytest.fixture(scope="class")
+    def corpus(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A small text of its own, and a cache folder beside it."""
+        folder = tmp_path_factory.mktemp("corpus")
+        words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "that", "it", "was", "flat"]
+        generator = torch.Generator().manual_seed(0)
+        for number in range(20):
+            picks = torch.randint(len(words), (400,), generator=generator)
+            text = " ".join(words[int(i)] for i in picks)
+            (folder / f"{number}.txt").write_text(text + "\n")
+        return folder
+
+    @pytest.fixture(autouse=True)
+    def own_cache(self, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NANOZOO_CACHE", str(corpus.parent / "cache"))
+
+    def overrides(self, corpus: Path, run_dir: Path, **changes: Any) -> list[str]:
+        """A training of a few steps on the CPU."""
+        model_cfg = {f"model_cfg.{key}": value for key, value in self.tiny.items()}
+        settings = {
+            "device": "cpu",
+            "data.corpus": "text",
+            "data.path": corpus,
+            "data.tokenizer": "bytes",
+            "data.seq_len": self.seq_len,
+            "train.batch_tokens": 4 * self.seq_len,
+            "train.micro_batch_tokens": 2 * self.seq_len,
+            "train.max_steps": 8,
+            "train.log_every": 1,
+            "eval.bytes": 2000,
+            "eval.every": 0,
+            "eval.draws": 2,
+            "checkpoint.every": 0,
+            "log.tensorboard": False,
+            "run_dir": run_dir,
+        }
+        joined = model_cfg | settings | changes
+        return [f"model={self.model}", *(f"{k}={_as_text(v)}" for k, v in joined.items())]
+
+    def run(self, overrides: list[str]) -> Path:
+        return train(compose.training_config(compose.compose_config(overrides))).folder
+
+    def losses(self, run: Path) -> list[float]:
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [row["loss"] for row in rows if "loss" in row]
+
+    def test_split_run_equals_whole_run(self, corpus: Path, tmp_path: Path) -> None:
+        whole = self.run(self.overrides(corpus, tmp_path / "whole"))
+        half = self.run(self.overrides(corpus, tmp_path / "half", **{"train.stop_after": 4}))
+        self._resume(half)
+        for stem in ("model", "optimizer"):
+            one = checkpoint.read_tensors(checkpoint.latest(whole), stem)
+            two = checkpoint.read_tensors(checkpoint.latest(half), stem)
+            assert one.keys() == two.keys()
+            different = [name for name in one if not torch.equal(one[name], two[name])]
+            assert different == []
+        assert self.losses(whole) == self.losses(half)
+
+    def _resume(self, run: Path) -> None:
+        stored = compose.stored_config(run) | {"resume": str(run)}
+        train(compose.training_config(stored))
+
+    def test_a_checkpoint_scores_as_the_run_did(self, corpus: Path, tmp_path: Path) -> None:
+        folder = self.run(self.overrides(corpus, tmp_path / "run"))
+        result = json.loads((folder / "result.json").read_text())
+        score = runs.score(runs.load_run(folder, device="cpu"), {})
+        assert score["val_bpb"] == pytest.approx(result["val_bpb"], rel=1e-9)
+
+    def test_two_processes_train_as_one(self, corpus: Path, tmp_path: Path) -> None:
+        alone = self.run(self.overrides(corpus, tmp_path / "one"))
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+                *("--standalone", "-m", "nanozoo_core.train"),
+                *self.overrides(corpus, tmp_path / "two"),
+            ],
+            check=True,
+            capture_output=True,
+            timeout=300,
+            env=environment,
+        )
+        one, two = self.losses(alone), self.losses(tmp_path / "two")
+        assert len(one) == len(two)
+        torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=1e-5, atol=0)
+
+    # -- precision --------------------------------------------------------------------------------
+
+    def test_bfloat16_agrees_with_float32(self) -> None:
+        """Autocast rounds products to 8 bits: the mean loss moves by less than a percent."""
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab))
+        tokens = self.random_tokens(self.toy_vocab, 8)
+        model.eval()
+        with torch.no_grad():
+            exact = adapter.nll(model, batch_of(tokens), Draw(0)).nats.sum()
+            with autocast(CPU, torch.bfloat16):
+                rounded = adapter.nll(model, batch_of(tokens), Draw(0)).nats.sum()
+        assert float(rounded) == pytest.approx(float(exact), rel=1e-2)
+
+    @pytest.mark.slow
+    def test_compiled_loss_agrees_with_eager(self) -> None:
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab))
+        tokens = self.random_tokens(self.toy_vocab, 4)
+        step = Step(number=0, progress=0.0, seed=0)
+        module = LossModule(model, adapter)
+        eager, _ = module(batch_of(tokens), step)
+        compiled, _ = torch.compile(module)(batch_of(tokens), step)
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+        compiled.backward()
+
+    # -- independence -----------------------------------------------------------------------------
+
+    def test_needs_no_other_model(self, corpus: Path, tmp_path: Path) -> None:
+        """Trains two steps in a process where importing any other model fails."""
+        own = {registry.model_modules()[name] for name in (self.model, *self.builds_on())}
+        others = sorted(set(registry.model_modules().values()) - own)
+        arguments = self.overrides(corpus, tmp_path / "run", **{"train.max_steps": 2})
+        code = (
+            "import sys\n"
+            f"for name in {others!r}: sys.modules[name] = None\n"
+            f"sys.argv = ['train', *{arguments!r}]\n"
+            "from nanozoo_core.train import main\n"
+            "main()\n"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=300)
+        assert (tmp_path / "run" / "result.json").exists()
+
+    def builds_on(self) -> tuple[str, ...]:
+        """Models whose packages this one depends on."""
+        return ()
+
+
+def _as_text(value: Any) -> str:
+    """A value in Hydra's override grammar."""
+    if isinstance(value, Path):
+        return f"'{value}'"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_as_text(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{_as_text(v)}" for k, v in value.items()) + "}"
+    return str(value)

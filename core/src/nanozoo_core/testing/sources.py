@@ -1,0 +1,70 @@
+"""Token sources whose true likelihood is known, and a vocabulary for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nanozoo_core.contract import Batch, seeded_generator
+
+
+class ToyVocabulary:
+    """`size` tokens of one byte each; token 0 doubles as the separator."""
+
+    name = "toy"
+    separator = 0
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.token_bytes = torch.ones(size, dtype=torch.int64)
+
+    def encode(self, text: str | bytes) -> list[int]:
+        raw = text.encode() if isinstance(text, str) else text
+        return [byte % self.size for byte in raw]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return " ".join(str(token) for token in tokens)
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        return self.decode(tokens).encode()
+
+
+class MarkovSource:
+    """An order-1 Markov chain over `num_symbols` tokens, with known conditional probabilities.
+
+    `sharpness` scales the log-odds of its random transition table: 0 is uniform.
+    """
+
+    def __init__(self, num_symbols: int, *, sharpness: float = 2.0, seed: int = 0) -> None:
+        generator = seeded_generator(seed, 100)
+        logits = sharpness * torch.randn(num_symbols, num_symbols, generator=generator)
+        self.transitions = logits.double().softmax(-1)  # (S, S)
+
+    def sample(self, num_windows: int, length: int, seed: int) -> Tensor:
+        """(num_windows, length) tokens; the first of each is uniform."""
+        generator = seeded_generator(seed, 101)
+        num_symbols = self.transitions.shape[0]
+        columns = [torch.randint(num_symbols, (num_windows,), generator=generator)]
+        for _ in range(length - 1):
+            rows = self.transitions[columns[-1]]
+            columns.append(torch.multinomial(rows, 1, generator=generator)[:, 0])
+        return torch.stack(columns, 1)
+
+    def nats(self, tokens: Tensor) -> Tensor:
+        """True -log p of tokens 1 .. T-1 given token 0, summed per window, float64."""
+        return -self.transitions[tokens[:, :-1], tokens[:, 1:]].log().sum(1)
+
+
+def batch_of(tokens: Tensor, *, lookahead: int = 1, first_row: int = 0, num_rows: int | None = None
+             ) -> Batch:  # fmt: skip
+    """A Batch of whole windows (B, T + lookahead)."""
+    count = tokens.shape[0]
+    return Batch(
+        tokens=tokens,
+        documents=torch.zeros_like(tokens, dtype=torch.int32),
+        rows=torch.arange(first_row, first_row + count),
+        num_rows=count if num_rows is None else num_rows,
+        lookahead=lookahead,
+    )

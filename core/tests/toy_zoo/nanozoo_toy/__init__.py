@@ -1,0 +1,1 @@
+"""The control decoder as a model package, for the tests of core."""

@@ -1,0 +1,151 @@
+"""Checks, each in an environment of its own. `nox` runs what a change must pass; `nox -l` lists all.
+
+Environments come from uv.lock. `test-<model>` holds that package and core alone; `alone-<model>`
+installs built wheels outside the workspace.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import tomllib
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+MODELS = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = [
+    "lint",
+    "types",
+    "test-core",
+    "test-configs",
+    *(f"test-{model}" for model in MODELS),
+    *(f"alone-{model}" for model in MODELS),
+]
+
+
+def sync(session: nox.Session, *arguments: str) -> None:
+    """Makes the session's environment exactly what uv.lock says for these packages and groups."""
+    session.run_install(
+        "uv",
+        "sync",
+        "--locked",
+        "--no-default-groups",
+        *arguments,
+        env={"UV_PROJECT_ENVIRONMENT": session.virtualenv.location},
+        silent=True,
+    )
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style: ruff's checks and its format, and the lock in step with the pyproject files."""
+    sync(session, "--only-group", "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("uv", "lock", "--check", external=True)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types of core and every package, with mypy."""
+    sync(session, "--all-packages", "--group", "types")
+    for folder in ("core", *(f"packages/{model}" for model in MODELS)):
+        session.run("mypy", f"{folder}/src", silent=False)
+
+
+@nox.session(name="test-core")
+def test_core(session: nox.Session) -> None:
+    """Tests of core, with no model installed."""
+    sync(session, "--package", "nanozoo-core", "--group", "test")
+    session.run("pytest", "core/tests", *session.posargs)
+
+
+@nox.session(name="test-configs")
+def test_configs(session: nox.Session) -> None:
+    """Every YAML composes and validates, under pytest and as a script."""
+    sync(session, "--all-packages", "--group", "dev")
+    session.run("pytest", "configs", *session.posargs)
+    session.run("python", "configs/test_configs.py")
+
+
+def make_test_session(model: str) -> None:
+    @nox.session(name=f"test-{model}")
+    def test(session: nox.Session) -> None:
+        sync(session, "--package", f"nanozoo-{model}", "--group", "test")
+        session.run("pytest", f"packages/{model}/tests", *session.posargs)
+
+    test.__doc__ = f"Tests of {model}, with core and no other model installed."
+
+
+def make_alone_session(model: str) -> None:
+    @nox.session(name=f"alone-{model}", venv_backend="none")
+    def alone(session: nox.Session) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            train_from_wheels(session, model, Path(folder))
+
+    alone.__doc__ = f"Builds the wheels of {model}, installs them elsewhere and trains 20 steps."
+
+
+def workspace_needs(model: str) -> list[str]:
+    """The model's distribution and every workspace package it depends on, core among them."""
+    found: list[str] = []
+    todo = [f"nanozoo-{model}"]
+    while todo:
+        name = todo.pop()
+        short = name.removeprefix("nanozoo-")
+        folder = ROOT / ("core" if short == "core" else f"packages/{short}")
+        found.append(name)
+        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        for need in project["dependencies"]:
+            if need.startswith("nanozoo-") and need not in (*found, *todo):
+                todo.append(need)
+    return found
+
+
+def train_from_wheels(session: nox.Session, model: str, folder: Path) -> None:
+    wheels = folder / "wheels"
+    for name in workspace_needs(model):
+        session.run("uv", "build", "--wheel", "--package", name, "-o", str(wheels), silent=True)
+    pins = folder / "pins.txt"
+    session.run(
+        *("uv", "export", "--locked", "--package", f"nanozoo-{model}", "--no-default-groups"),
+        *("--no-emit-workspace", "--no-hashes", "-o", str(pins)),
+        silent=True,
+    )
+    session.run("uv", "venv", str(folder / "env"), silent=True)
+    python = str(folder / "env" / "bin" / "python")
+    session.run(
+        *("uv", "pip", "install", "--python", python, "--constraint", str(pins)),
+        *sorted(str(wheel) for wheel in wheels.glob("*.whl")),
+        silent=True,
+    )
+    work = folder / "work"
+    work.mkdir()
+    session.chdir(work)
+    listed = session.run(str(folder / "env" / "bin" / "nanozoo"), "models", silent=True)
+    names = [line.split()[0] for line in str(listed).splitlines() if line]
+    expected = sorted(n.removeprefix("nanozoo-") for n in workspace_needs(model))
+    expected.remove("core")
+    if names != expected:
+        session.error(f"expected only {expected} to be installed, found {names}")
+    session.run(
+        *(str(folder / "env" / "bin" / "train"), "--model", model),
+        *("train.max_steps=20", "eval.bytes=20000", "eval.draws=2"),
+    )
+    session.chdir(ROOT)
+
+
+for name in MODELS:
+    make_test_session(name)
+    make_alone_session(name)
+
+
+@nox.session
+def readme(session: nox.Session) -> None:
+    """Runs every command of the README's `bash` blocks, in order, in a fresh clone."""
+    sync(session, "--only-group", "dev")
+    session.run("python", "docs/run_readme.py", *session.posargs)
