@@ -4,7 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanozoo_core.ssm.causal_conv import causal_conv1d, causal_conv1d_step
+from nanozoo_core.ssm.causal_conv import (
+    causal_conv1d,
+    causal_conv1d_reference,
+    causal_conv1d_step,
+)
 
 
 def make_inputs(batch, length, channels, width, dtype=torch.float32, seed=0):
@@ -48,6 +52,28 @@ def test_gradients_agree_with_finite_differences(with_segments, with_state, acti
     if not with_state:
         tensors[3].requires_grad_(False)
     assert torch.autograd.gradcheck(run, tuple(tensors))
+
+
+@pytest.mark.parametrize("with_segments", [False, True], ids=["whole", "segments"])
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 200])
+def test_blocks_equal_the_reference(length, with_segments):
+    x, weight, bias, state = (t.requires_grad_() for t in make_inputs(2, length, 1024, 4))
+    segments = (torch.arange(length) // 13 % 2).expand(2, -1) if with_segments else None
+    tensors = (x, weight, bias, state)
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+    results = []
+    for function in (causal_conv1d, causal_conv1d_reference):
+        y = function(x, weight, bias, initial_state=state, segments=segments)
+        results.append((y, *torch.autograd.grad(y, tensors, grad)))
+    for actual, expected in zip(*results, strict=True):
+        scale = expected.abs().max()
+        assert (actual - expected).abs().max() <= 1e-5 * scale
+
+
+def test_wrong_shape_is_named():
+    x, weight, bias, state = make_inputs(2, 5, 4, 3)
+    with pytest.raises(ValueError, match=r"bias has shape \(3,\); want \(4,\)"):
+        causal_conv1d(x, weight, bias[1:], initial_state=state)
 
 
 def test_segments_equal_separate_sequences():
