@@ -36,7 +36,8 @@ class DefaultModelAdapter:
     The default serves a module that has `config`, `forward(tokens, cache=None) -> logits` and
 
     - `features(tokens, cache=None) -> (B, T, D)` with `output_weight -> (V, D)`, whose product is
-      the logits (then the loss never builds them whole), optionally `logit_softcap`;
+      the logits (then the loss never builds them whole), optionally `logit_softcap` and
+      `output_bias` (V,), and `logits(features)`, for decoding;
     - `init_cache(batch_size, max_length)`, which returns an object with `lengths` (B,), advanced by
       every forward pass that is given it, and `crop(lengths)`;
     - `max_context`, the longest sequence it can read, or None.
@@ -95,6 +96,7 @@ class DefaultModelAdapter:
                 features.flatten(0, 1),
                 model.output_weight,
                 targets.flatten(),
+                bias=getattr(model, "output_bias", None),
                 token_weight=weight,
                 softcap=getattr(model, "logit_softcap", None),
                 reduction=reduction,
@@ -119,7 +121,9 @@ class DefaultModelAdapter:
         return make_groups(model, self.parameter_roles(model), optim)
 
     def before_step(self, model: nn.Module, step: Step) -> None:
-        """Called before the first forward pass of a step."""
+        """Called before the first forward pass of a step. Seeds the global generator, from which
+        dropout draws, so that a resumed run drops what the whole run would."""
+        torch.manual_seed(step.rank_generator().initial_seed())
 
     def after_step(
         self, model: nn.Module, step: Step, optimizers: Sequence[torch.optim.Optimizer]
@@ -140,10 +144,14 @@ class DefaultModelAdapter:
 
         Returns: logits (B, V) after each row's last token.
         """
-        logits = model(tokens, cache=cache)  # (B, T, V)
-        cache.crop(lengths)
         rows = torch.arange(tokens.shape[0], device=tokens.device)
-        return logits[rows, lengths - 1]
+        if hasattr(model, "features") and hasattr(model, "logits"):
+            last = model.features(tokens, cache=cache)[rows, lengths - 1]  # (B, D)
+            logits = model.logits(last)
+        else:
+            logits = model(tokens, cache=cache)[rows, lengths - 1]
+        cache.crop(lengths)
+        return logits
 
     def append(self, model: nn.Module, tokens: Tensor, cache: Any) -> Tensor:
         """Reads K more tokens of every row, (B, K), and returns logits (B, K, V)."""
