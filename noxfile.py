@@ -1,4 +1,4 @@
-"""Checks, each in an environment of its own. `nox` runs what a change must pass; `nox -l` lists all.
+"""Checks, each in an environment of its own. `nox` runs what a change must pass.
 
 Environments come from uv.lock. `test-<model>` holds that package and core alone; `alone-<model>`
 installs built wheels outside the workspace.

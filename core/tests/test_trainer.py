@@ -136,9 +136,9 @@ def ranks_of_one() -> Any:
 def test_resumed_run_keeps_model_data_and_seed(half: Path) -> None:
     with pytest.raises(CheckpointError, match=r"seed differs from the run"):
         resume(half, seed=5)
+    deeper = compose.stored_config(half)["model_cfg"] | {"num_layers": 2}
     with pytest.raises(CheckpointError, match=r"model_cfg.num_layers differs"):
-        stored = compose.stored_config(half)
-        resume(half, model_cfg=stored["model_cfg"] | {"num_layers": 2})
+        resume(half, model_cfg=deeper)
 
 
 def test_finished_run_is_not_continued(half: Path) -> None:

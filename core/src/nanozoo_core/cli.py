@@ -1,4 +1,4 @@
-"""The `nanozoo` command. Each subcommand imports what it needs, so that `models` answers at once."""
+"""The `nanozoo` command. Subcommands import what they need: `models` answers at once."""
 
 from __future__ import annotations
 

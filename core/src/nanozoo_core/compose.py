@@ -198,7 +198,11 @@ def as_config_error(error: BaseException) -> ConfigError:
             return unknown
     if "model=<OPTION>" in str(error) or "You must specify 'model'" in str(error):
         return ConfigError(no_model_message())
-    return ConfigError("; ".join(kept[:3]) or type(error).__name__)
+    sentence = "; ".join(kept[:3]) or type(error).__name__
+    override = getattr(error, "override", None)  # of Hydra's OverrideParseException
+    if override is not None:
+        return ConfigError(f"'{override.lstrip('+')}' cannot be read: {sentence}")
+    return ConfigError(sentence)
 
 
 def stored_config(run: Path) -> dict[str, Any]:

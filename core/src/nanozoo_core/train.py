@@ -182,20 +182,19 @@ def run_hydra(arguments: list[str]) -> None:
     # Hydra prints and exits by itself unless this is set; we want its exceptions.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
-    def restore() -> None:
-        if user_wants_tracebacks is None:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = user_wants_tracebacks
+    failures: list[NanozooError] = []
 
     def job(composed: Any) -> float | None:
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import open_dict
 
-        restore()
         with open_dict(composed):
             composed.hydra = {"runtime": {"choices": HydraConfig.get().runtime.choices}}
-        return run(compose.plain(composed))
+        try:
+            return run(compose.plain(composed))
+        except NanozooError as error:  # Hydra would print more about it; a sweep goes on
+            failures.append(error)
+            return None
 
     argv, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
@@ -209,8 +208,14 @@ def run_hydra(arguments: list[str]) -> None:
             raise
         raise compose.as_config_error(error) from error
     finally:
-        restore()
         sys.argv = argv
+        del os.environ["HYDRA_FULL_ERROR"]
+        if user_wants_tracebacks is not None:
+            os.environ["HYDRA_FULL_ERROR"] = user_wants_tracebacks
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise NanozooError("\n".join(str(error) for error in failures))
 
 
 def is_composition_error(error: BaseException) -> bool:
