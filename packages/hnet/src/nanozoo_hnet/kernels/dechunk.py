@@ -206,7 +206,7 @@ if triton is not None:
             at = row * M + k
             value = tl.load(values + at * D + channels, mask=inside, other=0.0).to(tl.float32)
             state = tl.load(probs + at) * value + tl.load(keep + at) * state
-            tl.store(out + at * D + channels, state, mask=inside & (k >= first))
+            tl.store(out + at * D + channels, state, mask=channels < tl.where(k >= first, D, 0))
 
     @triton.jit
     def _unsmooth_kernel(
@@ -226,9 +226,10 @@ if triton is not None:
             at = row * M + k
             state = tl.load(sums + at * D + channels, mask=inside, other=0.0) + decay * state
             prob, decay = tl.load(probs + at), tl.load(keep + at)
-            mine = inside & (k < end)
+            mine = channels < tl.where(k < end, D, 0)
+            before = channels < tl.where((k < end) & (k > 0), D, 0)
             value = tl.load(values + at * D + channels, mask=mine, other=0.0).to(tl.float32)
-            past = tl.load(smoothed + (at - 1) * D + channels, mask=mine & (k > 0), other=0.0)
+            past = tl.load(smoothed + (at - 1) * D + channels, mask=before, other=0.0)
             tl.store(d_values + at * D + channels, prob * state, mask=mine)
             tl.store(d_probs + partial + k, tl.sum(state * value), mask=k < end)
             tl.store(d_keep + partial + k, tl.sum(state * past), mask=k < end)

@@ -1,0 +1,236 @@
+"""Dechunking against its definition; the Triton kernels run in a child process, interpreted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanozoo_hnet.kernels.dechunk import dechunk, dechunk_reference, smooth, triton
+
+NAMES = ("values", "probs", "confidence", "residual")
+
+
+def example(
+    length: int = 40,
+    dim: int = 6,
+    batch: int = 3,
+    *,
+    dtype: torch.dtype = torch.float64,
+    low: float = 0.5,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Ragged rows, padded as the model pads them, with P in (low, 1)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    boundaries = draw(batch, length) < 0.4
+    boundaries[:, 0] = True
+    num_chunks = int(boundaries.sum(1).max())
+    probs = low + (1 - low) * draw(batch, num_chunks)
+    inputs = {
+        "values": draw(batch, num_chunks, dim) - 0.5,
+        "probs": probs,
+        "index": boundaries.cumsum(1) - 1,
+        "confidence": draw(batch, length),
+        "residual": draw(batch, length, dim) - 0.5,
+    }
+    return {k: v if k == "index" else v.to(dtype).requires_grad_() for k, v in inputs.items()}
+
+
+def results(inputs: dict[str, Tensor], function=dechunk, **kwargs) -> list[Tensor]:
+    """The output and the gradients of a fixed random functional of it."""
+    y = function(**inputs, **kwargs)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (y * weight.to(y)).sum().backward()
+    grads = [inputs[name].grad for name in NAMES]
+    for name in NAMES:
+        inputs[name].grad = None
+    return [y.detach(), *grads]
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for name, a, b in zip(("y", *NAMES), found, expected, strict=True):
+        assert a.shape == b.shape
+        error = (a - b).abs().max() / b.abs().max().clamp(min=1)
+        assert error <= tolerance, f"{name}: {error}"
+
+
+def test_two_chunks_by_hand() -> None:
+    a, b = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 5.0])
+    probs = torch.tensor([[0.9999, 0.75]])
+    smoothed = smooth(torch.stack([a, b])[None], probs)
+    expected = torch.stack([0.9999 * a, 0.75 * b + 0.25 * 0.9999 * a])
+    torch.testing.assert_close(smoothed[0], expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 300])
+def test_all_taps_equal_the_definition(length: int) -> None:
+    inputs = example(length, low=0.0)
+    expected = results(inputs, dechunk_reference)
+    assert_same(results(inputs, taps=None), expected, 1e-10)
+
+
+@pytest.mark.parametrize("length", [1, 65, 300])
+def test_32_taps_are_exact_to_float32_above_one_half(length: int) -> None:
+    inputs = example(length, dtype=torch.float32)
+    assert_same(results(inputs), results(inputs, dechunk_reference), 1e-5)
+
+
+def test_few_taps_are_wrong_below_one_half() -> None:
+    inputs = example(300, low=0.0)
+    with torch.no_grad():
+        inputs["probs"].mul_(0.02)
+    error = (dechunk(**inputs) - dechunk_reference(**inputs)).abs().max()
+    assert error > 1e-3
+
+
+def test_starts_cut_the_past() -> None:
+    inputs = example(120)
+    starts = torch.zeros_like(inputs["probs"], dtype=torch.bool)
+    starts[:, 7] = starts[1, 20] = True
+    expected = results(inputs, dechunk_reference, starts=starts)
+    assert_same(results(inputs, starts=starts, taps=None), expected, 1e-10)
+
+
+def test_analytic_backward_passes_gradcheck() -> None:
+    inputs = example(9, dim=2, batch=2)
+
+    def function(values: Tensor, probs: Tensor, residual: Tensor) -> Tensor:
+        return dechunk(
+            values, probs, inputs["index"], inputs["confidence"].detach(), residual, taps=None
+        )
+
+    arguments = (inputs["values"], inputs["probs"], inputs["residual"])
+    assert torch.autograd.gradcheck(function, arguments, atol=1e-6)
+
+
+def test_confidence_passes_only_a_gradient() -> None:
+    inputs = example(50)
+    y = dechunk(**inputs)
+    other = dict(inputs, confidence=inputs["confidence"] * 3)
+    assert torch.equal(y, dechunk(**other))
+    weight = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(2))
+    (y * weight).sum().backward()
+    spread = (y - inputs["residual"]).detach()
+    torch.testing.assert_close(inputs["confidence"].grad, (weight * spread).sum(-1))
+
+
+def test_padding_chunks_get_no_gradient() -> None:
+    inputs = example(60)
+    used = inputs["index"].max(1).values
+    grads = dict(zip(("y", *NAMES), results(inputs), strict=True))
+    for row, last in enumerate(used.tolist()):
+        assert grads["values"][row, last + 1 :].abs().sum() == 0
+        assert grads["probs"][row, last + 1 :].abs().sum() == 0
+
+
+def test_bf16_values_are_smoothed_in_float32() -> None:
+    inputs = example(80, dtype=torch.float32)
+    low = dict(inputs, values=inputs["values"].detach().bfloat16())
+    high = dict(inputs, values=low["values"].float())
+    assert torch.equal(dechunk(**low), dechunk(**high))
+    assert dechunk(**low).dtype == torch.float32
+
+
+def test_non_contiguous_values() -> None:
+    inputs = example(30)
+    wide = torch.cat([inputs["values"]] * 2, dim=-1)
+    sliced = dict(inputs, values=wide[..., : inputs["values"].shape[-1]])
+    assert torch.equal(dechunk(**sliced), dechunk(**inputs))
+
+
+# -- Triton -------------------------------------------------------------------------------------
+
+
+def run_interpreted(function: str) -> None:
+    """Calls a function of this file in a process where Triton interprets its kernels."""
+    here = Path(__file__)
+    code = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as tests; "
+    code += f"tests.{function}()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def check_interpreted_kernels() -> None:
+    from nanozoo_hnet.kernels import dechunk as module
+
+    module._on_gpu = lambda values: values.dtype != torch.float64
+    module.BLOCK_M, module.BLOCK_D, module.BLOCK_L = 16, 8, 16
+    for length, dim, taps in ((1, 3, 32), (40, 11, 32), (90, 8, 32), (33, 9, None)):
+        inputs = example(
+            length, dim, batch=2, dtype=torch.float32, low=0.0 if taps is None else 0.5
+        )
+        starts = torch.zeros_like(inputs["probs"], dtype=torch.bool)
+        starts[0, starts.shape[1] // 2] = True
+        expected = results(inputs, dechunk_reference, starts=starts)
+        assert_same(results(inputs, starts=starts, taps=taps), expected, 1e-5)
+    low = example(40, 8, batch=2, dtype=torch.float32)
+    values = low["values"].detach().bfloat16()
+    expected = dechunk_reference(**dict(low, values=values.float()))
+    torch.testing.assert_close(dechunk(**dict(low, values=values)), expected, rtol=1e-5, atol=1e-5)
+
+
+def check_kernels_compile() -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from nanozoo_hnet.kernels import dechunk as module
+
+    floats, ints = "*fp32", "i32"
+    kernels = {
+        module._smooth_kernel: (["*bf16", floats, floats, floats] + [ints] * 4, {"BLOCK_D": 128}),
+        module._unsmooth_kernel: (
+            [floats, "*bf16"] + [floats] * 6 + [ints] * 5,
+            {"BLOCK_D": 128},
+        ),
+        module._spread_kernel: (
+            [floats, "*i64", floats, floats] + [ints] * 3,
+            {"BLOCK_L": 32, "BLOCK_D": 128},
+        ),
+        module._chunk_sums_kernel: (
+            [floats, floats, "*i64", floats, floats] + [ints] * 3,
+            {"BLOCK_D": 512},
+        ),
+    }
+    for kernel, (types, constants) in kernels.items():
+        names = kernel.arg_names
+        signature = dict(zip(names, types + ["constexpr"] * len(constants), strict=True))
+        source = ASTSource(kernel, signature, {(names.index(k),): v for k, v in constants.items()})
+        compiled = module.triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        assert "ptx" in compiled.asm
+
+
+@pytest.mark.skipif(triton is None, reason="no Triton on this platform")
+def test_triton_kernels_equal_the_definition() -> None:
+    run_interpreted("check_interpreted_kernels")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(triton is None, reason="no Triton on this platform")
+def test_triton_kernels_compile_for_hopper() -> None:
+    check_kernels_compile()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("length", [1, 64, 65, 1000])
+def test_triton_kernels_on_the_gpu(length: int) -> None:
+    inputs = example(length, 200, dtype=torch.float32)
+    expected = results(inputs, dechunk_reference)
+    moved = {k: v.detach().cuda() for k, v in inputs.items()}
+    for name in NAMES:
+        moved[name].requires_grad_()
+    assert_same([x.cpu() for x in results(moved)], expected, 1e-5)
