@@ -1,17 +1,32 @@
 """The output head and its cross-entropy as one op, which never holds all logits at once.
 
-Shapes: N tokens, D model_dim, V vocabulary, C tokens of a chunk.
+Tokens are taken in chunks. Of each chunk the logits are made, turned in place into their own
+gradient, and multiplied away into the gradients of features and weight, all in the forward pass:
+three matrix products, as in the plain form, and memory for one chunk of logits instead of several
+copies of all of them. The products are the library's; the step between them, which reads and writes
+nothing but logits, is torch or one Triton kernel.
+
+Shapes: N tokens, D model_dim, V vocabulary, C tokens of a chunk, R tokens of a block.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # no wheels for macOS and Windows
+    triton = None
+
 Reduction = Literal["mean", "sum", "none"]
+Backend = Literal["torch", "triton"]
 
 
 def linear_cross_entropy(
@@ -24,17 +39,54 @@ def linear_cross_entropy(
     softcap: float | None = None,
     reduction: Reduction = "mean",
     chunk_size: int | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
-    """Cross-entropy of the logits x W^T + b."""
-    return linear_cross_entropy_reference(
-        x,
-        weight,
-        targets,
-        bias=bias,
-        token_weight=token_weight,
+    """Returns l_i = -w_i log softmax(z_i)[target_i] of the logits z = softcap(x W^T + b).
+
+    Under autocast, or with bfloat16 arguments, the matrix products are bfloat16; softmax, losses
+    and their sums are always float32 (float64 for float64 arguments). Every argument but the
+    targets may require a gradient, once. Without gradients only the losses are computed.
+
+    Args:
+        x: (N, D) features. N = 0 is legal.
+        weight: (V, D), a parameter or any function of one.
+        targets: (N,) int64 in 0 .. V-1; one that must not count is legal, with weight 0.
+        bias: (V,).
+        token_weight: (N,) w_i; None stands for ones.
+        softcap: c in z -> c tanh(z / c) (Gemma 2, arXiv 2408.00118, section 2).
+        reduction: "mean" is sum_i l_i / sum_i w_i, and 0 where the weights sum to 0; "sum"; "none".
+        chunk_size: tokens whose logits are held at once; None chooses by the vocabulary.
+        backend: None takes Triton on CUDA where it is installed, torch elsewhere.
+
+    Returns: float32 scalar, or (N,) for "none".
+    Raises: ValueError for shapes that do not fit; IndexError, on the CPU, for a target outside the
+        vocabulary. On CUDA, where a look would stall the device, its loss is NaN.
+    """
+    _check(x, weight, targets, bias, token_weight, softcap, reduction, chunk_size)
+    if backend is None:
+        has_triton = triton is not None and x.is_cuda and x.dtype != torch.float64
+        backend = "triton" if has_triton else "torch"
+    head = _Head(
         softcap=softcap,
-        reduction=reduction,
+        chunk_size=_chunk_size(x, weight, chunk_size),
+        dtype=_product_dtype(x),
+        backend=backend,
     )
+    accumulator = torch.promote_types(x.dtype, torch.float32)
+    if reduction == "none":
+        losses = _TokenLosses.apply(x, weight, bias, targets, head)
+        return losses if token_weight is None else losses * token_weight.to(accumulator)
+
+    if token_weight is not None:
+        shares = token_weight.to(accumulator)
+        if reduction == "mean":
+            total = shares.sum()
+            shares = shares / torch.where(total == 0, 1, total)
+    else:
+        share = 1.0 if reduction == "sum" else 1.0 / max(1, targets.numel())
+        shares = torch.full(targets.shape, share, dtype=accumulator, device=x.device)
+    with_gradient = torch.is_grad_enabled()
+    return _SummedLoss.apply(x, weight, bias, shares, targets, head, with_gradient)
 
 
 def linear_cross_entropy_reference(
@@ -47,9 +99,9 @@ def linear_cross_entropy_reference(
     softcap: float | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """The same in four lines that autograd differentiates, with all logits in memory."""
+    """The same in a few lines that autograd differentiates, with all logits in memory."""
     logits = F.linear(x, weight, bias)  # (N, V)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     losses = F.cross_entropy(logits, targets, reduction="none")  # (N,)
@@ -61,3 +113,336 @@ def linear_cross_entropy_reference(
         return losses.sum()
     total = losses.new_tensor(targets.numel()) if token_weight is None else token_weight.sum()
     return losses.sum() / torch.where(total == 0, 1, total)
+
+
+# -- chunks of tokens, gradients made on the way -------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What the passes of one call share."""
+
+    softcap: float | None
+    chunk_size: int
+    dtype: torch.dtype  # of the matrix products
+    backend: Backend
+
+
+@dataclass
+class _Gradients:
+    x: Tensor | None = None  # (N, D)
+    weight: Tensor | None = None  # (V, D)
+    bias: Tensor | None = None  # (V,)
+
+
+def _losses_and_gradients(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    head: _Head,
+    shares: Tensor | None = None,
+    needs: tuple[bool, bool, bool] = (False, False, False),
+) -> tuple[Tensor, _Gradients]:
+    """Losses (N,) and, as `needs` asks of (x, weight, bias), gradients of sum_i shares_i loss_i."""
+    num_tokens, vocab_size = x.shape[0], weight.shape[0]
+    accumulator = torch.promote_types(x.dtype, torch.float32)
+    losses = torch.empty(num_tokens, dtype=accumulator, device=x.device)
+    grads = _Gradients(x=torch.empty_like(x) if needs[0] else None)
+    inputs, matrix = x.to(head.dtype), weight.to(head.dtype)
+    offset = None if bias is None else bias.to(head.dtype)
+    # Rows that start on 128-byte boundaries let a GPU load and multiply them in full vectors.
+    row_stride = vocab_size if head.backend == "torch" else math.ceil(vocab_size / 64) * 64
+    buffer = inputs.new_empty(min(head.chunk_size, num_tokens), row_stride)
+    softmax_step = _softmax_step_torch if head.backend == "torch" else _softmax_step_triton
+
+    for start in range(0, num_tokens, head.chunk_size):
+        rows = slice(start, min(start + head.chunk_size, num_tokens))
+        features = inputs[rows]  # (C, D)
+        logits = buffer[: features.shape[0], :vocab_size]  # (C, V)
+        if offset is None:
+            torch.mm(features, matrix.mT, out=logits)
+        else:
+            torch.addmm(offset, features, matrix.mT, out=logits)
+        losses[rows], norm = softmax_step(logits, targets[rows], head.softcap, any(needs))
+        if not any(needs):
+            continue
+        # `logits` now hold their gradient but for a factor per row, which costs less on D features
+        # than on V logits.
+        assert shares is not None
+        scale = shares[rows, None] / norm  # (C, 1)
+        if grads.x is not None:
+            torch.mul(torch.mm(logits, matrix), scale, out=grads.x[rows])
+        if needs[1]:
+            scaled = (features * scale).to(head.dtype)  # (C, D)
+            if grads.weight is None:
+                grads.weight = torch.mm(logits.mT, scaled).to(accumulator)  # (V, D)
+            elif head.dtype == accumulator:
+                grads.weight.addmm_(logits.mT, scaled)
+            else:
+                grads.weight.add_(torch.mm(logits.mT, scaled))
+        if needs[2]:
+            product = torch.mv(logits.mT, scale[:, 0].to(head.dtype)).to(accumulator)  # (V,)
+            grads.bias = product if grads.bias is None else grads.bias.add_(product)
+
+    if needs[1]:
+        grads.weight = _or_zeros(grads.weight, weight)
+    if needs[2]:
+        assert bias is not None
+        grads.bias = _or_zeros(grads.bias, bias)
+    return losses, grads
+
+
+def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if gradient is None else gradient.to(like.dtype)
+
+
+class _SummedLoss(torch.autograd.Function):
+    """sum_i shares_i loss_i, whose gradients are ready when the forward pass ends."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        shares: Tensor,
+        targets: Tensor,
+        head: _Head,
+        with_gradient: bool,
+    ) -> Tensor:
+        needs = ctx.needs_input_grad[:3] if with_gradient else (False, False, False)
+        losses, ctx.grads = _losses_and_gradients(x, weight, bias, targets, head, shares, needs)
+        ctx.head = head
+        ctx.save_for_backward(x, weight, bias, shares, targets, losses)
+        return torch.dot(losses, shares)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
+        x, weight, bias, shares, targets, losses = ctx.saved_tensors
+        # Handing the buffers over, rather than keeping them, lets autograd use them as .grad.
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:  # a retained graph, walked again
+            needs = ctx.needs_input_grad[:3]
+            _, grads = _losses_and_gradients(x, weight, bias, targets, ctx.head, shares, needs)
+        # Looking at a value is free on the CPU only.
+        if upstream.device.type != "cpu" or upstream.item() != 1:
+            for gradient in (grads.x, grads.weight, grads.bias):
+                if gradient is not None:
+                    gradient.mul_(upstream)
+        share_grads = losses * upstream if ctx.needs_input_grad[3] else None
+        return grads.x, grads.weight, grads.bias, share_grads, None, None, None
+
+
+class _TokenLosses(torch.autograd.Function):
+    """Every token's loss; the backward pass makes each chunk of logits again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: _Head
+    ) -> Tensor:
+        ctx.head = head
+        ctx.save_for_backward(x, weight, bias, targets)
+        return _losses_and_gradients(x, weight, bias, targets, head)[0]
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
+        x, weight, bias, targets = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        _, grads = _losses_and_gradients(x, weight, bias, targets, ctx.head, upstream, needs)
+        return grads.x, grads.weight, grads.bias, None, None
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():  # the mark of create_graph=True
+        raise RuntimeError(
+            "linear_cross_entropy has no second derivative; differentiate "
+            "linear_cross_entropy_reference instead"
+        )
+
+
+def _softmax_step_torch(
+    logits: Tensor, targets: Tensor, softcap: float | None, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Losses (C,) of logits (C, V), which become, row by row, `norm` (C, 1) times the gradient of
+    their loss (or scratch, without gradient).
+
+    Rows are taken in blocks of about 2 MiB, which stay in a core's cache through all six passes.
+    """
+    num_tokens, vocab_size = logits.shape
+    accumulator = torch.promote_types(logits.dtype, torch.float32)
+    losses = logits.new_empty(num_tokens, dtype=accumulator)
+    norm = logits.new_empty(num_tokens, 1, dtype=accumulator)
+    block_size = max(1, 2**19 // vocab_size) if logits.device.type == "cpu" else num_tokens
+    for start in range(0, num_tokens, block_size):
+        rows = slice(start, start + block_size)
+        z = logits[rows].to(accumulator)  # (R, V), a view of `logits` unless they are half
+        if softcap is not None:
+            z.div_(softcap).tanh_()
+            slope = 1 - z.square() if with_gradient else None
+            z.mul_(softcap)
+        target = targets[rows, None]  # (R, 1)
+        chosen = z.gather(1, target)
+        top = z.amax(1, keepdim=True)
+        z.sub_(top).exp_()
+        total = torch.sum(z, 1, keepdim=True, out=norm[rows])
+        losses[rows] = (top + total.log() - chosen)[:, 0]
+        if with_gradient:
+            z.scatter_add_(1, target, -total)
+            if softcap is not None:
+                z.mul_(slope)
+            if z.dtype != logits.dtype:
+                logits[rows] = z
+    return losses, norm
+
+
+# -- the same step as one Triton kernel -----------------------------------------------------------
+
+if triton is not None:
+
+    @triton.jit
+    def softmax_step_kernel(
+        logits,  # (C, V) with rows `row_stride` apart
+        targets,  # (C,)
+        losses,  # (C,)
+        vocab_size,
+        row_stride,
+        softcap,
+        HAS_SOFTCAP: tl.constexpr,
+        WITH_GRADIENT: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        """One program per row, two sweeps over it: the running maximum and sum of exponentials
+        (Milakov and Gimelshein, arXiv 1805.02867), then the gradient in place. The second sweep
+        finds the row (100 KiB for 50257 bfloat16 logits) in the L2 cache, so device memory sees one
+        read and one write of the logits."""
+        row = tl.program_id(0).to(tl.int64)
+        logits += row * row_stride
+        target = tl.load(targets + row)
+        columns = tl.arange(0, BLOCK)
+
+        top = -float("inf")
+        total = 0.0
+        for start in range(0, vocab_size, BLOCK):
+            inside = start + columns < vocab_size
+            z = tl.load(logits + start + columns, mask=inside, other=0.0).to(tl.float32)
+            if HAS_SOFTCAP:
+                z = softcap * (2 * tl.sigmoid(2 * z / softcap) - 1)
+            z = tl.where(inside, z, -float("inf"))
+            new_top = tl.maximum(top, tl.max(z, 0))
+            total = total * tl.exp(top - new_top) + tl.sum(tl.exp(z - new_top), 0)
+            top = new_top
+        log_total = top + tl.log(total)
+
+        is_legal = (target >= 0) & (target < vocab_size)
+        chosen = tl.load(logits + target, mask=is_legal, other=0.0).to(tl.float32)
+        if HAS_SOFTCAP:
+            chosen = softcap * (2 * tl.sigmoid(2 * chosen / softcap) - 1)
+        tl.store(losses + row, tl.where(is_legal, log_total - chosen, float("nan")))
+
+        if WITH_GRADIENT:
+            tl.debug_barrier()  # `chosen` is read before its place is overwritten
+            for start in range(0, vocab_size, BLOCK):
+                inside = start + columns < vocab_size
+                z = tl.load(logits + start + columns, mask=inside, other=0.0).to(tl.float32)
+                if HAS_SOFTCAP:
+                    t = 2 * tl.sigmoid(2 * z / softcap) - 1
+                    z = softcap * t
+                gradient = tl.exp(z - log_total) - tl.where(start + columns == target, 1.0, 0.0)
+                if HAS_SOFTCAP:
+                    gradient *= 1 - t * t
+                tl.store(
+                    logits + start + columns, gradient.to(logits.dtype.element_ty), mask=inside
+                )
+
+
+def _softmax_step_triton(
+    logits: Tensor, targets: Tensor, softcap: float | None, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """As `_softmax_step_torch`; the kernel divides by the norm itself, so ones come back."""
+    num_tokens, vocab_size = logits.shape
+    losses = logits.new_empty(num_tokens, dtype=torch.float32)
+    softmax_step_kernel[(num_tokens,)](
+        logits,
+        targets,
+        losses,
+        vocab_size,
+        logits.stride(0),
+        1.0 if softcap is None else softcap,
+        HAS_SOFTCAP=softcap is not None,
+        WITH_GRADIENT=with_gradient,
+        # 16 logits per thread: enough loads in flight, and no spilled registers.
+        BLOCK=min(4096, triton.next_power_of_2(vocab_size)),
+        num_warps=8,
+    )
+    return losses, losses.new_ones(())
+
+
+# -- choices and checks ---------------------------------------------------------------------------
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of the matrix products: autocast's where it is on, as for F.linear."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device)
+
+
+def _chunk_size(x: Tensor, weight: Tensor, asked: int | None) -> int:
+    """Tokens per chunk, all chunks being about equally long.
+
+    On the CPU a chunk of logits should fit a core's cache (2 MiB), but each chunk also reads the
+    weight twice and adds to its gradient: where these do not fit the cache themselves, 512 tokens
+    keep that traffic small beside the products. Beyond that, memory is the limit.
+    """
+    num_tokens, vocab_size = x.shape[0], weight.shape[0]
+    if asked is not None:
+        return asked
+    if x.device.type == "cpu":
+        size = max(2**19 // vocab_size, 512 if weight.numel() > 2**19 else 1)
+        size = min(size, 2**25 // vocab_size)
+    else:
+        size = 2**27 // vocab_size
+    num_chunks = math.ceil(num_tokens / max(1, size))
+    return math.ceil(num_tokens / max(1, num_chunks)) or 1
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    token_weight: Tensor | None,
+    softcap: float | None,
+    reduction: str,
+    chunk_size: int | None,
+) -> None:
+    if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"x {tuple(x.shape)} and weight {tuple(weight.shape)} must be (N, D) and (V, D)"
+        )
+    num_tokens, vocab_size = x.shape[0], weight.shape[0]
+    if targets.shape != (num_tokens,) or targets.dtype != torch.int64:
+        raise ValueError(
+            f"targets must be ({num_tokens},) int64, not {tuple(targets.shape)} {targets.dtype}"
+        )
+    if bias is not None and bias.shape != (vocab_size,):
+        raise ValueError(f"bias must be ({vocab_size},), not {tuple(bias.shape)}")
+    if token_weight is not None and token_weight.shape != (num_tokens,):
+        raise ValueError(f"token_weight must be ({num_tokens},), not {tuple(token_weight.shape)}")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap={softcap} must be positive or None")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction={reduction!r} must be 'mean', 'sum' or 'none'")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1 or None")
+    if targets.device.type == "cpu" and num_tokens > 0:
+        low, high = (int(end) for end in targets.aminmax())
+        if low < 0 or high >= vocab_size:
+            raise IndexError(
+                f"targets range over {low} .. {high}, the vocabulary over 0 .. {vocab_size - 1}; "
+                "give a token that must not count a legal target and token_weight 0"
+            )

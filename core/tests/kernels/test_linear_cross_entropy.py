@@ -1,0 +1,278 @@
+"""The fused head loss against its reference: values, gradients, memory laws and refusals.
+
+Shapes: N tokens, D model_dim, V vocabulary.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanozoo_core.kernels.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+)
+
+OPTIONS = [
+    pytest.param(dict(zip(("with_bias", "with_token_weight", "softcap"), values, strict=True)))
+    for values in itertools.product((False, True), (False, True), (None, 3.0))
+]
+
+
+def make(
+    num_tokens: int,
+    dim: int,
+    vocab_size: int,
+    *,
+    with_bias: bool = False,
+    with_token_weight: bool = False,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Arguments whose tensors require gradients; about a third of the token weights are zero."""
+    g = torch.Generator().manual_seed(seed)
+    args = {
+        "x": torch.randn(num_tokens, dim, generator=g, dtype=dtype).requires_grad_(),
+        "weight": torch.randn(vocab_size, dim, generator=g, dtype=dtype).requires_grad_(),
+        "targets": torch.randint(vocab_size, (num_tokens,), generator=g),
+    }
+    if with_bias:
+        args["bias"] = torch.randn(vocab_size, generator=g, dtype=dtype).requires_grad_()
+    if with_token_weight:
+        w = torch.rand(num_tokens, generator=g, dtype=dtype)
+        args["token_weight"] = (w * (w > 0.3)).requires_grad_()
+    return args
+
+
+def values_and_gradients(
+    function: Callable[..., Tensor], args: dict[str, Tensor], **options: object
+) -> dict[str, Tensor]:
+    """The output, and the gradient of a random weighing of it with respect to every argument."""
+    output = function(**args, **options)
+    upstream = torch.rand(output.shape, generator=torch.Generator().manual_seed(7)).to(output)
+    wanted = {name: arg for name, arg in args.items() if arg.requires_grad}
+    grads = torch.autograd.grad(output, list(wanted.values()), upstream)
+    return {"output": output.detach()} | dict(zip(wanted, grads, strict=True))
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Each tensor within `tolerance` of its expected one's largest entry."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype, name
+        limit = tolerance * float(value.abs().max()) if value.numel() else 0.0
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=limit, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_equals_reference_in_float64(options: dict, reduction: str) -> None:
+    softcap = options["softcap"]
+    args = make(
+        65,
+        6,
+        33,
+        with_bias=options["with_bias"],
+        **{"with_token_weight": options["with_token_weight"]},
+    )
+    both = {"softcap": softcap, "reduction": reduction}
+    expected = values_and_gradients(linear_cross_entropy_reference, args, **both)
+    found = values_and_gradients(linear_cross_entropy, args, chunk_size=16, **both)
+    assert_same(found, expected, 1e-10)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 64, 5000])
+@pytest.mark.parametrize("num_tokens", [1, 63, 64, 65, 1000])
+def test_equals_reference_in_float32(num_tokens: int, chunk_size: int | None) -> None:
+    args = make(num_tokens, 16, 130, with_bias=True, with_token_weight=True, dtype=torch.float32)
+    expected = values_and_gradients(linear_cross_entropy_reference, args, softcap=15.0)
+    found = values_and_gradients(linear_cross_entropy, args, softcap=15.0, chunk_size=chunk_size)
+    assert_same(found, expected, 1e-5)
+
+
+def test_blocks_of_rows_within_a_chunk_change_nothing() -> None:
+    # 2**19 // 70000 = 7 rows per block, and 20 is no multiple of 7.
+    args = make(20, 4, 70000, dtype=torch.float32)
+    expected = values_and_gradients(linear_cross_entropy_reference, args)
+    found = values_and_gradients(linear_cross_entropy, args, chunk_size=20)
+    assert_same(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradcheck(reduction: str) -> None:
+    args = make(5, 3, 4, with_bias=True, with_token_weight=True)
+    x, weight, bias, token_weight = (args[n] for n in ("x", "weight", "bias", "token_weight"))
+
+    def loss(x: Tensor, weight: Tensor, bias: Tensor, token_weight: Tensor) -> Tensor:
+        return linear_cross_entropy(
+            x,
+            weight,
+            args["targets"],
+            bias=bias,
+            token_weight=token_weight,
+            softcap=2.0,
+            reduction=reduction,
+            chunk_size=2,
+        )
+
+    assert torch.autograd.gradcheck(loss, (x, weight, bias, token_weight.detach().add(0.1)))
+
+
+def test_uniform_logits_give_ln_v() -> None:
+    loss = linear_cross_entropy(torch.randn(9, 4), torch.zeros(50, 4), torch.arange(9))
+    torch.testing.assert_close(loss, torch.tensor(50.0).log())
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e-30])
+def test_extreme_logits_stay_finite(scale: float) -> None:
+    args = make(8, 4, 10, dtype=torch.float32)
+    args["x"] = (args["x"].detach() * scale).requires_grad_()
+    expected = values_and_gradients(linear_cross_entropy_reference, args)
+    assert_same(values_and_gradients(linear_cross_entropy, args), expected, 1e-5)
+
+
+def test_mean_weighs_tokens_and_divides_by_their_weight() -> None:
+    args = make(12, 4, 9, with_token_weight=True)
+    losses = linear_cross_entropy(args["x"], args["weight"], args["targets"], reduction="none")
+    w = args["token_weight"]
+    torch.testing.assert_close(linear_cross_entropy(**args), (w * losses).sum() / w.sum())
+
+
+def test_tokens_of_weight_zero_get_no_gradient() -> None:
+    args = make(12, 4, 9, with_token_weight=True)
+    grads = values_and_gradients(linear_cross_entropy, args)
+    silent = args["token_weight"] == 0
+    assert silent.any()
+    assert not silent.all()
+    assert (grads["x"][silent] == 0).all()
+    assert (grads["x"][~silent] != 0).any(1).all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("num_tokens", [0, 3])
+def test_no_weight_at_all_gives_zero_loss_and_gradient(num_tokens: int, reduction: str) -> None:
+    args = make(num_tokens, 4, 9, with_bias=True) | {"token_weight": torch.zeros(num_tokens)}
+    grads = values_and_gradients(linear_cross_entropy, args, reduction=reduction)
+    assert all((value == 0).all() for value in grads.values())
+    assert grads["weight"].shape == (9, 4)
+
+
+def test_empty_input_has_no_losses() -> None:
+    args = make(0, 4, 9)
+    assert linear_cross_entropy(**args, reduction="none").shape == (0,)
+
+
+def test_arguments_need_not_be_contiguous_leaves() -> None:
+    wide = torch.randn(8, 40, dtype=torch.float64, requires_grad=True)
+    targets = torch.arange(12) % 30
+
+    def loss(function: Callable[..., Tensor]) -> Tensor:
+        x = wide[:, :24].reshape(16, 12).T[:, 2:10]  # (12, 8)
+        weight = 0.5 * wide[:, 5:35].T  # (30, 8)
+        return function(x, weight, targets)
+
+    (expected,) = torch.autograd.grad(loss(linear_cross_entropy_reference), wide)
+    (found,) = torch.autograd.grad(loss(linear_cross_entropy), wide)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_tied_weight_sums_both_gradients() -> None:
+    table = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    tokens, targets = torch.arange(6), torch.arange(6) + 1
+
+    def loss(function: Callable[..., Tensor]) -> Tensor:
+        return function(torch.nn.functional.embedding(tokens, table), table, targets)
+
+    (expected,) = torch.autograd.grad(loss(linear_cross_entropy_reference), table)
+    (found,) = torch.autograd.grad(loss(linear_cross_entropy), table)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight", "bias"])
+def test_frozen_arguments_get_no_gradient(frozen: str) -> None:
+    args = make(12, 4, 9, with_bias=True)
+    args[frozen] = args[frozen].detach()
+    expected = values_and_gradients(linear_cross_entropy_reference, args)
+    assert_same(values_and_gradients(linear_cross_entropy, args), expected, 1e-10)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_retained_graph_gives_the_same_gradient_again(reduction: str) -> None:
+    args = make(12, 4, 9)
+    loss = linear_cross_entropy(**args, reduction=reduction).sum()
+    first = torch.autograd.grad(2 * loss, args["weight"], retain_graph=True)[0]
+    second = torch.autograd.grad(2 * loss, args["weight"])[0]
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_second_derivative_is_refused(reduction: str) -> None:
+    args = make(12, 4, 9)
+    loss = linear_cross_entropy(**args, reduction=reduction).sum()
+    with pytest.raises(RuntimeError, match="linear_cross_entropy has no second derivative"):
+        torch.autograd.grad(loss, args["x"], create_graph=True)
+
+
+def test_without_gradient_no_weight_gradient_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = make(12, 4, 9)
+    expected = linear_cross_entropy_reference(**args).detach()
+    monkeypatch.setattr(Tensor, "addmm_", None)
+    monkeypatch.setattr(Tensor, "scatter_add_", None)
+    with torch.no_grad():
+        found = linear_cross_entropy(**args, chunk_size=5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_bfloat16_autocast_keeps_loss_and_weight_gradient_in_float32() -> None:
+    args = make(200, 32, 50, with_bias=True, dtype=torch.float32)
+    expected = values_and_gradients(linear_cross_entropy_reference, args)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = values_and_gradients(linear_cross_entropy, args, chunk_size=64)
+    # Each product's operands are rounded once to 8 bits (relative error 2^-9 = 0.002); a logit
+    # of spread sqrt(32) moves by up to 0.03, and probabilities and gradients by that share.
+    assert_same(found, expected, 0.03)
+    assert not torch.equal(found["weight"], expected["weight"])
+
+
+def test_bfloat16_arguments_give_a_float32_loss_and_their_own_gradients() -> None:
+    args = make(65, 16, 40, with_bias=True, dtype=torch.bfloat16)
+    exact = {
+        n: a.detach().float().requires_grad_(a.requires_grad) if a.is_floating_point() else a
+        for n, a in args.items()
+    }
+    expected = values_and_gradients(linear_cross_entropy_reference, exact)
+    found = values_and_gradients(linear_cross_entropy, args, chunk_size=16)
+    assert found["output"].dtype == torch.float32
+    assert all(found[name].dtype == torch.bfloat16 for name in ("x", "weight", "bias"))
+    assert_same({n: v.float() for n, v in found.items()}, expected, 0.03)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight": torch.zeros(9, 5)}, r"\(N, D\) and \(V, D\)"),
+        ({"targets": torch.zeros(3, dtype=torch.int64)}, r"targets must be \(2,\) int64"),
+        ({"targets": torch.zeros(2, dtype=torch.int32)}, r"targets must be \(2,\) int64"),
+        ({"bias": torch.zeros(4)}, r"bias must be \(9,\)"),
+        ({"token_weight": torch.zeros(4)}, r"token_weight must be \(2,\)"),
+        ({"softcap": 0.0}, r"softcap=0.0 must be positive"),
+        ({"reduction": "avg"}, r"reduction='avg' must be 'mean'"),
+        ({"chunk_size": 0}, r"chunk_size=0 must be at least 1"),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict, message: str) -> None:
+    args = {"x": torch.zeros(2, 4), "weight": torch.zeros(9, 4)} | {
+        "targets": torch.zeros(2, dtype=torch.int64)
+    }
+    with pytest.raises(ValueError, match=message):
+        linear_cross_entropy(**(args | changes))
+
+
+@pytest.mark.parametrize("target", [-100, -1, 9])
+def test_target_outside_the_vocabulary_is_refused(target: int) -> None:
+    with pytest.raises(IndexError, match=r"the vocabulary over 0 \.\. 8"):
+        linear_cross_entropy(torch.zeros(2, 4), torch.zeros(9, 4), torch.tensor([0, target]))
