@@ -6,7 +6,10 @@ Shapes: B windows, T seq_len, A lookahead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import bz2
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,3 +190,15 @@ def make_batch(
         lookahead=lookahead,
         scored=scored,
     )
+
+
+def compression_baselines(documents: Iterable[bytes]) -> dict[str, float]:
+    """Bits per byte of zlib, bz2 and xz at their strongest on validation text, in one stream:
+    lines of reference for a model's."""
+    text = b"".join(documents)
+    compressed = {
+        "zlib": zlib.compress(text, 9),
+        "bz2": bz2.compress(text, 9),
+        "xz": lzma.compress(text, preset=9 | lzma.PRESET_EXTREME),
+    }
+    return {name: 8 * len(data) / len(text) for name, data in compressed.items()}

@@ -20,18 +20,20 @@ from nanozoo_core.data.cache import build_once, cache_root, digest, write_json
 from nanozoo_core.data.corpora import (
     TextCorpus,
     document_digest,
+    is_utf8,
     stdlib_corpus,
     text_corpus,
     utf8_prefix,
     validation_digests,
 )
+from nanozoo_core.data.fineweb import fineweb_folder
 from nanozoo_core.data.shards import Shard, ShardWriter, documents, open_shard, shard_content
 from nanozoo_core.data.tokenizers import (
     ByteTokenizer,
     Tokenizer,
     gpt2_tokenizer,
-    load_bpe,
-    save_bpe,
+    load_tokenizer,
+    save_tokenizer,
     train_bpe,
 )
 from nanozoo_core.errors import DataError, suggest
@@ -40,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 CORPORA = ("stdlib", "text", "bin", "fineweb10B", "fineweb100B")
 BPE_TRAINING_BYTES = 200_000_000  # of a larger corpus a sample of the documents is as good
-FINEWEB_SHARDS = 9  # 900 M tokens, 1.8 GB: what the modded-nanogpt records train on
 _FORMAT = 1  # part of every folder's name: raise it when the stored layout changes
 
 Progress = Callable[[str], None]
@@ -122,22 +123,15 @@ class PreparedData:
         )
 
 
-def prepare(
-    data: DataConfig,
-    *,
-    progress: Progress | None = None,
-    download: bool = False,
-    num_shards: int = FINEWEB_SHARDS,
-) -> PreparedData:
+def prepare(data: DataConfig, *, progress: Progress | None = None) -> PreparedData:
     """Builds whatever of the prepared data is not in the cache folder yet, and opens it.
 
-    Args: progress: called with a line of text before each piece of work; download: fetch the first
-    `num_shards` training shards of a FineWeb corpus.
+    Args: progress: called with a line of text before each piece of work.
 
     Raises: DataError when the corpus or the tokenizer cannot be had, or the cache not written.
     """
     say = progress or logger.info
-    source = _source(data, say, download=download, num_shards=num_shards)
+    source = _source(data, say)
     if data.tokenizer == source.vocabulary.name:
         vocabulary, train = source.vocabulary, source.train
     else:
@@ -152,7 +146,7 @@ def prepare(
     )
 
 
-def _source(data: DataConfig, say: Progress, *, download: bool, num_shards: int) -> Source:
+def _source(data: DataConfig, say: Progress) -> Source:
     if data.corpus not in CORPORA:
         raise DataError(
             f"data.corpus={data.corpus} is unknown; use {', '.join(CORPORA[:-1])} or {CORPORA[-1]}"
@@ -170,10 +164,8 @@ def _source(data: DataConfig, say: Progress, *, download: bool, num_shards: int)
         return _import_text(corpus, data, say)
     if data.corpus == "bin":
         return _shard_source(data, _shards_at(data.path))
-    folder = cache_root() / data.corpus
-    if download:
-        _download_fineweb(data.corpus, folder, num_shards, say)
-    if not folder.is_dir():
+    folder = fineweb_folder(data.corpus)
+    if not any(folder.glob("*.bin")):
         raise DataError(
             f"data.corpus={data.corpus} is not on this machine; run "
             f"`nanozoo prepare {data.corpus}` once (looked in {folder})"
@@ -205,15 +197,17 @@ def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
         with ShardWriter(folder, "val") as writer:
             for _, document in sorted(validation):
                 writer.write(vocabulary.separator, vocabulary.encode_array(document))
-        write_json(
-            folder / "corpus.json",
-            {"fingerprint": digest([sorted(digests), sorted(chosen)]), "files": len(corpus.files)},
-        )
+        fingerprint = digest([sorted(digests), sorted(chosen)])
+        all_utf8 = all(is_utf8(document) for document in corpus.documents())
+        write_json(folder / "corpus.json", {"fingerprint": fingerprint, "is_utf8": all_utf8})
 
     vocabulary = ByteTokenizer()
     identity = digest([_FORMAT, corpus.name, corpus.identity, data.val_fraction])
     folder = build_once(cache_root() / "text" / identity, build)
     stored = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+    if not (stored["is_utf8"] or corpus.allow_invalid_utf8):
+        for _ in corpus.documents():  # prepared for bytes: reading it again names the file
+            pass
     return Source(
         name=corpus.name,
         train=_open_all(folder.glob("train_*.bin"), vocabulary),
@@ -231,9 +225,11 @@ def _tokenized(
     vocab_size = data.vocab_size if data.tokenizer == "bpe" else None
 
     def build(folder: Path) -> None:
-        vocabulary = _vocabulary(source, data, say)
-        if vocabulary.name == "bpe":
-            save_bpe(vocabulary, folder / "tokenizer.json")
+        if data.tokenizer == "bpe":
+            vocabulary = _trained_vocabulary(source, data, say)
+        else:
+            vocabulary = load_tokenizer(folder, data)
+        save_tokenizer(vocabulary, folder)
         say(f"tokenizing {source.name} with {vocabulary.name}")
         with ShardWriter(folder, "train") as writer:
             for document in source.texts(source.train):
@@ -241,18 +237,11 @@ def _tokenized(
 
     key = digest([_FORMAT, source.identity, data.tokenizer, vocab_size])
     folder = build_once(cache_root() / "tokens" / key, build)
-    if data.tokenizer == "bpe":
-        vocabulary = load_bpe(folder / "tokenizer.json")
-    else:
-        vocabulary = _vocabulary(source, data, say)
+    vocabulary = load_tokenizer(folder, data)
     return vocabulary, _open_all(folder.glob("train_*.bin"), vocabulary)
 
 
-def _vocabulary(source: Source, data: DataConfig, say: Progress) -> Tokenizer:
-    if data.tokenizer == "bytes":
-        return ByteTokenizer()
-    if data.tokenizer == "gpt2":
-        return gpt2_tokenizer()
+def _trained_vocabulary(source: Source, data: DataConfig, say: Progress) -> Tokenizer:
     say(f"learning a vocabulary of {data.vocab_size} ids")
     share = BPE_TRAINING_BYTES / max(1, _num_bytes(source.train, source.vocabulary))
     texts = (
@@ -279,12 +268,10 @@ def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
                 f"{where} has no shard with '{part}' in its name; name the shards of the two "
                 "splits like fineweb_train_000001.bin and fineweb_val_000000.bin"
             )
-    if data.corpus != "bin" or data.tokenizer == "gpt2":
-        vocabulary = gpt2_tokenizer()
-    elif data.tokenizer == "bytes":
-        vocabulary = ByteTokenizer()
+    if data.corpus == "bin":
+        vocabulary = load_tokenizer(paths[0].parent, data)
     else:
-        vocabulary = load_bpe(paths[0].parent / "tokenizer.json")
+        vocabulary = gpt2_tokenizer()
     validation = _open_all((path for path in paths if "val" in path.name), vocabulary)
     train = _open_all((path for path in paths if "train" in path.name), vocabulary)
     contents = [
@@ -310,35 +297,6 @@ def _shards_at(path: str | list[str] | None) -> list[Path]:
     if not found:
         raise DataError(f"data.path={path} has no .bin shard")
     return found
-
-
-def _download_fineweb(corpus: str, folder: Path, num_shards: int, say: Progress) -> None:
-    """Fetches the validation shard and the first training shards of kjj0's FineWeb repositories."""
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise DataError(
-            f"`nanozoo prepare {corpus}` needs huggingface_hub; install it with "
-            '`uv pip install "nanozoo-core[fineweb]"`'
-        ) from error
-    names = ["fineweb_val_000000.bin"]
-    names += [f"fineweb_train_{number:06d}.bin" for number in range(1, num_shards + 1)]
-    for name in names:
-        if (folder / name).is_file():
-            continue
-        say(f"downloading {name}")
-        try:
-            hf_hub_download(
-                repo_id=f"kjj0/{corpus}-gpt2",
-                filename=name,
-                repo_type="dataset",
-                local_dir=str(folder),
-            )
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{name} of {corpus} could not be downloaded ({type(error).__name__}); run "
-                f"`nanozoo prepare {corpus}` again with a connection, it goes on where it stopped"
-            ) from error
 
 
 def _open_all(paths: Iterable[Path], vocabulary: Tokenizer) -> tuple[Shard, ...]:

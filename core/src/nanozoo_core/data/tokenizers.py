@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from nanozoo_core.config import DataConfig
 from nanozoo_core.data.cache import write_json
 from nanozoo_core.errors import DataError
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 SEPARATOR = "<|endoftext|>"
 PAD = "<|pad|>"
+TOKENIZER_FILE = "tokenizer.json"
 
 # GPT-4's pattern with two changes for source code: a line break takes the indentation after it and
 # may hang on the punctuation before it (":\n        " is one token), and "'s" is no unit of its
@@ -167,29 +169,44 @@ def _bpe_tokenizer(ranks: dict[bytes, int], pattern: str) -> Tokenizer:
     return Tokenizer("bpe", encoding, separator=separator)
 
 
-def save_bpe(tokenizer: Tokenizer, path: Path) -> None:
-    """Writes a trained vocabulary as JSON: the pattern, and its tokens by rank in base64."""
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes a trained vocabulary as tokenizer.json: the pattern, and its tokens by rank in base64.
+
+    The other two are known by name and leave no file.
+    """
+    if tokenizer.name != "bpe":
+        return
     tokens = [
         base64.b64encode(tokenizer.encoding.decode_single_token_bytes(rank)).decode("ascii")
         for rank in range(tokenizer.separator)
     ]
-    write_json(path, {"format": 1, "pattern": tokenizer.encoding._pat_str, "tokens": tokens})
+    stored = {"format": 1, "pattern": tokenizer.encoding._pat_str, "tokens": tokens}
+    write_json(folder / TOKENIZER_FILE, stored)
 
 
-def load_bpe(path: Path) -> Tokenizer:
-    """Reads what `save_bpe` wrote.
+def load_tokenizer(folder: Path, data: DataConfig) -> Tokenizer:
+    """The tokenizer that `data.tokenizer` names; a trained one from what `save_tokenizer` wrote.
 
     Raises: DataError when the file is missing or is not such a vocabulary.
     """
+    if data.tokenizer == "bytes":
+        return ByteTokenizer()
+    if data.tokenizer == "gpt2":
+        return gpt2_tokenizer()
+    path = folder / TOKENIZER_FILE
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         ranks = {base64.b64decode(token): rank for rank, token in enumerate(stored["tokens"])}
-        pattern = stored["pattern"]
+        return _bpe_tokenizer(ranks, stored["pattern"])
+    except FileNotFoundError as error:
+        raise DataError(
+            f"data.tokenizer=bpe finds no {TOKENIZER_FILE} in {folder}; put the trained vocabulary "
+            "there, or use the tokenizer that wrote these tokens"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} is not a vocabulary written by nanozoo ({type(error).__name__}: {error})"
         ) from error
-    return _bpe_tokenizer(ranks, pattern)
 
 
 def gpt2_tokenizer() -> Tokenizer:

@@ -1,0 +1,372 @@
+import errno
+import logging
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+
+from nanozoo_core.config import DataConfig
+from nanozoo_core.data import corpora
+from nanozoo_core.data.cache import build_once, cache_root
+from nanozoo_core.data.fineweb import download
+from nanozoo_core.data.prepare import PreparedData, prepare
+from nanozoo_core.data.shards import write_shard
+from nanozoo_core.data.tokenizers import SEPARATOR, ByteTokenizer, save_tokenizer, train_bpe
+from nanozoo_core.errors import DataError
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Thirty different files."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number:02d}.txt").write_text(f"file {number}: caf\u00e9\n" * (number + 3))
+    return folder
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of this test alone."""
+    monkeypatch.setenv("NANOZOO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def text_config(path: Path, **changes: object) -> DataConfig:
+    settings = {"corpus": "text", "path": str(path), "vocab_size": 270, "val_fraction": 0.3}
+    return DataConfig(**(settings | changes))  # type: ignore[arg-type]
+
+
+def training_texts(data: PreparedData) -> list[bytes]:
+    return list(data.source.texts(data.source.train))
+
+
+# -- text ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+def test_split_is_the_corpus_without_overlap(texts: Path, tokenizer: str) -> None:
+    data = prepare(text_config(texts, tokenizer=tokenizer))
+    train, validation = training_texts(data), data.validation_text(10**6)
+    assert not set(train) & set(validation)
+    assert sorted(train + validation) == sorted(path.read_bytes() for path in texts.iterdir())
+    assert data.train_bytes == sum(map(len, train))
+    assert data.validation_bytes == sum(map(len, validation))
+
+
+def test_token_shards_hold_the_training_text(texts: Path) -> None:
+    data = prepare(text_config(texts, tokenizer="bpe"))
+    tokens = np.concatenate([shard.tokens for shard in data.train])
+    assert data.vocabulary.decode_bytes(tokens) == b"".join(training_texts(data))
+    assert (tokens == data.vocabulary.separator).sum() == len(training_texts(data))
+    assert tokens[0] == data.vocabulary.separator
+    assert data.train_tokens == tokens.size
+
+
+def test_fingerprint_is_of_the_text_and_split_alone(texts: Path, tmp_path: Path) -> None:
+    first = prepare(text_config(texts, tokenizer="bytes"))
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    for path in texts.iterdir():
+        (copy / f"renamed_{99 - int(path.stem)}.md").write_bytes(path.read_bytes())
+    assert prepare(text_config(texts)).fingerprint == first.fingerprint
+    assert prepare(text_config(copy)).fingerprint == first.fingerprint
+    assert prepare(text_config(texts, val_fraction=0.5)).fingerprint != first.fingerprint
+    (texts / "00.txt").write_text("another text\n")
+    assert prepare(text_config(texts)).fingerprint != first.fingerprint
+
+
+def test_validation_text_is_the_same_for_every_tokenizer_and_grows_by_prefix(texts: Path) -> None:
+    tokens, letters = (prepare(text_config(texts, tokenizer=name)) for name in ("bpe", "bytes"))
+    whole = b"".join(letters.validation_text(10**6))
+    for num_bytes in (1, 10, 17, 200, 500):
+        text = tokens.validation_text(num_bytes)
+        assert text == letters.validation_text(num_bytes)
+        assert whole.startswith(b"".join(text))
+        assert num_bytes - 1 <= sum(map(len, text)) <= num_bytes
+        assert corpora.is_utf8(b"".join(text))
+
+
+def test_first_validation_bytes_do_not_depend_on_the_fraction(texts: Path) -> None:
+    small, large = (prepare(text_config(texts, val_fraction=f)) for f in (0.3, 0.6))
+    num_bytes = small.validation_bytes
+    assert large.validation_text(num_bytes) == small.validation_text(num_bytes)
+
+
+def test_too_many_validation_bytes_are_all_there_are_with_a_warning(
+    texts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = prepare(text_config(texts))
+    with caplog.at_level(logging.WARNING):
+        text = data.validation_text(10**9)
+    assert sum(map(len, text)) == data.validation_bytes
+    assert "eval.bytes=1000000000" in caplog.text
+
+
+@pytest.mark.parametrize("num_lines", [2, 40, 5000])
+def test_single_file_is_split_too(tmp_path: Path, num_lines: int) -> None:
+    path = tmp_path / "one.txt"
+    path.write_text("".join(f"line {n} of a longer text in one file\n" for n in range(num_lines)))
+    data = prepare(text_config(path, tokenizer="bytes", val_fraction=0.1))
+    train, validation = training_texts(data), data.validation_text(10**9)
+    assert train
+    assert validation
+    assert data.train_bytes + data.validation_bytes == path.stat().st_size
+    if num_lines == 5000:
+        assert 0.02 < data.validation_bytes / path.stat().st_size < 0.25
+
+
+def test_too_little_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("hello")
+    with pytest.raises(DataError, match="too little text to split"):
+        prepare(text_config(tmp_path / "one.txt"))
+
+
+def test_invalid_utf8_prepared_for_bytes_is_still_refused_for_tokens(texts: Path) -> None:
+    (texts / "latin.txt").write_bytes(b"caf\xe9\n")
+    data = prepare(text_config(texts, tokenizer="bytes"))
+    assert b"caf\xe9\n" in training_texts(data) + data.validation_text(10**6)
+    with pytest.raises(DataError, match=r"latin\.txt is not UTF-8"):
+        prepare(text_config(texts, tokenizer="bpe"))
+
+
+def test_stdlib_needs_no_settings() -> None:
+    data = prepare(DataConfig(tokenizer="bytes"))
+    assert data.train_bytes > 5e6
+    assert sum(map(len, data.validation_text(400_000))) == 400_000
+    assert "stdlib" in data.summary()
+
+
+@pytest.mark.slow
+def test_stdlib_tokens_are_worth_about_four_bytes() -> None:
+    assert 3.5 < prepare(DataConfig()).bytes_per_token < 4.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"corpus": "stdlb"}, r"data\.corpus=stdlb is unknown; .*did you mean 'stdlib'\?"),
+        ({"path": "x"}, r"data\.path=x has no effect with data\.corpus=stdlib"),
+        ({"corpus": "bin"}, r"data\.corpus=bin needs data\.path"),
+        ({"corpus": "bin", "path": "nowhere"}, r"data\.path=nowhere does not exist"),
+        ({"corpus": "fineweb10B"}, r"run `nanozoo prepare fineweb10B` once"),
+    ],
+    ids=["corpus", "path", "no path", "missing", "fineweb"],
+)
+def test_wrong_setting_is_refused(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare(DataConfig(**settings))  # type: ignore[arg-type]
+
+
+# -- shards -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shard_folder(tmp_path: Path) -> Path:
+    """Bytes shards: two of training, one of validation."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    write_shard(folder / "web_train_000001.bin", [256, *b"one two", 256, *b"three"])
+    write_shard(folder / "web_train_000002.bin", [256, *b"four"])
+    write_shard(folder / "web_val_000000.bin", [256, *b"caf\xc3\xa9", 256, *b"end"])
+    return folder
+
+
+def bin_config(path: Path | list[str], tokenizer: str = "bytes") -> DataConfig:
+    place = [str(p) for p in path] if isinstance(path, list) else str(path)
+    return DataConfig(corpus="bin", path=place, tokenizer=tokenizer)  # type: ignore[arg-type]
+
+
+def test_shards_on_disk_are_used_as_they_are(shard_folder: Path) -> None:
+    data = prepare(bin_config(shard_folder))
+    assert [shard.path.name for shard in data.train] == [
+        "web_train_000001.bin",
+        "web_train_000002.bin",
+    ]
+    assert training_texts(data) == [b"one two", b"three", b"four"]
+    assert (data.train_tokens, data.train_bytes) == (19, 16)
+    assert data.validation_text(8) == [b"caf\xc3\xa9", b"end"]
+    assert data.validation_text(4) == [b"caf"]
+
+
+def test_shards_may_be_listed(shard_folder: Path) -> None:
+    names = ["web_val_000000.bin", "web_train_000002.bin"]
+    data = prepare(bin_config([str(shard_folder / name) for name in names]))
+    assert training_texts(data) == [b"four"]
+    assert data.fingerprint != prepare(bin_config(shard_folder)).fingerprint
+
+
+def test_shards_of_a_trained_vocabulary_lie_beside_it(tmp_path: Path) -> None:
+    vocabulary = train_bpe(["one two three four"], vocab_size=260)
+    for name in ("train", "val"):
+        write_shard(tmp_path / f"{name}.bin", [259, *vocabulary.encode("three two one")])
+    with pytest.raises(DataError, match=r"finds no tokenizer\.json"):
+        prepare(bin_config(tmp_path, "bpe"))
+    save_tokenizer(vocabulary, tmp_path)
+    assert prepare(bin_config(tmp_path, "bpe")).validation_text(100) == [b"three two one"]
+
+
+def test_id_beyond_the_vocabulary_is_refused(shard_folder: Path) -> None:
+    write_shard(shard_folder / "web_train_000003.bin", [256, 258])
+    with pytest.raises(DataError, match=r"train_000003\.bin has the id 258, .*only 0 to 257"):
+        prepare(bin_config(shard_folder))
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_missing_side_of_the_split_is_refused(shard_folder: Path, part: str) -> None:
+    for path in shard_folder.glob(f"*{part}*"):
+        path.unlink()
+    with pytest.raises(DataError, match=f"has no shard with '{part}' in its name"):
+        prepare(bin_config(shard_folder))
+
+
+def test_folder_without_shards_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no \.bin shard"):
+        prepare(bin_config(tmp_path))
+
+
+@pytest.fixture
+def fineweb(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """FineWeb as a hub that serves three texts in a GPT-2 vocabulary of bytes alone."""
+    encoding = tiktoken.Encoding(
+        "gpt2",
+        pat_str=r"\w+|\W+",
+        mergeable_ranks={bytes([byte]): 255 - byte for byte in range(256)},
+        special_tokens={SEPARATOR: 50256},
+    )
+    monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": encoding}.__getitem__)
+
+    def hf_hub_download(repo_id: str, filename: str, repo_type: str, local_dir: str) -> str:
+        assert (repo_id, repo_type) == ("kjj0/fineweb10B-gpt2", "dataset")
+        path = Path(local_dir) / filename
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_shard(path, [50256, *encoding.encode_ordinary(f"the text of {filename}")])
+        return str(path)
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.hf_hub_download = hf_hub_download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    return own_folder
+
+
+def test_fineweb_is_fetched_once_and_read_in_gpt2_tokens(fineweb: Path) -> None:
+    folder = download("fineweb10B", num_shards=2)
+    assert sorted(path.name for path in folder.glob("*.bin")) == [
+        "fineweb_train_000001.bin",
+        "fineweb_train_000002.bin",
+        "fineweb_val_000000.bin",
+    ]
+    data = prepare(DataConfig(corpus="fineweb10B", tokenizer="gpt2"))
+    assert data.train == data.source.train
+    assert data.validation_text(8) == [b"the text"]
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+def test_fineweb_is_retokenized_for_other_tokenizers(fineweb: Path, tokenizer: str) -> None:
+    download("fineweb10B", num_shards=2)
+    config = DataConfig(corpus="fineweb10B", tokenizer=tokenizer, vocab_size=260)  # type: ignore[arg-type]
+    data = prepare(config)
+    tokens = data.train[0].tokens
+    text = b"the text of fineweb_train_000001.binthe text of fineweb_train_000002.bin"
+    assert data.vocabulary.name == tokenizer
+    assert data.vocabulary.decode_bytes(tokens) == text
+    gpt2 = prepare(DataConfig(corpus="fineweb10B", tokenizer="gpt2"))
+    assert data.fingerprint == gpt2.fingerprint
+    assert data.validation_text(20) == gpt2.validation_text(20)
+
+
+def test_fineweb_without_the_hub_package_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(DataError, match=r"needs huggingface_hub; install it with"):
+        download("fineweb10B")
+
+
+def test_fineweb_without_a_connection_says_to_run_again(
+    fineweb: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**settings: str) -> str:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(sys.modules["huggingface_hub"], "hf_hub_download", refuse)
+    with pytest.raises(DataError, match=r"could not be downloaded .*ConnectionError"):
+        download("fineweb10B", num_shards=1)
+
+
+# -- the cache folder ---------------------------------------------------------------------------
+
+
+def test_second_call_builds_nothing(texts: Path) -> None:
+    said: list[str] = []
+    prepare(text_config(texts), progress=said.append)
+    assert len(said) == 3
+    prepare(text_config(texts), progress=said.append)
+    assert len(said) == 3
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    monkeypatch.setenv("NANOZOO_CACHE", "/own")
+    assert cache_root() == Path("/own")
+    monkeypatch.delenv("NANOZOO_CACHE")
+    assert cache_root() == Path("/xdg/nanozoo")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_root() == Path.home() / ".cache" / "nanozoo"
+
+
+def test_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_once(tmp_path / "made", fail)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert build_once(tmp_path / "made", lambda folder: (folder / "x").touch()).is_dir()
+
+
+def test_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DataError, match=r"no space is left .* set NANOZOO_CACHE"):
+        build_once(tmp_path / "made", fail)
+
+
+def test_unwritable_cache_folder_is_one_sentence(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NANOZOO_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DataError, match=r"cache folder .* cannot be written .*NANOZOO_CACHE"):
+        prepare(text_config(texts))
+
+
+def test_processes_at_once_prepare_the_same_data(texts: Path, own_folder: Path) -> None:
+    code = (
+        "import sys; from nanozoo_core.config import DataConfig;"
+        "from nanozoo_core.data.prepare import prepare;"
+        "d = prepare(DataConfig(corpus='text', path=sys.argv[1], vocab_size=270));"
+        "print(d.fingerprint, d.train[0].path, d.train_tokens)"
+    )
+    command = [sys.executable, "-c", code, str(texts)]
+    children = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+        for _ in range(2)
+    ]
+    answers = {child.communicate()[0] for child in children}
+    assert len(answers) == 1
+    assert "train_000000.bin" in answers.pop()
+    assert len([path for path in (own_folder / "tokens").iterdir() if path.is_dir()]) == 1
+
+
+def test_bytes_tokenizer_shares_the_text_shards(texts: Path) -> None:
+    data = prepare(text_config(texts, tokenizer="bytes"))
+    assert data.train == data.source.train
+    assert isinstance(data.vocabulary, ByteTokenizer)
