@@ -1,0 +1,82 @@
+import dataclasses
+
+import pytest
+
+from nanozoo_core import compose
+from nanozoo_core.config import DataConfig, TrainingConfig
+from nanozoo_core.errors import ConfigError
+from nanozoo_gpt2.config import PRESETS, GPT2Config
+
+
+def test_without_preset_it_is_tiny():
+    assert GPT2Config().shape == (4, 4, 128)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_the_shape(name):
+    assert GPT2Config(preset=name).shape == PRESETS[name]
+
+
+@pytest.mark.parametrize("key", ["num_layers", "model_dim", "num_heads"])
+def test_a_preset_refuses_another_shape(key):
+    with pytest.raises(ConfigError, match=rf"model_cfg.{key}=4 contradicts model_cfg.preset=gpt2,"):
+        GPT2Config(preset="gpt2", **{key: 4})
+
+
+def test_a_preset_accepts_its_own_shape_again():
+    config = GPT2Config(preset="gpt2-medium")
+    assert dataclasses.replace(config, vocab_size=100).shape == config.shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
+        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
+        ({"num_heads": 0}, "num_heads=0 must be at least 1"),
+        ({"model_dim": -8}, "model_dim=-8 must be at least 1"),
+        ({"seq_len": 0}, "seq_len=0 must be at least 1 or null"),
+        ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be positive"),
+        ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
+        ({"pad_vocab_to": 0}, "pad_vocab_to=0 must be at least 1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_value_out_of_range_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
+        GPT2Config(**changes)
+
+
+def test_all_problems_come_at_once():
+    with pytest.raises(ConfigError) as caught:
+        GPT2Config(num_heads=5, dropout=2.0, seq_len=0)
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("n_layers", "num_layers"),
+        ("d_model", "model_dim"),
+        ("n_ctx", "seq_len"),
+        ("n_heads", "num_heads"),
+        ("d_mult", "mlp_ratio"),
+    ],
+)
+def test_names_of_other_code_are_refused_with_ours(old, new):
+    with pytest.raises(ConfigError, match=rf"model_cfg.{old} is called model_cfg.{new} here"):
+        compose.model_config("gpt2", {old: 4})
+
+
+def test_windows_longer_than_the_position_table_are_refused():
+    training = TrainingConfig("gpt2", {}, data=DataConfig(seq_len=256))
+    assert GPT2Config(seq_len=256).check_training(training) == []
+    (problem,) = GPT2Config(seq_len=128).check_training(training)
+    assert "data.seq_len=256" in problem
+    assert "model_cfg.seq_len=128" in problem
+
+
+def test_six_heads_at_gpt2_width_are_pointed_out():
+    with pytest.warns(UserWarning, match="GPT-2 has 12 heads of width 64"):
+        GPT2Config(model_dim=768, num_heads=6)

@@ -1,0 +1,11 @@
+from nanozoo_core.testing import ModelContract
+
+
+class TestContract(ModelContract):
+    model = "gpt2"
+    tiny = {"num_layers": 2, "model_dim": 32, "num_heads": 2}  # noqa: RUF012
+
+    def num_parameters(self, config):
+        num_layers, _, dim = config.shape
+        tables = config.vocab_size * dim + config.seq_len * dim
+        return tables + num_layers * (12 * dim**2 + 13 * dim) + 2 * dim

@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from nanozoo_core.contract import SamplingSettings
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_gpt2.config import GPT2Config
+from nanozoo_gpt2.model import GPT2
+
+CONTEXT, VOCAB = 16, 29
+PROMPT = [3, 1, 4, 1, 5]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCAB, seq_len=CONTEXT, num_layers=2, model_dim=32, num_heads=4)
+    model = GPT2(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def draw(model, prompt=PROMPT, seed=0, **settings):
+    adapter = DefaultModelAdapter(GPT2Config, GPT2)
+    generator = torch.Generator().manual_seed(seed)
+    pieces = adapter.generate(model, prompt, SamplingSettings(**settings), generator)
+    return [token for piece in pieces for token in piece]
+
+
+@torch.no_grad()
+def greedy_by_hand(model, prompt, num_tokens):
+    """Full recomputation; past the context the older half goes and positions restart at 0."""
+    window, drawn = list(prompt), []
+    for _ in range(num_tokens):
+        drawn.append(int(model(torch.tensor([window]))[0, -1].argmax()))
+        window.append(drawn[-1])
+        if len(window) > CONTEXT:
+            window = window[-(CONTEXT // 2) :]
+    return drawn
+
+
+@pytest.mark.parametrize("num_tokens", [11, 12, 13, 40], ids=lambda n: f"{5 + n}-of-{CONTEXT}")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_cached_and_uncached_draw_the_same(model, num_tokens, temperature):
+    settings = {"max_tokens": num_tokens, "temperature": temperature}
+    cached = draw(model, **settings)
+    assert cached == draw(model, **settings, use_cache=False)
+    assert len(cached) == num_tokens
+
+
+@pytest.mark.parametrize("num_tokens", [11, 12, 40])
+def test_past_the_context_the_older_half_is_dropped(model, num_tokens):
+    expected = greedy_by_hand(model, PROMPT, num_tokens)
+    assert draw(model, max_tokens=num_tokens, temperature=0.0) == expected
+
+
+def test_the_same_seed_draws_the_same_and_another_does_not(model):
+    assert draw(model, max_tokens=30) == draw(model, max_tokens=30)
+    assert draw(model, max_tokens=30) != draw(model, max_tokens=30, seed=1)
+
+
+def test_top_k_of_one_is_greedy(model):
+    assert draw(model, max_tokens=20, top_k=1) == draw(model, max_tokens=20, temperature=0.0)
+
+
+def test_wide_cuts_cut_nothing(model):
+    plain = draw(model, max_tokens=20)
+    assert draw(model, max_tokens=20, top_k=VOCAB, top_p=1.0) == plain
+    assert draw(model, max_tokens=20, top_k=10 * VOCAB) == plain
+
+
+def test_a_prompt_longer_than_the_context_keeps_its_end(model):
+    long = [i % VOCAB for i in range(3 * CONTEXT)]
+    settings = {"max_tokens": 1, "temperature": 0.0}
+    assert draw(model, long, **settings) == draw(model, long[-CONTEXT:], **settings)

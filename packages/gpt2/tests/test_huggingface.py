@@ -1,0 +1,131 @@
+"""Parity with transformers' GPT2LMHeadModel on random weights; nothing is downloaded."""
+
+import json
+
+import pytest
+import torch
+
+from nanozoo_core.errors import CheckpointError
+from nanozoo_gpt2.config import GPT2Config
+from nanozoo_gpt2.huggingface import (
+    from_hf_config,
+    from_hf_state_dict,
+    load_pretrained,
+    load_weights,
+    save_pretrained,
+    to_hf_config,
+    to_hf_state_dict,
+)
+from nanozoo_gpt2.model import GPT2
+
+transformers = pytest.importorskip("transformers")
+
+SHAPE = {"vocab_size": 97, "n_positions": 32, "n_embd": 128, "n_layer": 4, "n_head": 4}
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(**SHAPE, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():  # large enough that activations leave the linear part of the GELU
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture
+def ours(theirs):
+    model = GPT2(from_hf_config(theirs.config.to_dict())).eval()
+    load_weights(model, theirs.state_dict())
+    return model
+
+
+def tokens():
+    return torch.randint(97, (2, 32), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_logits_agree(theirs, ours):
+    torch.testing.assert_close(ours(tokens()), theirs(tokens()).logits, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_other_gelu_would_show(theirs):
+    exact = from_hf_config(theirs.config.to_dict() | {"activation_function": "gelu"})
+    model = GPT2(exact).eval()
+    load_weights(model, theirs.state_dict())
+    assert (model(tokens()) - theirs(tokens()).logits).abs().max() > 5e-5
+
+
+def test_weights_make_the_round_trip_bit_for_bit(theirs, ours):
+    source = theirs.state_dict()
+    back = to_hf_state_dict(ours)
+    assert set(source) - set(back) == {"lm_head.weight"}
+    assert set(back) <= set(source)
+    assert [name for name in back if not torch.equal(back[name], source[name])] == []
+
+
+def test_released_names_and_mask_buffers_are_accepted(theirs, ours):
+    released = {
+        name.removeprefix("transformer."): tensor
+        for name, tensor in theirs.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    released["h.0.attn.bias"] = torch.ones(1, 1, 32, 32)
+    released["h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    found, expected = from_hf_state_dict(released), ours.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize("pad_vocab_to", [1, 64])
+@torch.no_grad()
+def test_transformers_loads_what_is_saved(ours, tmp_path, pad_vocab_to):
+    save_pretrained(ours, tmp_path / "first")
+    model = load_pretrained(tmp_path / "first", pad_vocab_to=pad_vocab_to).eval()
+    save_pretrained(model, tmp_path / "second")
+    loaded = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "second").eval()
+    torch.testing.assert_close(loaded(tokens()).logits, ours(tokens()), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"bias": False}, {"tie_embeddings": False}, {"activation": "gelu"}, {"mlp_ratio": 2.0}],
+    ids=lambda changes: next(iter(changes)),
+)
+@torch.no_grad()
+def test_variants_export_too(tmp_path, changes):
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=97, seq_len=32, num_layers=2, model_dim=32, num_heads=4, **changes
+    )
+    model = GPT2(config).eval()
+    save_pretrained(model, tmp_path)
+    loaded = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(tokens()).logits, model(tokens()), rtol=0, atol=1e-5)
+
+
+def test_our_config_makes_the_round_trip():
+    config = GPT2Config(vocab_size=97, seq_len=32, num_layers=3, mlp_ratio=2.0, activation="gelu")
+    assert from_hf_config(to_hf_config(config)) == config
+
+
+def test_a_setting_that_gpt2_lacks_is_refused():
+    theirs = to_hf_config(GPT2Config(vocab_size=97, seq_len=32))
+    changes = {"scale_attn_by_inverse_layer_idx": True, "activation_function": "relu"}
+    with pytest.raises(CheckpointError, match=r"inverse_layer_idx=True .*activation_function=relu"):
+        from_hf_config(theirs | changes)
+
+
+def test_weights_of_another_shape_are_refused(ours, tmp_path):
+    save_pretrained(ours, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"n_layer": 2}))
+    with pytest.raises(CheckpointError, match="do not fit the config"):
+        load_pretrained(tmp_path)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        load_pretrained(tmp_path)
