@@ -1,0 +1,265 @@
+"""The optimisers of a run as one object: rates, clipping, step and state."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from nanozoo_core.config import OptimConfig
+from nanozoo_core.errors import CheckpointError, ConfigError
+from nanozoo_core.optim.groups import ParameterGroup
+from nanozoo_core.optim.muon import Muon
+from nanozoo_core.optim.schedule import lr_factor, muon_momentum
+from nanozoo_core.optim.sharding import gather_whole, shard_like
+
+log = logging.getLogger(__name__)
+
+FUSED_ADAMW_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+class OptimizerSet:
+    """AdamW and Muon over disjoint parameters, under one schedule.
+
+    `optimizers` lists them as they step: AdamW's small tensors first.
+    """
+
+    def __init__(
+        self,
+        adamw: torch.optim.Optimizer | None,
+        muon: torch.optim.Optimizer | None,
+        *,
+        optim: OptimConfig,
+        total_steps: int | None,
+    ) -> None:
+        self.adamw, self.muon = adamw, muon
+        self.optimizers = [o for o in (adamw, muon) if o is not None]
+        self.optim = optim
+        self.total_steps = total_steps
+        self._factor = 1.0
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+
+    def set_schedule(self, step: int, progress: float) -> None:
+        """Sets every group's rate, and Muon's momentum, for the step to come.
+
+        Args:
+            step: optimiser steps taken so far.
+            progress: share of the budget spent, 0 .. 1.
+        """
+        self._factor = lr_factor(progress, step, self.total_steps, self.optim)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * self._factor
+        if self.muon is not None:
+            momentum = muon_momentum(progress, step, self.total_steps, self.optim.muon)
+            for group in self.muon.param_groups:
+                group["momentum"] = momentum
+
+    def current_lr(self) -> float:
+        """The rate of the matrices at this step, without multipliers."""
+        top = self.optim.lr if self.muon is None else self.optim.muon.lr
+        return top * self._factor
+
+    def grad_norm(self) -> Tensor:
+        """The norm of all gradients together; not finite where any gradient is not."""
+        return self.clip(0.0)
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Scales AdamW's gradients to a norm of at most `max_norm`; 0 leaves them.
+
+        Muon is scale-free, so its gradients stay. Returns: the norm of all gradients before.
+        """
+        norms = []
+        for optimizer in self.optimizers:
+            norms.append(_norm(_gradients(optimizer)))
+            if optimizer is self.adamw and max_norm > 0:
+                parameters = [p for _, p, _ in _named(optimizer)]
+                torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norms[0])
+        return torch.linalg.vector_norm(torch.stack(norms))
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def full_state(self) -> dict[str, Tensor]:
+        """Copies of the whole state on the CPU, by `PARAMETER.kind`; in a process group a
+        collective, and the same for any number of ranks."""
+        state: dict[str, Tensor] = {}
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, Muon):
+                state |= optimizer.full_state()
+                continue
+            for name, parameter, _ in _named(optimizer):
+                for kind, value in optimizer.state.get(parameter, {}).items():
+                    state[f"{name}.{kind}"] = gather_whole(value).to("cpu", copy=True)
+        return state
+
+    def load_full_state(self, state: dict[str, Tensor]) -> None:
+        """Takes over a whole state; training goes on to the same bits.
+
+        Raises: CheckpointError where the state is not that of these parameters and optimisers.
+        """
+        of_muon: dict[str, Tensor] = {}
+        members = {
+            name: (optimizer, parameter, group)
+            for optimizer in self.optimizers
+            for name, parameter, group in _named(optimizer)
+        }
+        for key, value in state.items():
+            name, _, kind = key.rpartition(".")
+            if name not in members:
+                raise CheckpointError(f"optimiser state '{key}' belongs to no trained parameter")
+            optimizer, parameter, group = members[name]
+            if isinstance(optimizer, Muon):
+                of_muon[key] = value
+                continue
+            if kind not in _KINDS[type(optimizer)] or (
+                kind != "step" and value.shape != parameter.shape
+            ):
+                raise CheckpointError(
+                    f"optimiser state '{key}' of shape {tuple(value.shape)} does not fit "
+                    f"{type(optimizer).__name__} of a parameter of shape {tuple(parameter.shape)}"
+                )
+            on_cpu = kind == "step" and not group["fused"]
+            value = value.to("cpu" if on_cpu else parameter.device, copy=True)
+            if kind != "step":
+                value = shard_like(value, parameter)
+            optimizer.state[parameter][kind] = value
+        if isinstance(self.muon, Muon):
+            self.muon.load_full_state(of_muon)
+
+
+def build_optimizers(
+    groups: list[ParameterGroup],
+    optim: OptimConfig,
+    *,
+    total_steps: int | None,
+    device: torch.device,
+) -> OptimizerSet:
+    """AdamW and Muon for `groups`.
+
+    Args:
+        total_steps: length of the run, for the schedules; None where only progress is known.
+        device: of the parameters.
+
+    Raises: ConfigError where torch's Muon, chosen by optim.muon.impl, cannot serve a parameter.
+    """
+    adamw_groups = [group for group in groups if group.optimizer == "adamw"]
+    muon_groups = [group for group in groups if group.optimizer == "muon"]
+    adamw: torch.optim.Optimizer | None = None
+    muon: torch.optim.Optimizer | None = None
+    if adamw_groups:
+        adamw = torch.optim.AdamW(
+            [
+                {
+                    "params": list(zip(group.names, group.params, strict=True)),
+                    "lr": group.lr * group.lr_mult,
+                    "betas": group.betas,
+                    "eps": group.eps,
+                    "weight_decay": group.weight_decay,
+                }
+                for group in adamw_groups
+            ],
+            # Named outright: on the CPU torch's own choice is the slow loop.
+            fused=device.type in FUSED_ADAMW_DEVICES,
+        )
+    if muon_groups:
+        _warn_of_unusual_rates(optim)
+        make = _torch_muon if optim.muon.impl == "torch" else _muon
+        muon = make(muon_groups, optim)
+    return OptimizerSet(adamw, muon, optim=optim, total_steps=total_steps)
+
+
+def _muon(groups: list[ParameterGroup], optim: OptimConfig) -> Muon:
+    muon = optim.muon
+    return Muon(
+        [
+            {
+                "params": list(zip(group.names, group.params, strict=True)),
+                "lr": group.lr,
+                "lr_mult": group.lr_mult,
+                "weight_decay": group.weight_decay,
+            }
+            for group in groups
+        ],
+        momentum=muon.momentum,
+        nesterov=muon.nesterov,
+        orth=muon.orth,
+        orth_dtype=muon.orth_dtype,
+        beta2=muon.beta2,
+        neuron_axis=muon.neuron_axis,
+        lr_scale=muon.lr_scale,
+        cautious=muon.cautious,
+        wd_power=muon.wd_power,
+        eps=muon.eps,
+    )
+
+
+def _torch_muon(groups: list[ParameterGroup], optim: OptimConfig) -> torch.optim.Muon:
+    muon = optim.muon
+    adjust = {"spectral": "original"}.get(muon.lr_scale, muon.lr_scale)
+    for group in groups:
+        for name, parameter in zip(group.names, group.params, strict=True):
+            if parameter.ndim != 2:
+                raise ConfigError(
+                    f"optim.muon.impl=torch updates matrices alone, and '{name}' has shape "
+                    f"{tuple(parameter.shape)}; use optim.muon.impl=nanozoo"
+                )
+            if hasattr(parameter, "muon_split"):
+                log.warning("optim.muon.impl=torch updates the fused matrix '%s' as one", name)
+    return torch.optim.Muon(
+        [
+            {
+                "params": list(zip(group.names, group.params, strict=True)),
+                "lr": group.lr * group.lr_mult,
+                "weight_decay": group.weight_decay,
+            }
+            for group in groups
+        ],
+        momentum=muon.momentum,
+        nesterov=muon.nesterov,
+        eps=muon.eps,
+        adjust_lr_fn=adjust,
+    )
+
+
+def _warn_of_unusual_rates(optim: OptimConfig) -> None:
+    muon = optim.muon
+    if muon.lr > 0.2:
+        log.warning("optim.muon.lr=%g is large; about 0.02 is usual", muon.lr)
+    elif muon.lr_scale == "match_rms_adamw" and muon.lr > 0.01:
+        log.warning(
+            "optim.muon.lr=%g is large for optim.muon.lr_scale=match_rms_adamw, which takes "
+            "AdamW's rates; 3e-4 to 2e-3 is usual",
+            muon.lr,
+        )
+
+
+# The kinds of state that each of torch's optimisers keeps.
+_KINDS: dict[type, tuple[str, ...]] = {
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.Muon: ("momentum_buffer",),
+}
+
+
+def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor, dict]]:
+    return [
+        (name, parameter, group)
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    ]
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p.grad for _, p, _ in _named(optimizer) if p.grad is not None]
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    return gather_whole(torch.nn.utils.get_total_norm(gradients))

@@ -1,0 +1,201 @@
+"""Which optimiser updates which parameter, and at what rate.
+
+A parameter has a role (matrix, embedding, head or vector) by what it does in the model, never by
+its name; roles and lr multipliers make the groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from nanozoo_core.config import OptimConfig
+from nanozoo_core.errors import Problems, suggest
+from nanozoo_core.optim.layout import row_split
+
+ROLES = ("matrix", "embedding", "head", "vector")
+HEAD_NAMES = ("head", "lm_head")
+# Below these a weight is a gate or a short filter, whose rows are not directions to balance.
+MIN_FAN_OUT, MIN_FAN_IN = 17, 9
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters with one optimiser and one set of rates."""
+
+    name: str
+    optimizer: Literal["muon", "adamw"]
+    names: list[str]
+    params: list[Tensor] = field(repr=False)
+    lr: float  # at the top of the schedule
+    lr_mult: float = 1.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+
+
+def default_roles(model: nn.Module) -> dict[str, str]:
+    """The role of every parameter, by its first name in the model.
+
+    embedding: the weight of an nn.Embedding, also where it is the output head too. head: the weight
+    of the model's Linear `head` or `lm_head`, or its `output_weight`. vector: fewer than two axes,
+    a depthwise filter, or a side too small for Muon. matrix: everything else.
+    """
+    embeddings: set[int] = set()
+    convolutions: set[int] = set()
+    for module in model.modules():
+        kind = convolutions if isinstance(module, nn.modules.conv._ConvNd) else None
+        kind = embeddings if isinstance(module, nn.Embedding | nn.EmbeddingBag) else kind
+        if kind is not None:
+            kind.add(id(module.weight))
+    heads = {id(getattr(model, "output_weight", None))}
+    for name in HEAD_NAMES:
+        head = getattr(model, name, None)
+        if isinstance(head, nn.Linear):
+            heads.add(id(head.weight))
+
+    def role(parameter: Tensor) -> str:
+        if id(parameter) in embeddings:
+            return "embedding"
+        if id(parameter) in heads:
+            return "head"
+        if parameter.ndim < 2:
+            return "vector"
+        if id(parameter) in convolutions:
+            fan_out, fan_in = parameter.shape[0], parameter[0].numel()
+            if parameter.shape[1] == 1:  # depthwise
+                return "vector"
+        else:
+            fan_out, fan_in = parameter.shape[-2:]
+        return "vector" if fan_out < MIN_FAN_OUT or fan_in < MIN_FAN_IN else "matrix"
+
+    return {name: role(parameter) for name, parameter in model.named_parameters()}
+
+
+def make_groups(
+    model: nn.Module,
+    roles: dict[str, str],
+    optim: OptimConfig,
+    *,
+    lr_multipliers: dict[str, float] | None = None,
+) -> list[ParameterGroup]:
+    """Groups of the trainable parameters, one per role and lr multiplier.
+
+    Args:
+        roles: role by parameter name, one for every trainable parameter.
+        lr_multipliers: factor on the group's rate by parameter name; 1 where absent.
+
+    Raises: ConfigError naming every parameter that has no role, two, an unknown one, or that Muon
+        cannot update.
+    """
+    multipliers = lr_multipliers or {}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    _check_roles(model, parameters, roles, multipliers)
+    members: dict[tuple[str, float], list[str]] = {}
+    for name in sorted(parameters, key=lambda name: ROLES.index(roles[name])):
+        members.setdefault((roles[name], multipliers.get(name, 1.0)), []).append(name)
+    groups = []
+    for (role, lr_mult), names in members.items():
+        uses_muon = role == "matrix" and optim.name == "muon"
+        decays = role in ("matrix", "head")
+        groups.append(
+            ParameterGroup(
+                name=role if lr_mult == 1 else f"{role} x{lr_mult:g}",
+                optimizer="muon" if uses_muon else "adamw",
+                names=names,
+                params=[parameters[name] for name in names],
+                lr=optim.muon.lr if uses_muon else _adamw_lr(role, optim),
+                lr_mult=lr_mult,
+                weight_decay=(
+                    optim.muon.weight_decay if uses_muon else optim.weight_decay * decays
+                ),
+                betas=(optim.adamw.beta1, optim.adamw.beta2),
+                eps=optim.adamw.eps,
+            )
+        )
+    _mark_convolutions(model)
+    _check_muon(groups)
+    return groups
+
+
+def describe(groups: list[ParameterGroup]) -> str:
+    """The groups as a table."""
+    rows = [("group", "optimizer", "tensors", "parameters", "lr", "decay")]
+    for group in groups:
+        count = sum(p.numel() for p in group.params)
+        rate = f"{group.lr * group.lr_mult:g}"
+        sizes = (f"{len(group.params)}", f"{count:,}")
+        rows.append((group.name, group.optimizer, *sizes, rate, f"{group.weight_decay:g}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        lines.append("  ".join(left + right))
+    return "\n".join(lines)
+
+
+def _adamw_lr(role: str, optim: OptimConfig) -> float:
+    own = {
+        "embedding": optim.adamw.embedding_lr,
+        "head": optim.adamw.head_lr,
+        "vector": optim.adamw.vector_lr,
+    }.get(role)
+    return optim.lr if own is None else own
+
+
+def _check_roles(
+    model: nn.Module,
+    parameters: Iterable[str],
+    roles: dict[str, str],
+    multipliers: dict[str, float],
+) -> None:
+    problems = Problems()
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for table, what in ((roles, "role"), (multipliers, "lr multiplier")):
+        for name in table:
+            if name not in known:
+                problems.add(
+                    f"{what} for '{name}', which is no parameter of "
+                    f"{type(model).__name__}{suggest(name, known)}"
+                )
+    owners: dict[int, str] = {}
+    for name, role in roles.items():
+        problems.require(
+            role in ROLES,
+            f"parameter '{name}' has the unknown role '{role}'; use {', '.join(ROLES)}",
+        )
+        if name in known:
+            first = owners.setdefault(id(known[name]), name)
+            problems.require(
+                first == name or roles[first] == role,
+                f"parameter '{name}' is in two groups: as '{name}' with role {role} and as "
+                f"'{first}' with role {roles[first]}",
+            )
+    for name in parameters:
+        problems.require(
+            name in roles, f"parameter '{name}' is in no group; give it one of {', '.join(ROLES)}"
+        )
+    problems.raise_if_any()
+
+
+def _check_muon(groups: list[ParameterGroup]) -> None:
+    problems = Problems()
+    for group in groups:
+        if group.optimizer == "muon":
+            for name, parameter in zip(group.names, group.params, strict=True):
+                try:
+                    row_split(parameter)
+                except ValueError as error:
+                    problems.add(f"parameter '{name}' cannot have the role matrix: {error}")
+    problems.raise_if_any()
+
+
+def _mark_convolutions(model: nn.Module) -> None:
+    """A filter bank (out, in, k) is one matrix of in * k columns, unlike a bank of experts."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            module.weight.muon_flatten = True  # type: ignore[attr-defined]

@@ -1,0 +1,86 @@
+import math
+
+import pytest
+
+from nanozoo_core.config import MuonConfig, OptimConfig
+from nanozoo_core.optim.schedule import lr_factor, muon_momentum
+
+STEPS = 1000
+
+
+def curve(optim, steps=STEPS, known=True):
+    total = steps if known else None
+    return [lr_factor(step / steps, step, total, optim) for step in range(steps)]
+
+
+def momentum_curve(muon, steps=STEPS, known=True):
+    total = steps if known else None
+    return [muon_momentum(step / steps, step, total, muon) for step in range(steps)]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_wsd_has_three_straight_parts(known):
+    optim = OptimConfig(schedule="wsd", warmup=0.1, decay_fraction=0.4, final_lr_fraction=0.2)
+    for step, found in enumerate(curve(optim, known=known)):
+        warm = (step + known) / 100
+        decay = 0.2 + 0.8 * (STEPS - step) / 400
+        assert found == pytest.approx(min(1.0, warm, decay), abs=1e-12)
+
+
+def test_cosine_starts_after_the_warm_up():
+    optim = OptimConfig(schedule="cosine", warmup=0.1, final_lr_fraction=0.1)
+    values = curve(optim)
+    assert values[99] == 1.0
+    assert values[100] == 1.0
+    for step in range(100, STEPS):
+        angle = math.pi * (step - 100) / 900
+        assert values[step] == pytest.approx(0.1 + 0.9 * (1 + math.cos(angle)) / 2, abs=1e-12)
+
+
+def test_constant_stays_up():
+    values = curve(OptimConfig(schedule="constant", warmup=0.0))
+    assert set(values) == {1.0}
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant"])
+@pytest.mark.parametrize("known", [True, False])
+def test_warm_up_in_steps_ignores_the_length_of_the_run(schedule, known):
+    optim = OptimConfig(schedule=schedule, warmup=20)
+    for steps in (100, STEPS):
+        values = curve(optim, steps, known)
+        assert values[:20] == pytest.approx([(step + 1) / 20 for step in range(20)], abs=1e-12)
+
+
+def test_known_length_never_wastes_a_step():
+    for schedule in ("wsd", "cosine"):
+        values = curve(OptimConfig(schedule=schedule, warmup=0.02))
+        assert min(values) > 0
+        assert max(values) == 1.0
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine"])
+def test_rate_ends_at_its_final_fraction(schedule):
+    optim = OptimConfig(schedule=schedule, final_lr_fraction=0.3)
+    assert lr_factor(1.0, STEPS, STEPS, optim) == pytest.approx(0.3)
+    assert lr_factor(1.7, STEPS, None, optim) == pytest.approx(0.3)
+
+
+def test_cosine_shorter_than_its_warm_up_only_warms():
+    values = curve(OptimConfig(schedule="cosine", warmup=50), steps=10)
+    assert values == pytest.approx([(step + 1) / 50 for step in range(10)])
+
+
+@pytest.mark.parametrize(("steps", "warm"), [(500, 100), (10_000, 300)])
+@pytest.mark.parametrize("known", [True, False])
+def test_momentum_rises_over_a_fifth_of_the_run_but_300_steps_at_most(steps, warm, known):
+    values = momentum_curve(MuonConfig(momentum=0.95, momentum_min=0.85), steps, known)
+    expected = [0.85 + 0.1 * min(1.0, step / warm) for step in range(steps)]
+    assert values == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_momentum_falls_at_the_end(known):
+    muon = MuonConfig(momentum=0.95, momentum_min=0.85, warmup_steps=0, cooldown_steps=50)
+    values = momentum_curve(muon, known=known)
+    assert values[:951] == pytest.approx([0.95] * 951)
+    assert values[950:] == pytest.approx([0.95 - 0.1 * i / 50 for i in range(50)])
