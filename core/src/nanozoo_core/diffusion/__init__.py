@@ -1,0 +1,1 @@
+"""What the diffusion models share: the backbone, noise schedules, samplers and bound estimators."""

@@ -1,0 +1,1 @@
+"""D3PM: discrete denoising diffusion over tokens (Austin et al. 2021, arXiv 2107.03006)."""

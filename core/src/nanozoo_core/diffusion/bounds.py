@@ -1,0 +1,189 @@
+"""Estimators of the masked-diffusion bound over any denoiser: a network, or a table in a test.
+
+-log p(x) <= Int_0^1 w(t) E sum_{i masked} loss_i dt (arXiv 2406.07524, eq. 10), or the same over T
+discrete times. Everywhere the mask's own probability is 0 and clean tokens contribute nothing.
+
+B windows, L scored tokens, V vocabulary, n gathered rows, T timesteps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nanozoo_core.diffusion.dit import DiT
+from nanozoo_core.diffusion.sampling import (
+    WindowNoise,
+    choose_masked,
+    mask_counts,
+    masked_times,
+)
+from nanozoo_core.diffusion.schedules import Schedule
+from nanozoo_core.kernels.linear_cross_entropy import linear_cross_entropy
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""(corrupted (B, L), time (B,)) -> log-probabilities (B, L, V) of the clean tokens."""
+
+
+class TokenLoss(Protocol):
+    """Losses (B, L) in nats of `targets` where `masked` (B, L) is True, 0 elsewhere, with those
+    positions hidden at `time` (B,)."""
+
+    def __call__(self, targets: Tensor, masked: Tensor, time: Tensor) -> Tensor: ...
+
+
+def denoiser_loss(denoiser: Denoiser, mask_id: int) -> TokenLoss:
+    """Cross-entropy of a denoiser that shows all its log-probabilities."""
+
+    def loss(targets: Tensor, masked: Tensor, time: Tensor) -> Tensor:
+        log_probs = denoiser(targets.masked_fill(masked, mask_id), time)
+        losses = -log_probs.gather(-1, targets[..., None])[..., 0]
+        return torch.where(masked, losses, 0)
+
+    return loss
+
+
+def network_loss(
+    net: DiT,
+    context: Tensor,
+    mask_id: int,
+    time_input: Callable[[Tensor], Tensor] | None = None,
+) -> TokenLoss:
+    """Cross-entropy of a DiT that also reads the clean token `context` (B, 1) before the window.
+
+    Only the masked rows go through the head. `masked` is best left on the CPU, where the rows can
+    be counted without waiting for the device; `time_input` turns time into what the net reads.
+    """
+
+    def loss(targets: Tensor, masked: Tensor, time: Tensor) -> Tensor:
+        device = targets.device
+        rows = masked.flatten().nonzero()[:, 0].to(device)  # (n,)
+        corrupted = targets.masked_fill(masked.to(device), mask_id)
+        seen = time_input(time) if time_input is not None else time
+        features = net.features(torch.cat([context, corrupted], dim=1), seen.to(device).float())
+        losses = linear_cross_entropy(
+            features[:, 1:].flatten(0, 1)[rows],
+            net.output_weight,
+            targets.flatten()[rows],
+            bias=net.output_bias,
+            reduction="none",
+        )
+        empty = torch.zeros(targets.numel(), device=device, dtype=losses.dtype)
+        return empty.index_put((rows,), losses).view_as(targets)
+
+    return loss
+
+
+def count_form(
+    token_loss: TokenLoss,
+    targets: Tensor,
+    noise: WindowNoise,
+    *,
+    schedule: Schedule,
+    scored: Tensor | None = None,
+) -> Tensor:
+    """One unbiased draw of the continuous-time bound per window, (B,) nats, with the number k of
+    masked tokens stratified: n E_k E_{|M|=k} (1/k) sum_{i in M} loss_i.
+
+    Args: noise: uniforms (B, L). scored: (B, L) which positions count; the rest are clean context.
+    """
+    num_scored = _num_scored(targets, scored)
+    counts = mask_counts(noise.level, num_scored)
+    masked = choose_masked(noise.uniforms, counts, scored)
+    time = schedule.time_of_noise(masked_times(noise.uniforms, counts, scored))
+    total = token_loss(targets, masked, time).sum(1)  # (B,)
+    return total * (num_scored / counts.clamp(min=1)).to(total)
+
+
+def time_form(
+    token_loss: TokenLoss,
+    targets: Tensor,
+    noise: WindowNoise,
+    *,
+    schedule: Schedule,
+    time_min: float = 0.0,
+    scored: Tensor | None = None,
+) -> Tensor:
+    """The same with the time stratified on [time_min, 1]: w(t) sum_{i in M} loss_i, (B,) nats.
+
+    Unbiased for time_min = 0 alone; the interval is not renormalised otherwise.
+    """
+    time = time_min + (1 - time_min) * (1 - noise.level)  # in (time_min, 1]: w is infinite at 0
+    masked = noise.uniforms < schedule.noise(time)[:, None]
+    if scored is not None:
+        masked = masked & scored.to(masked.device)
+    total = token_loss(targets, masked, time).sum(1)
+    return total * ((1 - time_min) * schedule.weight(time)).to(total)
+
+
+def _num_scored(targets: Tensor, scored: Tensor | None) -> Tensor:
+    if scored is None:
+        return torch.full((targets.shape[0],), targets.shape[1], dtype=torch.int64, device="cpu")
+    return scored.sum(1).cpu()
+
+
+class DiscreteCounts:
+    """The joint law of (k masked tokens, timestep t) that makes the T-step bound a plain mean.
+
+    With keep_t = prod (1 - beta) the bound is sum_{t,k} w_t Binomial(k; L, 1 - keep_t) k
+    E_{|M|=k} mean_{i in M} loss_i, w_t = (keep_{t-1} - keep_t) / (1 - keep_t). The weights in front
+    of the mean sum to L exactly (when keep_T = 0), so drawing (k, t) in proportion to them leaves
+    L * mean loss, with no weight left to add variance.
+
+    Args: keep: (T + 1,) float64, falling from 1 to 0. length: L >= 1.
+    """
+
+    def __init__(self, keep: Tensor, length: int) -> None:
+        self.num_timesteps = keep.numel() - 1
+        k = torch.arange(1, length + 1, dtype=torch.float64, device="cpu")[:, None]  # (L, 1)
+        noise = (1 - keep)[1:].double().cpu()  # (T,)
+        drop = (keep[:-1] - keep[1:]).double().cpu()
+        log_choose = math.lgamma(length) - torch.lgamma(k) - torch.lgamma(length - k + 1)
+        # w_t Binomial(k; L, u) k / L = drop_t Binomial(k - 1; L - 1, u)
+        log_weights = log_choose + torch.xlogy(k - 1, noise) + torch.xlogy(length - k, 1 - noise)
+        weights = log_weights.exp() * drop  # (L, T)
+        self.weights = weights / weights.sum()
+        self.cumulative = self.weights.flatten().cumsum(0)
+
+    def draw(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """(k, t), each (B,) int64: the quantiles `level` (B,) of the law ordered by k, then t."""
+        cell = torch.searchsorted(self.cumulative, level.double(), right=True)
+        cell = cell.clamp(max=self.cumulative.numel() - 1)
+        return 1 + cell // self.num_timesteps, 1 + cell % self.num_timesteps
+
+
+def enumerate_sequences(vocab_size: int, length: int) -> Tensor:
+    """All vocab_size^length sequences, (N, length) int64."""
+    digits = [torch.arange(vocab_size)] * length
+    return torch.cartesian_prod(*digits).reshape(-1, length)
+
+
+def exact_masked_bound(
+    token_loss: TokenLoss, targets: Tensor, keep: Tensor | None = None
+) -> Tensor:
+    """The bound of each row of `targets` (B, L), summed over all 2^L masks: (B,) nats.
+
+    Args: keep: (T + 1,) alpha at t = 0 .. T for the T-step bound; None for continuous time (with a
+        denoiser that ignores the time, which is passed as t / T, or 0 in continuous time).
+    """
+    batch, length = targets.shape
+    total = torch.zeros(batch, dtype=torch.float64)
+    for pattern in enumerate_sequences(2, length).bool():
+        k = int(pattern.sum())
+        if k == 0:
+            continue
+        masked = pattern.expand(batch, -1)
+        if keep is None:
+            weight = 1 / (k * math.comb(length, k))
+            total += weight * token_loss(targets, masked, torch.zeros(batch)).sum(1)
+            continue
+        for t in range(1, keep.numel()):
+            noise = 1 - float(keep[t])
+            weight = float(keep[t - 1] - keep[t]) * noise ** (k - 1) * (1 - noise) ** (length - k)
+            time = torch.full((batch,), t / (keep.numel() - 1), dtype=torch.float64)
+            total += weight * token_loss(targets, masked, time).sum(1)
+    return total

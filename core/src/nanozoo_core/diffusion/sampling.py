@@ -1,0 +1,72 @@
+"""Noise for a batch of windows: stratified noise levels and per-token uniforms.
+
+Levels are stratified over the whole global batch (or validation set): of n windows exactly one
+falls into each interval [j/n, (j+1)/n). All noise of a window is drawn from that window's own
+generator, so a result does not depend on how the batch is split over ranks and micro-batches.
+
+B windows, L scored tokens, n windows of the global batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class NoiseSource(Protocol):
+    """A `Step` or a `Draw`."""
+
+    def generator(self) -> torch.Generator: ...
+
+    def row_generator(self, row: int) -> torch.Generator: ...
+
+
+@dataclass(frozen=True)
+class WindowNoise:
+    """Noise of B windows, float64 on the CPU."""
+
+    level: Tensor  # (B,) in [0, 1), stratified
+    uniforms: Tensor  # (B, ...) in [0, 1), independent
+
+
+def draw_noise(source: NoiseSource, rows: Tensor, num_rows: int, *shape: int) -> WindowNoise:
+    """Noise of the windows numbered `rows` (B,) among `num_rows`; `shape` is that of one window's
+    uniforms."""
+    count = 1 + torch.Size(shape).numel()
+    drawn = [
+        torch.rand(count, generator=source.row_generator(row), dtype=torch.float64)
+        for row in rows.tolist()
+    ]
+    numbers = torch.stack(drawn) if drawn else torch.empty(0, count, dtype=torch.float64)
+    cells = torch.randperm(num_rows, generator=source.generator(), device="cpu")[rows]
+    level = (cells + numbers[:, 0]) / num_rows
+    return WindowNoise(level, numbers[:, 1:].reshape(-1, *shape))
+
+
+def mask_counts(level: Tensor, num_scored: Tensor) -> Tensor:
+    """k = 1 + floor(n level), uniform on 1 .. n for n scored tokens: (B,) int64; 0 where n is 0."""
+    return (1 + (num_scored * level).long()).clamp(max=num_scored)
+
+
+def choose_masked(uniforms: Tensor, counts: Tensor, scored: Tensor | None = None) -> Tensor:
+    """The `counts` (B,) smallest of each row of `uniforms` (B, L) among the scored positions, as a
+    (B, L) bool: a uniformly random set of that size."""
+    if scored is not None:
+        uniforms = uniforms.masked_fill(~scored.to(uniforms.device), float("inf"))
+    ranks = uniforms.argsort(dim=1).argsort(dim=1)
+    return ranks < counts[:, None]
+
+
+def masked_times(uniforms: Tensor, counts: Tensor, scored: Tensor | None = None) -> Tensor:
+    """The noise 1 - alpha that goes with a set of `choose_masked`: (B,).
+
+    It is the k-th smallest of n uniforms, hence Beta(k, n-k+1), and independent of which positions
+    they stand at: the law under which a weight 1/t turns into 1/k.
+    """
+    if scored is not None:
+        uniforms = uniforms.masked_fill(~scored.to(uniforms.device), float("inf"))
+    ordered = uniforms.sort(dim=1).values
+    return ordered.gather(1, (counts - 1).clamp(min=0)[:, None])[:, 0].clamp(max=1.0)

@@ -1,0 +1,238 @@
+"""Settings of a D3PM. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from nanozoo_core.errors import Problems, divisors
+
+if TYPE_CHECKING:
+    from nanozoo_core.config import TrainingConfig
+
+MAX_EXACT_VOCAB = 8192  # one eigenbasis of 0.5 GB in float64
+MAX_AUTO_EXACT_VOCAB = 4096
+MAX_GAUSSIAN_VOCAB = 1024
+MAX_GAUSSIAN_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class D3PMConfig:
+    vocab_size: int | None = None
+    """Data tokens; null takes the tokenizer's. The mask is added after them by the model."""
+    seq_len: int | None = None
+    """Scored tokens per window; null takes data.seq_len. The network sees one more, the context."""
+    model_dim: int = 128
+    """Width of the residual stream."""
+    num_layers: int = 4
+    """Blocks."""
+    num_heads: int = 4
+    """Attention heads; model_dim / num_heads must be even for rotary positions."""
+    mlp_ratio: int = 4
+    """Hidden width of the MLP over model_dim."""
+    dropout: float = 0.0
+    """After attention and MLP; about 0.1 when the data is seen many times."""
+    tie_embeddings: bool = False
+    """Share input embedding and output head; the head then cannot start at zero."""
+    transition_type: Literal["uniform", "absorbing", "gaussian", "nearest_neighbor"] = "absorbing"
+    """Where a corrupted token goes: any token, the mask, a near id, or a near embedding."""
+    noise_schedule: Literal["cosine", "linear", "mutual_info"] = "mutual_info"
+    """How fast: cosine suits uniform, linear is the only one for gaussian."""
+    num_timesteps: int = 100
+    """T, the steps of the diffusion whose likelihood is bounded."""
+    absorbing_state_idx: int = -1
+    """The mask: -1, an id appended after the data tokens. Nothing else is possible."""
+    auxiliary_loss_weight: float = 0.01
+    """lambda, the weight of the cross-entropy of x_0 beside the bound; best 0 for uniform."""
+    auxiliary_loss_scale: Literal["per_step", "total"] = "per_step"
+    """per_step: lambda beside the KL of one step (reference code); total: beside their sum."""
+    gaussian_beta_min: float = 1e-4
+    """First beta of the gaussian at T=1000, rescaled by 1000/T; only for gaussian."""
+    gaussian_beta_max: float = 0.02
+    """Last beta of the gaussian at T=1000, rescaled by 1000/T; only for gaussian."""
+    nearest_neighbors: int = 15
+    """Neighbours of a token in the graph; clusters hold one more. Only for nearest_neighbor."""
+    nn_mode: Literal["auto", "exact", "clusters"] = "auto"
+    """exact: the kNN graph's spectrum; clusters: blocks of neighbours; auto: exact up to V=4096."""
+    nn_embeddings: str = "ppmi"
+    """ppmi (vectors from co-occurrence in the training data) or the path of a (V, d) .npy file."""
+    nn_uniform_rate: float = 0.01
+    """Rate of jumps to any token, over that of jumps to neighbours."""
+    terminal_mask: Literal["auto", True, False] = "auto"
+    """Step T masks everything, so the prior term is 0; auto: for gaussian and nearest_neighbor."""
+    time_conditioning: bool = True
+    """Tell the network t by adaLN; only absorbing can do without."""
+    cond_dim: int = 64
+    """Width of the time embedding."""
+    sampling_timesteps: int = 50
+    """Denoising steps of a generated window; fewer than T skips steps exactly."""
+    sar_chunk_size: int | None = None
+    """New tokens per window when text goes on past one window; null is a quarter of the window."""
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        self._check_network(p)
+        self._check_diffusion(p)
+        if self.transition_type == "gaussian":
+            self._check_gaussian(p)
+        if self.transition_type == "nearest_neighbor":
+            self._check_neighbors(p)
+        p.raise_if_any()
+
+    def _check_network(self, p: Problems) -> None:
+        for key in ("model_dim", "num_layers", "num_heads", "mlp_ratio", "cond_dim"):
+            value = getattr(self, key)
+            p.require(value >= 1, f"model_cfg.{key}={value} must be at least 1")
+        for key, least in (("vocab_size", 2), ("seq_len", 2)):
+            value = getattr(self, key)
+            p.require(
+                value is None or value >= least, f"model_cfg.{key}={value} must be at least {least}"
+            )
+        if self.num_heads >= 1 and self.model_dim % self.num_heads:
+            p.add(
+                f"model_cfg.num_heads={self.num_heads} does not divide "
+                f"model_cfg.model_dim={self.model_dim}; use {divisors(self.model_dim)}"
+            )
+        elif self.num_heads >= 1 and (self.model_dim // self.num_heads) % 2:
+            p.add(
+                f"model_cfg.num_heads={self.num_heads} makes heads of the odd width "
+                f"{self.model_dim // self.num_heads}; rotary positions need an even one"
+            )
+        p.require(0 <= self.dropout < 1, f"model_cfg.dropout={self.dropout} must be in [0, 1)")
+
+    def _check_diffusion(self, p: Problems) -> None:
+        p.require(
+            self.num_timesteps >= 1,
+            f"model_cfg.num_timesteps={self.num_timesteps} must be at least 1",
+        )
+        p.require(
+            self.absorbing_state_idx == -1,
+            f"model_cfg.absorbing_state_idx={self.absorbing_state_idx} would collide with a data "
+            "token; leave it at -1, the mask id appended after the vocabulary",
+        )
+        p.require(
+            self.auxiliary_loss_weight >= 0,
+            f"model_cfg.auxiliary_loss_weight={self.auxiliary_loss_weight} must not be negative",
+        )
+        p.require(
+            1 <= self.sampling_timesteps <= max(self.num_timesteps, 1),
+            f"model_cfg.sampling_timesteps={self.sampling_timesteps} must be between 1 and "
+            f"model_cfg.num_timesteps={self.num_timesteps}",
+        )
+        p.require(
+            self.time_conditioning or self.transition_type == "absorbing",
+            f"model_cfg.time_conditioning=false needs model_cfg.transition_type=absorbing: with "
+            f"{self.transition_type} the level of noise cannot be seen from the tokens; use true",
+        )
+        p.require(
+            self.terminal_mask is not True or self.transition_type not in ("uniform", "absorbing"),
+            f"model_cfg.terminal_mask=true has no use with model_cfg.transition_type="
+            f"{self.transition_type}; use auto",
+        )
+        if self.sar_chunk_size is not None:
+            p.require(
+                1 <= self.sar_chunk_size < (self.seq_len or math.inf),
+                f"model_cfg.sar_chunk_size={self.sar_chunk_size} must be at least 1 and below the "
+                f"window of model_cfg.seq_len={self.seq_len} tokens, so that context is left",
+            )
+
+    def _check_gaussian(self, p: Problems) -> None:
+        low, high = self.gaussian_beta_min, self.gaussian_beta_max
+        p.require(
+            0 < low < high < 1,
+            f"model_cfg.gaussian_beta_min={low} and model_cfg.gaussian_beta_max={high} must be in "
+            "(0, 1), the first below the second",
+        )
+        p.require(
+            self.noise_schedule == "linear",
+            f"model_cfg.noise_schedule={self.noise_schedule} is not defined for "
+            "model_cfg.transition_type=gaussian; use linear",
+        )
+        if self.vocab_size is None:
+            return
+        size = self.num_timesteps * self.vocab_size**2 * 4
+        p.require(
+            self.vocab_size <= MAX_GAUSSIAN_VOCAB,
+            f"model_cfg.transition_type=gaussian needs ids in a meaningful order and at most "
+            f"{MAX_GAUSSIAN_VOCAB} of them, not model_cfg.vocab_size={self.vocab_size}; use "
+            "data.tokenizer=bytes or another transition_type",
+        )
+        p.require(
+            size <= MAX_GAUSSIAN_BYTES,
+            f"model_cfg.num_timesteps={self.num_timesteps} gaussian matrices of "
+            f"{self.vocab_size} x {self.vocab_size} take {size / 2**30:.1f} GiB; at most 1 GiB is "
+            f"allowed: use at most {MAX_GAUSSIAN_BYTES // (4 * self.vocab_size**2)}",
+        )
+
+    def _check_neighbors(self, p: Problems) -> None:
+        p.require(
+            self.nn_uniform_rate >= 0,
+            f"model_cfg.nn_uniform_rate={self.nn_uniform_rate} must not be negative",
+        )
+        p.require(
+            self.nearest_neighbors >= 1,
+            f"model_cfg.nearest_neighbors={self.nearest_neighbors} must be at least 1",
+        )
+        if self.vocab_size is None:
+            return
+        p.require(
+            self.nearest_neighbors <= self.vocab_size - 1,
+            f"model_cfg.nearest_neighbors={self.nearest_neighbors} must be at most "
+            f"{self.vocab_size - 1}, one less than the vocabulary",
+        )
+        p.require(
+            self.nn_mode != "exact" or self.vocab_size <= MAX_EXACT_VOCAB,
+            f"model_cfg.nn_mode=exact handles at most {MAX_EXACT_VOCAB} tokens, not "
+            f"model_cfg.vocab_size={self.vocab_size}; use clusters",
+        )
+
+    def check_training(self, training: TrainingConfig) -> list[str]:
+        """Problems that involve the data."""
+        if self.seq_len is not None and training.data.seq_len > self.seq_len:
+            return [
+                f"data.seq_len={training.data.seq_len} is longer than the window of "
+                f"model_cfg.seq_len={self.seq_len} that the model reads"
+            ]
+        return []
+
+    @property
+    def has_terminal_mask(self) -> bool:
+        if self.terminal_mask == "auto":
+            return self.transition_type in ("gaussian", "nearest_neighbor")
+        return self.terminal_mask
+
+    @property
+    def uses_clusters(self) -> bool:
+        assert self.vocab_size is not None
+        if self.nn_mode == "auto":
+            return self.vocab_size > MAX_AUTO_EXACT_VOCAB
+        return self.nn_mode == "clusters"
+
+    @property
+    def chunk_size(self) -> int:
+        assert self.seq_len is not None
+        return self.sar_chunk_size or max(1, self.seq_len // 4)
+
+    @property
+    def cross_entropy_factor(self) -> float:
+        """The weight of the mean cross-entropy of x_0 beside the summed bound."""
+        scale = self.num_timesteps if self.auxiliary_loss_scale == "per_step" else 1
+        return self.auxiliary_loss_weight * scale
+
+
+PRESETS: dict[str, dict[str, object]] = {
+    "tiny": {},
+    "124m": {
+        "model_dim": 768,
+        "num_layers": 12,
+        "num_heads": 6,
+        "cond_dim": 128,
+        "num_timesteps": 1000,
+        "nearest_neighbors": 63,
+        "sampling_timesteps": 128,
+        "sar_chunk_size": 512,
+    },
+}
+
+Config = D3PMConfig
