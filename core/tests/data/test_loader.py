@@ -11,6 +11,7 @@ from nanozoo_core.contract import Batch
 from nanozoo_core.data.loader import Stage, TrainLoader, ValidationSet, compression_baselines
 from nanozoo_core.data.prepare import PreparedData, prepare
 from nanozoo_core.data.shards import open_shard, write_shard
+from nanozoo_core.data.windows import Align
 from nanozoo_core.errors import DataError
 
 TOKENIZERS = ["bytes", "bpe"]
@@ -100,8 +101,9 @@ def test_epoch_reads_every_window_once(prepared: PreparedData, tmp_path: Path) -
         assert epoch.diff().unique().numel() > 20
 
 
-def test_documents_count_from_the_window_start(prepared: PreparedData) -> None:
-    loader = TrainLoader(prepared, seq_len=200, batch_windows=8)
+@pytest.mark.parametrize("align", ["stream", "documents"])
+def test_documents_count_from_the_window_start(prepared: PreparedData, align: Align) -> None:
+    loader = TrainLoader(prepared, seq_len=200, batch_windows=8, align=align)
     batch = loader.batch(0)
     separator = prepared.vocabulary.separator
     for tokens, documents in zip(batch.tokens.tolist(), batch.documents.tolist(), strict=True):
