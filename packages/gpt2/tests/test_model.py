@@ -242,6 +242,18 @@ def test_flops_are_those_of_the_formula():
     assert expected == pytest.approx(855e6, rel=1e-3)
 
 
+def test_a_source_of_period_two_is_learned():
+    model = build(vocab_size=4, seq_len=16, num_layers=1, model_dim=16, num_heads=2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
+    tokens = torch.tensor([[0, 3] * 9, [3, 0] * 9])[:, :17]
+    for _ in range(60):
+        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() / math.log(2) < 0.01
+
+
 def test_dropout_acts_in_training_alone():
     model = build_perturbed(dropout=0.5)
     tokens = random_tokens()
