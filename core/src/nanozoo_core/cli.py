@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanozoo_core.errors import ConfigError
+from nanozoo_core.errors import ConfigError, suggest
 from nanozoo_core.train import reported_errors
 
 
@@ -40,13 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "corpus", metavar="CORPUS|PATH", help="stdlib, fineweb10B, fineweb100B, or a path to text"
     )
-    prepare.add_argument("overrides", nargs="*", metavar="data.key=value")
+    prepare.add_argument("overrides", nargs="*", metavar="key=value")
     prepare.add_argument("--shards", type=int, help="how many fineweb training shards to fetch")
     prepare.set_defaults(handler=prepare_corpus)
 
     evaluate = commands.add_parser("evaluate", help="score a run again, in bits per byte")
     _add_run_arguments(evaluate)
-    evaluate.add_argument("overrides", nargs="*", metavar="eval.key=value")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value")
     evaluate.set_defaults(handler=evaluate_run)
 
     generate = commands.add_parser("generate", help="draw text from a run")
@@ -111,6 +112,8 @@ def prepare_corpus(arguments: argparse.Namespace) -> None:
     known = ("stdlib", "fineweb10B", "fineweb100B")
     settings: dict[str, object] = {"corpus": name}
     if name not in known:
+        if not Path(name).exists() and not glob.has_magic(name):
+            raise ConfigError(f"'{name}' is neither a corpus nor a path{suggest(name, known)}")
         settings = {"corpus": "text", "path": name}
     elif name != "stdlib":
         settings["tokenizer"] = "gpt2"

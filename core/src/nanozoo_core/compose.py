@@ -225,7 +225,7 @@ def stored_config(run: Path) -> dict[str, Any]:
 
 
 def dotted_overrides(overrides: Sequence[str], *, section: str) -> dict[str, Any]:
-    """`section.key=value` arguments of a subcommand as a dictionary without the section.
+    """`section.key=value` or `key=value` arguments of a subcommand, without the section.
 
     Raises: ConfigError for anything else.
     """
@@ -234,7 +234,7 @@ def dotted_overrides(overrides: Sequence[str], *, section: str) -> dict[str, Any
     values: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key.startswith(f"{section}."):
+        if not equals:
             raise ConfigError(f"'{override}' must have the form {section}.key=value")
         values[key.removeprefix(f"{section}.")] = yaml.safe_load(text)
     return values

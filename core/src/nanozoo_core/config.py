@@ -255,7 +255,7 @@ class OptimConfig:
 class EvalConfig:
     every: int = 100
     """Steps between validations; 0 validates only at the end."""
-    bytes: int = 400_000
+    bytes: int = 500_000
     """How much of the validation text is scored: its first bytes, the same for every model."""
     draws: int = 8
     """Random draws of a bound in the final validation (one is taken during training)."""

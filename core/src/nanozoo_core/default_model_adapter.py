@@ -121,9 +121,7 @@ class DefaultModelAdapter:
         return make_groups(model, self.parameter_roles(model), optim)
 
     def before_step(self, model: nn.Module, step: Step) -> None:
-        """Called before the first forward pass of a step. Seeds the global generator, from which
-        dropout draws, so that a resumed run drops what the whole run would."""
-        torch.manual_seed(step.rank_generator().initial_seed())
+        """Called before the first forward pass of a step."""
 
     def after_step(
         self, model: nn.Module, step: Step, optimizers: Sequence[torch.optim.Optimizer]

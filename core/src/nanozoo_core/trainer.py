@@ -282,6 +282,8 @@ class Trainer:
             world_size=self.ranks.world_size,
             num_micro_steps=shape.num_micro_steps,
         )
+        # Dropout draws from the global generator: seeded here, a resumed run drops the same.
+        torch.manual_seed(step.rank_generator().initial_seed())
         self.adapter.before_step(self.model, step)
         sums: dict[str, Tensor] = {}
         num_bytes = 0
