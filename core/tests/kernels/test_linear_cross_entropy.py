@@ -3,7 +3,12 @@
 Shapes: N tokens, D model_dim, V vocabulary.
 """
 
+import importlib.util
 import itertools
+import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -53,7 +58,7 @@ def values_and_gradients(
     output = function(**args, **options)
     upstream = torch.rand(output.shape, generator=torch.Generator().manual_seed(7)).to(output)
     wanted = {name: arg for name, arg in args.items() if arg.requires_grad}
-    grads = torch.autograd.grad(output, list(wanted.values()), upstream)
+    grads = torch.autograd.grad((upstream * output).sum(), list(wanted.values()))
     return {"output": output.detach()} | dict(zip(wanted, grads, strict=True))
 
 
@@ -62,10 +67,10 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name].dtype == value.dtype, name
-        limit = tolerance * float(value.abs().max()) if value.numel() else 0.0
-        torch.testing.assert_close(
-            found[name], value, rtol=0, atol=limit, msg=lambda m, name=name: f"{name}: {m}"
-        )
+        assert found[name].shape == value.shape, name
+        if value.numel() > 0:
+            error = float((found[name] - value).abs().max())
+            assert error <= tolerance * float(value.abs().max()), (name, error)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -88,7 +93,11 @@ def test_equals_reference_in_float64(options: dict, reduction: str) -> None:
 @pytest.mark.parametrize("chunk_size", [None, 1, 64, 5000])
 @pytest.mark.parametrize("num_tokens", [1, 63, 64, 65, 1000])
 def test_equals_reference_in_float32(num_tokens: int, chunk_size: int | None) -> None:
-    args = make(num_tokens, 16, 130, with_bias=True, with_token_weight=True, dtype=torch.float32)
+    # One token's mean does not depend on its weight: a gradient of rounding errors alone.
+    weighted = num_tokens > 1
+    args = make(
+        num_tokens, 16, 130, with_bias=True, with_token_weight=weighted, dtype=torch.float32
+    )
     expected = values_and_gradients(linear_cross_entropy_reference, args, softcap=15.0)
     found = values_and_gradients(linear_cross_entropy, args, softcap=15.0, chunk_size=chunk_size)
     assert_same(found, expected, 1e-5)
@@ -124,7 +133,7 @@ def test_gradcheck(reduction: str) -> None:
 
 def test_uniform_logits_give_ln_v() -> None:
     loss = linear_cross_entropy(torch.randn(9, 4), torch.zeros(50, 4), torch.arange(9))
-    torch.testing.assert_close(loss, torch.tensor(50.0).log())
+    assert float(loss) == pytest.approx(math.log(50), rel=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e3, 1e-30])
@@ -139,7 +148,8 @@ def test_mean_weighs_tokens_and_divides_by_their_weight() -> None:
     args = make(12, 4, 9, with_token_weight=True)
     losses = linear_cross_entropy(args["x"], args["weight"], args["targets"], reduction="none")
     w = args["token_weight"]
-    torch.testing.assert_close(linear_cross_entropy(**args), (w * losses).sum() / w.sum())
+    expected = float(((w * losses).sum() / w.sum()).detach())
+    assert float(linear_cross_entropy(**args).detach()) == pytest.approx(expected, rel=1e-12)
 
 
 def test_tokens_of_weight_zero_get_no_gradient() -> None:
@@ -177,7 +187,7 @@ def test_arguments_need_not_be_contiguous_leaves() -> None:
 
     (expected,) = torch.autograd.grad(loss(linear_cross_entropy_reference), wide)
     (found,) = torch.autograd.grad(loss(linear_cross_entropy), wide)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert_same({"": found}, {"": expected}, 1e-10)
 
 
 def test_tied_weight_sums_both_gradients() -> None:
@@ -189,7 +199,7 @@ def test_tied_weight_sums_both_gradients() -> None:
 
     (expected,) = torch.autograd.grad(loss(linear_cross_entropy_reference), table)
     (found,) = torch.autograd.grad(loss(linear_cross_entropy), table)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert_same({"": found}, {"": expected}, 1e-10)
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight", "bias"])
@@ -206,7 +216,7 @@ def test_retained_graph_gives_the_same_gradient_again(reduction: str) -> None:
     loss = linear_cross_entropy(**args, reduction=reduction).sum()
     first = torch.autograd.grad(2 * loss, args["weight"], retain_graph=True)[0]
     second = torch.autograd.grad(2 * loss, args["weight"])[0]
-    torch.testing.assert_close(first, second, rtol=0, atol=1e-14)
+    assert_same({"": first}, {"": second}, 1e-10)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -224,7 +234,7 @@ def test_without_gradient_no_weight_gradient_is_made(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Tensor, "scatter_add_", None)
     with torch.no_grad():
         found = linear_cross_entropy(**args, chunk_size=5)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert_same({"": found}, {"": expected}, 1e-10)
 
 
 def test_bfloat16_autocast_keeps_loss_and_weight_gradient_in_float32() -> None:
@@ -249,6 +259,18 @@ def test_bfloat16_arguments_give_a_float32_loss_and_their_own_gradients() -> Non
     assert found["output"].dtype == torch.float32
     assert all(found[name].dtype == torch.bfloat16 for name in ("x", "weight", "bias"))
     assert_same({n: v.float() for n, v in found.items()}, expected, 0.03)
+
+
+@pytest.mark.slow
+def test_compiled_caller_gets_the_same_gradients() -> None:
+    args = make(12, 4, 9)
+
+    def loss(**args: Tensor) -> Tensor:
+        return 2 * linear_cross_entropy(**(args | {"x": args["x"].sin()}))
+
+    expected = values_and_gradients(loss, args)
+    found = values_and_gradients(torch.compile(loss, backend="aot_eager"), args)
+    assert_same(found, expected, 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -276,3 +298,136 @@ def test_wrong_arguments_are_named(changes: dict, message: str) -> None:
 def test_target_outside_the_vocabulary_is_refused(target: int) -> None:
     with pytest.raises(IndexError, match=r"the vocabulary over 0 \.\. 8"):
         linear_cross_entropy(torch.zeros(2, 4), torch.zeros(9, 4), torch.tensor([0, target]))
+
+
+# -- the Triton twin -------------------------------------------------------------------------------
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
+CUDA = torch.device("cuda")
+
+
+@needs_triton
+def test_triton_equals_reference_in_the_interpreter() -> None:
+    # The interpreter is chosen when triton is imported, and a wrong mask would kill the process.
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--noconftest",
+            "-k",
+            "interpreted_kernel",
+            __file__,
+        ],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout.splitlines()[-1], done.stdout
+
+
+interpreted = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="run by the test above in a child process"
+)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("num_tokens", "dim", "vocab_size", "softcap", "reduction"),
+    [(1, 16, 33, None, "sum"), (63, 16, 130, 3.0, "none"), (65, 48, 33, 3.0, "mean")],
+)
+def test_interpreted_kernel_equals_reference(
+    num_tokens: int, dim: int, vocab_size: int, softcap: float | None, reduction: str
+) -> None:
+    args = make(
+        num_tokens, dim, vocab_size, with_bias=True, with_token_weight=True, dtype=torch.float32
+    )
+    options = {"softcap": softcap, "reduction": reduction}
+    expected = values_and_gradients(linear_cross_entropy_reference, args, **options)
+    found = values_and_gradients(
+        linear_cross_entropy, args, backend="triton", chunk_size=40, **options
+    )
+    assert_same(found, expected, 1e-5)
+
+
+@interpreted
+def test_interpreted_kernel_sweeps_a_row_in_several_blocks() -> None:
+    args = make(3, 16, 4096 * 2 + 5, dtype=torch.float32)
+    args["x"] = (20 * args["x"].detach()).requires_grad_()
+    expected = values_and_gradients(linear_cross_entropy_reference, args)
+    found = values_and_gradients(linear_cross_entropy, args, backend="triton")
+    assert_same(found, expected, 1e-5)
+
+
+@interpreted
+def test_interpreted_kernel_takes_bfloat16() -> None:
+    args = make(65, 16, 130, with_bias=True, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = values_and_gradients(linear_cross_entropy, args, backend="torch")
+        found = values_and_gradients(linear_cross_entropy, args, backend="triton")
+    # Both round the gradient of a logit, the scaled feature and the product to 8 bits, but one
+    # before and one after the division by the row's norm: six roundings of 2^-9.
+    assert_same(found, expected, 6 * 2**-9)
+
+
+@interpreted
+@pytest.mark.parametrize("target", [-1, 33])
+def test_interpreted_kernel_marks_an_illegal_target(target: int) -> None:
+    from nanozoo_core.kernels import linear_cross_entropy as module
+
+    losses, _ = module._softmax_step_triton(
+        torch.zeros(2, 64)[:, :33], torch.tensor([0, target]), None, True
+    )
+    assert losses.isfinite().tolist() == [True, False]
+
+
+@needs_triton
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled there")
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_kernel_compiles_for_sm_90(dtype: str) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from nanozoo_core.kernels.linear_cross_entropy import softmax_step_kernel
+
+    source = ASTSource(
+        softmax_step_kernel,
+        signature={
+            "logits": f"*{dtype}",
+            "targets": "*i64",
+            "losses": "*fp32",
+            "vocab_size": "i32",
+            "row_stride": "i32",
+            "softcap": "fp32",
+            "HAS_SOFTCAP": "constexpr",
+            "WITH_GRADIENT": "constexpr",
+            "BLOCK": "constexpr",
+        },
+        constexprs={"HAS_SOFTCAP": True, "WITH_GRADIENT": True, "BLOCK": 4096},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+    assert "cubin" in compiled.asm
+    assert compiled.metadata.num_warps == 8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("num_tokens", "vocab_size"), [(1, 33), (1000, 50257)])
+def test_cuda_equals_reference(num_tokens: int, vocab_size: int, reduction: str) -> None:
+    args = make(
+        num_tokens, 64, vocab_size, with_bias=True, with_token_weight=True, dtype=torch.float32
+    )
+    args = {
+        name: arg.detach().to(CUDA).requires_grad_(arg.requires_grad) for name, arg in args.items()
+    }
+    options = {"softcap": 15.0, "reduction": reduction}
+    expected = values_and_gradients(linear_cross_entropy_reference, args, **options)
+    found = values_and_gradients(linear_cross_entropy, args, chunk_size=300, **options)
+    assert_same(found, expected, 1e-5)

@@ -62,6 +62,19 @@ def linear_cross_entropy(
     Raises: ValueError for shapes that do not fit; IndexError, on the CPU, for a target outside the
         vocabulary. On CUDA, where a look would stall the device, its loss is NaN.
     """
+    if torch.compiler.is_compiling():
+        # Loops over chunks in reused buffers are nothing a compiler could improve: break the graph.
+        return torch.compiler.disable(linear_cross_entropy)(
+            x,
+            weight,
+            targets,
+            bias=bias,
+            token_weight=token_weight,
+            softcap=softcap,
+            reduction=reduction,
+            chunk_size=chunk_size,
+            backend=backend,
+        )
     _check(x, weight, targets, bias, token_weight, softcap, reduction, chunk_size)
     if backend is None:
         has_triton = triton is not None and x.is_cuda and x.dtype != torch.float64
@@ -281,7 +294,7 @@ def _softmax_step_torch(
         z = logits[rows].to(accumulator)  # (R, V), a view of `logits` unless they are half
         if softcap is not None:
             z.div_(softcap).tanh_()
-            slope = 1 - z.square() if with_gradient else None
+            slope = 1 - z.square()
             z.mul_(softcap)
         target = targets[rows, None]  # (R, 1)
         chosen = z.gather(1, target)
@@ -303,7 +316,7 @@ def _softmax_step_torch(
 if triton is not None:
 
     @triton.jit
-    def softmax_step_kernel(
+    def softmax_step_kernel(  # type: ignore[no-untyped-def]
         logits,  # (C, V) with rows `row_stride` apart
         targets,  # (C,)
         losses,  # (C,)
