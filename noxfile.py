@@ -27,6 +27,10 @@ nox.options.sessions = [
 ]
 
 
+# Two threads fight over the small matrices of tests, most of all beside other work.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
 def sync(session: nox.Session, *arguments: str) -> None:
     """Makes the session's environment exactly what uv.lock says for these packages and groups."""
     session.run_install(
@@ -61,7 +65,7 @@ def types(session: nox.Session) -> None:
 def test_core(session: nox.Session) -> None:
     """Tests of core, with no model installed."""
     sync(session, "--package", "nanozoo-core", "--group", "test")
-    session.run("pytest", "core/tests", *session.posargs)
+    session.run("pytest", "core/tests", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(name="test-configs")
@@ -76,7 +80,7 @@ def make_test_session(model: str) -> None:
     @nox.session(name=f"test-{model}")
     def test(session: nox.Session) -> None:
         sync(session, "--package", f"nanozoo-{model}", "--group", "test")
-        session.run("pytest", f"packages/{model}/tests", *session.posargs)
+        session.run("pytest", f"packages/{model}/tests", *session.posargs, env=ONE_THREAD)
 
     test.__doc__ = f"Tests of {model}, with core and no other model installed."
 
@@ -142,6 +146,14 @@ def train_from_wheels(session: nox.Session, model: str, folder: Path) -> None:
 for name in MODELS:
     make_test_session(name)
     make_alone_session(name)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The tests marked slow, of core and every package."""
+    sync(session, "--all-packages", "--all-groups")
+    folders = ["core/tests", *(f"packages/{model}/tests" for model in MODELS)]
+    session.run("pytest", "-m", "slow", *folders, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

@@ -300,7 +300,8 @@ class ModelContract:
     # -- the trainer ------------------------------------------------------------------------------
 
     @pytest.fixture(scope="class")
-    def corpus(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @classmethod
+    def corpus(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         """A small text of its own, and a cache folder beside it."""
         folder = tmp_path_factory.mktemp("corpus")
         words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "that", "it", "was", "flat"]
