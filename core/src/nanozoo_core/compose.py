@@ -54,7 +54,8 @@ def compose_config(overrides: Sequence[str] = (), *, recipe: Path | None = None)
     GlobalHydra.instance().clear()
     if recipe is not None:
         check_recipe(recipe)
-        context = initialize_config_dir(str(recipe.parent.resolve()), version_base=None)
+        folder = str(recipe.parent.resolve())
+        context: Any = initialize_config_dir(folder, version_base=None)
         name = recipe.stem
     else:
         context = initialize_config_module("nanozoo_core.conf", version_base=None)

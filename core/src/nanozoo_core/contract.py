@@ -21,7 +21,11 @@ class Vocabulary(Protocol):
     name: str
     size: int  # ids are 0 .. size-1
     separator: int  # starts every document, and is the empty prompt
-    token_bytes: Tensor  # (size,) int64: UTF-8 bytes of each token, 0 for special ones
+
+    @property
+    def token_bytes(self) -> Tensor:
+        """(size,) int64: UTF-8 bytes of each token, 0 for special ones."""
+        ...
 
     def encode(self, text: str | bytes) -> list[int]: ...
 

@@ -7,7 +7,7 @@ methods that differ. Shapes: B batch, T sequence, K new tokens, D model_dim, V v
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,29 @@ from nanozoo_core.contract import (
 )
 from nanozoo_core.kernels.linear_cross_entropy import linear_cross_entropy
 from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
+
+
+class NextTokenModel(Protocol):
+    """What the default adapter calls. `features` and `output_weight` spare the loss the full
+    logits; without them `forward` alone serves."""
+
+    output_weight: Tensor  # (V, D)
+
+    def features(self, tokens: Tensor, cache: Any = None) -> Tensor:
+        """(B, T, D) for tokens (B, T)."""
+        ...
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(..., V) from features (..., D)."""
+        ...
+
+    def init_cache(self, batch_size: int, max_length: int) -> Any:
+        """A decoding state with `lengths` (B,) and `crop(lengths)`."""
+        ...
+
+    def __call__(self, tokens: Tensor, cache: Any = None) -> Tensor:
+        """Logits (B, T, V); advances `cache`."""
+        ...
 
 
 class DefaultModelAdapter:
@@ -82,19 +105,24 @@ class DefaultModelAdapter:
         return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
 
     def _cross_entropy(
-        self, model: nn.Module, batch: Batch, reduction: str, features: Tensor | None = None
+        self,
+        model: nn.Module,
+        batch: Batch,
+        reduction: Literal["mean", "none"],
+        features: Tensor | None = None,
     ) -> Tensor:
         """-log p(target) in float32 nats, unscored positions at weight 0: their mean over scored
         tokens, or with reduction="none" all of them, (B, T). A model that computes more than
         `features` (B, T, D) passes them."""
         targets = batch.targets
+        decoder = cast(NextTokenModel, model)
         weight = None if batch.scored is None else batch.scored.flatten().float()
         if features is None and hasattr(model, "features"):
-            features = model.features(batch.inputs)
+            features = decoder.features(batch.inputs)
         if features is not None:
             losses = linear_cross_entropy(
                 features.flatten(0, 1),
-                model.output_weight,
+                decoder.output_weight,
                 targets.flatten(),
                 bias=getattr(model, "output_bias", None),
                 token_weight=weight,
@@ -135,7 +163,7 @@ class DefaultModelAdapter:
 
     def init_cache(self, model: nn.Module, batch_size: int, max_length: int) -> Any:
         """An empty decoding state for `batch_size` rows of at most `max_length` tokens."""
-        return model.init_cache(batch_size, max_length)
+        return cast(NextTokenModel, model).init_cache(batch_size, max_length)
 
     def prefill(self, model: nn.Module, tokens: Tensor, lengths: Tensor, cache: Any) -> Tensor:
         """Reads right-padded prompts (B, T) with `lengths` (B,) into an empty cache.
@@ -144,8 +172,9 @@ class DefaultModelAdapter:
         """
         rows = torch.arange(tokens.shape[0], device=tokens.device)
         if hasattr(model, "features") and hasattr(model, "logits"):
-            last = model.features(tokens, cache=cache)[rows, lengths - 1]  # (B, D)
-            logits = model.logits(last)
+            decoder = cast(NextTokenModel, model)
+            last = decoder.features(tokens, cache=cache)[rows, lengths - 1]  # (B, D)
+            logits = decoder.logits(last)
         else:
             logits = model(tokens, cache=cache)[rows, lengths - 1]
         cache.crop(lengths)

@@ -12,10 +12,9 @@ from torch import nn
 from nanozoo_core import checkpoint, compose, registry, schema
 from nanozoo_core import device as devices
 from nanozoo_core.config import EvalConfig, TrainingConfig
-from nanozoo_core.contract import Vocabulary
 from nanozoo_core.data.loader import ValidationSet
 from nanozoo_core.data.prepare import prepare
-from nanozoo_core.data.tokenizers import load_tokenizer
+from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.distributed import LossModule, Ranks
 from nanozoo_core.errors import CheckpointError
@@ -33,7 +32,7 @@ class LoadedRun:
     state: checkpoint.TrainState
     adapter: DefaultModelAdapter
     model: nn.Module
-    vocabulary: Vocabulary
+    vocabulary: Tokenizer
     device: torch.device
 
 

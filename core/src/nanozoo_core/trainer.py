@@ -343,11 +343,11 @@ class Trainer:
 
     def _stop_if_not_finite(self, loss: Tensor, grad_norm: Tensor) -> None:
         """Raises: NonFiniteError on every rank if any rank has one, before weights change."""
-        flags = torch.stack([~loss.isfinite(), ~torch.as_tensor(grad_norm).isfinite()])
-        flags = self.ranks.max(flags.to(self.device, torch.float32)).tolist()
-        if not any(flags):
+        wrong = torch.stack([~loss.isfinite(), ~grad_norm.isfinite()]).to(torch.float32)
+        bad_loss, bad_gradient = self.ranks.max(wrong).tolist()
+        if not (bad_loss or bad_gradient):
             return
-        what = "loss" if flags[0] else "gradient norm"
+        what = "loss" if bad_loss else "gradient norm"
         steps = checkpoint.list_steps(self.folder)
         good = checkpoint.path_of(self.folder, steps[-1]) if steps else "none yet"
         raise NonFiniteError(

@@ -96,7 +96,7 @@ class ModelContract:
         generator = torch.Generator().manual_seed(7)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter += scale * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
     def train_on(
         self,
