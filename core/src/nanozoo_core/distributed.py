@@ -120,15 +120,12 @@ def set_gradient_sync(wrapped: nn.Module, enabled: bool) -> None:
     """Leaves gradients local on all but the last micro-step of a step."""
     if isinstance(wrapped, nn.parallel.DistributedDataParallel):
         wrapped.require_backward_grad_sync = enabled
-        return
-    from torch.distributed.fsdp import FSDPModule
-
-    if isinstance(wrapped, FSDPModule):
-        wrapped.set_requires_gradient_sync(enabled)
+    # An FSDPModule is known by its method: importing its class takes seconds.
+    elif callable(set_sync := getattr(wrapped, "set_requires_gradient_sync", None)):
+        set_sync(enabled)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a sharded tensor, on every rank; other tensors as they are."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
