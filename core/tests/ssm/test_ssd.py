@@ -1,9 +1,18 @@
+"""The chunked scan and its Triton twin against the recurrence; kernels run in the interpreter."""
+
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from nanozoo_core.ssm.ssd import ssd, ssd_reference, ssd_step
+from nanozoo_core.ssm.ssd import HAS_TRITON, ssd, ssd_reference, ssd_step
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETING, reason="run by a test here in a child process")
+compiled = pytest.mark.skipif(INTERPRETING or not HAS_TRITON, reason="nothing to compile")
 
 GRADIENTS = ("x", "delta", "log_decay", "b", "c", "skip", "initial_state")
 
@@ -42,7 +51,7 @@ def values_and_gradients(function, inputs, **options):
     y, last = function(**fresh, **options)
     weights = torch.Generator().manual_seed(9)
     loss = sum(
-        (out * torch.randn(out.shape, generator=weights, dtype=torch.float64).to(out.dtype)).sum()
+        (out * torch.randn(out.shape, generator=weights, dtype=torch.float64).to(out)).sum()
         for out in (y, last)
     )
     loss.backward()
@@ -200,3 +209,101 @@ def test_wrong_shape_is_named():
     inputs["c"] = inputs["c"][:, 1:]
     with pytest.raises(ValueError, match=r"c has shape \(2, 7, 3\); want \(2, 8, 3\)"):
         ssd(**inputs)
+
+
+@compiled
+def test_kernels_agree_with_the_recurrence_in_a_child_process():
+    # TRITON_INTERPRET counts only before triton is imported.
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-k", "test_interpreted", __file__],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout, done.stdout
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("batch", "length", "channels", "state", "chunk_size"),
+    [(1, 1, 16, 16, 16), (2, 33, 16, 16, 16), (1, 65, 8, 20, 32), (1, 90, 16, 80, 64)],
+)
+def test_interpreted_kernels_equal_the_recurrence(batch, length, channels, state, chunk_size):
+    from nanozoo_core.ssm.ssd_triton import ssd_triton
+
+    inputs = make_inputs(batch, length, 2, channels, state)
+    segments = make_segments(batch, length)
+    expected = values_and_gradients(
+        ssd_reference, {k: v.double() for k, v in inputs.items()}, segments=segments
+    )
+    actual = values_and_gradients(ssd_triton, inputs, segments=segments, chunk_size=chunk_size)
+    assert_close(actual, expected, 1e-5)
+
+
+@interpreted
+def test_interpreted_kernels_take_bfloat16_views_without_segments():
+    from nanozoo_core.ssm.ssd_triton import ssd_triton
+
+    inputs = make_inputs(1, 20, 2, 16, 16)
+    wide = torch.cat([inputs["x"].flatten(2), inputs["b"], inputs["c"]], -1).bfloat16()
+    x, b, c = wide.split([32, 16, 16], dim=-1)
+    low = inputs | {"x": x.unflatten(-1, (2, 16)), "b": b, "c": c}
+    y, last = ssd_triton(**low, chunk_size=16)
+    expected, expected_last = ssd_reference(**{k: v.float() for k, v in low.items()})
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(last, expected_last, atol=1e-5, rtol=1e-5)
+    # Only y itself is rounded to 8 significant bits, by the interpreter towards zero.
+    torch.testing.assert_close(y.float(), expected, atol=1e-6, rtol=2**-7)
+
+
+@compiled
+@pytest.mark.parametrize(
+    "kernel", ["_chunk_writes", "_pass_states", "_mix", "_pair_sums", "_vector_gradients"]
+)
+def test_kernel_compiles_for_sm_90(kernel):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from nanozoo_core.ssm import ssd_triton
+
+    constants = {"P": 32, "N": 32, "Q": 64, "TILE_T": 32, "TILE_P": 32, "TILE_N": 32}
+    constants |= {"SIZE": 1024, "BLOCK": 1024, "PRECISION": "tf32"}
+    constants |= {"REVERSE": True, "HAS_RESULT": True, "HAS_DOTS": True}
+    sixteen_bits = {"values", "vectors", "query", "key", "value", "direct", "partner", "result"}
+    function = getattr(ssd_triton, kernel)
+    signature, given = {}, {}
+    for parameter in function.params:
+        name = parameter.name
+        if parameter.is_constexpr:
+            signature[name], given[name] = "constexpr", constants[name]
+        elif name.endswith(("_batch", "_time", "_head", "_heads", "_chunks", "length")):
+            signature[name] = "i32"
+        elif name == "runs":
+            signature[name] = "*i32"
+        else:
+            signature[name] = "*bf16" if name in sixteen_bits | {"gradient"} else "*fp32"
+    source = ASTSource(function, signature, constexprs=given)
+    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+    assert binary.asm["cubin"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 1000])
+def test_gpu_kernels_equal_the_recurrence(length, dtype):
+    inputs = make_inputs(2, length, 4, 64, 128)
+    for name in ("x", "b", "c"):
+        inputs[name] = inputs[name].detach().to(dtype)
+    segments = make_segments(2, length)
+    expected = values_and_gradients(
+        ssd_reference, {k: v.double() for k, v in inputs.items()}, segments=segments
+    )
+    on_gpu = {name: tensor.detach().cuda() for name, tensor in inputs.items()}
+    actual = values_and_gradients(ssd, on_gpu, segments=segments.cuda(), chunk_size=128)
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    assert_close({name: tensor.cpu() for name, tensor in actual.items()}, expected, tolerance)

@@ -9,12 +9,15 @@ Reference: arXiv 2405.21060, eq. 16-18 (recurrence), section 6 (blocks).
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # it has no wheels for macOS, Windows
 
 
 def ssd(
@@ -48,8 +51,12 @@ def ssd(
     Raises: ValueError when the shapes do not fit.
     """
     _check_shapes(x, delta, log_decay, b, c, skip, initial_state, segments)
+    if x.is_cuda and HAS_TRITON and x.dtype != torch.float64:
+        from nanozoo_core.ssm.ssd_triton import ssd_triton as scan
+    else:
+        scan = ssd_chunked
     with torch.autocast(x.device.type, enabled=False):  # the products stay float32
-        return ssd_chunked(
+        return scan(
             x,
             delta,
             log_decay,
