@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from nanozoo_core import schema
 from nanozoo_core.config import DataConfig, TrainingConfig
 from nanozoo_core.errors import ConfigError
-from nanozoo_hnet.config import PRESETS, HNetConfig
+from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.layout import parse_layout, parse_network
 
 LETTERS = HNetConfig.LAYERS
@@ -75,11 +77,21 @@ def test_bad_layouts_are_refused(layout: object, complaint: str) -> None:
         ({"lr_multipliers": [1.0]}, "model_cfg.lr_multipliers"),
         ({"lr_multipliers": [1.0, 0.0]}, "model_cfg.lr_multipliers"),
         ({"lr_multipliers": "automatic"}, "model_cfg.lr_multipliers"),
-        ({"vocab_size": 255}, "model_cfg.vocab_size=255"),
+        ({"vocab_size": 1}, "model_cfg.vocab_size=1"),
         ({"target_ratio": 6.0, "compression_ratio": 0.5}, "same thing"),
         ({"compression_ratio": 1.0}, "model_cfg.compression_ratio=1.0"),
-        ({"num_main_layers": 2}, "model_cfg.arch_layout"),
-        ({"arch_layout": None, "num_main_layers": 2}, "num_compression_layers"),
+        (
+            {
+                "num_compression_layers": 4,
+                "num_main_layers": 12,
+                "arch_layout": ["m1", ["T2"], "m1"],
+            },
+            "both name the layers",
+        ),
+        ({"num_main_layers": 2}, "model_cfg.num_main_layers=2: .* go together"),
+        ({"num_compression_layers": 0, "num_main_layers": 2}, "must be at least 1"),
+        ({"preset": "hnet_2stages"}, "must be one of hnet_small"),
+        ({"preset": "hnet_2stage", "model_dim": [64, 64]}, "must have 3 values"),
         ({"boundary_clamp": 0.5}, "model_cfg.boundary_clamp"),
         ({"ratio_loss_coef": -1}, "model_cfg.ratio_loss_coef"),
         ({"chunking": "dynamik"}, "did you mean 'dynamic'"),
@@ -120,8 +132,17 @@ def test_default_settings_fit_byte_data() -> None:
 
 
 def test_shorthand_builds_the_layout() -> None:
-    config = HNetConfig(arch_layout=None, num_compression_layers=4, num_main_layers=12)
-    assert config.layout == ["m4", ["T12"], "m4"]
+    config = HNetConfig(num_compression_layers=4, num_main_layers=12)
+    assert config.arch_layout == ["m4", ["T12"], "m4"]
+    assert replace(config, chunking="fixed").arch_layout == config.arch_layout
+
+
+def test_given_sizes_win_over_the_preset() -> None:
+    settings = {"preset": "hnet_2stage", "window_size": 64, "ssm_cfg": {"d_state": 16}}
+    config = schema.from_dict(HNetConfig, settings)
+    assert config.per_stage("window_size") == [64, 64, 64]
+    assert (config.ssm("d_state"), config.ssm("chunk_size")) == (16, 256)
+    assert config.per_stage("model_dim") == [384, 512, 768]
 
 
 def test_one_number_stands_for_all_stages() -> None:
@@ -136,18 +157,16 @@ def test_compression_ratio_is_spread_over_the_chunkings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
-    [({}, [2.48, 0.88]), ("hnet_small", [2.63, 0.88]), ("hnet_2stage", [3.03, 1.52, 0.71])],
-    ids=["tiny", "small", "two-stage"],
+    ("preset", "expected"),
+    [(None, [2.48, 0.88]), ("hnet_small", [2.63, 0.88]), ("hnet_2stage", [3.03, 1.52, 0.71])],
 )
-def test_automatic_lr_multipliers(settings: dict[str, object] | str, expected: list[float]) -> None:
-    chosen = PRESETS[settings] if isinstance(settings, str) else settings
-    config = schema.from_dict(HNetConfig, dict(chosen))
+def test_automatic_lr_multipliers(preset: Any, expected: list[float]) -> None:
+    config = HNetConfig(preset=preset)
     assert config.stage_lr_multipliers() == pytest.approx(expected, abs=0.006)
 
 
 def test_lr_multipliers_without_width_follow_the_batch_alone() -> None:
-    config = schema.from_dict(HNetConfig, dict(PRESETS["hnet_2stage"]))
+    config = HNetConfig(preset="hnet_2stage")
     multipliers = config.stage_lr_multipliers(by_width=False)
     assert [a / b for a, b in pairwise(multipliers)] == pytest.approx([math.sqrt(3)] * 2)
 

@@ -1,13 +1,14 @@
 """H-Net's settings, their checks, and the sizes of the paper and of a small machine.
 
 A stage is one level of the hierarchy: stage 0 reads bytes, the last one the coarsest chunks. Lists
-have one value per stage; a single number stands for all of them.
+have one value per stage; a single number stands for all of them; null is the preset's, or that of
+a model that trains in minutes on a CPU.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -18,25 +19,63 @@ if TYPE_CHECKING:
     from nanozoo_core.config import TrainingConfig
 
 
+TINY: dict[str, Any] = {
+    "arch_layout": ["m1", ["T2"], "m1"],
+    "model_dim": [96, 128],
+    "mlp_dim": [0, 352],
+    "num_heads": [3, 4],
+    "rotary_emb_dim": [16, 16],
+    "window_size": [127, -1],
+    "ssm_cfg": {"d_state": 32, "d_conv": 4, "expand": 2, "head_dim": 32, "chunk_size": 32},
+}
+_PUBLISHED_SSM = {"d_state": 128, "d_conv": 4, "expand": 2, "head_dim": 64, "chunk_size": 256}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "hnet_small": {
+        "arch_layout": ["m4", ["T12"], "m4"],
+        "model_dim": [512, 768],
+        "mlp_dim": [0, 2048],
+        "num_heads": [8, 12],
+        "rotary_emb_dim": [32, 32],
+        "window_size": [1023, -1],
+        "ssm_cfg": _PUBLISHED_SSM,
+    },
+    "hnet_2stage": {
+        "arch_layout": ["m3", ["T1m3", ["T10"], "m3T1"], "m3"],
+        "model_dim": [384, 512, 768],
+        "mlp_dim": [0, 1408, 2048],
+        "num_heads": [6, 8, 12],
+        "rotary_emb_dim": [32, 32, 32],
+        "window_size": [1023, 1023, -1],
+        "ssm_cfg": _PUBLISHED_SSM,
+    },
+    "hnet_attn": {
+        "arch_layout": ["T2", ["T12"], "T2"],
+        "model_dim": [512, 768],
+        "mlp_dim": [1408, 2048],
+        "num_heads": [8, 12],
+        "rotary_emb_dim": [32, 32],
+        "window_size": [1023, -1],
+        "ssm_cfg": _PUBLISHED_SSM,
+    },
+}
+"""Sizes: 99.8M, 94.9M in two stages, and 98.9M without state-space layers."""
+
+
 @dataclass(frozen=True)
 class SSMConfig:
-    d_state: int = 32
-    """State size per channel of a head."""
-    d_conv: int = 4
-    """Width of the causal convolution, in positions."""
-    expand: int = 2
-    """Inner width relative to the stage's model_dim."""
-    head_dim: int = 32
-    """Channels per head; must divide expand * model_dim."""
-    chunk_size: int = 32
-    """Positions per block of the scan; changes speed, not results."""
+    """Sizes of the Mamba-2 mixers; null is the preset's, or the tiny model's."""
 
-    def __post_init__(self) -> None:
-        p = Problems()
-        for key in ("d_state", "d_conv", "expand", "head_dim", "chunk_size"):
-            value = getattr(self, key)
-            p.require(value >= 1, f"model_cfg.ssm_cfg.{key}={value} must be at least 1")
-        p.raise_if_any()
+    d_state: int | None = None
+    """State size per channel of a head."""
+    d_conv: int | None = None
+    """Width of the causal convolution, in positions."""
+    expand: int | None = None
+    """Inner width relative to the stage's model_dim."""
+    head_dim: int | None = None
+    """Channels per head; must divide expand * model_dim."""
+    chunk_size: int | None = None
+    """Positions per block of the scan; changes speed, not results."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +85,29 @@ class HNetConfig:
         "m": "nanozoo_hnet.mixers:SSM",
         "t": "nanozoo_hnet.mixers:Attention",
     }
+    SIZES: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
     vocab_size: int | None = None
     """Symbols; null takes the tokenizer's (258: bytes, separator, pad)."""
     seq_len: int | None = None
     """Longest window in training, in tokens; null is data.seq_len."""
-    arch_layout: list[Any] | None = field(default_factory=lambda: ["m1", ["T2"], "m1"])
+    preset: Literal["hnet_small", "hnet_2stage", "hnet_attn"] | None = None
+    """A size: sets arch_layout, the five lists below it and ssm_cfg where these are null."""
+    arch_layout: list[Any] | None = None
     """Nested [encoder, [main], decoder]; m Mamba-2, t attention, capitals with an MLP, e.g. T12."""
     num_compression_layers: int | None = None
-    """Shorthand with arch_layout=null: layers of the encoder and of the decoder, all m."""
+    """Shorthand instead of arch_layout: layers of the encoder and of the decoder, all m."""
     num_main_layers: int | None = None
-    """Shorthand with arch_layout=null: layers of the main network, all T."""
-    model_dim: int | list[int] = field(default_factory=lambda: [96, 128])
+    """Shorthand instead of arch_layout: layers of the main network, all T."""
+    model_dim: int | list[int] | None = None
     """Width of each stage, never falling inwards."""
-    mlp_dim: int | list[int] = field(default_factory=lambda: [0, 352])
+    mlp_dim: int | list[int] | None = None
     """Hidden width of SwiGLU in each stage; 0 where no layer is a capital."""
-    num_heads: int | list[int] = field(default_factory=lambda: [3, 4])
+    num_heads: int | list[int] | None = None
     """Attention heads in each stage."""
-    rotary_emb_dim: int | list[int] = field(default_factory=lambda: [16, 16])
+    rotary_emb_dim: int | list[int] | None = None
     """Channels of a head that are rotated, even; half the head is usual."""
-    window_size: int | list[int] = field(default_factory=lambda: [127, -1])
+    window_size: int | list[int] | None = None
     """Positions to the left that attention sees, in the stage's own steps; -1 is all."""
     ssm_cfg: SSMConfig = field(default_factory=SSMConfig)
     """Sizes of the Mamba-2 mixers."""
@@ -98,6 +140,7 @@ class HNetConfig:
 
     def __post_init__(self) -> None:
         p = Problems()
+        self._fill_in(p)
         self._check_scalars(p)
         stages = self._check_layout(p)
         if stages is not None and self._check_lists(p, len(stages)):
@@ -108,17 +151,9 @@ class HNetConfig:
     # -- what the settings amount to ------------------------------------------------------------
 
     @property
-    def layout(self) -> list[Any]:
-        """arch_layout, or what the shorthand stands for."""
-        if self.arch_layout is not None:
-            return self.arch_layout
-        outer = f"m{self.num_compression_layers}"
-        return [outer, [f"T{self.num_main_layers}"], outer]
-
-    @property
     def stages(self) -> list[StageLayout]:
         """The networks of each stage, outermost first."""
-        return parse_layout(self.layout, self.LAYERS)
+        return parse_layout(self.arch_layout, self.LAYERS)
 
     @property
     def num_chunkings(self) -> int:
@@ -128,6 +163,12 @@ class HNetConfig:
         """One value of setting `key` for each stage."""
         value = getattr(self, key)
         return value if isinstance(value, list) else [value] * len(self.stages)
+
+    def ssm(self, key: str) -> int:
+        """A size of the Mamba-2 mixers."""
+        value = getattr(self.ssm_cfg, key)
+        assert isinstance(value, int)
+        return value
 
     @property
     def ratios(self) -> list[float]:
@@ -175,10 +216,40 @@ class HNetConfig:
             )
         return problems
 
+    def _fill_in(self, p: Problems) -> None:
+        """Replaces nulls: the layout by its shorthand, sizes by those of the preset."""
+        sizes = TINY if self.preset is None else self.SIZES[self.preset]
+        ssm = {f.name: getattr(self.ssm_cfg, f.name) for f in fields(SSMConfig)}
+        ssm = {key: sizes["ssm_cfg"][key] if value is None else value for key, value in ssm.items()}
+        object.__setattr__(self, "ssm_cfg", SSMConfig(**ssm))
+        given = {
+            key: getattr(self, key)
+            for key in ("num_compression_layers", "num_main_layers")
+            if getattr(self, key) is not None
+        }
+        if given:
+            named = " and ".join(f"model_cfg.{key}={value}" for key, value in given.items())
+            outer, main = f"m{self.num_compression_layers}", f"T{self.num_main_layers}"
+            layout = [outer, [main], outer]
+            p.require(
+                self.arch_layout is None or self.arch_layout == layout,
+                f"{named} and model_cfg.arch_layout={self.arch_layout} both name the layers; set "
+                "one of them to null",
+            )
+            if p.require(
+                len(given) == 2 and min(given.values()) >= 1,
+                f"{named}: model_cfg.num_compression_layers and model_cfg.num_main_layers go "
+                "together and must be at least 1",
+            ):
+                object.__setattr__(self, "arch_layout", layout)
+        for key, value in sizes.items():
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, value)
+
     def _check_scalars(self, p: Problems) -> None:
         p.require(
-            self.vocab_size is None or self.vocab_size >= 256,
-            f"model_cfg.vocab_size={self.vocab_size} must be at least 256: every byte has an id",
+            self.vocab_size is None or self.vocab_size >= 2,
+            f"model_cfg.vocab_size={self.vocab_size} must be at least 2",
         )
         p.require(
             self.seq_len is None or self.seq_len >= 1,
@@ -201,37 +272,22 @@ class HNetConfig:
             f"model_cfg.capacity={self.capacity} has no effect with model_cfg.chunking="
             f"{self.chunking}; set it to null",
         )
+        for key in ("d_state", "d_conv", "expand", "head_dim", "chunk_size"):
+            value = self.ssm(key)
+            p.require(value >= 1, f"model_cfg.ssm_cfg.{key}={value} must be at least 1")
         for key in ("bytes_per_token_ref", "norm_eps", "initializer_range", "embed_std"):
             value = getattr(self, key)
             p.require(value > 0, f"model_cfg.{key}={value} must be positive")
 
     def _check_layout(self, p: Problems) -> list[StageLayout] | None:
-        shorthand = {
-            key: getattr(self, key) for key in ("num_compression_layers", "num_main_layers")
-        }
-        given = {key: value for key, value in shorthand.items() if value is not None}
-        for key, value in given.items():
-            p.require(value >= 1, f"model_cfg.{key}={value} must be at least 1")
-        if self.arch_layout is not None and given:
-            key, value = next(iter(given.items()))
-            p.add(
-                f"model_cfg.{key}={value} and model_cfg.arch_layout={self.arch_layout} both name "
-                "the layers; set one of them to null"
-            )
-        if self.arch_layout is None and len(given) < 2:
-            p.add(
-                "model_cfg.arch_layout=null needs both model_cfg.num_compression_layers and "
-                "model_cfg.num_main_layers"
-            )
-            return None
         try:
-            stages = parse_layout(self.layout, self.LAYERS)
+            stages = self.stages
         except ValueError as error:
             p.add(f"model_cfg.arch_layout: {error}")
             return None
         if len(stages) == 1:
             p.add(
-                f"model_cfg.arch_layout={self.layout} has no chunking; put an encoder and a "
+                f"model_cfg.arch_layout={self.arch_layout} has no chunking; put an encoder and a "
                 "decoder around it, such as ['m4', ['T12'], 'm4']"
             )
             return None
@@ -244,7 +300,7 @@ class HNetConfig:
             good &= p.require(
                 not isinstance(value, list) or len(value) == num_stages,
                 f"model_cfg.{key}={value} must have {num_stages} values, one for each stage of "
-                f"model_cfg.arch_layout={self.layout}",
+                f"model_cfg.arch_layout={self.arch_layout}",
             )
         return good
 
@@ -282,11 +338,13 @@ class HNetConfig:
             p.require(
                 mlp != 0 or not any(layer.has_mlp for layer in stage.layers),
                 f"{name('mlp_dim', mlp)} leaves the capital letters of stage {s} of "
-                f"model_cfg.arch_layout={self.layout} without an MLP; give it a width",
+                f"model_cfg.arch_layout={self.arch_layout} without an MLP; give it a width",
             )
-            inner, head_dim = self.ssm_cfg.expand * dim, self.ssm_cfg.head_dim
+            inner, head_dim = self.ssm("expand") * dim, self.ssm("head_dim")
             p.require(
-                inner % head_dim == 0 or not any(layer.letter == "m" for layer in stage.layers),
+                head_dim < 1
+                or inner % head_dim == 0
+                or not any(layer.letter == "m" for layer in stage.layers),
                 f"model_cfg.ssm_cfg.head_dim={head_dim} does not divide expand * "
                 f"{name('model_dim', dim)} = {inner}; use {divisors(inner)}",
             )
@@ -327,7 +385,7 @@ class HNetConfig:
             p.require(
                 num_chunkings == 1,
                 f"model_cfg.chunking=space knows one level of chunks, but model_cfg.arch_layout="
-                f"{self.layout} has {num_chunkings}",
+                f"{self.arch_layout} has {num_chunkings}",
             )
         if self.chunking == "fixed":
             exact = all(float(ratio).is_integer() for ratio in given)
@@ -340,40 +398,5 @@ class HNetConfig:
                 f"model_cfg.target_ratio={target}, model_cfg.compression_ratio={share}",
             )
 
-
-_PAPER_SSM = {"d_state": 128, "d_conv": 4, "expand": 2, "head_dim": 64, "chunk_size": 256}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "hnet_small": {
-        "arch_layout": ["m4", ["T12"], "m4"],
-        "model_dim": [512, 768],
-        "mlp_dim": [0, 2048],
-        "num_heads": [8, 12],
-        "rotary_emb_dim": [32, 32],
-        "window_size": [1023, -1],
-        "ssm_cfg": _PAPER_SSM,
-        "target_ratio": [6.0],
-    },
-    "hnet_2stage": {
-        "arch_layout": ["m3", ["T1m3", ["T10"], "m3T1"], "m3"],
-        "model_dim": [384, 512, 768],
-        "mlp_dim": [0, 1408, 2048],
-        "num_heads": [6, 8, 12],
-        "rotary_emb_dim": [32, 32, 32],
-        "window_size": [1023, 1023, -1],
-        "ssm_cfg": _PAPER_SSM,
-        "target_ratio": [3.0, 3.0],
-    },
-    "hnet_attn": {
-        "arch_layout": ["T2", ["T12"], "T2"],
-        "model_dim": [512, 768],
-        "mlp_dim": [1408, 2048],
-        "num_heads": [8, 12],
-        "rotary_emb_dim": [32, 32],
-        "window_size": [1023, -1],
-        "target_ratio": [6.0],
-    },
-}
-"""`model_cfg` of sizes that were published or derived from them; the defaults are the tiny one."""
 
 Config = HNetConfig

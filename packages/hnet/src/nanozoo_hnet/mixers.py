@@ -28,14 +28,13 @@ class SSM(Mamba2Mixer):
     """Mamba-2, whose state has a constant size."""
 
     def __init__(self, config: HNetConfig, stage: int) -> None:
-        ssm = config.ssm_cfg
         super().__init__(
             config.per_stage("model_dim")[stage],
-            state_dim=ssm.d_state,
-            conv_kernel=ssm.d_conv,
-            expand=ssm.expand,
-            head_dim=ssm.head_dim,
-            chunk_size=ssm.chunk_size,
+            state_dim=config.ssm("d_state"),
+            conv_kernel=config.ssm("d_conv"),
+            expand=config.ssm("expand"),
+            head_dim=config.ssm("head_dim"),
+            chunk_size=config.ssm("chunk_size"),
             norm_eps=config.norm_eps,
         )
 

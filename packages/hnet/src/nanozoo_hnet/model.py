@@ -252,6 +252,7 @@ class ChunkedStage(nn.Module):
         y = held + self._residual(h)
         return self.decoder.step(y, state.decoder, rows)[..., : x.shape[-1]]
 
+    @torch.compiler.disable
     def _pack(self, boundaries: Tensor) -> tuple[Tensor, Tensor]:
         """The boundaries that become chunks (B, L), and their positions in order (B, M).
 

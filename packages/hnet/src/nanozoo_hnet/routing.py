@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.nn.norms import rms_norm
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -109,7 +111,7 @@ class Router(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False):
             x = _full_precision(x)
-            probs = self._compare(self.query(x)[:, :-1], self.key(x)[:, 1:])
+            probs = _turn(_unit(self.query(x))[:, :-1], _unit(self.key(x))[:, 1:])
         probs = F.pad(probs, (1, 0), value=1.0)
         return probs if starts is None else probs.masked_fill(starts, 1.0)
 
@@ -130,13 +132,9 @@ class Router(nn.Module):
         assert isinstance(state, LastVector)
         with torch.autocast(x.device.type, enabled=False):
             x = _full_precision(x)
-            probs = self._compare(self.query(state.vector.to(x.dtype)), self.key(x))
+            probs = _turn(_unit(self.query(state.vector.to(x.dtype))), _unit(self.key(x)))
         probs = torch.where(state.seen, probs, torch.ones_like(probs))
         return probs, LastVector(x, torch.ones_like(state.seen))
-
-    @staticmethod
-    def _compare(query: Tensor, key: Tensor) -> Tensor:
-        return ((1 - F.cosine_similarity(query, key, dim=-1)) / 2).clamp(0.0, 1.0)
 
 
 class FixedStride(nn.Module):
@@ -210,6 +208,7 @@ def chunk_order(boundaries: Tensor, num_chunks: int) -> Tensor:
     return torch.argsort((~boundaries).byte(), dim=1, stable=True)[:, :num_chunks]
 
 
+@torch.compiler.disable
 def take_positions(x: Tensor, order: Tensor) -> Tensor:
     """x (B, L, D) at positions (B, M) that are distinct within a row -> (B, M, D)."""
     return _TakePositions.apply(x, order)
@@ -234,6 +233,17 @@ class _TakePositions(torch.autograd.Function):
         out = grad.new_zeros(ctx.shape)  # type: ignore[attr-defined]
         out.flatten(0, 1).index_copy_(0, flat, grad.flatten(0, 1))
         return out, None
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x scaled to length sqrt(D), whatever its length was."""
+    return rms_norm(x, eps=1e-12)
+
+
+def _turn(query: Tensor, key: Tensor) -> Tensor:
+    """(1 - cos) / 2 of vectors of length sqrt(D)."""
+    cos = torch.linalg.vecdot(query, key) / query.shape[-1]
+    return ((1 - cos) / 2).clamp(0.0, 1.0)
 
 
 def _full_precision(x: Tensor) -> Tensor:

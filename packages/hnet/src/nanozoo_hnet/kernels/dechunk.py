@@ -25,6 +25,7 @@ except ImportError:  # no Triton wheel for this platform
 TAPS = 32
 
 
+@torch.compiler.disable  # by hand already, and its shapes change at every step
 def dechunk(
     values: Tensor,
     probs: Tensor,

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from nanozoo_core import schema
+from nanozoo_core.config import OptimConfig
+from nanozoo_core.contract import Batch, Draw, Step
+from nanozoo_core.optim.build import build_optimizers
+from nanozoo_core.optim.groups import ParameterGroup
+from nanozoo_hnet.adapter import HNetAdapter
+from nanozoo_hnet.config import HNetConfig
+from nanozoo_hnet.model import HNet
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 258,
+    "model_dim": [32, 48],
+    "mlp_dim": [0, 64],
+    "num_heads": [2, 3],
+    "rotary_emb_dim": [8, 8],
+    "window_size": -1,
+    "ssm_cfg": {"d_state": 8, "head_dim": 16, "chunk_size": 16},
+}
+TWO_STAGES = SMALL | {
+    "arch_layout": ["m1", ["T1m1", ["T1"], "m1T1"], "m1"],
+    "model_dim": [32, 48, 64],
+    "mlp_dim": [0, 64, 64],
+    "num_heads": [2, 3, 4],
+    "rotary_emb_dim": 8,
+}
+ADAPTER = HNetAdapter(HNetConfig, HNet)
+STEP = Step(number=0, progress=0.0, seed=0)
+
+
+class Bytes:
+    """Just enough of a byte tokenizer."""
+
+    name, size, separator, token_bytes = "bytes", 258, 256, torch.ones(258)
+
+    def encode(self, text: str | bytes) -> list[int]:
+        return list(text.encode() if isinstance(text, str) else text)
+
+    def decode_bytes(self, tokens: Any) -> bytes:
+        return bytes(t for t in tokens if t < 256)
+
+    def decode(self, tokens: Any) -> str:
+        return self.decode_bytes(tokens).decode(errors="replace")
+
+
+def build(settings: dict[str, Any]) -> HNet:
+    torch.manual_seed(0)
+    model = ADAPTER.build(schema.from_dict(HNetConfig, dict(settings)), Bytes())
+    assert isinstance(model, HNet)
+    return model
+
+
+def batch_of(tokens: Tensor, documents: Tensor | None = None) -> Batch:
+    if documents is None:
+        documents = torch.zeros_like(tokens, dtype=torch.int32)
+    return Batch(tokens, documents, torch.arange(len(tokens)), len(tokens))
+
+
+def words(batch: int, length: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(97, 123, (batch, length), generator=generator)
+    return tokens.masked_fill(torch.rand(batch, length, generator=generator) < 0.2, 32)
+
+
+# -- loss ---------------------------------------------------------------------------------------
+
+
+def test_training_loss_is_cross_entropy_and_ratio_losses() -> None:
+    model, batch = build(TWO_STAGES), batch_of(words(3, 65))
+    loss = ADAPTER.training_loss(model, batch, STEP)
+    metrics = {key: float(value) for key, value in loss.metrics.items()}
+    penalty = metrics["stage0_ratio_loss"] + metrics["stage1_ratio_loss"]
+    assert float(loss.value.detach()) == pytest.approx(metrics["nll"] + 0.03 * penalty, rel=1e-6)
+    nll = ADAPTER.nll(model, batch, Draw(0))
+    assert float(nll.nats.detach().sum()) / nll.num_tokens == pytest.approx(
+        metrics["nll"], rel=1e-6
+    )
+    share0, share1 = metrics["stage0_chunk_fraction"], metrics["stage1_chunk_fraction"]
+    assert metrics["bytes_per_chunk"] == pytest.approx(1 / (share0 * share1), rel=1e-5)
+    assert all(not value.requires_grad for value in loss.metrics.values())
+
+
+@pytest.mark.parametrize("chunking", ["fixed", "space"])
+def test_static_chunkings_have_no_ratio_loss(chunking: str) -> None:
+    model, batch = build(SMALL | {"chunking": chunking}), batch_of(words(2, 61))
+    loss = ADAPTER.training_loss(model, batch, STEP)
+    assert float(loss.value.detach()) == float(loss.metrics["nll"])
+    if chunking == "fixed":
+        assert float(loss.metrics["bytes_per_chunk"]) == pytest.approx(6)
+
+
+def test_share_of_chunks_behind_whitespace() -> None:
+    model = build(SMALL | {"chunking": "fixed", "target_ratio": 2})
+    tokens = torch.tensor([[*b"ab cd\nef g", 0]])  # starts at a, " ", d, e, " ": e follows \n
+    loss = ADAPTER.training_loss(model, batch_of(tokens), STEP)
+    assert float(loss.metrics["starts_after_whitespace"]) == pytest.approx(1 / 4)
+
+
+def test_score_keeps_documents_apart_when_asked() -> None:
+    tokens = words(2, 61)
+    documents = (torch.arange(61) >= 20).int().expand(2, -1)
+    scores = {}
+    for reset in (False, True):
+        model = build(SMALL | {"reset_at_documents": reset}).eval()
+        other = tokens.clone()
+        other[:, :15] = 101
+        scores[reset] = [
+            float(ADAPTER.nll(model, batch_of(x, documents), Draw(0)).nats.detach().sum())
+            for x in (tokens, other)
+        ]
+        features = [model.encode(x, documents)[0][:, 20:] for x in (tokens, other)]
+        same = bool((features[0] - features[1]).abs().max() < 1e-5)
+        assert same == reset
+    assert scores[True] != scores[False]
+
+
+# -- optimiser ----------------------------------------------------------------------------------
+
+
+def groups_by_name(model: HNet, optim: OptimConfig) -> dict[str, ParameterGroup]:
+    groups = ADAPTER.optimizer_groups(model, optim)
+    found = {name: group for group in groups for name in group.names}
+    assert len(found) == len(list(model.parameters()))
+    return found
+
+
+def test_adamw_multiplies_rates_by_stage() -> None:
+    model = build(TWO_STAGES)
+    groups = groups_by_name(model, OptimConfig(name="adamw"))
+    expected = model.config.stage_lr_multipliers()
+    for name, stage in model.parameter_stages().items():
+        assert groups[name].lr_mult == expected[stage]
+    assert groups["embedding.weight"].lr_mult == groups["head.weight"].lr_mult == expected[0]
+    assert groups["stage.inner.widen.vector"].lr_mult == expected[1]
+    assert groups["stage.inner.inner.widen.vector"].lr_mult == expected[2]
+    assert groups["stage.chunker.query.weight"].lr_mult == expected[0]
+
+
+def test_muon_takes_matrices_of_blocks_and_ignores_width() -> None:
+    model = build(TWO_STAGES)
+    groups = groups_by_name(model, OptimConfig(name="muon"))
+    stages = model.parameter_stages()
+    muon = {name for name, group in groups.items() if group.optimizer == "muon"}
+    assert {name.split(".")[-2] for name in muon} == {
+        "in_proj",
+        "out_proj",
+        "qkv",
+        "gate_up",
+        "down",
+    }
+    by_batch = model.config.stage_lr_multipliers(by_width=False)
+    assert all(groups[name].lr_mult == by_batch[stages[name]] for name in muon)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_does_not_decay(optimizer: Any) -> None:
+    model = build(SMALL)
+    groups = groups_by_name(model, OptimConfig(name=optimizer, weight_decay=0.1))
+    free = ("norm", "bias", "embedding", "A_log", "skip", "vector", "chunker", "conv", "dt_proj")
+    for name, group in groups.items():
+        if any(part in name for part in free):
+            assert (group.optimizer, group.weight_decay) == ("adamw", 0.0), name
+    residual = groups["stage.residual.weight"]
+    assert (residual.optimizer, residual.weight_decay) == ("adamw", 0.1)
+
+
+def test_rates_keep_their_multiple_through_the_schedule() -> None:
+    model, optim = build(SMALL), OptimConfig(name="adamw", lr=1e-3, warmup=0.1)
+    groups = ADAPTER.optimizer_groups(model, optim)
+    optimizers = build_optimizers(groups, optim, total_steps=100, device=torch.device("cpu"))
+    names = {id(p): name for name, p in model.named_parameters()}
+    stages, factors = model.parameter_stages(), model.config.stage_lr_multipliers()
+    for number in (0, 50, 99):
+        optimizers.set_schedule(number, number / 100)
+        bases = {
+            group["lr"] / factors[stages[names[id(p)]]]
+            for optimizer in optimizers.optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
+        assert max(bases) == pytest.approx(min(bases), rel=1e-9)
+        assert number != 50 or max(bases) == pytest.approx(1e-3)
+
+
+# -- decoding and display -----------------------------------------------------------------------
+
+
+def test_prefill_returns_the_logits_after_each_prompt() -> None:
+    model, tokens = build(SMALL).eval(), words(3, 30)
+    lengths = torch.tensor([30, 7, 1])
+    cache = ADAPTER.init_cache(model, 3, 40)
+    with torch.no_grad():
+        found = ADAPTER.prefill(model, tokens, lengths, cache)
+        expected = model(tokens)[torch.arange(3), lengths - 1]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert cache.lengths.tolist() == [30, 7, 1]
+
+
+def test_sample_shows_where_chunks_start() -> None:
+    model = build(SMALL | {"chunking": "space"})
+    assert ADAPTER.show_sample(model, Bytes(), "im port, os") == "im| port|, os"
+
+
+def test_sample_shows_nested_chunks() -> None:
+    model = build(TWO_STAGES | {"chunking": "fixed", "target_ratio": [2, 2]})
+    # Positions count from the separator in front: 0 2 4 6 start chunks, 0 4 start chunks of chunks.
+    assert ADAPTER.show_sample(model, Bytes(), "abcdefg") == "a|bc||de|fg"
+
+
+# -- accounting ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layout", "ratios"),
+    [(["t1", ["T1"], "T1"], [4]), (["t1", ["T1", ["T2"], "t1"], "T1"], [4, 2])],
+    ids=["one stage", "two stages"],
+)
+def test_flops_are_those_that_torch_counts(layout: list[Any], ratios: list[float]) -> None:
+    """In attention layers: torch does not see all of the scan."""
+    sizes = {"arch_layout": layout, "mlp_dim": 64, "model_dim": [32, 48, 64][: len(ratios) + 1]}
+    heads = {"num_heads": 2, "rotary_emb_dim": 8}
+    chunks = {"chunking": "fixed", "target_ratio": ratios}
+    model = build(SMALL | sizes | heads | chunks)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(words(2, 128))
+    expected = ADAPTER.flops_per_token(model.config, 128) / 3
+    assert counter.get_total_flops() / (2 * 128) == pytest.approx(expected, rel=1e-6)
+
+
+def test_measured_flops_follow_the_chunks() -> None:
+    model, batch = build(SMALL | {"chunking": "fixed", "target_ratio": 4}), batch_of(words(2, 129))
+    metrics = ADAPTER.training_loss(model, batch, STEP).metrics
+    expected = ADAPTER.flops_per_token(model.config, 128)
+    assert float(metrics["flops_per_token"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_small_model_costs_about_75_million_flops_per_byte() -> None:
+    config = HNetConfig(preset="hnet_small", vocab_size=258, target_ratio=5)
+    assert ADAPTER.flops_per_token(config, 1024) / 3 == pytest.approx(75e6, rel=0.1)
+
+
+def test_report_counts_stages_and_caches() -> None:
+    model = build(SMALL)
+    report = ADAPTER.report(model)
+    assert report["params"] == report["params_stage0"] + report["params_stage1"]
+    assert report["params_non_embedding"] == report["params"] - 258 * 32
+    assert report["cache_bytes_per_token"] == pytest.approx(2 * 2 * 48 * 4 / 6)  # two T layers
+    conv, state = (64 + 16) * 3, 64 * 8
+    assert report["state_bytes"] == 2 * 4 * (conv + state)
+
+
+# -- learning -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_source_of_known_entropy_is_learned_with_chunks_near_the_target() -> None:
+    generator = torch.Generator().manual_seed(0)
+    transitions = torch.rand(27, 27, generator=generator).pow(6)
+    transitions[:, 26] += 0.5 * transitions.sum(1)  # the last symbol is a frequent space
+    transitions /= transitions.sum(1, keepdim=True)
+    stationary = torch.linalg.matrix_power(transitions, 200)[0]
+    entropy = -float((stationary[:, None] * transitions * transitions.log()).sum()) / math.log(2)
+    symbols = torch.tensor([*range(97, 123), 32])
+
+    def sample(rows: int, length: int) -> Tensor:
+        state = torch.multinomial(stationary, rows, replacement=True, generator=generator)
+        states = [state]
+        for _ in range(length - 1):
+            state = torch.multinomial(transitions[state], 1, generator=generator)[:, 0]
+            states.append(state)
+        return symbols[torch.stack(states, dim=1)]
+
+    model = build({"vocab_size": 258})
+    optim = OptimConfig(name="adamw", lr=2e-3)
+    groups = ADAPTER.optimizer_groups(model, optim)
+    optimizers = build_optimizers(groups, optim, total_steps=300, device=torch.device("cpu"))
+    shares = []
+    for number in range(300):
+        optimizers.set_schedule(number, number / 300)
+        loss = ADAPTER.training_loss(model, batch_of(sample(8, 257)), STEP)
+        loss.value.backward()
+        optimizers.clip(1.0)
+        optimizers.step()
+        optimizers.zero_grad()
+        shares.append(float(loss.metrics["stage0_chunk_fraction"]))
+    model.eval()
+    with torch.no_grad():
+        nll = ADAPTER.nll(model, batch_of(sample(64, 257)), Draw(0))
+    bits = float(nll.nats.sum()) / nll.num_tokens / math.log(2)
+    assert entropy - 0.05 < bits < entropy + 0.05
+    assert 0.1 <= sum(shares[-20:]) / 20 <= 0.35

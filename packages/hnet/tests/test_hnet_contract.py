@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from typing import Any
+
+from nanozoo_core.testing import ModelContract
+
+
+class TestContract(ModelContract):
+    model = "hnet"
+    tiny = {  # noqa: RUF012
+        "model_dim": [32, 48],
+        "mlp_dim": [0, 64],
+        "num_heads": [2, 3],
+        "rotary_emb_dim": [8, 8],
+        "window_size": [15, -1],
+        "ssm_cfg": {"d_state": 8, "head_dim": 16, "chunk_size": 16},
+    }
+
+    def num_parameters(self, config: Any) -> int:
+        outer, inner, hidden, states, channels = 32, 48, 64, 8, 64
+        mixer = outer * (2 * channels + 2 * states) + outer * 4  # z, x, b, c and dt of 4 heads
+        mixer += (channels + 2 * states) * 5 + 3 * 4 + channels + channels * outer
+        outside = 2 * (mixer + 2 * outer)  # encoder and decoder, each with two norms
+        routing = 2 * outer**2 + outer**2 + outer  # W_q, W_k; W_res and its bias
+        main = 2 * (4 * inner**2 + 3 * inner * hidden + 2 * inner) + inner
+        return outside + routing + main + (inner - outer) + 2 * config.vocab_size * outer
