@@ -1,14 +1,24 @@
+"""The convolution and its Triton twin against the plain sum; kernels run in the interpreter."""
+
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from nanozoo_core.ssm.causal_conv import (
+    HAS_TRITON,
     causal_conv1d,
     causal_conv1d_reference,
     causal_conv1d_step,
 )
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETING, reason="run by a test here in a child process")
+compiled = pytest.mark.skipif(INTERPRETING or not HAS_TRITON, reason="nothing to compile")
 
 
 def make_inputs(batch, length, channels, width, dtype=torch.float32, seed=0):
@@ -54,20 +64,26 @@ def test_gradients_agree_with_finite_differences(with_segments, with_state, acti
     assert torch.autograd.gradcheck(run, tuple(tensors))
 
 
+def assert_equal_to_reference(function, length, channels, with_segments, device="cpu"):
+    """Values and all gradients of `function`, within 1e-5 of each result's largest value."""
+    tensors = [tensor.to(device).requires_grad_() for tensor in make_inputs(2, length, channels, 4)]
+    x, weight, bias, state = tensors
+    segments = None
+    if with_segments:
+        segments = (torch.arange(length, device=device) // 13 % 2).expand(2, -1)
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).to(device)
+    results = []
+    for run in (function, causal_conv1d_reference):
+        y = run(x, weight, bias, initial_state=state, segments=segments)
+        results.append((y, *torch.autograd.grad(y, tensors, grad)))
+    for actual, expected in zip(*results, strict=True):
+        assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize("with_segments", [False, True], ids=["whole", "segments"])
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 200])
 def test_blocks_equal_the_reference(length, with_segments):
-    x, weight, bias, state = (t.requires_grad_() for t in make_inputs(2, length, 1024, 4))
-    segments = (torch.arange(length) // 13 % 2).expand(2, -1) if with_segments else None
-    tensors = (x, weight, bias, state)
-    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
-    results = []
-    for function in (causal_conv1d, causal_conv1d_reference):
-        y = function(x, weight, bias, initial_state=state, segments=segments)
-        results.append((y, *torch.autograd.grad(y, tensors, grad)))
-    for actual, expected in zip(*results, strict=True):
-        scale = expected.abs().max()
-        assert (actual - expected).abs().max() <= 1e-5 * scale
+    assert_equal_to_reference(causal_conv1d, length, 1024, with_segments)
 
 
 def test_wrong_shape_is_named():
@@ -114,3 +130,73 @@ def test_bfloat16_input_is_summed_in_float32():
     torch.testing.assert_close(
         y.float(), causal_conv1d(low.float(), weight, bias), atol=1e-6, rtol=2**-8
     )
+
+
+@compiled
+def test_kernels_agree_with_the_reference_in_a_child_process():
+    # TRITON_INTERPRET counts only before triton is imported.
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-k", "test_interpreted", __file__],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout, done.stdout
+
+
+@interpreted
+@pytest.mark.parametrize("with_segments", [False, True], ids=["whole", "segments"])
+@pytest.mark.parametrize(("length", "channels"), [(1, 64), (130, 70)])
+def test_interpreted_kernels_equal_the_reference(length, channels, with_segments):
+    from nanozoo_core.ssm.causal_conv_triton import causal_conv1d_triton
+
+    assert_equal_to_reference(causal_conv1d_triton, length, channels, with_segments)
+
+
+@interpreted
+def test_interpreted_kernels_take_views_without_bias_and_activation():
+    from nanozoo_core.ssm.causal_conv_triton import causal_conv1d_triton
+
+    wide, weight, _, _ = make_inputs(2, 20, 40, 3)
+    x, weight = wide[..., 7:], weight[7:]
+    expected = causal_conv1d_reference(x, weight, activation=None)
+    actual = causal_conv1d_triton(x, weight, activation=None)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@compiled
+@pytest.mark.parametrize("kernel", ["_convolve", "_gradients"])
+def test_kernel_compiles_for_sm_90(kernel):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from nanozoo_core.ssm import causal_conv_triton
+
+    constants = {"C": 1280, "K": 4, "TILE_T": 64, "TILE_C": 64, "REVERSE": False, "SILU": True}
+    function = getattr(causal_conv_triton, kernel)
+    signature, given = {}, {}
+    for parameter in function.params:
+        name = parameter.name
+        if parameter.is_constexpr:
+            signature[name], given[name] = "constexpr", constants[name]
+        elif name in ("length", "x_batch", "x_time"):
+            signature[name] = "i32"
+        elif name == "runs":
+            signature[name] = "*i32"
+        else:
+            signature[name] = "*bf16" if name in ("x", "y", "grad_y") else "*fp32"
+    source = ASTSource(function, signature, constexprs=given)
+    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+    assert binary.asm["cubin"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("with_segments", [False, True], ids=["whole", "segments"])
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 1000])
+def test_gpu_kernels_equal_the_reference(length, with_segments):
+    assert_equal_to_reference(causal_conv1d, length, 320, with_segments, "cuda")

@@ -5,12 +5,15 @@ Shapes: B batch, L sequence, C channels, K kernel width, T positions of a block.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # it has no wheels for macOS, Windows
 
 Activation = Literal["silu"] | None
 
@@ -39,7 +42,11 @@ def causal_conv1d(
     Returns: (B, L, C) of x's type.
     """
     _check_shapes(x, weight, bias, initial_state, segments)
-    return causal_conv1d_torch(
+    if x.is_cuda and HAS_TRITON and x.dtype != torch.float64:
+        from nanozoo_core.ssm.causal_conv_triton import causal_conv1d_triton as convolve
+    else:
+        convolve = causal_conv1d_torch
+    return convolve(
         x,
         weight,
         bias,
