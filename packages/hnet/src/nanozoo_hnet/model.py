@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from nanozoo_core.errors import NanozooError
 from nanozoo_hnet.config import HNetConfig
+from nanozoo_hnet.eager import eager
 from nanozoo_hnet.isotropic import Block, Isotropic
 from nanozoo_hnet.kernels.dechunk import TAPS, dechunk, smooth
 from nanozoo_hnet.routing import (
@@ -169,7 +171,7 @@ class ChunkedStage(nn.Module):
         )
 
     # The networks inside are worth compiling; the data-dependent shapes between them are not.
-    @torch.compiler.disable(recursive=False)
+    @partial(eager, with_callees=False)
     def forward(
         self,
         x: Tensor,
@@ -252,7 +254,7 @@ class ChunkedStage(nn.Module):
         y = held + self._residual(h)
         return self.decoder.step(y, state.decoder, rows)[..., : x.shape[-1]]
 
-    @torch.compiler.disable
+    @eager
     def _pack(self, boundaries: Tensor) -> tuple[Tensor, Tensor]:
         """The boundaries that become chunks (B, L), and their positions in order (B, M).
 

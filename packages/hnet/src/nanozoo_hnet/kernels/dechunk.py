@@ -25,7 +25,6 @@ except ImportError:  # no Triton wheel for this platform
 TAPS = 32
 
 
-@torch.compiler.disable  # by hand already, and its shapes change at every step
 def dechunk(
     values: Tensor,
     probs: Tensor,
@@ -50,6 +49,10 @@ def dechunk(
 
     Returns: y (B, L, D) in float32 (float64 if values is).
     """
+    if torch.compiler.is_compiling():  # by hand already, and its shapes change at every step
+        return torch.compiler.disable(dechunk)(
+            values, probs, index, confidence, residual, starts=starts, taps=taps
+        )
     keep = 1 - probs
     if starts is not None:
         keep = keep.masked_fill(starts, 0.0)

@@ -1,0 +1,28 @@
+"""Keeps functions with data-dependent shapes out of compiled graphs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def eager(function: Callable[P, R], *, with_callees: bool = True) -> Callable[P, R]:
+    """`function`, which torch.compile leaves alone; what it calls only if `with_callees`.
+
+    torch.compiler.disable does the same, but as a decorator it imports the compiler at once, which
+    takes seconds that evaluation and decoding need not spend.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function, recursive=with_callees)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return wrapped
