@@ -29,6 +29,7 @@ class Outer:
     flag: Literal["auto", True, False] = "auto"
     widths: list[int] | int = 4
     note: str | None = None
+    preset: Literal["small", "large"] | None = None
     inner: Inner = field(default_factory=Inner)
 
 
@@ -42,13 +43,13 @@ def test_values_arrive_in_the_type_asked_for() -> None:
     built = schema.from_dict(
         Outer, {"num_layers": 3.0, "flag": True, "widths": [1, 2], "inner": {"lr": 1}}
     )
-    assert built == Outer(3, True, [1, 2], None, Inner(1.0))
+    assert built == Outer(3, True, [1, 2], None, None, Inner(1.0))
     assert isinstance(built.num_layers, int)
     assert isinstance(built.inner.lr, float)
 
 
 def test_round_trip() -> None:
-    outer = Outer(2, False, [3], "x", Inner(0.5, "adamw"))
+    outer = Outer(2, False, [3], "x", None, Inner(0.5, "adamw"))
     assert schema.from_dict(Outer, schema.to_dict(outer)) == outer
 
 
@@ -78,6 +79,10 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"num_layers": None}, "num_layers=null must be an integer"),
         ({"flag": 1}, "flag=1 must be one of auto, true, false"),
         ({"widths": ["a"]}, "widths=['a'] must be a list of an integer or an integer"),
+        (
+            {"preset": "smal"},
+            "preset=smal must be one of small, large or null; did you mean 'small'?",
+        ),
         ({"inner": 3}, "inner=3 must be a section with keys of its own"),
         (
             {"inner": {"name": "muo"}},

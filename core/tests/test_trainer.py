@@ -243,3 +243,30 @@ def test_sigterm_saves_and_says_how_to_resume(corpus: Path, tmp_path: Path) -> N
     assert "Traceback" not in err
     last = records.read_metrics(folder)[-1]["step"]
     assert checkpoint.list_steps(folder)[-1] == last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_sharded_training_equals_one_process(corpus: Path, tmp_path: Path, optimizer: str) -> None:
+    changes = [f"optim.name={optimizer}", "model_cfg.model_dim=32", "checkpoint.every=3"]
+    alone = run(corpus, tmp_path / "one", *changes)
+    folder = tmp_path / "two"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--standalone", "-m", "nanozoo_core.train"),
+            *settings(corpus, folder, *changes, "distributed.strategy=fsdp"),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    torch.testing.assert_close(
+        torch.tensor(rows(folder)), torch.tensor(rows(alone)), rtol=1e-5, atol=0
+    )
+    one = checkpoint.read_tensors(checkpoint.latest(alone), "model")
+    two = checkpoint.read_tensors(checkpoint.latest(folder), "model")
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
+    assert (folder / "samples.txt").exists()

@@ -102,12 +102,16 @@ def parallelize(
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        splits = {n: getattr(p, "muon_split", None) for n, p in module.named_parameters()}
         mesh = init_device_mesh(device.type, (ranks.world_size,))
         for child in module.model.modules():
             if isinstance(child, nn.ModuleList):
                 for block in child:
                     fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
+        for name, parameter in module.named_parameters():  # new ones, without our mark
+            if splits[name] is not None:
+                parameter.muon_split = splits[name]  # type: ignore[attr-defined]
     if compiled:
         module.compile()
     if ranks.world_size > 1 and strategy == "ddp":
@@ -123,6 +127,14 @@ def set_gradient_sync(wrapped: nn.Module, enabled: bool) -> None:
     # An FSDPModule is known by its method: importing its class takes seconds.
     elif callable(set_sync := getattr(wrapped, "set_requires_gradient_sync", None)):
         set_sync(enabled)
+
+
+def reshard(wrapped: nn.Module) -> None:
+    """Frees the weights that FSDP gathered for a forward pass without a backward one; until then
+    parameters would show their gathered form."""
+    for module in wrapped.modules():
+        if callable(free := getattr(module, "reshard", None)):
+            free()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -191,9 +191,12 @@ def _describe(hint: Any) -> str:
 
 
 def _nearest(hint: Any, value: Any) -> str:
-    if typing.get_origin(hint) is Literal and isinstance(value, str):
-        return suggest(value, [c for c in typing.get_args(hint) if isinstance(c, str)])
-    return ""
+    """A suggestion where the hint is, or may be, one of some words."""
+    options = [hint, *typing.get_args(hint)]
+    words = [c for o in options if typing.get_origin(o) is Literal for c in typing.get_args(o)]
+    if not isinstance(value, str):
+        return ""
+    return suggest(value, [word for word in words if isinstance(word, str)])
 
 
 def _show(value: Any) -> str:

@@ -33,6 +33,7 @@ from nanozoo_core.distributed import (
     full_tensor,
     parallelize,
     process_group,
+    reshard,
     set_gradient_sync,
 )
 from nanozoo_core.errors import CheckpointError, ConfigError, NonFiniteError
@@ -407,6 +408,7 @@ class Trainer:
                 dtype=self.dtype,
                 on_progress=bar.update,
             )
+            reshard(self.wrapped)
         state = self.state
         if state.best_bpb is None or score.bits_per_byte < state.best_bpb:
             state.best_bpb, state.best_step = score.bits_per_byte, state.step
@@ -542,23 +544,31 @@ class Trainer:
 
     def _write_samples(self) -> None:
         """Some generated text: from nothing, and after the first lines of validation documents."""
-        if not self.ranks.is_main or self.config.distributed.strategy == "fsdp":
+        with self._averaged_weights():
+            model = self._whole_model()
+        if not self.ranks.is_main:
             return
         vocabulary = self.data.vocabulary
         prompts = [""]
         for document in itertools.islice(self.validation.documents, 2):
             prompts.append(document.decode("utf-8", errors="replace")[:48])
         texts = []
-        with self._averaged_weights():
-            for seed, prompt in enumerate(prompts):
-                settings = SamplingSettings(max_tokens=SAMPLE_TOKENS, temperature=0.8, seed=seed)
-                tokens = generate_tokens(self.adapter, self.model, vocabulary, prompt, settings)
-                text = vocabulary.decode([token for new in tokens for token in new])
-                texts.append(f"--- prompt: {prompt!r}\n{prompt}{text}\n")
-            shown = self.adapter.show_sample(self.model, vocabulary, SHOWN_TEXT)
-            if shown is not None:
-                texts.append(f"--- shown\n{shown}\n")
+        for seed, prompt in enumerate(prompts):
+            settings = SamplingSettings(max_tokens=SAMPLE_TOKENS, temperature=0.8, seed=seed)
+            tokens = generate_tokens(self.adapter, model, vocabulary, prompt, settings)
+            text = vocabulary.decode([token for new in tokens for token in new])
+            texts.append(f"--- prompt: {prompt!r}\n{prompt}{text}\n")
+        shown = self.adapter.show_sample(model, vocabulary, SHOWN_TEXT)
+        if shown is not None:
+            texts.append(f"--- shown\n{shown}\n")
         self.records.write_samples("\n".join(texts))
+
+    def _whole_model(self) -> nn.Module:
+        """A copy of the model with the weights as they stand, all of them on every rank."""
+        tensors = checkpoint.model_tensors(self.model)
+        model = self.adapter.build(self.model_cfg, self.data.vocabulary).to(self.device)
+        checkpoint.load_model_tensors(model, tensors, self.folder)
+        return model
 
     def _say_farewell(self, score: Score, baselines: dict[str, float]) -> None:
         samples = self.folder / "samples.txt"
