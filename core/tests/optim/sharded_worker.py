@@ -18,6 +18,7 @@ from nanozoo_core.config import MuonConfig, OptimConfig
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import default_roles, make_groups
 from nanozoo_core.optim.muon import Muon
+from nanozoo_core.optim.sharding import keep_marks
 
 WORLDS = (1, 2, 3, 4)
 
@@ -49,7 +50,9 @@ def train_fsdp(shard):
     more; `shard` wraps the model."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(40, 24), nn.Linear(24, 50), nn.Linear(50, 40))
-    shard(model)
+    model[1].weight.muon_split = (20, 30)
+    with keep_marks(model):
+        shard(model)
     optim = OptimConfig(muon=MuonConfig(weight_decay=0.1), weight_decay=0.1)
 
     def build():

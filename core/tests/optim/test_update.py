@@ -51,9 +51,8 @@ def test_cautious_decay_spares_what_the_update_grows(wd_power):
     none = {"lr": 0.1, "weight_decay": 0.0}
     outward, inward = -grad, grad
     assert torch.equal(one_step(outward, grad, **options), one_step(outward, grad, **none))
-    assert torch.equal(
-        one_step(inward, grad, **options), one_step(inward, grad, cautious=False, **options)
-    )
+    plain = one_step(inward, grad, cautious=False, **options)
+    torch.testing.assert_close(one_step(inward, grad, **options), plain, atol=1e-7, rtol=1e-6)
     assert not torch.equal(one_step(inward, grad, **options), one_step(inward, grad, **none))
 
 

@@ -59,6 +59,10 @@ def orthogonalize(
     x = (x / (norm * SAFETY[method] + eps)).to(dtype)
     for a, b, c in COEFFICIENTS[method]:
         polynomial = poly2(syrk(x), b, c)  # b X X^T + c (X X^T)^2, (B, m, m)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+        if x.dtype == torch.bfloat16:  # a, about 8, would round away b and c
+            x = torch.baddbmm(x, polynomial, x, beta=a)
+        else:  # a x in the same product, without a copy of x
+            polynomial.diagonal(dim1=1, dim2=2).add_(a)
+            x = torch.bmm(polynomial, x)
     x = x.reshape(*g.shape[:-2], min(m, n), max(m, n))
-    return x.mT if m > n else x
+    return x.mT.contiguous() if m > n else x

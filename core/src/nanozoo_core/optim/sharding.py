@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
 
 
 def gather_whole(tensor: Tensor) -> Tensor:
@@ -23,3 +26,16 @@ def shard_like(whole: Tensor, reference: Tensor) -> Tensor:
     mesh = reference.device_mesh
     replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
     return replicated.redistribute(placements=reference.placements)
+
+
+@contextmanager
+def keep_marks(model: nn.Module) -> Iterator[None]:
+    """Around `fully_shard`, which makes parameters anew: puts `muon_split` and the like back."""
+    marks = {
+        name: {key: value for key, value in vars(p).items() if key.startswith("muon_")}
+        for name, p in model.named_parameters()
+    }
+    yield
+    for name, parameter in model.named_parameters():
+        for key, value in marks[name].items():
+            setattr(parameter, key, value)

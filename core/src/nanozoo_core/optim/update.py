@@ -48,10 +48,13 @@ def muon_update(
     if second_moment is not None:
         assert beta2 is not None
         update = equalize_neurons(update, second_moment, beta2)
-    if decay is not None:
-        # The mask takes zeros in: a weight without gradient still decays.
-        weights.mul_(1 - decay * (update * weights >= 0) if cautious else 1 - decay)
-    weights.sub_(update * rate)
+    if decay is not None and cautious:
+        # Zeros are in the mask: a weight without gradient still decays.
+        share = (update * weights).ge_(0).mul_(decay)
+        weights.addcmul_(weights, share, value=-1)
+    elif decay is not None:
+        weights.mul_(1 - decay)
+    weights.sub_(update.mul_(rate))
 
 
 def equalize_neurons(update: Tensor, second_moment: Tensor, beta2: float) -> Tensor:
@@ -62,7 +65,8 @@ def equalize_neurons(update: Tensor, second_moment: Tensor, beta2: float) -> Ten
     Reference: arXiv 2510.05491, algorithm 1.
     """
     axis = -1 if second_moment.shape[-1] == 1 else -2
-    mean_square = update.square().mean(dim=axis, keepdim=True)
+    norms = torch.linalg.vector_norm(update, dim=axis, keepdim=True)
+    mean_square = norms.square() / update.shape[axis]
     second_moment.lerp_(mean_square, 1 - beta2)
     scale = second_moment.clamp(min=1e-10).rsqrt()
     # Both norms from the mean squares, without reading the matrix again.
