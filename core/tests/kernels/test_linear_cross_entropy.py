@@ -190,6 +190,19 @@ def test_arguments_need_not_be_contiguous_leaves() -> None:
     assert_same({"": found}, {"": expected}, 1e-10)
 
 
+def test_bias_of_minus_infinity_removes_a_row() -> None:
+    args = make(12, 4, 9)
+    bias = torch.zeros(12, dtype=torch.float64)
+    bias[9:] = -torch.inf
+    rest = torch.randn(3, 4, dtype=torch.float64)
+
+    def padded(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return linear_cross_entropy(x, torch.cat([weight, rest]), targets, bias=bias)
+
+    found = values_and_gradients(padded, args)
+    assert_same(found, values_and_gradients(linear_cross_entropy, args), 1e-10)
+
+
 def test_tied_weight_sums_both_gradients() -> None:
     table = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     tokens, targets = torch.arange(6), torch.arange(6) + 1

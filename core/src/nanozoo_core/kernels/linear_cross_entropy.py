@@ -407,16 +407,17 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 def _chunk_size(x: Tensor, weight: Tensor, asked: int | None) -> int:
     """Tokens per chunk, all chunks being about equally long.
 
-    On the CPU a chunk of logits should fit a core's cache (2 MiB), but each chunk also reads the
-    weight twice and adds to its gradient: where these do not fit the cache themselves, 512 tokens
-    keep that traffic small beside the products. Beyond that, memory is the limit.
+    On the CPU a short chunk of logits (4 MiB) stays near the core, but each chunk also reads the
+    weight twice and adds to its gradient: where these do not fit a cache, 512 tokens or 16 MiB keep
+    that traffic small beside the products. Above all, a chunk holds at most 128 MiB.
     """
     num_tokens, vocab_size = x.shape[0], weight.shape[0]
     if asked is not None:
         return asked
     if x.device.type == "cpu":
-        size = max(2**19 // vocab_size, 512 if weight.numel() > 2**19 else 1)
-        size = min(size, 2**25 // vocab_size)
+        size = 2**20 // vocab_size
+        if weight.numel() > 2**19:
+            size = max(2**22 // vocab_size, min(512, 2**25 // vocab_size))
     else:
         size = 2**27 // vocab_size
     num_chunks = math.ceil(num_tokens / max(1, size))

@@ -1,0 +1,151 @@
+"""The fused head loss against F.linear and F.cross_entropy: time and peak memory, forward+backward.
+
+    python core/benchmarks/linear_cross_entropy.py [--json FILE]
+
+Times come from one process in which both forms alternate: CPU seconds of one thread, which other
+jobs hardly disturb, or wall seconds on a GPU. Peak memory is what a process of its own gains over
+its inputs; the weight's gradient, which both forms must return, is part of it.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanozoo_core.device import device_name, peak_memory_bytes, synchronize
+from nanozoo_core.kernels.linear_cross_entropy import linear_cross_entropy
+from nanozoo_core.process_settings import tune_process
+
+# Tokens, width, vocabulary: byte models, the default recipes, and GPT-2's head.
+SHAPES = {
+    "bytes": (4096, 128, 258),
+    "tiny": (4096, 128, 4096),
+    "wide": (2048, 768, 4096),
+    "gpt2": (1024, 768, 50257),
+}
+GPU_SHAPES = {"gpt2": (32768, 768, 50257), "wide": (32768, 2048, 50257)}
+
+
+def plain(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(x, weight).float(), targets)
+
+
+FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "plain": plain,
+    "fused": linear_cross_entropy,
+}
+
+
+def make_inputs(shape: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    num_tokens, dim, vocab_size = shape
+    torch.manual_seed(0)
+    x = torch.randn(num_tokens, dim, device=device).requires_grad_()
+    weight = torch.randn(vocab_size, dim, device=device).mul_(0.02).requires_grad_()
+    return x, weight, torch.randint(vocab_size, (num_tokens,), device=device)
+
+
+def run(form: str, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, _ = inputs
+    x.grad = weight.grad = None
+    with torch.autocast("cuda", torch.bfloat16, enabled=x.is_cuda):
+        loss = FORMS[form](*inputs)
+    loss.backward()
+    synchronize(x.device)
+
+
+def seconds(form: str, inputs: tuple[Tensor, Tensor, Tensor], repeats: int) -> float:
+    clock = time.perf_counter if inputs[0].is_cuda else time.process_time
+    started = clock()
+    for _ in range(repeats):
+        run(form, inputs)
+    return (clock() - started) / repeats
+
+
+def compare(shape: tuple[int, int, int], device: torch.device, rounds: int) -> dict[str, float]:
+    """Median seconds of each form, and the ratio plain / fused over rounds: median and range."""
+    inputs = make_inputs(shape, device)
+    for form in FORMS:
+        run(form, inputs)
+    repeats = max(1, round(0.5 / seconds("plain", inputs, 1)))
+    times = [{form: seconds(form, inputs, repeats) for form in FORMS} for _ in range(rounds)]
+    ratios = [t["plain"] / t["fused"] for t in times]
+    return {
+        **{f"{form}_seconds": statistics.median(t[form] for t in times) for form in FORMS},
+        "speed": statistics.median(ratios),
+        "speed_least": min(ratios),
+        "speed_most": max(ratios),
+    }
+
+
+def held_bytes(device: torch.device) -> int:
+    """Most memory held so far; Linux's own counter, as ru_maxrss begins at the parent's."""
+    status = Path("/proc/self/status")
+    if device.type == "cpu" and status.exists():
+        line = next(s for s in status.read_text().splitlines() if s.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return peak_memory_bytes(device)
+
+
+def print_peak(form: str, shape: tuple[int, int, int], device: torch.device) -> None:
+    """In a child process: prints the bytes that one form holds over its inputs."""
+    small = make_inputs((64, 64, 64), device)
+    run(form, small)  # libraries load here
+    inputs = make_inputs(shape, device)
+    before = held_bytes(device)
+    run(form, inputs)
+    print(held_bytes(device) - before)
+
+
+def peak_bytes(form: str, name: str, device: torch.device) -> int:
+    command = [sys.executable, __file__, "--device", device.type, "--peak", form, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--peak", nargs=2, metavar=("FORM", "SHAPE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tune_process()
+    device = torch.device(arguments.device)
+    shapes = GPU_SHAPES if device.type == "cuda" else SHAPES
+    if arguments.peak:
+        form, name = arguments.peak
+        print_peak(form, shapes[name], device)
+        return
+
+    results = {}
+    head = f"{'tokens x width x vocabulary':<30}{'plain ms':>10}{'fused ms':>10}"
+    print(head + f"{'speed':>8} {'(range)':<14}{'plain MiB':>10}{'fused MiB':>10}{'memory':>8}")
+    for name, shape in shapes.items():
+        peaks = {f"{form}_peak_bytes": peak_bytes(form, name, device) for form in FORMS}
+        row = {"shape": shape, **compare(shape, device, arguments.rounds), **peaks}
+        row["memory"] = peaks["fused_peak_bytes"] / peaks["plain_peak_bytes"]
+        results[name] = row
+        spread = f"({row['speed_least']:.2f}..{row['speed_most']:.2f})"
+        print(
+            f"{' x '.join(map(str, shape)):<30}"
+            f"{1e3 * row['plain_seconds']:>10.1f}{1e3 * row['fused_seconds']:>10.1f}"
+            f"{row['speed']:>8.2f} {spread:<14}"
+            f"{row['plain_peak_bytes'] / 2**20:>10.0f}{row['fused_peak_bytes'] / 2**20:>10.0f}"
+            f"{row['memory']:>8.2f}"
+        )
+    if arguments.json:
+        machine = {"device": device_name(device), "torch": torch.__version__}
+        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
