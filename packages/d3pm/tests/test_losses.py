@@ -192,8 +192,8 @@ def toy_uniform(num_timesteps: int) -> Uniform:
 
 
 def toy_tables(process: Uniform, t: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For every x_t (27, 3): q(x_t | x_0) (27, 27), and log-tables (27, 3, V) of x_0 given the other
-    tokens of x_t and given all of them."""
+    """For every x_t (27, 3): q(x_t | x_0) (27, 27), and log-tables (27, 3, V) of x_0 given the
+    other tokens of x_t, and given all of them."""
     x = toy.sequences()
     matrix = cases.cumulative(process, t)
     per_token = matrix[x[:, None, :], x[None, :, :]]  # (x_0, x_t, 3)

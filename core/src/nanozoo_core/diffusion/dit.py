@@ -32,7 +32,7 @@ class TimeEmbedding(nn.Module):
         half = TIME_FEATURES // 2
         exponent = torch.arange(half, dtype=torch.float32, device=time.device) / half
         angles = time.float()[:, None] * 10000.0**-exponent  # (B, 128)
-        features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.input.weight.dtype)
         return F.silu(self.output(F.silu(self.input(features))))
 
 

@@ -170,8 +170,8 @@ class Mamba2Mixer(nn.Module):
 
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z (.., E), [x | b | c] before the convolution (.., E + 2N), dt (.., H)."""
-        zxbc = self.in_proj(u)
-        return zxbc[..., : self.inner_dim], zxbc[..., self.inner_dim :], self.dt_proj(u)
+        z, xbc = self.in_proj(u).split([self.inner_dim, self.inner_dim + 2 * self.state_dim], -1)
+        return z, xbc, self.dt_proj(u)
 
     def _discretise(self, dt: Tensor) -> tuple[Tensor, Tensor]:
         """Step sizes and log decays in float32 (or wider), both (.., H)."""

@@ -23,7 +23,7 @@ from nanozoo_core.diffusion.sampling import (
     mask_counts,
 )
 from nanozoo_d3pm import generate, graph
-from nanozoo_d3pm.config import Config, D3PMConfig
+from nanozoo_d3pm.config import D3PMConfig
 from nanozoo_d3pm.graph_transitions import GraphTransition
 from nanozoo_d3pm.kernels.log_mixture import log_mixture
 from nanozoo_d3pm.losses import (
@@ -33,7 +33,7 @@ from nanozoo_d3pm.losses import (
     posterior_cross_entropy,
     uniform_kl_and_cross_entropy,
 )
-from nanozoo_d3pm.model import D3PM, Model
+from nanozoo_d3pm.model import D3PM
 from nanozoo_d3pm.transitions import Absorbing, Transition, Uniform
 
 CHUNK_BYTES = 64 << 20  # of one (windows, L, K) float32 tensor of the general bound
@@ -70,7 +70,8 @@ class D3PMAdapter(DefaultModelAdapter):
         bound = (bound.sum() + prior_nats(model, batch).sum()) / batch.num_scored
         cross_entropy = cross_entropy.sum() / batch.num_scored
         loss = hybrid_loss(bound, cross_entropy, model.config.cross_entropy_factor)
-        return Loss(loss.float(), {"nll": bound.detach(), "ce": cross_entropy.detach()})
+        metrics = {"nll": bound.detach().float(), "ce": cross_entropy.detach().float()}
+        return Loss(loss.float(), metrics)
 
     def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
         """One draw of the bound on -log p of each window, prior term included. It bounds the
@@ -219,5 +220,3 @@ def general_terms(
 
 
 Adapter = D3PMAdapter
-
-__all__ = ["Adapter", "Config", "D3PMAdapter", "Model"]

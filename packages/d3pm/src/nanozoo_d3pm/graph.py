@@ -28,7 +28,7 @@ def token_counts(windows: Iterable[Tensor], vocab_size: int) -> Tensor:
 
 
 def cooccurrence_vectors(windows: Iterable[Tensor], vocab_size: int) -> Tensor:
-    """Unit rows (V, d) float64: the top eigenvectors, each times the root of its eigenvalue, of the
+    """Unit rows (V, d) float64: the top singular vectors, times the roots of their values, of the
     positive pointwise mutual information of tokens at most WINDOW apart.
 
     Reference: Levy and Goldberg 2014, "Neural word embedding as implicit matrix factorization".
@@ -44,10 +44,13 @@ def cooccurrence_vectors(windows: Iterable[Tensor], vocab_size: int) -> Tensor:
     totals = torch.zeros(vocab_size, dtype=torch.float64).index_add(0, rows, counts)
     information = (counts * counts.sum() / (totals[rows] * totals[columns])).log().clamp(min=0)
     ppmi = torch.sparse_coo_tensor(
-        torch.stack([rows, columns]), information, (vocab_size, vocab_size)
+        torch.stack([rows, columns]),
+        information,
+        (vocab_size, vocab_size),
+        check_invariants=False,
     ).coalesce()
     values, vectors = top_eigenpairs(ppmi, min(VECTOR_DIM, vocab_size))
-    return unit_rows(vectors * values.clamp(min=0).sqrt())
+    return unit_rows(vectors * values.abs().sqrt())
 
 
 def top_eigenpairs(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,169 @@
+"""The SSD scan, the causal convolution and the Mamba-2 mixer against their plain forms.
+
+    python core/benchmarks/ssm.py [--json FILE]
+
+Forward plus backward. Both forms of a pair run in one process, alternating: CPU seconds of one
+thread, which other jobs hardly disturb, or wall seconds on a GPU.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanozoo_core.device import device_name, synchronize
+from nanozoo_core.process_settings import tune_process
+from nanozoo_core.ssm.causal_conv import causal_conv1d
+from nanozoo_core.ssm.mamba2 import Mamba2Mixer
+from nanozoo_core.ssm.ssd import ssd, ssd_reference
+
+# Batch, sequence, heads, channels of a head, state size, chunk.
+SCANS = {
+    "tiny": (8, 256, 6, 32, 32, 32),
+    "tiny, chunk 64": (8, 256, 6, 32, 32, 64),
+    "wide": (1, 1024, 16, 64, 128, 64),
+}
+GPU_SCANS = {"wide": (8, 1024, 16, 64, 128, 128), "wide, chunk 256": (8, 1024, 16, 64, 128, 256)}
+# Batch, sequence, channels.
+CONVOLUTIONS = {"tiny": (8, 256, 256), "wide": (1, 1024, 1280)}
+GPU_CONVOLUTIONS = {"wide": (8, 8192, 1280)}
+
+Run = Callable[[], None]
+
+
+def differentiated(function: Callable[..., Tensor], *tensors: Tensor) -> Run:
+    """One forward and backward pass of `function`."""
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+
+    def run() -> None:
+        y = function(*leaves)
+        torch.autograd.grad(y, leaves, torch.ones_like(y))
+        synchronize(y.device)
+
+    return run
+
+
+def scan_forms(shape: tuple[int, ...], device: torch.device) -> dict[str, Run]:
+    batch, length, heads, channels, state, chunk_size = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def inputs() -> list[Tensor]:
+        x = torch.randn(batch, length, heads, channels, generator=generator)
+        delta = F.softplus(torch.randn(batch, length, heads, generator=generator) - 3)
+        decay = -delta * (1 + 15 * torch.rand(heads, generator=generator))
+        b, c = torch.randn(2, batch, length, state, generator=generator)
+        return [t.to(device) for t in (x, delta, decay, b, c, torch.ones(heads))]
+
+    def plain(*tensors: Tensor) -> Tensor:
+        return ssd_reference(*tensors[:-1], skip=tensors[-1])[0]
+
+    def fast(*tensors: Tensor) -> Tensor:
+        return ssd(*tensors[:-1], skip=tensors[-1], chunk_size=chunk_size)[0]
+
+    return {"plain": differentiated(plain, *inputs()), "ours": differentiated(fast, *inputs())}
+
+
+def convolution_forms(shape: tuple[int, ...], device: torch.device) -> dict[str, Run]:
+    """The grouped convolution of torch, on the transposed input, against ours."""
+    batch, length, channels = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def inputs() -> list[Tensor]:
+        shapes = (batch, length, channels), (channels, 4), (channels,)
+        return [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        padded = F.pad(x.mT, (weight.shape[1] - 1, 0))
+        return F.silu(F.conv1d(padded, weight[:, None], bias, groups=channels).mT)
+
+    return {
+        "plain": differentiated(plain, *inputs()),
+        "ours": differentiated(causal_conv1d, *inputs()),
+    }
+
+
+def mixer_forms(device: torch.device) -> dict[str, Run]:
+    """Prefill of 256 positions by single steps, against one forward pass (no gradient)."""
+    torch.manual_seed(0)
+    mixer = Mamba2Mixer(96, state_dim=32, head_dim=32, chunk_size=32).to(device)
+    u = torch.randn(8, 256, 96, device=device)
+
+    @torch.no_grad()
+    def plain() -> None:
+        state = mixer.init_state(8, device)
+        for u_t in u.unbind(1):
+            mixer.step(u_t, state)
+        synchronize(device)
+
+    @torch.no_grad()
+    def ours() -> None:
+        mixer(u, mixer.init_state(8, device))
+        synchronize(device)
+
+    return {"plain": plain, "ours": ours}
+
+
+def compare(forms: dict[str, Run], device: torch.device, rounds: int) -> dict[str, float]:
+    """Median seconds of both forms, and the ratio plain / ours over rounds: median and range."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+
+    def seconds(run: Run, repeats: int) -> float:
+        started = clock()
+        for _ in range(repeats):
+            run()
+        return (clock() - started) / repeats
+
+    for run in forms.values():
+        run()
+    repeats = {name: max(1, round(0.2 / seconds(run, 1))) for name, run in forms.items()}
+    times = [
+        {name: seconds(run, repeats[name]) for name, run in forms.items()} for _ in range(rounds)
+    ]
+    ratios = [t["plain"] / t["ours"] for t in times]
+    return {
+        "plain_seconds": statistics.median(t["plain"] for t in times),
+        "ours_seconds": statistics.median(t["ours"] for t in times),
+        "speed": statistics.median(ratios),
+        "speed_least": min(ratios),
+        "speed_most": max(ratios),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tune_process()
+    device = torch.device(arguments.device)
+    on_gpu = device.type == "cuda"
+    cases = {
+        f"scan, {name}: loop over positions": scan_forms(shape, device)
+        for name, shape in (GPU_SCANS if on_gpu else SCANS).items()
+    }
+    for name, shape in (GPU_CONVOLUTIONS if on_gpu else CONVOLUTIONS).items():
+        cases[f"convolution, {name}: conv1d"] = convolution_forms(shape, device)
+    cases["mixer, prefill: steps"] = mixer_forms(device)
+
+    results = {}
+    print(f"{'against':42}{'plain ms':>10}{'ours ms':>10}{'speed':>8}   range")
+    for name, forms in cases.items():
+        row = results[name] = compare(forms, device, arguments.rounds)
+        plain, ours = (1e3 * row[f"{form}_seconds"] for form in forms)
+        spread = f"{row['speed_least']:.2f} .. {row['speed_most']:.2f}"
+        print(f"{name:42}{plain:10.1f}{ours:10.1f}{row['speed']:8.2f}   {spread}")
+    if arguments.json:
+        head = {"device": device_name(device), "torch": torch.__version__}
+        arguments.json.write_text(json.dumps(head | {"results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

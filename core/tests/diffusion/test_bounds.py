@@ -1,0 +1,152 @@
+"""Bound estimators on the enumerable toy source, and with a network in the table's place."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from nanozoo_core.contract import seeded_generator
+from nanozoo_core.diffusion.bounds import (
+    count_form,
+    denoiser_loss,
+    enumerate_sequences,
+    exact_masked_bound,
+    network_loss,
+    time_form,
+)
+from nanozoo_core.diffusion.dit import DiT
+from nanozoo_core.diffusion.sampling import WindowNoise
+from nanozoo_core.diffusion.schedules import Cosine, CosineSquared, Linear
+from nanozoo_core.testing import toy
+
+SCHEDULES = [Linear(), Cosine(), CosineSquared()]
+TABLE = denoiser_loss(toy.masked_denoiser, toy.MASK_ID)
+NUM_DRAWS = 6000
+
+
+def draws(seed: int) -> tuple[Tensor, WindowNoise]:
+    """Sequences of the toy, and stratified noise for them."""
+    generator = seeded_generator(seed)
+    x = toy.sequences()[toy.joint().multinomial(NUM_DRAWS, True, generator=generator)]
+    level = torch.randperm(NUM_DRAWS, generator=generator).double()
+    level = (level + torch.rand(NUM_DRAWS, generator=generator, dtype=torch.float64)) / NUM_DRAWS
+    uniforms = torch.rand(NUM_DRAWS, toy.LENGTH, generator=generator, dtype=torch.float64)
+    return x, WindowNoise(level, uniforms)
+
+
+def timed_table(targets: Tensor, masked: Tensor, time: Tensor) -> Tensor:
+    """A table that depends on the time: a mixture of the exact conditionals and an even guess."""
+    exact = TABLE(targets, masked, time)
+    guess = 0.5 * time.clamp(0, 1)[:, None]
+    mixed = -((1 - guess) * (-exact).exp() + guess / toy.VOCAB_SIZE).log()
+    return torch.where(masked, mixed, 0)
+
+
+def standard_error(values: Tensor) -> float:
+    return float(values.std()) / math.sqrt(values.numel())
+
+
+def test_toy_source_has_the_stated_entropy():
+    p = toy.joint()
+    assert float(p.sum()) == pytest.approx(1.0, abs=1e-12)
+    assert float(-(p * p.log()).sum()) == pytest.approx(toy.ENTROPY, abs=1e-9)
+
+
+def test_exact_conditionals_make_the_bound_tight_for_every_sequence():
+    bound = exact_masked_bound(TABLE, toy.sequences())
+    assert_close(bound, -toy.joint().log(), rtol=0, atol=1e-12)
+
+
+def test_integrand_runs_from_the_cloze_loss_to_the_sum_of_marginal_entropies():
+    """f(0+) = sum_i H(x_i | rest), f(1) = sum_i H(x_i); neither is the entropy."""
+    x, p = toy.sequences(), toy.joint()
+    alone = sum(
+        TABLE(x, torch.eye(3, dtype=torch.bool)[i].expand(27, 3), torch.zeros(27)).sum(1)
+        for i in range(3)
+    )
+    assert float(p @ alone) == pytest.approx(2.151919, abs=6e-7)
+    everything = TABLE(x, torch.ones(27, 3, dtype=torch.bool), torch.ones(27)).sum(1)
+    assert float(p @ everything) == pytest.approx(3.112186, abs=6e-7)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_both_estimators_agree_with_enumeration_whatever_the_schedule(schedule):
+    x, noise = draws(1)
+    for estimates in (
+        count_form(TABLE, x, noise, schedule=schedule),
+        time_form(TABLE, x, noise, schedule=schedule),
+    ):
+        assert abs(float(estimates.mean()) - toy.ENTROPY) < 4 * standard_error(estimates)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_estimators_agree_for_a_denoiser_that_sees_the_time(schedule):
+    by_count = count_form(timed_table, *draws(2), schedule=schedule)
+    by_time = time_form(timed_table, *draws(3), schedule=schedule)
+    error = math.hypot(standard_error(by_count), standard_error(by_time))
+    assert abs(float(by_count.mean() - by_time.mean())) < 4 * error
+    assert float(by_count.mean()) > toy.ENTROPY
+
+
+def test_count_form_has_the_smaller_variance():
+    x, noise = draws(4)
+    by_count = count_form(TABLE, x, noise, schedule=Linear())
+    by_time = time_form(TABLE, x, noise, schedule=Linear())
+    assert float(by_count.std()) < float(by_time.std())
+
+
+@pytest.mark.parametrize(
+    ("time_min", "eps", "expected"),
+    [(0.1, 0.0, 2.3671), (0.0, 0.1, 2.2807), (0.0, 0.01, 2.5548), (0.0, 1e-3, 2.5827)],
+)
+def test_incomplete_integrals_fall_below_the_entropy(time_min, eps, expected):
+    """What must never be reported: a cut interval, or a schedule that stops early."""
+    nodes = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    times = time_min + (1 - time_min) * nodes
+    noise = Linear(eps).noise(times)
+    p, x = toy.joint(), toy.sequences()
+    total = torch.zeros_like(times)
+    for pattern in enumerate_sequences(2, 3).bool():
+        k = int(pattern.sum())
+        loss = float(p @ TABLE(x, pattern.expand(27, 3), torch.zeros(27)).sum(1))
+        total += noise**k * (1 - noise) ** (3 - k) * loss / times
+    value = float(total.mean()) * (1 - time_min)
+    assert value == pytest.approx(expected, abs=1e-4)
+    assert value < toy.ENTROPY
+
+
+def test_unscored_tokens_are_context():
+    """Scoring the last two tokens given the first is -log p(x_2, x_3 | x_1)."""
+    x, noise = draws(5)
+    scored = torch.tensor([False, True, True]).expand_as(x)
+    estimates = count_form(TABLE, x, noise, schedule=Linear(), scored=scored)
+    initial = torch.tensor(toy.INITIAL, dtype=torch.float64)
+    expected = toy.ENTROPY + float((initial * initial.log()).sum())
+    assert abs(float(estimates.mean()) - expected) < 4 * standard_error(estimates)
+    nothing = torch.zeros_like(scored)
+    for form in (count_form, time_form):
+        assert float(form(TABLE, x, noise, schedule=Linear(), scored=nothing).sum()) == 0.0
+
+
+def test_enumeration_counts_in_order():
+    assert enumerate_sequences(3, 2).tolist()[:4] == [[0, 0], [0, 1], [0, 2], [1, 0]]
+    assert enumerate_sequences(2, 1).shape == (2, 1)
+
+
+def test_network_loss_equals_that_of_its_full_logits():
+    torch.manual_seed(0)
+    net = DiT(12, 11, model_dim=16, num_layers=2, num_heads=2, seq_len=9, time_conditioning=True)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    context, targets = torch.randint(11, (4, 1)), torch.randint(11, (4, 8))
+    masked, time = torch.rand(4, 8) < 0.4, torch.rand(4)
+
+    def denoiser(corrupted: Tensor, t: Tensor) -> Tensor:
+        return net(torch.cat([context, corrupted], 1), t)[:, 1:].log_softmax(-1)
+
+    expected = denoiser_loss(denoiser, 11)(targets, masked, time)
+    assert_close(network_loss(net, context, 11)(targets, masked, time), expected)

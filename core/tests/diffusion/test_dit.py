@@ -1,0 +1,152 @@
+"""The shared backbone: initial state, reach, sizes and roles."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from nanozoo_core.diffusion.bounds import network_loss
+from nanozoo_core.diffusion.dit import DiT, dit_roles
+
+VOCAB, LENGTH, WIDTH, LAYERS, COND = 11, 8, 32, 2, 6
+VARIANTS = [
+    {"time_conditioning": False},
+    {"time_conditioning": True},
+    {"time_conditioning": False, "tie_embeddings": True},
+    {"time_conditioning": False, "adaln_when_unconditioned": True},
+]
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+
+
+def build(**variant: bool) -> DiT:
+    torch.manual_seed(0)
+    return DiT(
+        VOCAB + 1,
+        VOCAB,
+        model_dim=WIDTH,
+        num_layers=LAYERS,
+        num_heads=2,
+        seq_len=LENGTH + 1,
+        cond_dim=COND,
+        **variant,
+    )
+
+
+def perturbed(**variant: bool) -> DiT:
+    """Without the zeros of the start, behind which gradients do not flow."""
+    net = build(**variant)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return net
+
+
+@each_variant
+def test_parameter_count_is_the_formula(variant):
+    v, d, n, c = VOCAB, WIDTH, LAYERS, COND
+    expected = (v + 1) * d + v * (d + 1) + n * (12 * d * d + 7 * d) + d
+    if variant.get("tie_embeddings"):
+        expected -= v * d
+    if variant["time_conditioning"] or variant.get("adaln_when_unconditioned"):
+        expected += n * 6 * d * (c + 1) + 2 * d * (c + 1) + 257 * c + c * c + c
+    assert sum(p.numel() for p in build(**variant).parameters()) == expected
+
+
+@each_variant
+def test_blocks_are_the_identity_at_the_start(variant):
+    net = build(**variant)
+    tokens = torch.randint(VOCAB, (3, LENGTH + 1))
+    expected = net.norm(net.embedding(tokens))
+    assert_close(net.features(tokens, torch.rand(3)), expected)
+
+
+def test_first_loss_is_ln_v_for_any_number_of_masks():
+    net = build(time_conditioning=True)
+    tokens = torch.randint(VOCAB, (LENGTH, LENGTH + 1))
+    masked = torch.ones(LENGTH, LENGTH).tril().bool()
+    losses = network_loss(net, tokens[:, :1], VOCAB)(tokens[:, 1:], masked, torch.rand(LENGTH))
+    assert_close(losses, masked * math.log(VOCAB), rtol=1e-5, atol=0)
+
+
+@each_variant
+def test_every_parameter_gets_a_gradient(variant):
+    net = perturbed(**variant)
+    tokens = torch.randint(VOCAB, (4, LENGTH + 1))
+    masked = torch.rand(4, LENGTH) < 0.5
+    losses = network_loss(net, tokens[:, :1], VOCAB)(tokens[:, 1:], masked, torch.rand(4))
+    losses.sum().backward()
+    for name, parameter in net.named_parameters():
+        if name == "time_embedding.input.weight" and not variant["time_conditioning"]:
+            assert float(parameter.grad[:, 128:].abs().sum()) == 0  # sines of the constant 0
+            continue
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().sum()) > 0, name
+    assert float(net.embedding.weight.grad[VOCAB].abs().sum()) > 0  # the mask's row
+
+
+def test_both_sides_and_the_context_are_seen_but_not_what_a_mask_hides():
+    net = perturbed(time_conditioning=False)
+    tokens = torch.randint(VOCAB, (1, LENGTH + 1))
+    tokens[0, [2, 7]] = VOCAB
+    before = net(tokens)
+    for position in (0, 4):
+        changed = tokens.clone()
+        changed[0, position] = (changed[0, position] + 1) % VOCAB
+        after = net(changed)
+        assert not torch.equal(before[0, 2], after[0, 2])
+        assert not torch.equal(before[0, 7], after[0, 7])
+
+
+def test_true_token_under_a_mask_changes_no_loss_but_its_own():
+    net = perturbed(time_conditioning=False)
+    tokens = torch.randint(VOCAB, (1, LENGTH + 1))
+    masked = torch.tensor([[True, False, True, False, False, True, False, False]])
+    loss = network_loss(net, tokens[:, :1], VOCAB)
+    before = loss(tokens[:, 1:], masked, torch.zeros(1))
+    tokens[0, 1] = (tokens[0, 1] + 1) % VOCAB
+    after = loss(tokens[:, 1:], masked, torch.zeros(1))
+    assert not torch.equal(before[0, 0], after[0, 0])
+    assert torch.equal(before[0, 1:], after[0, 1:])
+    assert float(before[~masked].abs().sum().detach()) == 0.0
+
+
+def test_time_changes_the_prediction_only_where_it_conditions():
+    tokens = torch.randint(VOCAB, (1, LENGTH + 1))
+    early, late = torch.tensor([0.1]), torch.tensor([900.0])
+    conditioned = perturbed(time_conditioning=True)
+    assert not torch.allclose(conditioned(tokens, early), conditioned(tokens, late))
+    for variant in (VARIANTS[0], VARIANTS[3]):
+        net = perturbed(**variant)
+        assert torch.equal(net(tokens, early), net(tokens, late))
+
+
+def test_shorter_windows_are_read_and_longer_ones_refused():
+    net = perturbed(time_conditioning=False)
+    assert net(torch.randint(VOCAB, (2, 4))).shape == (2, 4, VOCAB)
+    with pytest.raises(AssertionError, match="positions"):
+        net(torch.zeros(1, LENGTH + 2, dtype=torch.int64))
+
+
+def test_roles_cover_everything_and_keep_conditioning_away_from_muon():
+    net = build(time_conditioning=True)
+    roles = dit_roles(net)
+    assert set(roles) == {name for name, _ in net.named_parameters()}
+    matrices = {name for name, role in roles.items() if role == "matrix"}
+    parts = ("qkv", "out", "up", "down")
+    assert matrices == {f"blocks.{i}.{part}.weight" for i in range(LAYERS) for part in parts}
+    assert roles["head.weight"] == "head"
+    assert roles["embedding.weight"] == "embedding"
+    assert net.blocks[0].qkv.weight.muon_split == (WIDTH,) * 3
+
+
+def test_dropout_acts_in_training_alone():
+    net = perturbed(time_conditioning=False)
+    for block in net.blocks:
+        block.dropout = 0.5
+    tokens = torch.randint(VOCAB, (2, LENGTH + 1))
+    assert not torch.equal(net(tokens), net(tokens))
+    net.eval()
+    assert torch.equal(net(tokens), net(tokens))

@@ -1,0 +1,109 @@
+"""Noise of windows: strata, splits of the batch, masks and their times."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from nanozoo_core.contract import Draw, Step, seeded_generator
+from nanozoo_core.diffusion.categorical import draw_categorical
+from nanozoo_core.diffusion.sampling import choose_masked, draw_noise, mask_counts, masked_times
+
+SOURCES = [Step(number=3, progress=0.1, seed=7), Draw(seed=7, number=1)]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=["step", "draw"])
+def test_every_cell_of_the_global_batch_holds_one_level(source):
+    noise = draw_noise(source, torch.arange(40), 40, 3)
+    assert (noise.level * 40).long().sort().values.tolist() == list(range(40))
+
+
+def test_levels_cover_the_batch_however_it_is_split():
+    """world=2, accumulation=2: the four parts together are the whole, number for number."""
+    step = Step(number=5, progress=0.0, seed=1)
+    whole = draw_noise(step, torch.arange(16), 16, 8)
+    parts = []
+    for micro_step in range(2):
+        for rank in range(2):
+            first = (micro_step * 2 + rank) * 4
+            part = Step(5, 0.0, 1, rank=rank, world_size=2, micro_step=micro_step)
+            parts.append(draw_noise(part, torch.arange(first, first + 4), 16, 8))
+    assert torch.equal(torch.cat([p.level for p in parts]), whole.level)
+    assert torch.equal(torch.cat([p.uniforms for p in parts]), whole.uniforms)
+
+
+def test_steps_and_windows_get_noise_of_their_own():
+    first = draw_noise(Step(0, 0.0, 0), torch.arange(4), 4, 6)
+    second = draw_noise(Step(1, 0.0, 0), torch.arange(4), 4, 6)
+    assert first.uniforms.flatten().unique().numel() == 24
+    assert not bool((first.uniforms == second.uniforms).any())
+
+
+def test_noise_takes_the_shape_asked_for():
+    assert draw_noise(Draw(0), torch.tensor([2, 0]), 3, 5, 2).uniforms.shape == (2, 5, 2)
+    assert draw_noise(Draw(0), torch.empty(0, dtype=torch.int64), 3, 5).uniforms.shape == (0, 5)
+
+
+def test_counts_are_uniform_from_one_to_all():
+    level = (torch.arange(60) + 0.5).double() / 60
+    counts = mask_counts(level, torch.full((60,), 12))
+    assert torch.bincount(counts).tolist() == [0] + [5] * 12
+    assert mask_counts(level[:1], torch.tensor([0])).tolist() == [0]
+
+
+def test_masks_have_their_size_and_spare_what_is_not_scored():
+    uniforms = torch.rand(30, 9, generator=seeded_generator(1), dtype=torch.float64)
+    scored = torch.rand(30, 9, generator=seeded_generator(2)) < 0.7
+    counts = mask_counts(uniforms[:, 0], scored.sum(1))
+    masked = choose_masked(uniforms, counts, scored)
+    assert torch.equal(masked.sum(1), counts)
+    assert not bool((masked & ~scored).any())
+
+
+def test_mask_sets_are_equally_likely():
+    uniforms = torch.rand(24_000, 4, generator=seeded_generator(3), dtype=torch.float64)
+    masked = choose_masked(uniforms, torch.full((24_000,), 2))
+    codes = (masked.long() * torch.tensor([1, 2, 4, 8])).sum(1)
+    counts = torch.bincount(codes)[torch.tensor([3, 5, 6, 9, 10, 12])].double()
+    assert int(counts.sum()) == 24_000
+    assert float(((counts - 4000) ** 2 / 4000).sum()) < 25.7  # chi-square, 5 degrees, 1e-4
+
+
+def test_time_of_a_mask_set_is_beta_distributed_and_independent_of_the_set():
+    uniforms = torch.rand(40_000, 5, generator=seeded_generator(4), dtype=torch.float64)
+    counts = torch.full((40_000,), 2)
+    time = masked_times(uniforms, counts)
+    mean, variance = 2 / 6, 2 * 4 / (6**2 * 7)  # Beta(2, 4)
+    error = math.sqrt(variance / 40_000)
+    assert abs(float(time.mean()) - mean) < 4 * error
+    first = choose_masked(uniforms, counts)[:, 0]
+    assert abs(float(time[first].mean()) - mean) < 4 * error / math.sqrt(0.4)
+
+
+def test_draws_follow_the_weights_and_never_take_a_zero():
+    weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 0.0])
+    uniforms = torch.cat([torch.arange(8).double() / 8, torch.tensor([1 - 2.0**-53])])
+    drawn = draw_categorical(weights.expand(9, -1), uniforms.double())
+    assert drawn.tolist() == [1] * 6 + [3] * 3
+
+
+def test_draws_reach_categories_that_float32_cannot_separate():
+    """A tail of 1e-9 lies below the spacing of float32 next to 1."""
+    weights = torch.tensor([1.0, 1e-9], dtype=torch.float64)
+    uniforms = torch.tensor([1 - 5e-10, 1 - 5e-9], dtype=torch.float64)
+    assert draw_categorical(weights.expand(2, -1), uniforms).tolist() == [1, 0]
+
+
+def test_draw_is_the_quantile_function():
+    weights = torch.rand(50, 7, generator=seeded_generator(5), dtype=torch.float64)
+    uniforms = torch.rand(50, generator=seeded_generator(6), dtype=torch.float64)
+    drawn = draw_categorical(weights, uniforms)
+    cumulative = weights.cumsum(1) / weights.sum(1, keepdim=True)
+    above = cumulative.gather(1, drawn[:, None])[:, 0]
+    below = above - (weights / weights.sum(1, keepdim=True)).gather(1, drawn[:, None])[:, 0]
+    assert bool((below - 1e-12 <= uniforms).all())
+    assert bool((uniforms < above + 1e-12).all())
+    assert_close(drawn, drawn.clamp(0, 6))

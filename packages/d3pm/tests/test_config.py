@@ -1,0 +1,87 @@
+"""Every refusal names its key, its value and what would be right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nanozoo_core.config import DataConfig, TrainingConfig
+from nanozoo_core.errors import ConfigError
+from nanozoo_d3pm.config import PRESETS, D3PMConfig
+from nanozoo_d3pm.model import D3PM
+
+GAUSSIAN = {"transition_type": "gaussian", "noise_schedule": "linear"}
+NEIGHBORS = {"transition_type": "nearest_neighbor"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_dim": 128, "num_heads": 5}, r"num_heads=5 does not divide .*model_dim=128"),
+        ({"model_dim": 12, "num_heads": 4}, r"num_heads=4 makes heads of the odd width 3"),
+        ({"num_layers": 0}, r"num_layers=0 must be at least 1"),
+        ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
+        ({"absorbing_state_idx": 7}, r"absorbing_state_idx=7 would collide with a data token"),
+        ({"auxiliary_loss_weight": -1.0}, r"auxiliary_loss_weight=-1.0 must not be negative"),
+        ({"num_timesteps": 0}, r"num_timesteps=0 must be at least 1"),
+        ({"sampling_timesteps": 101}, r"sampling_timesteps=101 must be between 1 and .*=100"),
+        (
+            {"transition_type": "uniform", "time_conditioning": False},
+            r"time_conditioning=false needs model_cfg.transition_type=absorbing",
+        ),
+        ({"terminal_mask": True}, r"terminal_mask=true has no use with .*=absorbing"),
+        ({"seq_len": 64, "sar_chunk_size": 64}, r"sar_chunk_size=64 must be .*seq_len=64"),
+        (GAUSSIAN | {"vocab_size": 4096}, r"at most 1024 of them, not model_cfg.vocab_size=4096"),
+        (GAUSSIAN | {"vocab_size": 1024, "num_timesteps": 1000}, r"take 3.9 GiB; .*at most 256"),
+        (GAUSSIAN | {"noise_schedule": "cosine"}, r"noise_schedule=cosine is not defined .*linear"),
+        (GAUSSIAN | {"gaussian_beta_min": 0.5}, r"gaussian_beta_min=0.5 and .*=0.02 must be in"),
+        (NEIGHBORS | {"nn_mode": "exact", "vocab_size": 50257}, r"nn_mode=exact handles at most"),
+        (NEIGHBORS | {"nearest_neighbors": 9, "vocab_size": 9}, r"nearest_neighbors=9 must be at"),
+        (NEIGHBORS | {"nn_uniform_rate": -0.1}, r"nn_uniform_rate=-0.1 must not be negative"),
+    ],
+)
+def test_wrong_setting_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        D3PMConfig(**changes)
+
+
+def test_all_problems_are_reported_at_once():
+    with pytest.raises(ConfigError) as caught:
+        D3PMConfig(num_layers=0, dropout=2.0, absorbing_state_idx=3)
+    assert len(caught.value.problems) == 3
+
+
+def test_prior_that_is_left_over_names_its_size_when_the_model_is_built():
+    settings = GAUSSIAN | {"terminal_mask": False, "gaussian_beta_max": 0.0002}
+    config = D3PMConfig(vocab_size=64, seq_len=8, **settings)
+    with pytest.raises(ConfigError, match=r"keeps \d\.\d+ nats per token"):
+        D3PM(config)
+
+
+def test_window_longer_than_the_model_is_refused():
+    training = TrainingConfig(model="d3pm", model_cfg={}, data=DataConfig(seq_len=512))
+    (problem,) = D3PMConfig(seq_len=256).check_training(training)
+    assert "data.seq_len=512" in problem
+    assert D3PMConfig().check_training(training) == []
+
+
+def test_automatic_choices():
+    assert D3PMConfig(**NEIGHBORS).has_terminal_mask
+    assert not D3PMConfig().has_terminal_mask
+    assert not D3PMConfig(vocab_size=4096, **NEIGHBORS).uses_clusters
+    assert D3PMConfig(vocab_size=4097, **NEIGHBORS).uses_clusters
+    assert D3PMConfig(seq_len=256).chunk_size == 64
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_have_the_stated_size(name):
+    config = D3PMConfig(vocab_size=50257, seq_len=1024, **PRESETS[name])
+    with torch.device("meta"):
+        model = D3PM(config)
+    count = sum(p.numel() for p in model.parameters())
+    v, d, n, c = 50257, config.model_dim, config.num_layers, config.cond_dim
+    expected = (v + 1) * d + v * (d + 1) + n * (12 * d * d + 7 * d) + d
+    expected += n * 6 * d * (c + 1) + 2 * d * (c + 1) + 257 * c + c * c + c
+    assert count == expected
+    if name == "124m":
+        assert round(count / 1e6, 1) == 169.6
