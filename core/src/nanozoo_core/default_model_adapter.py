@@ -26,6 +26,7 @@ from nanozoo_core.contract import (
     Step,
     Vocabulary,
 )
+from nanozoo_core.errors import ConfigError
 from nanozoo_core.kernels.linear_cross_entropy import linear_cross_entropy
 from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
 
@@ -76,7 +77,16 @@ class DefaultModelAdapter:
 
     def build(self, config: Any, vocabulary: Vocabulary) -> nn.Module:
         """A fresh model on the current default device; its weights come from torch's global
-        generator, which the trainer seeds just before."""
+        generator, which the trainer seeds just before.
+
+        Raises: ConfigError when the model has fewer tokens than the tokenizer.
+        """
+        size = getattr(config, "vocab_size", vocabulary.size)
+        if size < vocabulary.size:
+            raise ConfigError(
+                f"model_cfg.vocab_size={size} is less than the {vocabulary.size} tokens of the "
+                f"{vocabulary.name} tokenizer; use null to follow it"
+            )
         return self.model_class(config)
 
     def prepare_model(self, model: nn.Module, batches: Iterable[Batch]) -> None:

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from nanozoo_core.contract import Draw, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.errors import ConfigError
 from nanozoo_core.optim.groups import default_roles
-from nanozoo_core.testing.sources import batch_of
+from nanozoo_core.testing.sources import ToyVocabulary, batch_of
 from nanozoo_gpt2.config import GPT2Config
 from nanozoo_gpt2.model import GPT2
 
@@ -260,6 +261,12 @@ def test_dropout_acts_in_training_alone():
     assert not torch.equal(model(tokens), model(tokens))
     model.eval()
     assert torch.equal(model(tokens), model(tokens))
+
+
+def test_fewer_tokens_than_the_tokenizer_has_are_refused():
+    adapter = DefaultModelAdapter(GPT2Config, GPT2)
+    with pytest.raises(ConfigError, match="vocab_size=61 is less than the 62 tokens of the toy"):
+        adapter.build(GPT2Config(**SMALL), ToyVocabulary(VOCAB + 1))
 
 
 def test_text_longer_than_the_position_table_is_refused():
