@@ -217,7 +217,7 @@ def test_one_draw_is_learned_by_heart(family):
     batch, step = make_batch(4), Step(0, 0.0, 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     history = []
-    for _ in range(60):
+    for _ in range(120):
         loss = ADAPTER.training_loss(model, batch, step)
         optimizer.zero_grad()
         loss.value.backward()

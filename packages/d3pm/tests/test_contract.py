@@ -17,6 +17,12 @@ class TestContract(ModelContract):
         "num_timesteps": 32,
         "sampling_timesteps": 8,
     }
+    gradient_steps = 4  # zero head, then zero gates, then what lies behind them
+    overfit_steps = 500
+    overfit_copies = 16
+    entropy_steps = 800
+    entropy_windows = 64
+    lr = 5e-3
 
     def num_parameters(self, config: Any) -> int:
         v, d, n, c = config.vocab_size, config.model_dim, config.num_layers, config.cond_dim

@@ -41,9 +41,12 @@ class ModelContract:
     toy_vocab = 8  # vocabulary of the enumerable and the known-entropy source
     toy_length = 3  # scored tokens of the enumerable source
     initial_loss_above_uniform = (-0.05, 0.35)  # range around ln V, on random tokens
+    gradient_steps = 2  # within which every parameter must be reached: designs start with zeros
     overfit_steps = 200
+    overfit_copies = 1  # of the small set in a batch: several noise draws, where there is noise
     overfit_nats = 0.05
     entropy_steps = 250
+    entropy_windows = 16  # per step
     entropy_gap = 0.08  # nats per token that a trained model may stay above the source
     lr = 1e-2  # AdamW rate of the small trainings here
     cached_tolerance = 1e-5
@@ -186,11 +189,10 @@ class ModelContract:
         assert (before[:, place] - after[:, place]).abs().max() > 1e-4
 
     def test_no_parameter_is_without_gradient(self) -> None:
-        """Within two steps: some designs start with zeros that hold gradients back."""
         adapter, model = self.build(ToyVocabulary(self.toy_vocab))
         reached: set[str] = set()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for number in range(2):
+        for number in range(self.gradient_steps):
             tokens = self.random_tokens(self.toy_vocab, 8, seed=number)
             step = Step(number=number, progress=0.0, seed=0)
             adapter.training_loss(model, batch_of(tokens), step).value.backward()
@@ -205,14 +207,16 @@ class ModelContract:
         adapter, model = self.build(ToyVocabulary(self.toy_vocab), seq_len=16)
         tokens = self.random_tokens(self.toy_vocab, 4, 16)
         tokens[:, 0] = torch.arange(4)  # the first token tells the windows apart
-        self.train_on(adapter, model, [tokens] * self.overfit_steps)
+        copies = tokens.repeat(self.overfit_copies, 1)
+        self.train_on(adapter, model, [copies] * self.overfit_steps)
         nats = self.nats(adapter, model, tokens, self.draws(adapter, 32)).mean() / 16
         assert float(nats) < self.overfit_nats
 
     def test_a_known_source_is_approached_and_never_beaten(self) -> None:
         source = MarkovSource(min(self.toy_vocab, 8))
         adapter, model = self.build(ToyVocabulary(self.toy_vocab))
-        windows = [source.sample(16, self.seq_len + 1, s) for s in range(self.entropy_steps)]
+        count, length = self.entropy_windows, self.seq_len + 1
+        windows = [source.sample(count, length, seed) for seed in range(self.entropy_steps)]
         self.train_on(adapter, model, windows)
         fresh = source.sample(256, self.seq_len + 1, seed=10_000)
         excess = self.nats(adapter, model, fresh, self.draws(adapter, 8)) - source.nats(fresh)
