@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nanozoo_core.contract import Batch, Draw, Loss, Nll, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.optim.sharding import keep_marks
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,13 @@ def parallelize(
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        splits = {n: getattr(p, "muon_split", None) for n, p in module.named_parameters()}
         mesh = init_device_mesh(device.type, (ranks.world_size,))
-        for child in module.model.modules():
-            if isinstance(child, nn.ModuleList):
-                for block in child:
-                    fully_shard(block, mesh=mesh)
-        fully_shard(module, mesh=mesh)
-        for name, parameter in module.named_parameters():  # new ones, without our mark
-            if splits[name] is not None:
-                parameter.muon_split = splits[name]  # type: ignore[attr-defined]
+        with keep_marks(module):
+            for child in module.model.modules():
+                if isinstance(child, nn.ModuleList):
+                    for block in child:
+                        fully_shard(block, mesh=mesh)
+            fully_shard(module, mesh=mesh)
     if compiled:
         module.compile()
     if ranks.world_size > 1 and strategy == "ddp":

@@ -7,7 +7,7 @@ import torch
 
 from nanozoo_core.config import DataConfig, TrainingConfig
 from nanozoo_core.errors import ConfigError
-from nanozoo_d3pm.config import PRESETS, D3PMConfig
+from nanozoo_d3pm.config import D3PMConfig
 from nanozoo_d3pm.model import D3PM
 
 GAUSSIAN = {"transition_type": "gaussian", "noise_schedule": "linear"}
@@ -73,15 +73,10 @@ def test_automatic_choices():
     assert D3PMConfig(seq_len=256).chunk_size == 64
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_valid_and_have_the_stated_size(name):
-    config = D3PMConfig(vocab_size=50257, seq_len=1024, **PRESETS[name])
+def test_size_at_paper_scale():
+    config = D3PMConfig(
+        vocab_size=50257, seq_len=1024, model_dim=768, num_layers=12, num_heads=12, cond_dim=128
+    )
     with torch.device("meta"):
         model = D3PM(config)
-    count = sum(p.numel() for p in model.parameters())
-    v, d, n, c = 50257, config.model_dim, config.num_layers, config.cond_dim
-    expected = (v + 1) * d + v * (d + 1) + n * (12 * d * d + 7 * d) + d
-    expected += n * 6 * d * (c + 1) + 2 * d * (c + 1) + 257 * c + c * c + c
-    assert count == expected
-    if name == "124m":
-        assert round(count / 1e6, 1) == 169.6
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 169.6

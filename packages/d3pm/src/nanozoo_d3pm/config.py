@@ -221,18 +221,4 @@ class D3PMConfig:
         return self.auxiliary_loss_weight * scale
 
 
-PRESETS: dict[str, dict[str, object]] = {
-    "tiny": {},
-    "124m": {
-        "model_dim": 768,
-        "num_layers": 12,
-        "num_heads": 6,
-        "cond_dim": 128,
-        "num_timesteps": 1000,
-        "nearest_neighbors": 63,
-        "sampling_timesteps": 128,
-        "sar_chunk_size": 512,
-    },
-}
-
 Config = D3PMConfig
