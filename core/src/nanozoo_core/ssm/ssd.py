@@ -154,8 +154,8 @@ def ssd_chunked(
 
 class _ChunkedSSD(torch.autograd.Function):
     """One chunk after the other, so that a chunk's intermediates stay in cache; the backward pass
-    recomputes them from the states between chunks. A third of the time of the same products over
-    all chunks at once under autograd."""
+    recomputes them from the states between chunks. Takes 0.55 to 0.7 of the CPU time of the same
+    products over all chunks at once under autograd."""
 
     @staticmethod
     def forward(
