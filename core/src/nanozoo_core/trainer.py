@@ -216,9 +216,7 @@ class Trainer:
         """Model, data and seed of a resumed run cannot change. Raises: CheckpointError."""
         stored = compose.stored_config(self.folder)
         for key in ("model", "seed", "data", "model_cfg"):
-            now, then = getattr(self.config, key), stored.get(key)
-            if key == "data":
-                now = schema.to_dict(now)
+            now, then = self._config_to_store()[key], stored.get(key)
             if now != then:
                 inner = ""
                 if isinstance(now, dict) and isinstance(then, dict):
@@ -589,6 +587,7 @@ class Trainer:
     def _config_to_store(self) -> dict[str, Any]:
         """The resolved settings, without those that belong to this start alone."""
         stored = schema.to_dict(self.config)
+        stored["model_cfg"] = schema.to_dict(self.model_cfg)
         stored["resume"] = None
         stored["run_dir"] = None
         stored["train"]["stop_after"] = None

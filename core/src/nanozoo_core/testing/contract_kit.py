@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core import checkpoint, compose, registry, runs
+from nanozoo_core import checkpoint, compose, registry, runs, schema
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Draw, SamplingSettings, Step, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
@@ -146,6 +146,11 @@ class ModelContract:
         composed = compose.compose_config([f"model={self.model}"])
         names = {field.name for field in fields(registry.config_class(self.model))}
         assert set(composed["model_cfg"]) == names
+
+    def test_built_config_builds_itself(self) -> None:
+        """What a run stores of its model makes the same model again."""
+        config = self.config(self.toy_vocab)
+        assert compose.model_config(self.model, schema.to_dict(config)) == config
 
     def test_wrong_key_is_refused_by_name(self) -> None:
         data = compose.compose_config([f"model={self.model}", "model_cfg.num_layerz=2"])
@@ -353,7 +358,11 @@ class ModelContract:
     def test_split_run_equals_whole_run(self, corpus: Path, tmp_path: Path) -> None:
         whole = self.run(self.overrides(corpus, tmp_path / "whole"))
         half = self.run(self.overrides(corpus, tmp_path / "half", **{"train.stop_after": 4}))
-        self._resume(half)
+        self.resume(half)
+        self.assert_same_end(whole, half)
+
+    def assert_same_end(self, whole: Path, half: Path) -> None:
+        """Both runs logged the same losses and ended with the same weights and state."""
         for stem in ("model", "optimizer"):
             one = checkpoint.read_tensors(checkpoint.latest(whole), stem)
             two = checkpoint.read_tensors(checkpoint.latest(half), stem)
@@ -362,7 +371,7 @@ class ModelContract:
             assert different == []
         assert self.losses(whole) == self.losses(half)
 
-    def _resume(self, run: Path) -> None:
+    def resume(self, run: Path) -> None:
         stored = compose.stored_config(run) | {"resume": str(run)}
         train(compose.training_config(stored))
 
