@@ -89,7 +89,7 @@ def test_first_loss_is_that_of_even_predictions(family):
     """ln V per token: for each draw under absorbing, whose weights are even; else in the mean."""
     model = make_model(family, trained=False)
     batch = make_batch()
-    draws = 1 if family in ("absorbing", "agnostic") else 400
+    draws = 1 if family in ("absorbing", "agnostic") else 150
     with torch.no_grad():
         nats = torch.stack([ADAPTER.nll(model, batch, Draw(0, n)).nats for n in range(draws)])
     expected = LENGTH * math.log(VOCAB)
@@ -174,9 +174,9 @@ def test_draws_average_to_the_exact_sum_over_timesteps(family):
     model = make_model(family)
     batch = make_batch(3)
     with torch.no_grad():
-        nats = torch.stack([ADAPTER.nll(model, batch, Draw(0, n)).nats for n in range(500)])
+        nats = torch.stack([ADAPTER.nll(model, batch, Draw(0, n)).nats for n in range(200)])
         exact = []
-        for seed in range(60):
+        for seed in range(25):
             total = 0.0
             for t in range(1, 13):
                 total = total + timestep_nats(model, batch, t, seed)
@@ -184,7 +184,7 @@ def test_draws_average_to_the_exact_sum_over_timesteps(family):
     exact_sum = torch.stack(exact)
     sums = nats.sum(1)
     error = math.hypot(
-        float(sums.std()) / math.sqrt(len(sums)), float(exact_sum.std()) / math.sqrt(60)
+        float(sums.std()) / math.sqrt(len(sums)), float(exact_sum.std()) / math.sqrt(len(exact))
     )
     assert abs(float(sums.mean() - exact_sum.mean())) < 4 * error
 
