@@ -130,17 +130,16 @@ def main() -> None:
     head = f"{'tokens x width x vocabulary':<30}{'plain ms':>10}{'fused ms':>10}"
     print(head + f"{'speed':>8} {'(range)':<14}{'plain MiB':>10}{'fused MiB':>10}{'memory':>8}")
     for name, shape in shapes.items():
-        peaks = {f"{form}_peak_bytes": peak_bytes(form, name, device) for form in FORMS}
-        row = {"shape": shape, **compare(shape, device, arguments.rounds), **peaks}
-        row["memory"] = peaks["fused_peak_bytes"] / peaks["plain_peak_bytes"]
-        results[name] = row
-        spread = f"({row['speed_least']:.2f}..{row['speed_most']:.2f})"
+        speed = compare(shape, device, arguments.rounds)
+        peaks = {form: peak_bytes(form, name, device) for form in FORMS}
+        memory = peaks["fused"] / peaks["plain"]
+        results[name] = {"shape": shape, **speed, "peak_bytes": peaks, "memory": memory}
+        spread = f"({speed['speed_least']:.2f}..{speed['speed_most']:.2f})"
         print(
             f"{' x '.join(map(str, shape)):<30}"
-            f"{1e3 * row['plain_seconds']:>10.1f}{1e3 * row['fused_seconds']:>10.1f}"
-            f"{row['speed']:>8.2f} {spread:<14}"
-            f"{row['plain_peak_bytes'] / 2**20:>10.0f}{row['fused_peak_bytes'] / 2**20:>10.0f}"
-            f"{row['memory']:>8.2f}"
+            f"{1e3 * speed['plain_seconds']:>10.1f}{1e3 * speed['fused_seconds']:>10.1f}"
+            f"{speed['speed']:>8.2f} {spread:<14}"
+            f"{peaks['plain'] / 2**20:>10.0f}{peaks['fused'] / 2**20:>10.0f}{memory:>8.2f}"
         )
     if arguments.json:
         machine = {"device": device_name(device), "torch": torch.__version__}

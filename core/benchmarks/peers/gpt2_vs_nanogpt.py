@@ -3,8 +3,9 @@
     PEERS=<folder that holds nanoGPT/> python core/benchmarks/peers/gpt2_vs_nanogpt.py
 
 Both run in one process, alternating; times are the CPU seconds of one thread, which other jobs
-hardly disturb. A step is loss, gradients, AdamW(fused=True) and zero_grad, in float32. Both get the
-process settings that our trainer makes. Before timing, the two must agree on the loss.
+hardly disturb. A step is loss, gradients, AdamW(fused=True) and zero_grad, in float32. Both get
+the process settings that our trainer makes, or with --untuned neither. Before timing, the two must
+agree on the loss.
 """
 
 import argparse
@@ -154,10 +155,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--untuned", action="store_true", help="leave the process as torch has it")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    tune_process()
+    if not arguments.untuned:
+        tune_process()
     peer = load_peer()
     results = {}
     print(f"{'shape':<10}{'nanoGPT tok/s':>15}{'nanozoo tok/s':>15}{'ratio':>8}  (range)")
@@ -169,7 +172,9 @@ def main() -> None:
             f"  ({row['ratio_least']:.3f}..{row['ratio_most']:.3f})"
         )
     if arguments.json:
-        machine = {"device": device_name(torch.device("cpu")), "torch": torch.__version__}
+        machine: dict[str, object] = {"torch": torch.__version__}
+        machine["device"] = device_name(torch.device("cpu"))
+        machine["tuned"] = not arguments.untuned
         arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
 
 
