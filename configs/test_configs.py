@@ -17,6 +17,7 @@ from nanozoo_core.errors import ConfigError
 CONFIGS = Path(__file__).parent
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 MODELS = list(registry.model_modules())
+PACKAGES = sorted(path.parent.name for path in CONFIGS.parent.glob("packages/*/pyproject.toml"))
 
 
 def load_recipe(path: Path) -> TrainingConfig:
@@ -39,7 +40,7 @@ def test_model_loads(name: str) -> None:
     assert load_model(name).model == name
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PACKAGES)
 def test_model_has_a_recipe(name: str) -> None:
     assert (CONFIGS / f"{name}.yaml").is_file()
 

@@ -50,6 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("overrides", nargs="*", metavar="key=value")
     evaluate.set_defaults(handler=evaluate_run)
 
+    inspect = commands.add_parser(
+        "inspect", help="draw what is peculiar to a run's model (expert loads, depth, routing)"
+    )
+    _add_run_arguments(inspect)
+    inspect.set_defaults(handler=inspect_run)
+
     generate = commands.add_parser("generate", help="draw text from a run")
     _add_run_arguments(generate)
     generate.add_argument("--prompt", default="", help="text to continue; empty starts a document")
@@ -134,6 +140,21 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
     overrides = compose.dotted_overrides(arguments.overrides, section="eval")
     run = runs.load_run(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
     out(json.dumps(runs.score(run, overrides), indent=2))
+
+
+def inspect_run(arguments: argparse.Namespace) -> None:
+    from nanozoo_core import inspection, runs
+
+    run = runs.load_run(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
+    found = runs.inspect(run)
+    if found is None:
+        out(
+            f"{run.config.model} has nothing to draw; nanozoo show {arguments.run} tells its result"
+        )
+        return
+    out(inspection.describe(found))
+    files = "inspection.json, inspection.png" if found.pictures else "inspection.json"
+    out(f"written to {arguments.run}: {files}")
 
 
 def generate_text(arguments: argparse.Namespace) -> None:

@@ -217,8 +217,9 @@ class OptimConfig:
     """Rate of everything that AdamW updates, at the top of the schedule."""
     weight_decay: float = 0.0
     """AdamW's decay of matrices and heads; embeddings and vectors never decay."""
-    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
-    """Warm-up-stable-decay, cosine, or constant after the warm-up."""
+    schedule: Literal["wsd", "cosine", "constant", "noam"] = "wsd"
+    """Warm-up-stable-decay, cosine, constant after the warm-up, or as the 2017 Transformer: after
+    the warm-up falling with the square root of the step."""
     warmup: float = 0.02
     """Warm-up: a fraction of the run when below 1, else a number of steps."""
     decay_fraction: float = 0.4
@@ -243,6 +244,15 @@ class OptimConfig:
             self.schedule != "wsd" or self.warmup >= 1 or self.warmup + self.decay_fraction <= 1,
             f"optim.warmup={self.warmup} and optim.decay_fraction={self.decay_fraction} overlap; "
             "together they must be at most 1",
+        )
+        p.require(
+            self.schedule != "noam" or self.warmup > 0,
+            "optim.schedule=noam needs optim.warmup above 0: its rate falls from there",
+        )
+        p.require(
+            self.schedule != "noam" or self.final_lr_fraction == 0,
+            f"optim.final_lr_fraction={self.final_lr_fraction} has no effect with "
+            f"optim.schedule=noam; leave it out",
         )
         p.require(
             0 <= self.final_lr_fraction <= 1,

@@ -164,6 +164,34 @@ class Nll:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """Some lines over one axis: drawn as a plot, printed as a table."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: dict[str, list[tuple[float, float]]]  # name to points (x, y)
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A matrix of numbers: rows by columns."""
+
+    title: str
+    row_label: str
+    column_label: str
+    values: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is peculiar to a trained model: numbers for result.json, and pictures."""
+
+    metrics: dict[str, float]
+    pictures: tuple[Curves | HeatMap, ...] = ()
+
+
+@dataclass(frozen=True)
 class DataStage:
     """From `progress` of the run on, a step reads `batch_tokens` scored tokens in windows of
     `seq_len`."""

@@ -19,6 +19,7 @@ from nanozoo_core.contract import (
     DataPlan,
     DataStage,
     Draw,
+    Inspection,
     Likelihood,
     Loss,
     Nll,
@@ -167,7 +168,8 @@ class DefaultModelAdapter:
         """Called after the weights changed, without gradient (ngpt renormalises here)."""
 
     def finalize(self, model: nn.Module, batches: Iterable[Batch]) -> None:
-        """Called once after training with some training batches, for calibration."""
+        """Called once after training with some training batches, for calibration. `model` is a
+        whole copy in eval mode, also where training shards it; its buffers are kept."""
 
     # -- decoding -------------------------------------------------------------------------------
 
@@ -226,4 +228,11 @@ class DefaultModelAdapter:
 
     def show_sample(self, model: nn.Module, vocabulary: Vocabulary, text: str) -> str | None:
         """What is peculiar to this model on `text`, for samples.txt (hnet marks its chunks)."""
+        return None
+
+    def inspect(
+        self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
+    ) -> Inspection | None:
+        """Numbers and pictures of what is peculiar to this model, from some validation batches:
+        diagnostics, never the score."""
         return None

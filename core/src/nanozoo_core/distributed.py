@@ -114,7 +114,10 @@ def parallelize(
         module.compile()
     if ranks.world_size > 1 and strategy == "ddp":
         device_ids = [device.index] if device.type == "cuda" else None
-        wrapped = nn.parallel.DistributedDataParallel(module, device_ids=device_ids)
+        # Buffers are each rank's own: what a model counts there it sums itself.
+        wrapped = nn.parallel.DistributedDataParallel(
+            module, device_ids=device_ids, broadcast_buffers=False
+        )
     return wrapped
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from nanozoo_core import checkpoint, compose, registry, schema
+from nanozoo_core import checkpoint, compose, inspection, registry, schema
 from nanozoo_core import device as devices
 from nanozoo_core.config import EvalConfig, TrainingConfig
+from nanozoo_core.contract import Inspection
 from nanozoo_core.data.loader import ValidationSet
 from nanozoo_core.data.prepare import prepare
 from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
@@ -72,13 +73,7 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
     """The run's validation score under its own eval settings, changed by `overrides`."""
     settings = schema.to_dict(run.config.eval) | overrides
     evaluation = schema.from_dict(EvalConfig, settings, "eval")
-    data = prepare(run.config.data)
-    validation = ValidationSet(
-        replace(data, vocabulary=run.vocabulary),
-        seq_len=run.config.data.seq_len,
-        lookahead=run.adapter.lookahead(run.model_cfg),
-        num_bytes=evaluation.bytes,
-    )
+    validation, fingerprint = _validation_set(run, evaluation.bytes)
     result = evaluate(
         LossModule(run.model, run.adapter),
         validation,
@@ -98,8 +93,36 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
         "val_standard_error": result.standard_error,
         "val_loss": result.nats_per_token,
         "val_bytes": result.num_bytes,
-        "data_fingerprint": data.fingerprint,
+        "data_fingerprint": fingerprint,
     }
+
+
+def inspect(run: LoadedRun) -> Inspection | None:
+    """What is peculiar to the run's model, also written to its folder; None where nothing is."""
+    validation, _ = _validation_set(run, run.config.eval.bytes)
+    found = inspection.inspect_model(
+        run.adapter,
+        run.model,
+        validation,
+        run.vocabulary,
+        batch_tokens=run.config.eval.batch_tokens,
+        device=run.device,
+    )
+    if found is not None:
+        inspection.write(run.folder, found)
+    return found
+
+
+def _validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
+    """The run's validation text, and the fingerprint of its data."""
+    data = prepare(run.config.data)
+    validation = ValidationSet(
+        replace(data, vocabulary=run.vocabulary),
+        seq_len=run.config.data.seq_len,
+        lookahead=run.adapter.lookahead(run.model_cfg),
+        num_bytes=num_bytes,
+    )
+    return validation, data.fingerprint
 
 
 def _find_checkpoint(folder: Path, which: str) -> Path:

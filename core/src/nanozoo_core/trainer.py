@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nanozoo_core import checkpoint, compose, records, registry, schema
+from nanozoo_core import checkpoint, compose, inspection, records, registry, schema
 from nanozoo_core import device as devices
 from nanozoo_core.batches import mean_per_step, plan_batches
 from nanozoo_core.budget import Budget, plan_budget
 from nanozoo_core.config import TrainingConfig
-from nanozoo_core.contract import Batch, SamplingSettings, Step
+from nanozoo_core.contract import Batch, Inspection, SamplingSettings, Step
 from nanozoo_core.data.loader import Stage, TrainLoader, ValidationSet, compression_baselines
 from nanozoo_core.data.prepare import PreparedData, prepare
 from nanozoo_core.distributed import (
@@ -43,7 +43,7 @@ from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import describe
 from nanozoo_core.process_settings import tune_process
 
-STATISTICS_BATCHES = 8  # training batches shown to prepare_model and finalize
+STATISTICS_BATCHES = 32  # training batches shown to prepare_model and finalize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -462,15 +462,39 @@ class Trainer:
         return Result(self.folder, signal=received)
 
     def _finish(self) -> Result:
-        self.adapter.finalize(self.model, self._statistics_batches(self.state.step))
+        model = self._whole_model()
+        self._calibrate(model)
         score = self._validate(draws=self.config.eval.draws)
         self._save()
-        baselines = compression_baselines(self.validation.documents)
-        self.records.finish(self._result(score, baselines))
-        self._write_samples()
         if self.ranks.is_main:
-            self._say_farewell(score, baselines)
+            baselines = compression_baselines(self.validation.documents)
+            found = self._inspect(model)
+            diagnostics = {} if found is None else {"diagnostics": found.metrics}
+            self.records.finish(self._result(score, baselines) | diagnostics)
+            self._write_samples(model)
+            self._say_farewell(score, baselines, found)
         return Result(self.folder, val_bpb=score.bits_per_byte)
+
+    @torch.no_grad()
+    def _calibrate(self, model: nn.Module) -> None:
+        """Lets the adapter finish a whole copy of the model, and takes over its buffers."""
+        model.eval()
+        self.adapter.finalize(model, self._statistics_batches(self.state.step))
+        for mine, final in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(final)
+
+    def _inspect(self, model: nn.Module) -> Inspection | None:
+        found = inspection.inspect_model(
+            self.adapter,
+            model,
+            self.validation,
+            self.data.vocabulary,
+            batch_tokens=self.config.eval.batch_tokens,
+            device=self.device,
+        )
+        if found is not None:
+            inspection.write(self.folder, found)
+        return found
 
     def _result(self, score: Score, baselines: dict[str, float]) -> dict[str, Any]:
         state, config = self.state, self.config
@@ -540,12 +564,8 @@ class Trainer:
             return self.state.step
         return round(100 * self.budget.progress(self.state.step, self.state.seconds))
 
-    def _write_samples(self) -> None:
+    def _write_samples(self, model: nn.Module) -> None:
         """Some generated text: from nothing, and after the first lines of validation documents."""
-        with self._averaged_weights():
-            model = self._whole_model()
-        if not self.ranks.is_main:
-            return
         vocabulary = self.data.vocabulary
         prompts = [""]
         for document in itertools.islice(self.validation.documents, 2):
@@ -562,16 +582,19 @@ class Trainer:
         self.records.write_samples("\n".join(texts))
 
     def _whole_model(self) -> nn.Module:
-        """A copy of the model with the weights as they stand, all of them on every rank."""
-        tensors = checkpoint.model_tensors(self.model)
+        """A copy of the model, averaged weights where there are any, all of them on every rank."""
         model = self.adapter.build(self.model_cfg, self.data.vocabulary).to(self.device)
-        checkpoint.load_model_tensors(model, tensors, self.folder)
+        with self._averaged_weights():
+            tensors = checkpoint.model_tensors(self.model)
+            checkpoint.load_model_tensors(model, tensors, self.folder)
         return model
 
-    def _say_farewell(self, score: Score, baselines: dict[str, float]) -> None:
-        samples = self.folder / "samples.txt"
-        if samples.exists():
-            records.say("\n" + samples.read_text(encoding="utf-8").strip())
+    def _say_farewell(
+        self, score: Score, baselines: dict[str, float], found: Inspection | None
+    ) -> None:
+        records.say("\n" + (self.folder / "samples.txt").read_text(encoding="utf-8").strip())
+        if found is not None:
+            records.say("\n" + inspection.describe(found))
         others = ", ".join(f"{name} {bpb:.3f}" for name, bpb in baselines.items())
         sign = "at most " if score.bound == "upper" else ""
         records.say(

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from nanozoo_core.config import MuonConfig, OptimConfig
+from nanozoo_core.errors import ConfigError
 from nanozoo_core.optim.schedule import lr_factor, muon_momentum
 
 STEPS = 1000
@@ -42,7 +43,23 @@ def test_constant_stays_up():
     assert set(values) == {1.0}
 
 
-@pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant"])
+def test_noam_is_the_2017_formula():
+    model_dim, warmup = 512, 40
+    peak = (model_dim * warmup) ** -0.5
+    values = curve(OptimConfig(schedule="noam", warmup=warmup))
+    for step in range(STEPS):
+        s = step + 1
+        expected = model_dim**-0.5 * min(s**-0.5, s * warmup**-1.5)
+        assert peak * values[step] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{"warmup": 0.0}, {"final_lr_fraction": 0.1}])
+def test_noam_refuses_what_it_cannot_use(settings):
+    with pytest.raises(ConfigError, match="noam"):
+        OptimConfig(schedule="noam", **settings)
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant", "noam"])
 @pytest.mark.parametrize("known", [True, False])
 def test_warm_up_in_steps_ignores_the_length_of_the_run(schedule, known):
     optim = OptimConfig(schedule=schedule, warmup=20)

@@ -17,6 +17,7 @@ def lr_factor(progress: float, step: int, total_steps: int | None, optim: OptimC
             in seconds. The warm-up is then read off the progress, and the first rate is 0.
 
     Returns: a factor in [0, 1].
+    Reference: noam is equation 3 of arXiv 1706.03762, lr standing for (model_dim * warmup)^-0.5.
     """
     progress = min(max(progress, 0.0), 1.0)
     total = _total(progress, step, total_steps)
@@ -27,6 +28,8 @@ def lr_factor(progress: float, step: int, total_steps: int | None, optim: OptimC
         warm, warmup = spent / optim.warmup, optim.warmup
     else:
         warm, warmup = 1.0, 0.0
+    if optim.schedule == "noam":
+        return min(warm, max(warm, 1.0) ** -0.5)
 
     left = 1.0  # of the decay: 1 before it, 0 at its end
     if optim.schedule == "wsd" and optim.decay_fraction > 0:

@@ -1,0 +1,129 @@
+"""What is peculiar to a model, drawn: inspection.json and inspection.png of a run.
+
+The adapter supplies numbers, curves and heat maps from some validation text; nothing here knows
+what they mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from nanozoo_core.contract import Batch, Curves, HeatMap, Inspection
+from nanozoo_core.data.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from nanozoo_core.data.loader import ValidationSet
+    from nanozoo_core.default_model_adapter import DefaultModelAdapter
+
+INSPECTED_BYTES = 65_536
+
+
+@torch.no_grad()
+def inspect_model(
+    adapter: DefaultModelAdapter,
+    model: nn.Module,
+    validation: ValidationSet,
+    vocabulary: Tokenizer,
+    *,
+    batch_tokens: int,
+    device: torch.device,
+) -> Inspection | None:
+    """The adapter's view of the first 64 kB of validation text; None where it has none."""
+    batches: list[Batch] = []
+    num_bytes = 0
+    for batch in validation.batches(max(1, batch_tokens // validation.seq_len)):
+        batches.append(batch.to(device))
+        num_bytes += int(vocabulary.token_bytes[batch.targets].sum())
+        if num_bytes >= INSPECTED_BYTES:
+            break
+    was_training = model.training
+    model.eval()
+    found = adapter.inspect(model, batches, vocabulary)
+    model.train(was_training)
+    return found
+
+
+def describe(inspection: Inspection) -> str:
+    """Numbers and curves as text; heat maps with few columns too."""
+    parts = [f"{name}: {value:.4g}" for name, value in inspection.metrics.items()]
+    parts += [_table(picture) for picture in inspection.pictures]
+    return "\n".join(parts)
+
+
+def write(folder: Path, inspection: Inspection) -> None:
+    """Writes inspection.json, and inspection.png where there is something to draw."""
+    text = json.dumps(dataclasses.asdict(inspection), indent=2)
+    (folder / "inspection.json").write_text(text + "\n")
+    if inspection.pictures:
+        _draw(folder / "inspection.png", inspection.pictures)
+
+
+def _table(picture: Curves | HeatMap) -> str:
+    if isinstance(picture, HeatMap):
+        width = max(len(row) for row in picture.values)
+        head = [picture.row_label, *(str(column) for column in range(width))]
+        rows = [
+            [str(number), *(f"{value:.4g}" for value in row)]
+            for number, row in enumerate(picture.values)
+        ]
+        title = f"{picture.title} (columns: {picture.column_label})"
+    else:
+        xs = sorted({x for points in picture.series.values() for x, _ in points})
+        head = [picture.x_label, *(f"{x:g}" for x in xs)]
+        rows = []
+        for name, points in picture.series.items():
+            ys = dict(points)
+            rows.append([name, *(f"{ys[x]:.4f}" if x in ys else "" for x in xs)])
+        title = f"{picture.title} ({picture.y_label})"
+    widths = [
+        max(len(line[i]) for line in [head, *rows] if i < len(line)) for i in range(len(head))
+    ]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=False))
+        for line in [head, *rows]
+    ]
+    return "\n".join([title, *lines])
+
+
+def _draw(path: Path, pictures: tuple[Curves | HeatMap, ...]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, grid = plt.subplots(
+        len(pictures), 1, figsize=(7, 3.6 * len(pictures)), dpi=120, squeeze=False
+    )
+    for axes, picture in zip(grid[:, 0], pictures, strict=True):
+        axes.set_title(picture.title)
+        if isinstance(picture, HeatMap):
+            _draw_heat_map(figure, axes, picture)
+        else:
+            _draw_curves(axes, picture)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _draw_heat_map(figure: Any, axes: Any, picture: HeatMap) -> None:
+    image = axes.imshow(picture.values, aspect="auto", interpolation="nearest", cmap="viridis")
+    figure.colorbar(image, ax=axes)
+    axes.set_xlabel(picture.column_label)
+    axes.set_ylabel(picture.row_label)
+    axes.set_yticks(range(len(picture.values)))
+
+
+def _draw_curves(axes: Any, picture: Curves) -> None:
+    for name, points in picture.series.items():
+        axes.plot(*zip(*points, strict=True), "o-", label=name)
+    axes.set_xlabel(picture.x_label)
+    axes.set_ylabel(picture.y_label)
+    axes.grid(alpha=0.3)
+    if len(picture.series) > 1:
+        axes.legend()
