@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -96,4 +99,16 @@ def peak_memory_bytes(device: torch.device) -> int:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.get_num_threads()} threads)"
+    if device.type != "cpu":
+        return device.type
+    return f"{_cpu_name()} ({torch.get_num_threads()} threads)"
+
+
+def _cpu_name() -> str:
+    """The processor and its widest vector instructions, which decide its speed here."""
+    name = platform.processor() or platform.machine() or "cpu"
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        found = re.search(r"model name\s*:\s*(.+)", info.read_text())
+        name = found[1].strip() if found else name
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

@@ -34,6 +34,8 @@ def describe_model(overrides: Sequence[str], *, recipe: Path | None) -> str:
     muon = sum(n for name, n in params.items() if roles[name] == "matrix")
     state = 8 * total - (4 * muon if config.optim.name == "muon" else 0)
     flops = adapter.flops_per_token(model_cfg, config.data.seq_len)
+    counted = ("params", "params_non_embedding")
+    extra = {name: n for name, n in adapter.report(model).items() if name not in counted}
     lines = [f"{config.model}: {registry.model_summaries()[config.model]}", "", "model_cfg:"]
     helps = schema.field_help(type(model_cfg))
     for field in dataclasses.fields(model_cfg):
@@ -47,6 +49,7 @@ def describe_model(overrides: Sequence[str], *, recipe: Path | None) -> str:
         f"parameters: {total:,} ("
         + ", ".join(f"{role} {count:,}" for role, count in by_role.items())
         + ")",
+        *(f"{name}: {value:,.0f}" for name, value in extra.items()),
         f"training FLOPs per token: {flops:.3e} at data.seq_len={config.data.seq_len}",
         f"memory of weights, gradients and optimiser: {(8 * total + state) / 2**20:,.1f} MiB "
         f"(activations not counted)",
