@@ -1,0 +1,263 @@
+"""The settings of the plain decoder. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from nanozoo_core.config import TrainingConfig
+from nanozoo_core.errors import Problems, divisors
+
+Position = Literal["sinusoidal", "learned", "rope"]
+NormPosition = Literal["post", "pre"]
+Norm = Literal["layer", "rms"]
+Activation = Literal["relu", "gelu_tanh", "relu2"]
+Init = Literal["xavier", "gpt2", "zero_out"]
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What tells one form of the decoder from another."""
+
+    position: Position
+    norm_position: NormPosition
+    norm: Norm
+    qk_norm: bool
+    activation: Activation
+    bias: bool
+    attn_bias: bool
+    scale_embedding: bool
+    tie_embeddings: bool
+    init: Init
+
+
+V0 = Switches(
+    position="sinusoidal",
+    norm_position="post",
+    norm="layer",
+    qk_norm=False,
+    activation="relu",
+    bias=True,
+    attn_bias=False,
+    scale_embedding=True,
+    tie_embeddings=True,
+    init="xavier",
+)
+"""The decoder of arXiv 1706.03762 without its cross-attention."""
+
+V1 = replace(V0, attn_bias=True)
+V2 = replace(V1, activation="gelu_tanh")
+V3 = replace(V2, position="learned")
+V4 = replace(V3, norm_position="pre")
+V5 = replace(V4, scale_embedding=False)
+V6 = replace(V5, init="gpt2")
+V7 = replace(V6, bias=False, attn_bias=False)
+V8 = replace(V7, norm="rms")
+V9 = replace(V8, position="rope")
+V10 = replace(V9, qk_norm=True)
+V11 = replace(V10, activation="relu2")
+V12 = replace(V11, tie_embeddings=False)
+CONTROL = replace(V12, init="zero_out")
+
+PRESETS = {
+    "v0": V0,
+    "v1": V1,
+    "v2": V2,
+    "v3": V3,
+    "v4": V4,
+    "v5": V5,
+    "v6": V6,
+    "v7": V7,
+    "v8": V8,
+    "v9": V9,
+    "v10": V10,
+    "v11": V11,
+    "v12": V12,
+    "control": CONTROL,
+}
+"""The walk, one historical change at a time; v6 is GPT-2."""
+
+Preset = Literal[
+    "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12",
+    "control", "custom",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VanillaConfig:
+    vocab_size: int | None = None
+    """Tokens in the vocabulary; null is the tokenizer's."""
+    seq_len: int | None = None
+    """Trained length, and rows of a learned position table; null is data.seq_len."""
+    preset: Preset = "control"
+    """The form: v0 (2017) .. v12, control, or custom, the control changed by the switches below."""
+    num_layers: int = 4
+    """Blocks."""
+    model_dim: int = 128
+    """Width of the residual stream."""
+    num_heads: int = 4
+    """Attention heads, a divisor of model_dim."""
+    mlp_ratio: float = 4.0
+    """Width of the MLP relative to model_dim."""
+    position: Position | None = None
+    """With preset=custom: sinusoidal (2017), learned (GPT-2) or rope; null is the control's."""
+    norm_position: NormPosition | None = None
+    """With preset=custom: post (2017, norm after the sum) or pre; null is the control's."""
+    norm: Norm | None = None
+    """With preset=custom: layer, or rms without gain; null is the control's."""
+    qk_norm: bool | None = None
+    """With preset=custom: RMSNorm of queries and keys; null is the control's."""
+    activation: Activation | None = None
+    """With preset=custom: relu (2017), gelu_tanh (GPT-2) or relu2; null is the control's."""
+    bias: bool | None = None
+    """With preset=custom: biases in MLP and LayerNorm; null is the control's."""
+    attn_bias: bool | None = None
+    """With preset=custom: biases in attention; null is the control's."""
+    scale_embedding: bool | None = None
+    """With preset=custom: multiply embeddings by sqrt(model_dim); null is the control's."""
+    tie_embeddings: bool | None = None
+    """With preset=custom: use the input embedding as the output head; null is the control's."""
+    init: Init | None = None
+    """With preset=custom: xavier (2017), gpt2, or zero_out with a normalised embedding; null is
+    the control's."""
+    norm_eps: float | None = None
+    """Added to a norm's variance; null is 1e-5 for LayerNorm and 1e-6 for RMSNorm."""
+    dropout: float = 0.0
+    """Probability of dropping embeddings and block outputs; 0.1 suits several epochs (v0 .. v12)."""
+    pad_vocab_to: int = 1
+    """Round the embedding's rows up to a multiple of this, for speed; logits never see the rest."""
+    allow_no_warmup: bool = False
+    """Train post-norm layers with optim.warmup=0 all the same."""
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        self._check_sizes(p)
+        self._check_preset(p)
+        self._check_combinations(p)
+        p.raise_if_any()
+
+    def _check_sizes(self, p: Problems) -> None:
+        for key in ("vocab_size", "seq_len"):
+            least = 2 if key == "vocab_size" else 1
+            value = getattr(self, key)
+            p.require(
+                value is None or value >= least,
+                f"model_cfg.{key}={value} must be at least {least} or null",
+            )
+        for key in ("num_layers", "model_dim", "num_heads", "pad_vocab_to"):
+            value = getattr(self, key)
+            p.require(value >= 1, f"model_cfg.{key}={value} must be at least 1")
+        if self.num_heads >= 1 and self.model_dim >= 1:
+            p.require(
+                self.model_dim % self.num_heads == 0,
+                f"model_cfg.num_heads={self.num_heads} does not divide "
+                f"model_cfg.model_dim={self.model_dim}; use {divisors(self.model_dim)}",
+            )
+        p.require(
+            self.mlp_ratio > 0 and self.mlp_ratio * self.model_dim >= 1,
+            f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive and leave at least one channel",
+        )
+        p.require(
+            self.norm_eps is None or self.norm_eps > 0,
+            f"model_cfg.norm_eps={self.norm_eps} must be positive or null",
+        )
+        p.require(0 <= self.dropout < 1, f"model_cfg.dropout={self.dropout} must be in [0, 1)")
+
+    def _check_preset(self, p: Problems) -> None:
+        if self.preset != "custom":
+            for key in self._set_by_hand():
+                value = getattr(self, key)
+                p.add(
+                    f"model_cfg.{key}={_show(value)} is decided by model_cfg.preset={self.preset}; "
+                    "leave it null, or use model_cfg.preset=custom"
+                )
+        if self.preset == "control":
+            p.require(
+                self.norm_eps is None,
+                f"model_cfg.norm_eps={self.norm_eps} does not reach model_cfg.preset=control, "
+                "which has 1e-6; leave it null, or use model_cfg.preset=custom",
+            )
+            p.require(
+                self.dropout == 0,
+                f"model_cfg.dropout={self.dropout} does not reach model_cfg.preset=control, which "
+                "has none; leave it at 0, or use model_cfg.preset=custom",
+            )
+
+    def _check_combinations(self, p: Problems) -> None:
+        switches = self.switches
+        if switches.position == "sinusoidal":
+            p.require(
+                self.model_dim % 2 == 0,
+                f"model_cfg.model_dim={self.model_dim} is odd, and sinusoidal positions need pairs "
+                f"of channels; use {self.model_dim + 1}",
+            )
+        if switches.position == "rope" and self.num_heads >= 1:
+            head_dim = self.model_dim // self.num_heads
+            p.require(
+                head_dim % 2 == 0,
+                f"model_cfg.model_dim={self.model_dim} over model_cfg.num_heads={self.num_heads} "
+                f"makes heads of width {head_dim}, and rotary positions need pairs of channels; "
+                "use an even width",
+            )
+        if switches.init == "zero_out":
+            p.require(
+                not switches.tie_embeddings,
+                "model_cfg.init=zero_out draws embeddings of unit variance, too large for a head; "
+                "use model_cfg.tie_embeddings=false",
+            )
+            p.require(
+                not switches.scale_embedding,
+                "model_cfg.scale_embedding=true has no effect with model_cfg.init=zero_out, which "
+                "normalises embeddings; use false",
+            )
+
+    def _set_by_hand(self) -> list[str]:
+        return [key for key in SWITCH_KEYS if getattr(self, key) is not None]
+
+    @property
+    def switches(self) -> Switches:
+        """The preset's switches; custom has those set by hand on top of the control's."""
+        if self.preset != "custom":
+            return PRESETS[self.preset]
+        return replace(CONTROL, **{key: getattr(self, key) for key in self._set_by_hand()})
+
+    @property
+    def mlp_dim(self) -> int:
+        """Width of the MLP."""
+        return int(self.mlp_ratio * self.model_dim)
+
+    @property
+    def eps(self) -> float:
+        """What the norms add to the variance."""
+        if self.norm_eps is not None:
+            return self.norm_eps
+        return 1e-6 if self.switches.norm == "rms" else 1e-5
+
+    def check_training(self, training: TrainingConfig) -> list[str]:
+        """Problems between these settings and the run's."""
+        problems = []
+        switches, seq_len = self.switches, self.seq_len
+        form = f"model_cfg.preset={self.preset}"
+        if switches.position == "learned" and seq_len and training.data.seq_len > seq_len:
+            problems.append(
+                f"data.seq_len={training.data.seq_len} is longer than the position table of "
+                f"{form}, model_cfg.seq_len={seq_len}; use model_cfg.seq_len=null to follow "
+                "data.seq_len"
+            )
+        no_warmup = training.optim.warmup == 0 and not self.allow_no_warmup
+        if switches.norm_position == "post" and no_warmup:
+            problems.append(
+                f"optim.warmup=0 with {form}, whose norm_position=post stalls without a warm-up; "
+                "use optim.warmup=0.05, or insist with model_cfg.allow_no_warmup=true"
+            )
+        return problems
+
+
+SWITCH_KEYS = tuple(field.name for field in fields(Switches))
+
+
+def _show(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+Config = VanillaConfig
