@@ -1,0 +1,1 @@
+"""Mixture of Experts: each token uses a few of many MLPs, chosen by a learned router."""

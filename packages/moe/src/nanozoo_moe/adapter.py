@@ -1,0 +1,176 @@
+"""What a mixture of experts asks of training beyond the default: balance losses, the bias that
+follows the loads, rates for the routers, and the count of what a token uses.
+
+B batch, T sequence, E experts, L layers of experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nanozoo_core.contract import Batch, HeatMap, Inspection, Loss, Step, Vocabulary
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.optim.groups import default_roles
+from nanozoo_moe.config import MoEConfig
+from nanozoo_moe.model import MixtureOfExperts, MoE
+from nanozoo_moe.routing import (
+    Router,
+    Routing,
+    balance_loss,
+    load_metrics,
+    sequence_loss,
+    z_loss,
+)
+
+
+class MoEAdapter(DefaultModelAdapter):
+    def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
+        """Mean next-token cross-entropy plus the balance losses, each the mean over layers.
+
+        The balance loss is that of the micro-batch. Tokens are counted here and not in the routers,
+        so that neither evaluation nor recomputed activations move the bias.
+        """
+        assert isinstance(model, MoE)
+        generators = None
+        if model.training and model.config.jitter_noise > 0:
+            generators = [step.row_generator(row) for row in batch.rows.tolist()]
+        features, routings = model.encode(batch.inputs, generators=generators)
+        nll = self._cross_entropy(model, batch, "mean", features)
+        metrics = {"nll": nll.detach()}
+        loss = nll
+        for name, weight, penalty in _penalties(model.config, routings):
+            metrics[name] = penalty.detach()
+            loss = loss + weight * penalty
+        for (number, router), routing in zip(model.routers(), routings, strict=True):
+            if model.training and router.loads is not None:
+                router.loads += routing.counts
+            for name, value in _layer_metrics(router, routing).items():
+                metrics[f"block{number}_{name}"] = value
+        return Loss(loss, metrics)
+
+    # -- optimisation ---------------------------------------------------------------------------
+
+    def parameter_roles(self, model: nn.Module) -> dict[str, str]:
+        """As usual, experts being matrices each; routers are AdamW's, without decay."""
+        roles = default_roles(model)
+        for path, module in model.named_modules():
+            if isinstance(module, Router):
+                roles[f"{path}.weight"] = "vector"
+        return roles
+
+    @torch.no_grad()
+    def after_step(
+        self, model: nn.Module, step: Step, optimizers: Sequence[torch.optim.Optimizer]
+    ) -> None:
+        """Moves each bias by the loads of the whole step, over micro-batches and ranks."""
+        assert isinstance(model, MoE)
+        routers = [router for _, router in model.routers()]
+        loads = [router.loads for router in routers if router.loads is not None]
+        if not loads:
+            return
+        counts = torch.stack(loads)  # (L, E)
+        if step.world_size > 1:
+            dist.all_reduce(counts)
+        config = model.config
+        assert config.bias_update_rate is not None
+        assert config.bias_freeze_frac is not None
+        for router, load, count in zip(routers, loads, counts, strict=True):
+            if step.progress < 1 - config.bias_freeze_frac:
+                router.update_bias(count, config.bias_update_rate)
+            load.zero_()
+
+    # -- accounting -----------------------------------------------------------------------------
+
+    def flops_per_token(self, config: MoEConfig, seq_len: int) -> float:
+        """6 per weight that a token meets, the router and the head among them, plus attention in
+        full."""
+        with torch.device("meta"):
+            model = MoE(config)
+        used = _active_parameters(model) - model.embedding.weight.numel()
+        return 6.0 * used + 12 * config.num_layers * config.model_dim * seq_len
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        """Adds the parameters that one token uses, and those of one routed expert."""
+        assert isinstance(model, MoE)
+        counts = super().report(model)
+        counts["params_active"] = _active_parameters(model)
+        counts["params_expert"] = 2 * model.config.model_dim * model.config.expert_dim
+        return counts
+
+    # -- inspection -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def inspect(
+        self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
+    ) -> Inspection | None:
+        """The load of every expert on this text, and how even it is."""
+        assert isinstance(model, MoE)
+        numbers = [number for number, _ in model.routers()]
+        if not numbers:
+            return None
+        counts = torch.zeros(0)
+        entropies = torch.zeros(len(numbers), dtype=torch.float64)
+        num_tokens = 0
+        for batch in batches:
+            _, routings = model.encode(batch.inputs)
+            found = torch.stack([routing.counts for routing in routings]).double().cpu()
+            counts = counts + found if len(counts) else found
+            weight = batch.inputs.numel()
+            for row, routing in enumerate(routings):
+                entropies[row] += weight * load_metrics(routing)["router_entropy"].cpu()
+            num_tokens += weight
+        loads = counts / counts.mean(1, keepdim=True)  # (L, E)
+        metrics: dict[str, float] = {}
+        for row, (number, router) in enumerate(model.routers()):
+            metrics[f"block{number}_max_vio"] = float(loads[row].max() - 1)
+            metrics[f"block{number}_min_load"] = float(loads[row].min())
+            metrics[f"block{number}_dead_experts"] = int((counts[row] == 0).sum())
+            metrics[f"block{number}_router_entropy"] = float(entropies[row] / num_tokens)
+            if router.choice_bias is not None:
+                metrics[f"block{number}_bias_max"] = float(router.choice_bias.abs().max())
+        picture = HeatMap(
+            title="tokens of each expert, over the mean",
+            row_label=f"block less {numbers[0]}" if numbers[0] else "block",
+            column_label="expert",
+            values=loads.tolist(),
+        )
+        return Inspection(metrics, (picture,))
+
+
+def _penalties(config: MoEConfig, routings: list[Routing]) -> list[tuple[str, float, Tensor]]:
+    """Name, weight and mean over layers of every loss beside the cross-entropy."""
+    losses = {
+        "sequence_loss": (config.seq_aux_alpha, sequence_loss),
+        "balance_loss": (config.alpha, balance_loss),
+        "z_loss": (config.beta, z_loss),
+    }
+    return [
+        (name, weight, torch.stack([loss(routing) for routing in routings]).mean())
+        for name, (weight, loss) in losses.items()
+        if weight and routings
+    ]
+
+
+def _layer_metrics(router: Router, routing: Routing) -> dict[str, Tensor]:
+    metrics = load_metrics(routing)
+    if router.choice_bias is not None:
+        metrics["bias_max"] = router.choice_bias.abs().max()
+    return metrics
+
+
+def _active_parameters(model: MoE) -> int:
+    """Parameters less those of the routed experts that a token does not use."""
+    num_experts, top_k = model.config.routed
+    idle = 0
+    for module in model.modules():
+        if isinstance(module, MixtureOfExperts):
+            one = module.up[0].numel() + module.down[0].numel()
+            idle += (num_experts - top_k) * one
+    return sum(p.numel() for p in model.parameters()) - idle
+
+
+Adapter = MoEAdapter
