@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from typing import Any
+
+from nanozoo_core.testing import ModelContract
+
+
+class TestContract(ModelContract):
+    model = "rd"
+    tiny = {  # noqa: RUF012
+        "num_core_layers": 1,
+        "model_dim": 32,
+        "num_heads": 2,
+        "mlp_dim": 64,
+        "mean_recurrence": 2,
+        "eval_recurrence": 2,
+    }
+
+    def num_parameters(self, config: Any) -> int:
+        dim, hidden = config.model_dim, config.hidden_dim
+        layers = config.num_prelude_layers + config.num_core_layers + config.num_coda_layers
+        layer = 4 * dim**2 + 3 * dim * hidden + 4 * dim + 2 * dim  # four gains, two biases
+        return layers * layer + 2 * dim**2 + dim + config.vocab_size * dim
