@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -32,6 +32,8 @@ class Outer:
     preset: Literal["small", "large"] | None = None
     inner: Inner = field(default_factory=Inner)
 
+    renamed: ClassVar[dict[str, str]] = {"colour": "note (in words)"}
+
 
 def problems(data: dict[str, object]) -> list[str]:
     with pytest.raises(ConfigError) as caught:
@@ -51,6 +53,10 @@ def test_values_arrive_in_the_type_asked_for() -> None:
 def test_round_trip() -> None:
     outer = Outer(2, False, [3], "x", None, Inner(0.5, "adamw"))
     assert schema.from_dict(Outer, schema.to_dict(outer)) == outer
+
+
+def test_a_config_names_its_own_renamed_keys() -> None:
+    assert problems({"colour": 2}) == ["colour is called note (in words) here"]
 
 
 def test_unknown_key_names_the_nearest() -> None:

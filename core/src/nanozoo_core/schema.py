@@ -13,7 +13,8 @@ from nanozoo_core.errors import ConfigError, suggest
 
 T = TypeVar("T")
 
-# Names of other code bases, refused with the name that holds in every package here.
+# Names of other code bases, refused with the name that holds in every package here. A config class
+# may add its own in a class variable `renamed`.
 RENAMED = {
     "n_layers": "num_layers",
     "n_layer": "num_layers",
@@ -77,7 +78,8 @@ def _build(
     for key, value in data.items():
         dotted = f"{path}.{key}" if path else key
         if key not in fields:
-            problems.append(_unknown(key, dotted, fields, owner))
+            renamed = getattr(cls, "renamed", {})
+            problems.append(_unknown(key, dotted, fields, owner, renamed))
             failed = True
             continue
         before = len(problems)
@@ -99,10 +101,14 @@ def _build(
         return None
 
 
-def _unknown(key: str, dotted: str, fields: Iterable[str], owner: str) -> str:
+def _unknown(
+    key: str, dotted: str, fields: Iterable[str], owner: str, renamed: dict[str, str]
+) -> str:
     whose = f" of {owner}" if owner else ""
+    prefix = dotted.removesuffix(key)
+    if key in renamed:
+        return f"{dotted} is called {prefix}{renamed[key]} here"
     if key in RENAMED and RENAMED[key] in fields:
-        prefix = dotted.removesuffix(key)
         return f"{dotted} is called {prefix}{RENAMED[key]} here"
     hint = suggest(key, fields)
     if not hint:
