@@ -6,4 +6,30 @@ class TestControl(ModelContract):
     tiny = {"num_layers": 2, "model_dim": 32, "num_heads": 2}  # noqa: RUF012
 
     def num_parameters(self, config):
-        return 2 * config.vocab_size * config.model_dim + config.num_layers * 12 * 32**2
+        dim = config.model_dim
+        return 2 * config.vocab_size * dim + config.num_layers * 12 * dim**2
+
+
+class TestTheFormOf2017(ModelContract):
+    """What depends on the form; the rest, such as two processes, the control answers for both."""
+
+    model = "vanilla"
+    tiny = TestControl.tiny | {"preset": "v0"}
+    # Logits have unit variance, and in two layers the tied head still favours the current token.
+    initial_loss_above_uniform = (0.3, 1.5)
+    lr = 3e-3
+
+    test_two_processes_train_as_one = None
+    test_needs_no_other_model = None
+
+    def num_parameters(self, config):
+        dim = config.model_dim
+        return config.vocab_size * dim + config.num_layers * (12 * dim**2 + 9 * dim)
+
+    def test_dropout_resumes_with_the_same_bits(self, corpus, tmp_path):
+        dropout = {"model_cfg.dropout": 0.2}
+        whole = self.run(self.overrides(corpus, tmp_path / "whole", **dropout))
+        stopping = dropout | {"train.stop_after": 3}
+        half = self.run(self.overrides(corpus, tmp_path / "half", **stopping))
+        self.resume(half)
+        self.assert_same_end(whole, half)

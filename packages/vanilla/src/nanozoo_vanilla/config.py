@@ -123,7 +123,7 @@ class VanillaConfig:
     norm_eps: float | None = None
     """Added to a norm's variance; null is 1e-5 for LayerNorm and 1e-6 for RMSNorm."""
     dropout: float = 0.0
-    """Probability of dropping embeddings and block outputs; 0.1 suits several epochs (v0 .. v12)."""
+    """Probability of dropping embeddings and layer outputs, v0 .. v12; 0.1 suits several epochs."""
     pad_vocab_to: int = 1
     """Round the embedding's rows up to a multiple of this, for speed; logits never see the rest."""
     allow_no_warmup: bool = False
@@ -191,7 +191,8 @@ class VanillaConfig:
                 f"model_cfg.model_dim={self.model_dim} is odd, and sinusoidal positions need pairs "
                 f"of channels; use {self.model_dim + 1}",
             )
-        if switches.position == "rope" and self.num_heads >= 1:
+        divides = self.num_heads >= 1 and self.model_dim % self.num_heads == 0
+        if switches.position == "rope" and divides:
             head_dim = self.model_dim // self.num_heads
             p.require(
                 head_dim % 2 == 0,

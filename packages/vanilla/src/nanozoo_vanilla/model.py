@@ -202,6 +202,7 @@ class Decoder(nn.Module):
             elif isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for block in self.blocks:
+            assert isinstance(block, Block)
             for part in block.attention.qkv.weight.split(dim):
                 self._init_matrix(part, is_output=False)
             self._init_matrix(block.mlp.up.weight, is_output=False)

@@ -1,0 +1,195 @@
+import dataclasses
+
+import pytest
+
+from nanozoo_core import compose
+from nanozoo_core.config import DataConfig, OptimConfig, TrainingConfig
+from nanozoo_core.errors import ConfigError
+from nanozoo_vanilla.config import CONTROL, PRESETS, VanillaConfig
+
+
+def training(**changes):
+    return TrainingConfig("vanilla", {}, **changes)
+
+
+def test_the_first_form_is_that_of_2017():
+    assert dataclasses.asdict(VanillaConfig(preset="v0").switches) == {
+        "position": "sinusoidal",
+        "norm_position": "post",
+        "norm": "layer",
+        "qk_norm": False,
+        "activation": "relu",
+        "bias": True,
+        "attn_bias": False,
+        "scale_embedding": True,
+        "tie_embeddings": True,
+        "init": "xavier",
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "change"),
+    [
+        ("v0", "v1", {"attn_bias": True}),
+        ("v1", "v2", {"activation": "gelu_tanh"}),
+        ("v2", "v3", {"position": "learned"}),
+        ("v3", "v4", {"norm_position": "pre"}),
+        ("v4", "v5", {"scale_embedding": False}),
+        ("v5", "v6", {"init": "gpt2"}),
+        ("v6", "v7", {"bias": False, "attn_bias": False}),
+        ("v7", "v8", {"norm": "rms"}),
+        ("v8", "v9", {"position": "rope"}),
+        ("v9", "v10", {"qk_norm": True}),
+        ("v10", "v11", {"activation": "relu2"}),
+        ("v11", "v12", {"tie_embeddings": False}),
+        ("v12", "control", {"init": "zero_out"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_step_of_the_walk_changes_the_named_keys_alone(before, after, change):
+    old = dataclasses.asdict(VanillaConfig(preset=before).switches)
+    new = dataclasses.asdict(VanillaConfig(preset=after).switches)
+    assert {key: value for key, value in new.items() if value != old[key]} == change
+
+
+def test_the_walk_has_no_other_preset():
+    assert list(PRESETS) == [*(f"v{i}" for i in range(13)), "control"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("position", "rope"),
+        ("norm_position", "pre"),
+        ("norm", "rms"),
+        ("qk_norm", True),
+        ("activation", "relu2"),
+        ("bias", False),
+        ("attn_bias", False),
+        ("scale_embedding", False),
+        ("tie_embeddings", False),
+        ("init", "zero_out"),
+    ],
+)
+def test_a_switch_beside_a_preset_is_refused(key, value):
+    shown = str(value).lower() if isinstance(value, bool) else value
+    message = f"model_cfg.{key}={shown} is decided by model_cfg.preset=v7; leave it null"
+    with pytest.raises(ConfigError, match=message):
+        VanillaConfig(preset="v7", **{key: value})
+
+
+def test_custom_starts_from_the_control():
+    assert VanillaConfig(preset="custom").switches == CONTROL
+    changed = VanillaConfig(preset="custom", norm="layer", bias=True)
+    assert changed.switches == dataclasses.replace(CONTROL, norm="layer", bias=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
+        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
+        ({"num_heads": 0}, "num_heads=0 must be at least 1"),
+        ({"model_dim": -8}, "model_dim=-8 must be at least 1"),
+        ({"seq_len": 0}, "seq_len=0 must be at least 1 or null"),
+        ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be positive"),
+        ({"preset": "v0", "dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
+        ({"preset": "v0", "norm_eps": 0.0}, "norm_eps=0.0 must be positive or null"),
+        ({"pad_vocab_to": 0}, "pad_vocab_to=0 must be at least 1"),
+        ({"dropout": 0.1}, "dropout=0.1 does not reach model_cfg.preset=control"),
+        ({"norm_eps": 1e-5}, "norm_eps=1e-05 does not reach model_cfg.preset=control"),
+        (
+            {"preset": "v0", "model_dim": 33, "num_heads": 3},
+            "model_dim=33 is odd, and sinusoidal positions need pairs of channels; use 34",
+        ),
+        (
+            {"model_dim": 36, "num_heads": 4},
+            "model_dim=36 over model_cfg.num_heads=4 makes heads of width 9, and rotary",
+        ),
+        (
+            {"preset": "custom", "tie_embeddings": True},
+            "init=zero_out draws embeddings of unit variance, too large for a head",
+        ),
+        (
+            {"preset": "custom", "scale_embedding": True},
+            "scale_embedding=true has no effect with model_cfg.init=zero_out",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_value_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
+        VanillaConfig(**changes)
+
+
+def test_all_problems_come_at_once():
+    with pytest.raises(ConfigError) as caught:
+        VanillaConfig(num_heads=5, dropout=2.0, seq_len=0, norm="layer")
+    assert len(caught.value.problems) == 5  # dropout twice: out of range, and not the control's
+
+
+@pytest.mark.parametrize(
+    ("preset", "eps"), [("v0", 1e-5), ("v7", 1e-5), ("v8", 1e-6), ("control", 1e-6)]
+)
+def test_the_norm_decides_its_epsilon(preset, eps):
+    assert VanillaConfig(preset=preset).eps == eps
+
+
+def test_an_epsilon_of_ones_own_wins():
+    assert VanillaConfig(preset="v0", norm_eps=1e-3).eps == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("n_layers", "num_layers"),
+        ("d_model", "model_dim"),
+        ("n_ctx", "seq_len"),
+        ("n_heads", "num_heads"),
+    ],
+)
+def test_names_of_other_code_are_refused_with_ours(old, new):
+    with pytest.raises(ConfigError, match=rf"model_cfg.{old} is called model_cfg.{new} here"):
+        compose.model_config("vanilla", {old: 4})
+
+
+@pytest.mark.parametrize("preset", ["v3", "v8"])
+def test_windows_longer_than_a_position_table_are_refused(preset):
+    config = VanillaConfig(preset=preset, seq_len=128)
+    assert config.check_training(training(data=DataConfig(seq_len=128))) == []
+    (problem,) = config.check_training(training(data=DataConfig(seq_len=256)))
+    assert "data.seq_len=256 is longer" in problem
+    assert "model_cfg.seq_len=128" in problem
+
+
+@pytest.mark.parametrize("preset", ["v0", "v9", "control"])
+def test_positions_by_formula_have_no_longest_window(preset):
+    config = VanillaConfig(preset=preset, seq_len=128)
+    assert config.check_training(training(data=DataConfig(seq_len=256))) == []
+
+
+@pytest.mark.parametrize("preset", ["v0", "v1", "v2", "v3"])
+def test_post_norm_without_warmup_is_refused_unless_asked_for(preset):
+    cold = training(optim=OptimConfig(warmup=0))
+    (problem,) = VanillaConfig(preset=preset).check_training(cold)
+    assert problem.startswith(f"optim.warmup=0 with model_cfg.preset={preset}")
+    assert VanillaConfig(preset=preset, allow_no_warmup=True).check_training(cold) == []
+    assert VanillaConfig(preset=preset).check_training(training()) == []
+
+
+@pytest.mark.parametrize("preset", ["v4", "control"])
+def test_pre_norm_needs_no_warmup(preset):
+    cold = training(optim=OptimConfig(warmup=0))
+    assert VanillaConfig(preset=preset).check_training(cold) == []
+
+
+def test_the_command_line_refuses_post_norm_without_warmup():
+    overrides = ["model=vanilla", "model_cfg.preset=v0", "optim.warmup=0"]
+    with pytest.raises(ConfigError, match=r"optim\.warmup=0 with model_cfg\.preset=v0"):
+        compose.training_config(compose.compose_config(overrides))
+
+
+def test_a_misspelt_preset_gets_its_neighbour():
+    with pytest.raises(ConfigError, match="did you mean 'control'"):
+        compose.model_config("vanilla", {"preset": "contrl"})

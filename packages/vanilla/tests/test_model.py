@@ -1,0 +1,468 @@
+"""Laws of the model. B batch, T sequence, D model_dim, H heads, K head_dim, V vocabulary."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nanozoo_core.contract import Draw, Step
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.nn.control_block import ControlModel
+from nanozoo_core.optim.groups import default_roles
+from nanozoo_core.testing.sources import batch_of
+from nanozoo_vanilla.config import PRESETS, VanillaConfig
+from nanozoo_vanilla.model import Control, Model, sinusoids
+
+VOCAB, LENGTH, DIM, HEADS = 61, 24, 32, 4
+SMALL = {
+    "vocab_size": VOCAB,
+    "seq_len": LENGTH,
+    "num_layers": 2,
+    "model_dim": DIM,
+    "num_heads": HEADS,
+}
+
+every_preset = pytest.mark.parametrize("preset", PRESETS)
+
+
+def build(**changes):
+    torch.manual_seed(0)
+    return Model(VanillaConfig(**(SMALL | changes)))
+
+
+def build_perturbed(**changes):
+    """Weights far enough from the start that every part of the forward pass matters."""
+    model = build(**changes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def random_tokens(batch=3, length=LENGTH, vocab=VOCAB):
+    return torch.randint(vocab, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def count(**settings):
+    with torch.device("meta"):
+        model = Model(VanillaConfig(**settings))
+    return sum(p.numel() for p in model.parameters())
+
+
+def core_control():
+    torch.manual_seed(0)
+    return ControlModel(VOCAB, num_layers=2, model_dim=DIM, num_heads=HEADS, max_context=LENGTH)
+
+
+def test_the_control_is_that_of_core_to_the_bit():
+    ours, cores = build(), core_control()
+    assert isinstance(ours, ControlModel)
+    state = cores.state_dict()
+    assert ours.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in ours.state_dict().items())
+    for name, parameter in ours.named_parameters():
+        noise = 0.1 * torch.randn_like(parameter)
+        parameter.data += noise
+        cores.get_parameter(name).data += noise
+    assert torch.equal(ours(random_tokens()), cores(random_tokens()))
+
+
+def test_the_walk_ends_at_the_control():
+    control, walked = build_perturbed().double(), build(preset="custom").double()
+    walked.load_state_dict(control.state_dict())
+    expected = control(random_tokens())
+    torch.testing.assert_close(walked(random_tokens()), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_walk_starts_its_last_form_as_the_control_starts():
+    control = build(vocab_size=2000, model_dim=64)
+    walked = build(preset="custom", vocab_size=2000, model_dim=64)
+    for name, value in control.state_dict().items():
+        other = walked.state_dict()[name]
+        assert other.std().item() == pytest.approx(value.std().item(), rel=0.05)
+        assert other.abs().max().item() == pytest.approx(value.abs().max().item(), rel=0.3)
+
+
+def encoder_stack(model):
+    """torch's post-norm encoder with the weights of a v0 model."""
+    layers = []
+    for block in model.blocks:
+        layer = nn.TransformerEncoderLayer(
+            DIM,
+            HEADS,
+            4 * DIM,
+            dropout=0.0,
+            activation="relu",
+            batch_first=True,
+            norm_first=False,
+            layer_norm_eps=1e-5,
+            dtype=model.embedding.weight.dtype,
+        )
+        pairs = [
+            (layer.self_attn.in_proj_weight, block.attention.qkv.weight),
+            (layer.self_attn.out_proj.weight, block.attention.out.weight),
+            (layer.linear1.weight, block.mlp.up.weight),
+            (layer.linear1.bias, block.mlp.up.bias),
+            (layer.linear2.weight, block.mlp.down.weight),
+            (layer.linear2.bias, block.mlp.down.bias),
+            (layer.norm1.weight, block.norm_1.weight),
+            (layer.norm1.bias, block.norm_1.bias),
+            (layer.norm2.weight, block.norm_2.weight),
+            (layer.norm2.bias, block.norm_2.bias),
+        ]
+        with torch.no_grad():
+            layer.self_attn.in_proj_bias.zero_()
+            layer.self_attn.out_proj.bias.zero_()
+            for theirs, ours in pairs:
+                theirs.copy_(ours)
+        layers.append(layer)
+    return layers
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float64, 1e-10)], ids=str
+)
+def test_v0_is_a_stack_of_torch_encoder_layers(dtype, tolerance):
+    model = build_perturbed(preset="v0").to(dtype)
+    tokens = random_tokens()
+    x = model.embed(tokens, torch.arange(LENGTH))
+    mask = nn.Transformer.generate_square_subsequent_mask(LENGTH, dtype=dtype)
+    for layer in encoder_stack(model):
+        x = layer(x, src_mask=mask, is_causal=True)
+    torch.testing.assert_close(model.features(tokens), x, rtol=0, atol=tolerance)
+
+
+def gpt2_forward(weights, tokens):
+    """Radford et al. 2019 in torch ops."""
+    length = tokens.shape[1]
+    x = weights["embedding.weight"][tokens] + weights["position.weight"][:length]
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+
+    def affine(name, x):
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(name, x):
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def heads(x):
+        return x.reshape(*x.shape[:2], HEADS, DIM // HEADS).permute(0, 2, 1, 3)
+
+    for layer in range(2):
+        here = f"blocks.{layer}"
+        q, k, v = affine(f"{here}.attention.qkv", norm(f"{here}.norm_1", x)).chunk(3, dim=-1)
+        scores = heads(q) @ heads(k).mT / math.sqrt(DIM // HEADS)  # (B, H, T, T)
+        mixed = scores.masked_fill(future, -torch.inf).softmax(-1) @ heads(v)
+        x = x + affine(f"{here}.attention.out", mixed.permute(0, 2, 1, 3).reshape(x.shape))
+        up = affine(f"{here}.mlp.up", norm(f"{here}.norm_2", x))
+        gelu = 0.5 * up * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+        x = x + affine(f"{here}.mlp.down", gelu)
+    return norm("final_norm", x) @ weights["embedding.weight"].T
+
+
+def test_v6_is_gpt2():
+    model = build_perturbed(preset="v6").double()
+    expected = gpt2_forward(model.state_dict(), random_tokens())
+    torch.testing.assert_close(model(random_tokens()), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_v6_starts_as_gpt2():
+    model = build(preset="v6", vocab_size=2000, seq_len=200, model_dim=64, num_layers=4)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            assert torch.equal(
+                parameter, torch.full_like(parameter, "norm" in name and name.endswith("weight"))
+            )
+        else:
+            std = 0.02 / math.sqrt(8) if name.endswith(("out.weight", "down.weight")) else 0.02
+            assert parameter.std().item() == pytest.approx(std, rel=0.05)
+
+
+def test_sinusoids_at_known_places():
+    table = sinusoids(torch.arange(50), 8)
+    assert torch.equal(table[0], torch.tensor([0.0, 1.0] * 4))
+    steps = torch.arange(50.0)
+    torch.testing.assert_close(table[:, 0], steps.sin(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(table[:, 1], steps.cos(), rtol=0, atol=1e-6)
+    # Pair i turns by 10000^(-2i/8): 1, 0.1, 0.01, 0.001.
+    assert table[1].tolist() == pytest.approx(
+        [0.841471, 0.540302, 0.099833, 0.995004, 0.0099998, 0.99995, 0.001, 0.9999995], abs=1e-6
+    )
+
+
+def test_a_shift_turns_every_pair_of_sinusoids():
+    shift, pairs = 17, DIM // 2
+    table = sinusoids(torch.arange(100), DIM).unflatten(-1, (pairs, 2))  # (T, D/2, 2)
+    turn = shift * 10000 ** (-2 * torch.arange(pairs, dtype=torch.float64) / DIM)
+    cos, sin = turn.cos().float(), turn.sin().float()
+    sines, cosines = table[:-shift].unbind(-1)
+    turned = torch.stack([sines * cos + cosines * sin, cosines * cos - sines * sin], dim=-1)
+    torch.testing.assert_close(table[shift:], turned, rtol=0, atol=1e-5)
+
+
+def test_the_product_of_two_sinusoids_depends_on_their_distance():
+    shift = 5
+    table = sinusoids(torch.arange(100), DIM)
+    turn = shift * 10000 ** (-2 * torch.arange(DIM // 2, dtype=torch.float64) / DIM)
+    products = (table[:-shift] * table[shift:]).sum(-1)
+    torch.testing.assert_close(
+        products, torch.full_like(products, turn.cos().sum().item()), rtol=0, atol=1e-4
+    )
+
+
+def test_sinusoids_are_neither_trained_nor_saved():
+    model = build(preset="v0")
+    assert not any("position" in name for name in model.state_dict())
+
+
+def last_logits(model, tokens):
+    return model(tokens)[:, -1]
+
+
+def test_without_positions_earlier_tokens_may_be_reordered(monkeypatch):
+    model = build_perturbed(preset="v0")
+    tokens = random_tokens()
+    order = torch.randperm(LENGTH - 1, generator=torch.Generator().manual_seed(2))
+    reordered = torch.cat([tokens[:, order], tokens[:, -1:]], dim=1)
+    # One layer: in a second one the earlier tokens see different pasts of their own.
+    model.blocks = model.blocks[:1]
+    assert (last_logits(model, tokens) - last_logits(model, reordered)).abs().max() > 1e-2
+    monkeypatch.setattr("nanozoo_vanilla.model.sinusoids", lambda t, dim: torch.zeros(len(t), dim))
+    torch.testing.assert_close(
+        last_logits(model, tokens), last_logits(model, reordered), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("preset", ["v0", "v9", "control"])
+def test_windows_of_twice_the_trained_length_have_a_score(preset):
+    adapter, model = DefaultModelAdapter(VanillaConfig, Model), build_perturbed(preset=preset)
+    batch = batch_of(random_tokens(2, 2 * LENGTH + 1))
+    assert adapter.nll(model, batch, Draw(0)).nats.isfinite().all()
+
+
+def test_windows_longer_than_a_learned_table_are_refused():
+    model = build(preset="v3")
+    message = f"25 tokens do not fit the position table of model_cfg.seq_len={LENGTH}"
+    with pytest.raises(ValueError, match=message):
+        model(random_tokens(1, LENGTH + 1))
+    with pytest.raises(ValueError, match=message):
+        model.init_cache(1, LENGTH + 1)
+
+
+@every_preset
+def test_a_later_token_changes_nothing_earlier(preset):
+    model = build_perturbed(preset=preset)
+    tokens = random_tokens()
+    changed = tokens.clone()
+    changed[:, 10] = (changed[:, 10] + 1) % VOCAB
+    before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :10], after[:, :10])
+    assert not torch.equal(before[:, 10:], after[:, 10:])
+
+
+@every_preset
+@torch.no_grad()
+def test_cached_decoding_equals_full_forward_for_ragged_rows(preset):
+    model = build_perturbed(preset=preset)
+    tokens, lengths, rows = random_tokens(), torch.tensor([3, 10, 7]), torch.arange(3)
+    full = model(tokens)
+    cache = model.init_cache(3, LENGTH)
+    torch.testing.assert_close(model(tokens[:, :10], cache=cache), full[:, :10])
+    cache.crop(lengths)
+    for num_new in (1, 4, 1):
+        at = cache.positions(num_new)
+        logits = model(tokens[rows[:, None], at], cache=cache)
+        torch.testing.assert_close(logits, full[rows[:, None], at], rtol=1e-5, atol=1e-5)
+
+
+@every_preset
+def test_every_parameter_learns_by_the_second_step(preset):
+    model = build(preset=preset)
+    tokens = random_tokens(3, LENGTH + 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        optimizer.step()
+    # A constant added to all keys changes no softmax: that third of a bias has no gradient.
+    assert [name for name, p in model.named_parameters() if not p.grad.any()] == []
+
+
+@every_preset
+def test_muon_gets_the_block_matrices_and_nothing_else(preset):
+    model = build(preset=preset)
+    roles = default_roles(model)
+    layers = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
+    matrices = {name for name, role in roles.items() if role == "matrix"}
+    assert matrices == {f"blocks.{i}.{layer}.weight" for i in range(2) for layer in layers}
+    assert roles["embedding.weight"] == "embedding"
+    assert roles.get("position.weight", "embedding") == "embedding"
+    assert roles.get("head.weight", "head") == "head"
+    assert all(block.attention.qkv.weight.muon_split == (DIM,) * 3 for block in model.blocks)
+
+
+@every_preset
+def test_padding_rows_change_no_likelihood(preset):
+    plain = build_perturbed(preset=preset)
+    padded = build_perturbed(preset=preset, pad_vocab_to=64)
+    state = dict(plain.state_dict())
+    for name in ("embedding.weight", "head.weight"):
+        if name in state:
+            state[name] = torch.cat([state[name], torch.full((3, DIM), 5.0)])
+    padded.load_state_dict(state)
+    batch = batch_of(random_tokens(3, LENGTH + 1))
+    adapter = DefaultModelAdapter(VanillaConfig, Model)
+    assert padded(batch.inputs).shape[-1] == VOCAB
+    torch.testing.assert_close(padded(batch.inputs), plain(batch.inputs), rtol=1e-6, atol=1e-6)
+    nats = [adapter.nll(model, batch, Draw(0)).nats for model in (plain, padded)]
+    torch.testing.assert_close(nats[1], nats[0], rtol=1e-6, atol=0)
+
+
+@every_preset
+def test_flops_are_those_of_the_formula(preset):
+    adapter = DefaultModelAdapter(VanillaConfig, Model)
+    config = VanillaConfig(
+        preset=preset, vocab_size=50304, seq_len=1024, num_layers=12, model_dim=768, num_heads=12
+    )
+    expected = 6 * (12 * 12 * 768**2 + 50304 * 768) + 12 * 12 * 768 * 1024
+    assert adapter.flops_per_token(config, 1024) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("preset", ["v0", "v6", "v12", "control"])
+def test_a_source_of_period_two_is_learned(preset):
+    model = build(preset=preset, vocab_size=4, seq_len=16, num_layers=1, model_dim=16, num_heads=2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
+    tokens = torch.tensor([[0, 3] * 9, [3, 0] * 9])[:, :17]
+    for _ in range(150):
+        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() / math.log(2) < 0.01
+
+
+@pytest.mark.parametrize("preset", ["v0", "v1", "v2", "v3"])
+def test_post_norm_blocks_normalise_the_stream(preset):
+    model = build_perturbed(preset=preset, model_dim=128)
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, _, out: seen.append((block.norm_2, out)))
+    features = model.features(random_tokens())
+    assert len(seen) == 2
+    for norm, x in seen:
+        plain = (x - norm.bias) / norm.weight
+        assert plain.mean(-1).abs().max() < 1e-5
+        assert (plain.var(-1, correction=0) - 1).abs().max() < 1e-3
+    assert torch.equal(features, seen[-1][1])
+
+
+def test_embeddings_are_scaled_on_the_way_in_alone():
+    model = build(preset="v0").double()
+    stream = model.embed(random_tokens(), torch.zeros(LENGTH, dtype=torch.int64))
+    scaled = math.sqrt(DIM) * model.embedding.weight[random_tokens()]
+    at_zero = torch.tensor([0.0, 1.0] * (DIM // 2))
+    torch.testing.assert_close(stream, scaled + at_zero, rtol=1e-12, atol=1e-12)
+    features = torch.randn(2, DIM, dtype=torch.float64)
+    assert torch.equal(model.logits(features), F.linear(features, model.embedding.weight))
+
+
+def test_v0_starts_as_tensor2tensor():
+    model = build(preset="v0", vocab_size=4000, model_dim=64)
+    assert model.embedding.weight.std().item() == pytest.approx(1 / 8, rel=0.02)
+    for block in model.blocks:
+        for weight, limit in (
+            (block.attention.qkv.weight, math.sqrt(6 / 128)),
+            (block.attention.out.weight, math.sqrt(6 / 128)),
+            (block.mlp.up.weight, math.sqrt(6 / 320)),
+            (block.mlp.down.weight, math.sqrt(6 / 320)),
+        ):
+            assert weight.abs().max().item() == pytest.approx(limit, rel=0.01)
+            assert weight.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.05)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_v0_starts_with_logits_of_unit_variance():
+    model = build(
+        preset="v0", vocab_size=50304, seq_len=256, num_layers=12, model_dim=768, num_heads=12
+    )
+    tokens = random_tokens(2, 257, vocab=50304)
+    logits = model(tokens[:, :-1])
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    assert 0.45 < loss.item() - math.log(50304) < 0.75
+    assert logits.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_biases_of_keys_and_values_do_what_algebra_says():
+    model = build_perturbed(preset="v1").double()
+    attention = model.blocks[0].attention
+    x = torch.randn(2, 9, DIM, dtype=torch.float64)
+    before, logits = attention(x, None, None, 0), model(random_tokens())
+    shift = torch.randn(DIM, dtype=torch.float64)
+    with torch.no_grad():
+        attention.qkv.bias[DIM : 2 * DIM] += shift
+    torch.testing.assert_close(model(random_tokens()), logits, rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        attention.qkv.bias[2 * DIM :] += shift
+    moved = before + attention.out.weight @ shift
+    torch.testing.assert_close(attention(x, None, None, 0), moved, rtol=1e-10, atol=1e-10)
+
+
+def test_dropout_acts_on_embeddings_and_layer_outputs_in_training_alone():
+    model = build_perturbed(preset="v0", dropout=0.5)
+    tokens = random_tokens()
+    assert (model.embed(tokens, torch.arange(LENGTH)) == 0).float().mean() > 0.4
+    assert not torch.equal(model(tokens), model(tokens))
+    model.eval()
+    plain = build_perturbed(preset="v0")
+    assert torch.equal(model(tokens), plain(tokens))
+
+
+LARGE = {
+    "vocab_size": 50304,
+    "seq_len": 1024,
+    "num_layers": 12,
+    "model_dim": 768,
+    "num_heads": 12,
+}
+TINY = {"vocab_size": 4096, "seq_len": 256, "num_layers": 4, "model_dim": 128, "num_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("preset", "large", "tiny"),
+    [
+        # V d + L (12 d^2 + 9 d), and what each step adds or takes.
+        ("v0", 123_651_072, 1_315_328),
+        ("v1", 123_651_072 + 12 * 4 * 768, 1_315_328 + 4 * 4 * 128),
+        ("v3", 123_687_936 + 1024 * 768, 1_317_376 + 256 * 128),
+        ("v4", 124_474_368 + 2 * 768, 1_350_144 + 2 * 128),
+        ("v6", 124_475_904, 1_350_400),
+        ("v7", 50304 * 768 + 1024 * 768 + 12 * 12 * 768**2 + 25 * 768, 1_344_640),
+        ("v8", 50304 * 768 + 1024 * 768 + 12 * 12 * 768**2, 1_343_488),
+        ("v9", 50304 * 768 + 12 * 12 * 768**2, 1_310_720),
+        ("control", 162_201_600, 1_835_008),
+    ],
+)
+def test_parameter_counts(preset, large, tiny):
+    assert count(preset=preset, **LARGE) == large
+    assert count(preset=preset, **TINY) == tiny
+
+
+def test_v6_at_gpt2_shape_has_the_published_size():
+    assert count(preset="v6", **(LARGE | {"vocab_size": 50257})) == 124_439_808
+
+
+def test_the_model_of_a_preset():
+    assert isinstance(build(), Control)
+    assert not isinstance(build(preset="v12"), ControlModel)
+
+
+def test_training_loss_is_that_of_the_logits():
+    adapter, model = DefaultModelAdapter(VanillaConfig, Model), build_perturbed(preset="v0")
+    tokens = random_tokens(3, LENGTH + 1)
+    loss = adapter.training_loss(model, batch_of(tokens), Step(0, 0.0, 0)).value
+    expected = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
