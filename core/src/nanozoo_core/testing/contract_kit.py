@@ -5,9 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,6 +23,7 @@ from nanozoo_core.distributed import LossModule
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import make_groups
+from nanozoo_core.testing.processes import train_in_processes
 from nanozoo_core.testing.sources import MarkovSource, ToyVocabulary, batch_of
 from nanozoo_core.trainer import train
 
@@ -383,18 +381,8 @@ class ModelContract:
 
     def test_two_processes_train_as_one(self, corpus: Path, tmp_path: Path) -> None:
         alone = self.run(self.overrides(corpus, tmp_path / "one"))
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-                *("--standalone", "-m", "nanozoo_core.train"),
-                *self.overrides(corpus, tmp_path / "two"),
-            ],
-            check=True,
-            capture_output=True,
-            timeout=300,
-            env=environment,
-        )
+        two_ranks = self.overrides(corpus, tmp_path / "two")
+        train_in_processes(two_ranks, log=tmp_path / "log", num_processes=2)
         one, two = self.losses(alone), self.losses(tmp_path / "two")
         assert len(one) == len(two)
         torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=1e-5, atol=0)
@@ -429,15 +417,8 @@ class ModelContract:
         """Trains two steps in a process where importing any other model fails."""
         own = {registry.model_modules()[name] for name in (self.model, *self.builds_on())}
         others = sorted(set(registry.model_modules().values()) - own)
-        arguments = self.overrides(corpus, tmp_path / "run", **{"train.max_steps": 2})
-        code = (
-            "import sys\n"
-            f"for name in {others!r}: sys.modules[name] = None\n"
-            f"sys.argv = ['train', *{arguments!r}]\n"
-            "from nanozoo_core.train import main\n"
-            "main()\n"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=300)
+        overrides = self.overrides(corpus, tmp_path / "run", **{"train.max_steps": 2})
+        train_in_processes(overrides, log=tmp_path / "log", without=others)
         assert (tmp_path / "run" / "result.json").exists()
 
     def builds_on(self) -> tuple[str, ...]:
