@@ -1,0 +1,135 @@
+import warnings
+
+import pytest
+from nanozoo_rd.config import RDConfig
+
+from nanozoo_core import compose
+from nanozoo_core.config import TrainingConfig
+from nanozoo_core.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
+        ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1"),
+        ({"num_core_layers": 0}, "num_core_layers=0 must be at least 1"),
+        ({"num_prelude_layers": -1}, "num_prelude_layers=-1 must be at least 0"),
+        ({"num_coda_layers": -1}, "num_coda_layers=-1 must be at least 0"),
+        ({"num_layers": 7}, "num_layers=7 is not the sum of .*, 4; leave it null"),
+        ({"mlp_dim": 0}, "mlp_dim=0 must be at least 1 or null"),
+        ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
+        ({"mean_recurrence": 0.5}, "mean_recurrence=0.5 must be at least 1"),
+        ({"k_trunc": 0}, "k_trunc=0 must be at least 1, or full"),
+        ({"eval_recurrence": 0}, "eval_recurrence=0 must be at least 1"),
+        ({"r_max": 3}, "r_max=3 is below model_cfg.mean_recurrence=4; raise it"),
+        ({"lognorm_sigma": -0.1}, "lognorm_sigma=-0.1 must not be negative"),
+        (
+            {"lognorm_sigma": 0.5, "sampling": "fixed"},
+            "lognorm_sigma=0.5 has no effect with model_cfg.sampling=fixed",
+        ),
+        ({"curriculum_fraction": 0.5}, "curriculum_fraction=0.5 has no effect"),
+        (
+            {"curriculum_fraction": 1.5, "recurrence_curriculum": "linear"},
+            r"curriculum_fraction=1.5 must be in \(0, 1\]",
+        ),
+        ({"s0_std": -1.0}, "s0_std=-1.0 must not be negative"),
+        ({"rope_base": 1.0}, "rope_base=1.0 must be above 1"),
+        ({"kv_budget": 0}, "kv_budget=0 must be at least 1 or null"),
+        ({"exit_threshold": 0.1}, "exit_threshold=0.1 has no effect with"),
+        (
+            {"exit_threshold": 0.0, "exit_criterion": "kl"},
+            "exit_threshold=0.0 must be positive",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_value_out_of_range_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
+        RDConfig(**changes)
+
+
+def test_all_problems_come_at_once():
+    with pytest.raises(ConfigError) as caught:
+        RDConfig(num_heads=5, k_trunc=0, kv_budget=0, s0_std=-1.0)
+    assert len(caught.value.problems) == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("l_p", "num_prelude_layers"),
+        ("l_core", "num_core_layers"),
+        ("l_c", "num_coda_layers"),
+        ("mlp_hidden", "mlp_dim"),
+        ("lognorm_var", "lognorm_sigma"),
+        ("n_layers", "num_layers"),
+        ("d_model", "model_dim"),
+    ],
+)
+def test_names_of_other_code_are_refused_with_ours(old, new):
+    with pytest.raises(ConfigError, match=rf"model_cfg.{old} is called model_cfg.{new}"):
+        compose.model_config("rd", {old: 4})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"exit_criterion": "kl"}, {"exit_criterion": "latent"}, {"kv_budget": 4}], ids=str
+)
+def test_what_belongs_to_decoding_is_refused_in_training(changes):
+    ((key, value),) = changes.items()
+    (problem,) = RDConfig(**changes).check_training(TrainingConfig("rd", {}))
+    assert f"model_cfg.{key}={value} is for decoding" in problem
+    overrides = ["model=rd", f"model_cfg.{key}={value}"]
+    with pytest.raises(ConfigError, match=f"{key}={value} is for decoding"):
+        compose.training_config(compose.compose_config(overrides))
+
+
+def test_an_ordinary_training_has_no_problem():
+    assert RDConfig().check_training(TrainingConfig("rd", {})) == []
+
+
+def test_a_clamp_that_moves_the_mean_is_pointed_out():
+    with pytest.warns(UserWarning, match=r"r_max=64 cuts 6% .* lowers their mean to 32\.0"):
+        RDConfig(mean_recurrence=32, r_max=64)
+
+
+def test_a_clamp_in_the_far_tail_is_not():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RDConfig(mean_recurrence=4, r_max=16)
+
+
+def test_scoring_deeper_than_any_training_step_is_pointed_out():
+    with pytest.warns(UserWarning, match=r"eval_recurrence=32 is above model_cfg.r_max=16"):
+        RDConfig(r_max=16, eval_recurrence=32)
+
+
+def test_the_preset_fills_what_is_left_open():
+    assert RDConfig().depths == (4, 2, 4)
+    assert RDConfig(preset="rd_paper").depths == (32, 8, 32)
+    assert RDConfig(preset="rd_paper", eval_recurrence=64, k_trunc="full").depths == (
+        32,
+        "full",
+        64,
+    )
+
+
+@pytest.mark.parametrize(("dim", "hidden"), [(128, 320), (768, 2048), (16, 64)])
+def test_the_default_mlp_is_eight_thirds_wide(dim, hidden):
+    assert RDConfig(model_dim=dim).hidden_dim == hidden
+
+
+def test_the_recipe_has_the_published_shape_and_97_million_parameters():
+    config = RDConfig(
+        vocab_size=50304,
+        num_prelude_layers=2,
+        num_core_layers=4,
+        num_coda_layers=2,
+        model_dim=768,
+        num_heads=6,
+        mean_recurrence=8,
+    )
+    dim, hidden = config.model_dim, config.hidden_dim
+    matrices = 8 * (4 * dim**2 + 3 * dim * hidden) + 2 * dim**2
+    assert (matrices + 50304 * dim) / 1e6 == pytest.approx(96.4, abs=0.1)
+    assert config.effective_layers == 36

@@ -1,0 +1,198 @@
+"""Caches per iteration, the budget of kept iterations, and early exit."""
+
+import pytest
+import torch
+from nanozoo_rd.adapter import RDAdapter
+from nanozoo_rd.cache import Decoding
+from nanozoo_rd.config import RDConfig
+from nanozoo_rd.model import RecurrentDepth
+from rd_models import VOCAB, build, random_tokens
+
+from nanozoo_core.contract import SamplingSettings
+
+ADAPTER = RDAdapter(RDConfig, RecurrentDepth)
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+@pytest.fixture
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+def by_steps(model, tokens, pieces):
+    """Logits (B, T, V), read through a cache in pieces of these lengths."""
+    cache = model.init_cache(*tokens.shape)
+    return torch.cat([model(piece, cache) for piece in tokens.split(pieces, dim=1)], dim=1)
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+@pytest.mark.parametrize("pieces", [[1] * 16, [7, 1, 1, 7], [1, 15]], ids=str)
+def test_cached_decoding_is_the_full_forward_pass(depth, pieces):
+    model, tokens = build(eval_recurrence=depth), random_tokens(3, 16)
+    torch.testing.assert_close(by_steps(model, tokens, pieces), model(tokens), **CLOSE)
+
+
+def test_a_cropped_cache_continues_like_a_fresh_one():
+    model, tokens = build(), random_tokens(2, 16)
+    other = random_tokens(2, 6, seed=9)
+    cache = model.init_cache(2, 16)
+    model(tokens[:, :12], cache)
+    cache.crop(torch.tensor([10, 10]))
+    continued = model(other, cache)
+    joined = torch.cat([tokens[:, :10], other], dim=1)
+    torch.testing.assert_close(continued, model(joined)[:, 10:], **CLOSE)
+
+
+# -- the budget of iterations -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [4, 9])
+def test_a_budget_that_holds_every_iteration_changes_nothing(budget):
+    tokens = random_tokens(2, 12)
+    kept = by_steps(build(kv_budget=budget), tokens, [5, 1, 6])
+    assert torch.equal(kept, by_steps(build(), tokens, [5, 1, 6]))
+
+
+def test_a_budget_reads_the_last_congruent_iteration():
+    """Two slots at four iterations: by hand, past tokens show iterations 3 and 4."""
+    model, tokens = build(kv_budget=2, num_core_layers=1), random_tokens(1, 2)
+    logits = by_steps(model, tokens, [1, 1])
+
+    full = build(num_core_layers=1)
+    cache = full.init_cache(1, 2)
+    full(tokens[:, :1], cache)
+    prelude, (first, second, third, fourth) = 1, range(1, 5)
+    assert cache.keys.shape[0] == prelude + 4 + 1
+    for store in (cache.keys, cache.values):
+        store[first], store[second] = store[third].clone(), store[fourth].clone()
+    torch.testing.assert_close(logits[:, 1:], full(tokens[:, 1:], cache), **CLOSE)
+    torch.testing.assert_close(logits[:, :1], full(tokens[:, :1]), **CLOSE)
+
+
+def test_a_small_budget_saves_memory_and_changes_the_result():
+    small, full, tokens = build(kv_budget=1), build(), random_tokens(2, 12)
+    found = small(tokens)
+    assert found.isfinite().all()
+    assert (found - full(tokens)).abs().max() > 1e-3
+    assert small.init_cache(2, 12).keys.shape[0] == 1 + 1 * 2 + 1
+    assert full.init_cache(2, 12).keys.shape[0] == 1 + 4 * 2 + 1
+
+
+@pytest.mark.parametrize("changes", [{"kv_budget": 1}, {"exit_criterion": "latent"}], ids=str)
+def test_sequential_decoding_does_not_depend_on_the_pieces(changes):
+    model, tokens = build(**changes), random_tokens(2, 12)
+    whole = model(tokens)
+    torch.testing.assert_close(by_steps(model, tokens, [5, 1, 6]), whole, **CLOSE)
+    cache = model.init_cache(2, 12)
+    model(tokens[:, :9], cache)
+    cache.crop(torch.tensor([6, 6]))
+    torch.testing.assert_close(model(tokens[:, 6:], cache), whole[:, 6:], **CLOSE)
+
+
+# -- early exit ---------------------------------------------------------------------------------
+
+CRITERIA = ["kl", "latent"]
+
+
+def exiting(criterion, threshold, **changes):
+    return build(exit_criterion=criterion, exit_threshold=threshold, **changes)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_an_exit_that_never_comes_is_the_full_depth(criterion):
+    model, tokens = exiting(criterion, 1e-30), random_tokens(2, 12)
+    _, depths = model.decode(tokens)
+    assert (depths == 4).all()
+    torch.testing.assert_close(model(tokens), build()(tokens), **CLOSE)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_an_exit_at_once_is_one_iteration(criterion):
+    model, tokens = exiting(criterion, 1e30), random_tokens(2, 12)
+    _, depths = model.decode(tokens)
+    assert (depths == 1).all()
+    torch.testing.assert_close(model(tokens), build(eval_recurrence=1)(tokens), **CLOSE)
+
+
+def middling(criterion):
+    """A model and a threshold at which tokens leave at several depths."""
+    threshold = {"kl": 2e-4, "latent": 0.1}[criterion]
+    return exiting(criterion, threshold, eval_recurrence=8)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_exits_vary_and_depend_on_nothing_later(criterion):
+    model, tokens = middling(criterion), random_tokens(2, 16)
+    changed = tokens.clone()
+    changed[:, 10:] = (changed[:, 10:] + 1) % VOCAB
+    features, depths = model.decode(tokens)
+    other, other_depths = model.decode(changed)
+    assert len(depths.unique()) > 1
+    assert torch.equal(depths[:, :10], other_depths[:, :10])
+    assert torch.equal(features[:, :10], other[:, :10])
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_rows_of_a_batch_exit_on_their_own(criterion):
+    model, tokens = middling(criterion), random_tokens(3, 12)
+    features, depths = model.decode(tokens)
+    assert any(len(column.unique()) > 1 for column in depths.T)
+    for row in range(3):
+        alone, alone_depths = model.decode(tokens[row : row + 1])
+        assert torch.equal(alone_depths[0], depths[row])
+        torch.testing.assert_close(alone[0], features[row], **CLOSE)
+
+
+def test_later_tokens_read_the_latest_iteration_of_the_same_layer():
+    """One token that ends at iteration 2 of 4, written into a full cache by hand."""
+    model, tokens = build(), random_tokens(1, 2)
+    shallow = model.init_cache(1, 2)
+    model.decoding = Decoding(2)
+    two = model.init_cache(1, 2)
+    model(tokens[:, :1], two)
+    model.decoding = Decoding(4)
+    for here, there in ((shallow.keys, two.keys), (shallow.values, two.values)):
+        here[0], here[9] = there[0], there[5]  # prelude and coda
+        here[1:5], here[5:7], here[7:9] = there[1:5], there[3:5], there[3:5]
+    shallow.advance(1)
+    expected = model(tokens[:, 1:], shallow)
+
+    left = model.init_cache(1, 2)
+    for here, there in ((left.keys, two.keys), (left.values, two.values)):
+        here[0], here[9], here[1:5] = there[0], there[5], there[1:5]
+    left.leave(torch.tensor([0]), 1)
+    left.advance(1)
+    torch.testing.assert_close(model(tokens[:, 1:], left), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_cached_tokens_after_exits_equal_full_recomputation(criterion):
+    model, tokens = middling(criterion), random_tokens(2, 12)
+    torch.testing.assert_close(by_steps(model, tokens, [1] * 12), model(tokens), **CLOSE)
+
+
+# -- text ---------------------------------------------------------------------------------------
+
+
+def draw(model, **changes):
+    settings = SamplingSettings(**({"max_tokens": 10} | changes))
+    generator = torch.Generator().manual_seed(0)
+    return [t for new in ADAPTER.generate(model, [3, 1, 4], settings, generator) for t in new]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"exit_criterion": "latent"}, {"exit_criterion": "kl", "kv_budget": 2}], ids=str
+)
+def test_text_is_the_same_without_a_cache(changes):
+    model = build(**changes)
+    assert draw(model) == draw(model, use_cache=False)
+
+
+def test_text_is_drawn_at_the_depth_asked_for():
+    model = build()
+    assert draw(model, num_steps=1) == draw(build(eval_recurrence=1))
+    assert draw(model, num_steps=1, use_cache=False) == draw(build(eval_recurrence=1))
+    assert draw(model) == draw(build(eval_recurrence=4))  # and the model's own depth is back
