@@ -47,11 +47,13 @@ def evaluate(
     batch_tokens: int,
     device: torch.device,
     dtype: torch.dtype,
-    on_progress: Callable[[float], None] | None = None,
+    on_progress: Callable[[int], object] | None = None,
 ) -> Score:
     """Scores every window once per draw; an exact likelihood takes one draw.
 
-    Args: loss_module: called as (batch, Draw) -> Nll.
+    Args:
+        loss_module: called as (batch, Draw) -> Nll.
+        on_progress: called with the windows just scored, `num_windows * draws` in all.
     """
     if likelihood == "exact":
         draws = 1
@@ -70,7 +72,7 @@ def evaluate(
             if number == 0:
                 tokens += nll.num_tokens
             if on_progress is not None:
-                on_progress(len(batch.rows) / (validation.num_windows * draws))
+                on_progress(len(batch.rows))
     loss_module.train(was_training)
     totals, num_tokens = _sum_over_ranks(totals, tokens, ranks, device)
     mean = float(totals.mean())

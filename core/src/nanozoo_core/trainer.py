@@ -385,10 +385,12 @@ class Trainer:
 
     def _validate(self, *, draws: int) -> Score:
         config = self.config
+        if self.adapter.likelihood == "exact":
+            draws = 1
         with (
             self._averaged_weights(),
             tqdm(
-                total=1.0,
+                total=math.ceil(self.validation.num_windows / self.ranks.world_size) * draws,
                 desc="validating",
                 leave=False,
                 bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed}",
