@@ -177,14 +177,16 @@ class RoutedBlock(ControlBlock):
             noise = self.noise[positions % len(self.noise)].expand(x.shape[:2])
         logits = self.causal_logits(x, noise)
         above = logits > self.threshold
+        takes_all = False
         if topk:
             columns = self.highest(x, noise)
             chosen = torch.zeros_like(above).scatter(1, columns, True)
             places = Places(torch.arange(x.shape[0], device=x.device), columns, None)
+            takes_all = columns.shape[1] == x.shape[1]
         else:
             chosen, places = above, _places(above)
-        if self.config.routed_impl == "masked" and cache is None:
-            x, gate = self._read_masked(x, angles, noise, chosen)
+        if cache is None and (takes_all or self.config.routed_impl == "masked"):
+            x, gate = self._read_dense(x, angles, noise, None if takes_all else chosen)
         else:
             x, gate = self._read(x, angles, positions, noise, places, cache)
         return x, Routing(chosen, logits, above, gate)
@@ -219,13 +221,17 @@ class RoutedBlock(ControlBlock):
         stream = add_rows(stream, index, gates.flatten(), increment.flatten(0, 1))
         return stream.unflatten(0, (batch, length)), _mean(gates, places.valid)
 
-    def _read_masked(
-        self, x: Tensor, angles: Angles, noise: Tensor | None, chosen: Tensor
+    def _read_dense(
+        self, x: Tensor, angles: Angles, noise: Tensor | None, chosen: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The same over all tokens, hiding keys and dropping results of those not chosen."""
-        increment = self.delta(x, angles, cache=cast(KVCache, SelectedKeys(chosen)))
+        """The same over all tokens, hiding the keys and dropping the results of those not chosen;
+        without `chosen` (B, T) all are."""
+        keys = None if chosen is None else cast(KVCache, SelectedKeys(chosen))
+        increment = self.delta(x, angles, cache=keys)
         gates = self.gate(self.scores(x, noise))
-        update = torch.where(chosen[..., None], gates[..., None] * increment, 0)
+        update = gates[..., None] * increment
+        if chosen is not None:
+            update = torch.where(chosen[..., None], update, 0)
         return x + update.to(x.dtype), _mean(gates, chosen)
 
 

@@ -1,0 +1,156 @@
+"""mod against the control of equal shape: ratio of time beside ratio of FLOPs.
+
+    python packages/mod/benchmarks/mod_vs_control.py [--json FILE]
+
+A step is the forward and backward pass of the whole loss, without the optimiser; the score is that
+of validation, with thresholds that meet the capacity, computing the chosen tokens (gather) or all
+(masked). All alternate in one process: CPU seconds of one thread, or wall seconds on a GPU
+(bfloat16 there).
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nanozoo_core.contract import Batch, Draw, Step
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.device import autocast, device_name, synchronize
+from nanozoo_core.nn.control_block import ControlModel
+from nanozoo_core.process_settings import tune_process
+from nanozoo_mod.adapter import MoDAdapter
+from nanozoo_mod.config import MoDConfig
+from nanozoo_mod.model import MoD
+
+TINY = {"vocab_size": 4096, "seq_len": 256, "num_layers": 4, "model_dim": 128, "num_heads": 4}
+WIDE = {"vocab_size": 4096, "seq_len": 512, "num_layers": 4, "model_dim": 512, "num_heads": 8}
+LARGE = {"vocab_size": 50304, "seq_len": 1024, "num_layers": 12, "model_dim": 768, "num_heads": 6}
+# Settings of mod, layers of the control, windows in a batch.
+CASES: dict[str, tuple[dict[str, Any], int, int]] = {
+    "tiny, capacity 1/4": (TINY | {"capacity": 0.25}, 4, 16),
+    "tiny, capacity 1/8": (TINY | {"capacity": 0.125}, 4, 16),
+    "tiny, 6 layers to 4": (TINY | {"capacity": 0.25, "num_layers": 6}, 4, 16),
+    "wide, capacity 1/4": (WIDE | {"capacity": 0.25}, 4, 2),
+    "wide, capacity 1/8": (WIDE | {"capacity": 0.125}, 4, 2),
+}
+GPU_CASES: dict[str, tuple[dict[str, Any], int, int]] = {
+    "large, capacity 1/8": (LARGE | {"capacity": 0.125, "predictor_dim": 128}, 12, 16),
+    "large, 20 layers to 12": (
+        LARGE | {"capacity": 0.125, "predictor_dim": 128, "num_layers": 20},
+        12,
+        16,
+    ),
+}
+ADAPTER = MoDAdapter(MoDConfig, MoD)
+PLAIN = DefaultModelAdapter(MoDConfig, ControlModel)
+RATIOS = {
+    "step": ("mod step", "control step"),
+    "score": ("mod score", "control score"),
+    "gather": ("mod score", "masked score"),
+}
+
+
+def tasks(
+    settings: dict[str, Any], control_layers: int, batch: Batch
+) -> dict[str, Callable[[], object]]:
+    """What is timed, by name."""
+    torch.manual_seed(0)
+    device = batch.tokens.device
+    control = ControlModel(
+        settings["vocab_size"],
+        num_layers=control_layers,
+        model_dim=settings["model_dim"],
+        num_heads=settings["num_heads"],
+    ).to(device)
+    calibrated = settings | {"predictor_threshold": "calibrated"}
+    model = MoD(MoDConfig(**calibrated)).to(device)
+    masked = MoD(MoDConfig(**calibrated, routed_impl="masked")).to(device).eval()
+    masked.load_state_dict(model.state_dict())
+    for each in (model, masked):
+        ADAPTER.finalize(each.eval(), [batch])
+
+    def step(adapter: DefaultModelAdapter, model: nn.Module) -> None:
+        model.train()
+        with autocast(device, dtype):
+            loss = adapter.training_loss(model, batch, Step(0, 0.0, 0)).value
+        loss.backward()
+        model.zero_grad()
+
+    def score(adapter: DefaultModelAdapter, model: nn.Module) -> None:
+        with torch.no_grad(), autocast(device, dtype):
+            adapter.nll(model.eval(), batch, Draw(0))
+
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {
+        "control step": lambda: step(PLAIN, control),
+        "mod step": lambda: step(ADAPTER, model),
+        "control score": lambda: score(PLAIN, control),
+        "mod score": lambda: score(ADAPTER, model),
+        "masked score": lambda: score(ADAPTER, masked),
+    }
+
+
+def seconds(task: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    synchronize(device)
+    started = clock()
+    for _ in range(repeats):
+        task()
+    synchronize(device)
+    return (clock() - started) / repeats
+
+
+def flops_ratio(settings: dict[str, Any], control_layers: int) -> float:
+    plain = {key: value for key, value in settings.items() if key != "predictor_dim"}
+    plain |= {"capacity": 1.0, "router_gate": "one", "num_layers": control_layers}
+    ours, theirs = (
+        ADAPTER.flops_per_token(MoDConfig(**each), settings["seq_len"])
+        for each in (settings, plain)
+    )
+    return ours / theirs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tune_process()
+    device = torch.device(arguments.device)
+    results: dict[str, dict[str, float]] = {}
+    print(f"{device_name(device)}, torch {torch.__version__}; medians, and the range of rounds")
+    print(f"{'case':24}{'FLOPs':>6}{'step':>18}{'score':>18}{'gather / masked':>18}")
+    cases = GPU_CASES if device.type == "cuda" else CASES
+    for name, (settings, control_layers, windows) in cases.items():
+        tokens = torch.randint(4096, (windows, settings["seq_len"] + 1), device=device)
+        batch = Batch(tokens, torch.zeros_like(tokens), torch.arange(windows), windows)
+        timed = tasks(settings, control_layers, batch)
+        rounds = [
+            {label: seconds(task, device) for label, task in timed.items()}
+            for _ in range(arguments.rounds + 1)
+        ][1:]
+        row = {f"{label} seconds": statistics.median(r[label] for r in rounds) for label in timed}
+        row["flops"] = flops_ratio(settings, control_layers)
+        cells = []
+        for ratio, (ours, theirs) in RATIOS.items():
+            values = [r[ours] / r[theirs] for r in rounds]
+            row[ratio] = statistics.median(values)
+            row[f"{ratio} least"], row[f"{ratio} most"] = min(values), max(values)
+            cells.append(f"{row[ratio]:.2f} ({min(values):.2f}-{max(values):.2f})")
+        results[name] = row
+        print(f"{name:24}{row['flops']:6.2f}{cells[0]:>18}{cells[1]:>18}{cells[2]:>18}", flush=True)
+    if arguments.json is not None:
+        record = {"device": device_name(device), "torch": torch.__version__, "results": results}
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Decoding with caches that hold the chosen tokens alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanozoo_core.contract import SamplingSettings
+from nanozoo_mod.adapter import MoDAdapter
+from nanozoo_mod.config import MoDConfig
+from nanozoo_mod.model import MoD
+
+ADAPTER = MoDAdapter(MoDConfig, MoD)
+WAYS: dict[str, dict[str, Any]] = {
+    "predictor": {},
+    "every-block": {"every_other": False},
+    "router": {"causal_router": "router", "router_gate": "sigmoid"},
+    "random": {"router_type": "random"},
+    "all-tokens": {"capacity": 1.0, "router_gate": "one"},
+}
+ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+LENGTH = 64
+
+
+def build(**settings: Any) -> MoD:
+    torch.manual_seed(0)
+    config = MoDConfig(vocab_size=31, seq_len=LENGTH, model_dim=32, **settings)
+    model = MoD(config).eval().double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        for block in model.routed_blocks:
+            if config.has_predictor:
+                block.predictor_out.mul_(5)
+    return model
+
+
+def random_tokens(batch: int = 3, length: int = LENGTH) -> Tensor:
+    return torch.randint(31, (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+def assert_equal(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@ways
+@torch.no_grad()
+def test_ragged_rows_decode_as_the_parallel_form(way: dict[str, Any]) -> None:
+    model, tokens = build(**way), random_tokens()
+    full = model(tokens)
+    lengths, rows = torch.tensor([3, 17, 9]), torch.arange(3)
+    cache = ADAPTER.init_cache(model, 3, LENGTH)
+    found = ADAPTER.prefill(model, tokens[:, :17], lengths, cache)
+    assert_equal(found, full[rows, lengths - 1])
+    for step in range(LENGTH - 17):
+        new = tokens[rows, lengths + step][:, None]
+        assert_equal(ADAPTER.append(model, new, cache)[:, 0], full[rows, lengths + step])
+
+
+@ways
+@torch.no_grad()
+def test_several_tokens_at_once_and_taken_back(way: dict[str, Any]) -> None:
+    model, tokens = build(**way), random_tokens()
+    full = model(tokens)
+    lengths, rows = torch.tensor([3, 17, 9]), torch.arange(3)
+    cache = ADAPTER.init_cache(model, 3, LENGTH)
+    ADAPTER.prefill(model, tokens[:, :17], lengths, cache)
+    wrong = (tokens[:, :7] + 5) % 31
+    for kept in (0, 2, 5):
+        guess = torch.stack([tokens[r, n : n + 7] for r, n in enumerate(lengths.tolist())])
+        guess = torch.cat([guess[:, :kept], wrong[:, kept:]], 1)
+        found = ADAPTER.append(model, guess, cache)
+        for offset in range(kept):
+            assert_equal(found[:, offset], full[rows, lengths + offset])
+        lengths = lengths + kept
+        ADAPTER.crop(model, lengths, cache)
+        assert torch.equal(cache.lengths, lengths)
+    assert_equal(ADAPTER.append(model, tokens[rows, lengths][:, None], cache)[:, 0],
+                 full[rows, lengths])  # fmt: skip
+
+
+@torch.no_grad()
+def test_a_prompt_from_which_a_block_takes_nothing() -> None:
+    model, tokens = build(), random_tokens()
+    _, (routing, _) = model.encode(tokens)
+    logits = routing.logits
+    block = model.routed_blocks[0]
+    block.threshold.copy_(logits[:, :20].max() + 1e-3)
+    assert (logits[:, 20:] > block.threshold).any()
+    full = model(tokens)
+    cache = ADAPTER.init_cache(model, 3, LENGTH)
+    found = ADAPTER.prefill(model, tokens[:, :20], torch.full((3,), 20), cache)
+    assert_equal(found, full[:, 19])
+    assert cache.routed[0].entries.lengths.tolist() == [0, 0, 0]
+    for place in range(20, LENGTH):
+        assert_equal(
+            ADAPTER.append(model, tokens[:, place : place + 1], cache), full[:, place, None]
+        )
+    assert int(cache.routed[0].entries.lengths.sum()) > 0
+
+
+@torch.no_grad()
+def test_a_routed_block_stores_what_it_took_and_where() -> None:
+    model, tokens = build(), random_tokens()
+    _, routings = model.encode(tokens)
+    cache = ADAPTER.init_cache(model, 3, LENGTH)
+    model(tokens[:, :40], cache)
+    model(tokens[:, 40:], cache)
+    for routing, stored in zip(routings, cache.routed, strict=True):
+        counts = stored.entries.lengths
+        assert torch.equal(counts, routing.chosen.sum(1))
+        for row in range(3):
+            places = routing.chosen[row].nonzero()[:, 0]
+            assert torch.equal(stored.positions[row, : counts[row]], places)
+
+
+@torch.no_grad()
+def test_room_for_chosen_tokens_begins_small_and_grows() -> None:
+    model, tokens = build(capacity=0.0625), random_tokens()
+    full = model(tokens)
+    cache = ADAPTER.init_cache(model, 3, LENGTH)
+    assert cache.routed[0].entries.max_length == 8
+    assert cache.num_bytes < 0.6 * 2 * 4 * tokens.numel() * 32 * 8  # of four full blocks, float64
+    for block in model.routed_blocks:
+        block.threshold.fill_(-torch.inf)
+    full = model(tokens)
+    for place in range(LENGTH):
+        assert_equal(model(tokens[:, place : place + 1], cache), full[:, place, None])
+    assert cache.routed[0].entries.lengths.tolist() == [LENGTH] * 3
+
+
+@ways
+def test_sampling_past_the_context_is_the_same_without_cache(way: dict[str, Any]) -> None:
+    model = build(**way)
+
+    def draw(use_cache: bool) -> list[int]:
+        settings = SamplingSettings(max_tokens=90, use_cache=use_cache)
+        pieces = ADAPTER.generate(model, [1, 2], settings, torch.Generator().manual_seed(0))
+        return [token for piece in pieces for token in piece]
+
+    assert draw(True) == draw(False)
