@@ -92,7 +92,7 @@ class MoEConfig:
     """How experts multiply: auto is torch's grouped_mm where it serves, else the loop over experts;
     dense puts all tokens through all experts, as a reference."""
     allow_untested: bool = False
-    """Accept balance=bias with score_func=softmax and norm_topk_prob=false, which nobody reports."""
+    """Accept balance=bias with score_func=softmax and norm_topk_prob=false, which nobody tried."""
 
     def __post_init__(self) -> None:
         p = Problems()

@@ -5,6 +5,7 @@ N tokens, D model_dim, E experts, k experts per token, M = N k rows, F width of 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from nanozoo_core.errors import ConfigError
 
 Implementation = Literal["auto", "grouped_mm", "loop", "dense"]
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -66,7 +69,7 @@ def mix_experts(
         experts: (N, k) int64. weights: (N, k), cast to h's precision.
 
     Returns: (N, D).
-    Raises: ValueError where grouped_mm is asked for and cannot serve.
+    Raises: ConfigError where grouped_mm is asked for and cannot serve.
     """
     kind = h.device.type
     if torch.is_autocast_enabled(kind):
@@ -105,7 +108,7 @@ def _choose_product(h: Tensor, expert_dim: int, implementation: Implementation) 
         return _loop_mm
     problem = _why_no_grouped_mm(h, expert_dim)
     if problem is not None and implementation == "grouped_mm":
-        raise ValueError(f"experts_impl=grouped_mm {problem}; use auto or loop")
+        raise ConfigError(f"model_cfg.experts_impl=grouped_mm {problem}; use auto or loop")
     if problem is not None or _grouped_mm is None:
         return _loop_mm
     return _grouped_mm_by_ends
@@ -136,7 +139,7 @@ def _loop_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     """grouped_mm in its two forms: the rows of a (M, K) by their group's matrix of b (E, K, L), to
     (M, L); or the columns of a (K, M) by the rows of b (M, L) of each group, to (E, K, L)."""
     bounds = [0, *ends.tolist()]
-    groups = [slice(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+    groups = [slice(*pair) for pair in itertools.pairwise(bounds)]
     if b.ndim == 3:
         out = a.new_empty(a.shape[0], b.shape[2])
         for matrix, rows in zip(b, groups, strict=True):

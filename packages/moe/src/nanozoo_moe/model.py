@@ -148,8 +148,9 @@ class MoE(ControlModel):
     def routers(self) -> Iterator[tuple[int, Router]]:
         """The routers with the numbers of their blocks."""
         for number, block in enumerate(self.blocks):
-            if isinstance(block, MoEBlock) and block.mlp.router is not None:
-                yield number, block.mlp.router
+            mixture = getattr(block, "mlp", None)
+            if isinstance(mixture, MixtureOfExperts) and mixture.router is not None:
+                yield number, mixture.router
 
 
 Model = MoE

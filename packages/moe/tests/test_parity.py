@@ -1,0 +1,115 @@
+"""Parity with the blocks of transformers on random weights; nothing is downloaded.
+
+Their experts are W_down (act(W_gate h) * W_up h): with act = relu and W_gate = W_up that is ours.
+"""
+
+import pytest
+import torch
+
+from nanozoo_moe.config import MoEConfig
+from nanozoo_moe.model import MixtureOfExperts
+
+transformers = pytest.importorskip("transformers", minversion="5")
+
+DIM, HIDDEN, EXPERTS, TOP_K = 32, 48, 8, 3
+SIZES = {
+    "hidden_size": DIM,
+    "num_experts_per_tok": TOP_K,
+    "hidden_act": "relu",
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+OURS = {"model_dim": DIM, "num_heads": 2, "moe_hidden": HIDDEN, "num_experts": EXPERTS}
+
+
+def make_ours(**settings):
+    torch.manual_seed(0)
+    mixture = MixtureOfExperts(MoEConfig(**OURS, top_k=TOP_K, **settings))
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            parameter.normal_(std=0.3)
+    return mixture
+
+
+def assert_parity(ours, theirs):
+    with torch.no_grad():
+        theirs.gate.weight.copy_(ours.router.weight)
+        theirs.experts.gate_up_proj.copy_(torch.cat([ours.up, ours.up], dim=1))
+        theirs.experts.down_proj.copy_(ours.down)
+    h = torch.randn(2, 20, DIM, generator=torch.Generator().manual_seed(1))
+    routing = ours.router(h)
+    ranked = routing.scores
+    if ours.router.choice_bias is not None:
+        ranked = ranked + ours.router.choice_bias
+    best = ranked.topk(TOP_K + 1, dim=-1).values
+    assert (best[..., -2] - best[..., -1]).min() > 1e-5  # else rounding may choose another expert
+
+    mine, copy = h.clone().requires_grad_(), h.clone().requires_grad_()
+    found, expected = ours(mine)[0], theirs(copy)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    grad = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
+    found.backward(grad)
+    expected.backward(grad)
+    assert (mine.grad - copy.grad).norm() < 1e-5 * copy.grad.norm()
+    router = theirs.gate.weight.grad
+    assert (ours.router.weight.grad - router).norm() < 1e-5 * router.norm()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_olmoe(normalize):
+    from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
+
+    config = transformers.OlmoeConfig(
+        **SIZES,
+        intermediate_size=HIDDEN,
+        num_experts=EXPERTS,
+        norm_topk_prob=normalize,
+    )
+    ours = make_ours(
+        num_shared_experts=0,
+        score_func="softmax",
+        norm_topk_prob=normalize,
+        balance="loss",
+        routed_scaling_factor=1.0,
+    )
+    assert_parity(ours, OlmoeSparseMoeBlock(config))
+
+
+def test_mixtral():
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+    config = transformers.MixtralConfig(
+        **SIZES, intermediate_size=HIDDEN, num_local_experts=EXPERTS
+    )
+    ours = make_ours(
+        num_shared_experts=0, score_func="softmax", balance="loss", routed_scaling_factor=1.0
+    )
+    assert_parity(ours, MixtralSparseMoeBlock(config))
+
+
+def test_deepseek_v3():
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+
+    config = transformers.DeepseekV3Config(
+        **SIZES,
+        moe_intermediate_size=HIDDEN,
+        n_routed_experts=EXPERTS,
+        n_shared_experts=2,
+        n_group=1,
+        topk_group=1,
+        norm_topk_prob=True,
+        routed_scaling_factor=2.5,
+    )
+    ours = make_ours(num_shared_experts=2, routed_scaling_factor=2.5)
+    theirs = DeepseekV3MoE(config)
+    with torch.no_grad():
+        bias = 0.1 * torch.randn(EXPERTS, generator=torch.Generator().manual_seed(3))
+        ours.router.choice_bias.copy_(bias)
+        theirs.gate.e_score_correction_bias.copy_(bias)
+        shared = theirs.shared_experts
+        for projection in (shared.gate_proj, shared.up_proj):
+            projection.weight.copy_(ours.shared.up.weight)
+        shared.down_proj.weight.copy_(ours.shared.down.weight)
+    assert_parity(ours, theirs)
