@@ -1,0 +1,372 @@
+"""A training step of our control beside the plain decoders of nanochat, litgpt and x-transformers.
+
+    PEERS=<folder that holds nanochat/, litgpt/ and x-transformers/> \
+        python core/benchmarks/peers/vanilla_vs_others.py
+
+Each pair runs in one process, alternating; times are the CPU seconds of one thread, which other
+jobs hardly disturb. A step is loss, gradients, AdamW(fused=True) and zero_grad, in float32. All get
+the process settings that our trainer makes, or with --untuned none does. The peers get the options
+nearest to the control, and what is left to differ is printed. Before timing, each pair must agree
+on the loss with equal weights, as far as their architectures are the same.
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanozoo_core import registry
+from nanozoo_core.contract import Step
+from nanozoo_core.device import device_name
+from nanozoo_core.process_settings import tune_process
+from nanozoo_core.testing.sources import batch_of
+from nanozoo_vanilla.config import VanillaConfig
+from nanozoo_vanilla.model import Control
+
+
+@dataclass(frozen=True)
+class Shape:
+    num_layers: int
+    num_heads: int
+    model_dim: int
+    seq_len: int
+    batch_size: int
+    vocab_size: int
+
+
+SHAPES = {
+    "tiny256": Shape(4, 4, 128, 256, 16, 256),
+    "tiny4096": Shape(4, 4, 128, 256, 16, 4096),
+    "124M": Shape(12, 12, 768, 512, 1, 50304),
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another project's decoder. `silent` names our matrices that must be zero for the two to be
+    the same function, since a part of the peer has no counterpart."""
+
+    model: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]  # inputs, targets (B, T)
+    load: Callable[[dict[str, Tensor]], None]  # copies our weights into it
+    differs: str
+    silent: tuple[str, ...] = ()
+    softcap: float | None = None  # of the logits, in both
+
+
+def find(folder: str) -> None:
+    """Makes a clone in PEERS importable."""
+    path = Path(os.environ.get("PEERS", "")) / folder
+    if "PEERS" not in os.environ or not path.is_dir():
+        sys.exit(f"set PEERS to the folder where {folder} is cloned (no {path})")
+    sys.path.insert(0, str(path))
+
+
+@torch.no_grad()
+def copy(theirs: nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, value in weights.items():
+        theirs.get_parameter(name).copy_(value)
+
+
+def nanochat(shape: Shape) -> Peer:
+    find("nanochat")
+    from nanochat import gpt
+
+    gpt.has_ve = lambda layer, num_layers: False  # extra embeddings, which the control has not
+    model = gpt.GPT(
+        gpt.GPTConfig(
+            sequence_len=shape.seq_len,
+            vocab_size=shape.vocab_size,
+            n_layer=shape.num_layers,
+            n_head=shape.num_heads,
+            n_kv_head=shape.num_heads,
+            n_embd=shape.model_dim,
+            window_pattern="L",
+        )
+    )
+    model.init_weights()
+
+    def load(weights: dict[str, Tensor]) -> None:
+        copied = {
+            "transformer.wte.weight": weights["embedding.weight"],
+            "lm_head.weight": weights["head.weight"],
+        }
+        names = ("attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        for layer in range(shape.num_layers):
+            for name, value in zip(names, block_weights(weights, layer), strict=True):
+                copied[f"transformer.h.{layer}.{name}.weight"] = value
+        copy(model, copied)
+        with torch.no_grad():
+            model.resid_lambdas.fill_(1)
+            for scalar in (model.x0_lambdas, model.smear_lambda, model.backout_lambda):
+                scalar.zero_()
+
+    return Peer(
+        model,
+        loss=lambda inputs, targets: model(inputs, targets),
+        load=load,
+        differs="theirs scales q and k by 1.2, mixes in the embedding, the previous token and the "
+        "middle layer by scalars; value embeddings taken out; logits soft-capped at 15 in both",
+        silent=("attention.out",),
+        softcap=15.0,
+    )
+
+
+def litgpt(shape: Shape) -> Peer:
+    find("litgpt")
+    from litgpt.config import Config
+    from litgpt.model import GPT
+    from litgpt.utils import chunked_cross_entropy
+
+    model = GPT(
+        Config(
+            block_size=shape.seq_len,
+            n_layer=shape.num_layers,
+            n_head=shape.num_heads,
+            n_embd=shape.model_dim,
+            vocab_size=shape.vocab_size,
+            padded_vocab_size=shape.vocab_size,
+            norm_class_name="RMSNorm",
+            norm_eps=1e-6,
+            norm_qk=True,
+            parallel_residual=False,
+            rotary_percentage=1.0,
+            bias=False,
+            mlp_class_name="GptNeoxMLP",
+            gelu_approximate="tanh",
+        )
+    )
+
+    def load(weights: dict[str, Tensor]) -> None:
+        copied = {
+            "transformer.wte.weight": weights["embedding.weight"],
+            "lm_head.weight": weights["head.weight"],
+        }
+        for layer in range(shape.num_layers):
+            q, k, v, out, up, down = block_weights(weights, layer)
+            here = f"transformer.h.{layer}"
+            copied[f"{here}.attn.qkv.weight"] = torch.cat([q, k, v])
+            copied[f"{here}.attn.proj.weight"] = out
+            copied[f"{here}.mlp.fc.weight"] = up
+            copied[f"{here}.mlp.proj.weight"] = down
+        copy(model, copied)
+
+    return Peer(
+        model,
+        loss=lambda inputs, targets: chunked_cross_entropy(model(inputs), targets),
+        load=load,
+        differs="theirs has gains in its RMSNorms, tanh-GELU for relu^2, and no norm after the "
+        "embedding; its loss is its pretraining's, in chunks of 128 tokens",
+        silent=("mlp.down",),
+    )
+
+
+def x_transformers(shape: Shape) -> Peer:
+    find("x-transformers")
+    from x_transformers import Decoder, TransformerWrapper
+
+    head_dim = shape.model_dim // shape.num_heads
+    model = TransformerWrapper(
+        num_tokens=shape.vocab_size,
+        max_seq_len=shape.seq_len,
+        use_abs_pos_emb=False,
+        attn_layers=Decoder(
+            dim=shape.model_dim,
+            depth=shape.num_layers,
+            heads=shape.num_heads,
+            attn_dim_head=head_dim,
+            attn_flash=True,
+            attn_qk_norm=True,
+            attn_qk_norm_scale=math.sqrt(head_dim),
+            rotary_pos_emb=True,
+            rotary_emb_dim=head_dim,
+            use_simple_rmsnorm=True,
+            ff_relu_squared=True,
+            ff_no_bias=True,
+        ),
+    )
+    # Their pairs of channels are neighbours, ours half a head apart.
+    halves = torch.arange(shape.model_dim).unflatten(0, (shape.num_heads, 2, head_dim // 2))
+    neighbours = halves.transpose(1, 2).flatten()
+
+    def load(weights: dict[str, Tensor]) -> None:
+        copied = {
+            "token_emb.emb.weight": weights["embedding.weight"],
+            "to_logits.weight": weights["head.weight"],
+        }
+        for layer in range(shape.num_layers):
+            q, k, v, out, up, down = block_weights(weights, layer)
+            attention = f"attn_layers.layers.{2 * layer}.1"
+            mlp = f"attn_layers.layers.{2 * layer + 1}.1.ff"
+            copied[f"{attention}.to_q.weight"] = q[neighbours]
+            copied[f"{attention}.to_k.weight"] = k[neighbours]
+            copied[f"{attention}.to_v.weight"] = v
+            copied[f"{attention}.to_out.weight"] = out
+            copied[f"{mlp}.0.0.weight"] = up
+            copied[f"{mlp}.2.weight"] = down
+        copy(model, copied)
+
+    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+    return Peer(
+        model,
+        loss=loss,
+        load=load,
+        differs="theirs pairs neighbouring channels in its rotation, and has no norm after the "
+        "embedding",
+    )
+
+
+PEERS = {"nanochat": nanochat, "litgpt": litgpt, "x-transformers": x_transformers}
+
+
+def block_weights(weights: dict[str, Tensor], layer: int) -> list[Tensor]:
+    """Our q, k, v, out, up and down of one block."""
+    here = f"blocks.{layer}"
+    fused = weights[f"{here}.attention.qkv.weight"].chunk(3)
+    others = ("attention.out", "mlp.up", "mlp.down")
+    return [*fused, *(weights[f"{here}.{name}.weight"] for name in others)]
+
+
+def our_loss(model: nn.Module, tokens: Tensor) -> Callable[[], Tensor]:
+    adapter = registry.load_adapter("vanilla")
+    batch, step = batch_of(tokens), Step(number=0, progress=0.0, seed=0)
+    return lambda: adapter.training_loss(model, batch, step).value
+
+
+def build(shape: Shape) -> Control:
+    """Our control with weights as after some training: nothing is zero, embeddings are normal."""
+    torch.manual_seed(0)
+    model = Control(
+        VanillaConfig(
+            vocab_size=shape.vocab_size,
+            seq_len=shape.seq_len,
+            num_layers=shape.num_layers,
+            num_heads=shape.num_heads,
+            model_dim=shape.model_dim,
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.5 / math.sqrt(shape.model_dim))
+        embedding = model.embedding.weight
+        embedding.copy_(F.rms_norm(embedding, (shape.model_dim,)))
+    return model
+
+
+@torch.no_grad()
+def check(
+    ours: Control, peer: Peer, their_loss: Callable[[], Tensor], our_loss: Callable[[], Tensor]
+) -> None:
+    """Asserts equal losses where the unequal parts are silenced."""
+    weights = {name: value.clone() for name, value in ours.state_dict().items()}
+    for name in weights:
+        if any(part in name for part in peer.silent):
+            weights[name].zero_()
+    kept = {name: value.clone() for name, value in ours.state_dict().items()}
+    ours.load_state_dict(weights)
+    peer.load(weights)
+    values = float(our_loss()), float(their_loss())
+    assert abs(values[0] - values[1]) < 1e-4 * values[0], values
+    ours.load_state_dict(kept)
+    peer.load(kept)
+
+
+def seconds(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], steps: int) -> float:
+    """CPU seconds per training step."""
+    started = time.process_time()
+    for _ in range(steps):
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return (time.process_time() - started) / steps
+
+
+def compare(name: str, shape: Shape, rounds: int) -> dict[str, object]:
+    """Tokens per second of both, and the ratio ours / theirs over rounds: median and range."""
+    peer, ours = PEERS[name](shape), build(shape)
+    generator = torch.Generator().manual_seed(1)
+    size = (shape.batch_size, shape.seq_len + 1)
+    tokens = torch.randint(shape.vocab_size, size, generator=generator)
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    ours.logit_softcap = peer.softcap  # type: ignore[assignment]
+    models = {name: peer.model, "nanozoo": ours}
+    losses = {name: lambda: peer.loss(inputs, targets), "nanozoo": our_loss(ours, tokens)}
+    check(ours, peer, *losses.values())
+    runs = {
+        who: (torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), losses[who])
+        for who, model in models.items()
+    }
+    for run in runs.values():
+        seconds(*run, 2)
+    steps = max(1, round(1 / seconds(*runs[name], 1)))
+    times = []
+    for number in range(rounds):
+        order = list(runs) if number % 2 == 0 else list(reversed(runs))
+        times.append({who: seconds(*runs[who], steps) for who in order})
+    ratios = [t[name] / t["nanozoo"] for t in times]
+    median = {who: statistics.median(t[who] for t in times) for who in runs}
+    return {
+        "parameters": {who: sum(p.numel() for p in m.parameters()) for who, m in models.items()},
+        "tokens_per_second": {who: targets.numel() / median[who] for who in runs},
+        "ratio": statistics.median(ratios),
+        "ratio_least": min(ratios),
+        "ratio_most": max(ratios),
+        "differs": peer.differs,
+    }
+
+
+def show(name: str, peer: str, row: dict) -> str:
+    sizes, rates = row["parameters"], row["tokens_per_second"]
+    return (
+        f"{name:<10}{peer:<16}{sizes[peer]:>13,}{sizes['nanozoo']:>13,}"
+        f"{rates[peer]:>10,.0f}{rates['nanozoo']:>10,.0f}{row['ratio']:>8.3f}"
+        f"  ({row['ratio_least']:.3f}..{row['ratio_most']:.3f})"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--untuned", action="store_true", help="leave the process as torch has it")
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    if not arguments.untuned:
+        tune_process()
+    results: dict[str, dict] = {}
+    print(f"{'':<26}{'parameters':>18}{'':>8}{'tokens/s':>12}")
+    print(f"{'shape':<10}{'peer':<16}{'theirs':>13}{'ours':>13}{'theirs':>10}{'ours':>10}   ratio")
+    for name in arguments.shapes:
+        for peer in arguments.peers:
+            row = compare(peer, SHAPES[name], arguments.rounds)
+            results.setdefault(name, {})[peer] = row
+            print(show(name, peer, row), flush=True)
+    for peer in arguments.peers:
+        print(f"{peer}: {results[arguments.shapes[0]][peer]['differs']}")
+    if arguments.json:
+        machine: dict[str, object] = {"torch": torch.__version__}
+        machine["device"] = device_name(torch.device("cpu"))
+        machine["tuned"] = not arguments.untuned
+        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
