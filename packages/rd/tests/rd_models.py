@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from nanozoo_rd.config import RDConfig
 from nanozoo_rd.model import RecurrentDepth, Thought
-from torch import Tensor
 
 VOCAB, DIM = 61, 32
 SMALL: dict[str, Any] = {

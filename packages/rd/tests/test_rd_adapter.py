@@ -4,9 +4,6 @@ import math
 
 import pytest
 import torch
-from nanozoo_rd.adapter import RDAdapter, draw_step, forward_flops, state_metrics
-from nanozoo_rd.config import RDConfig
-from nanozoo_rd.model import RecurrentDepth
 from rd_models import VOCAB, build, random_tokens, think
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,6 +11,9 @@ from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Draw, Step
 from nanozoo_core.distributed import LossModule
 from nanozoo_core.testing.sources import ToyVocabulary, batch_of
+from nanozoo_rd.adapter import RDAdapter, draw_step, forward_flops, state_metrics
+from nanozoo_rd.config import RDConfig
+from nanozoo_rd.model import RecurrentDepth
 
 ADAPTER = RDAdapter(RDConfig, RecurrentDepth)
 
@@ -154,4 +154,5 @@ def test_inspection_measures_the_spread_over_initial_states():
         for depth in (1, 32)
     )
     assert shallow["bpb_over_seeds_std"] > 100 * deep["bpb_over_seeds_std"]
-    assert deep["bpb_over_seeds_mean"] == pytest.approx(deep["bpb_depth_32"], rel=1e-5)
+    margin = 6 * deep["bpb_over_seeds_std"]
+    assert deep["bpb_over_seeds_mean"] == pytest.approx(deep["bpb_depth_32"], abs=margin)

@@ -1,11 +1,11 @@
 import warnings
 
 import pytest
-from nanozoo_rd.config import RDConfig
 
 from nanozoo_core import compose
 from nanozoo_core.config import TrainingConfig
 from nanozoo_core.errors import ConfigError
+from nanozoo_rd.config import RDConfig
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from rd_models import VOCAB, build, random_tokens
+
+from nanozoo_core.contract import SamplingSettings
 from nanozoo_rd.adapter import RDAdapter
 from nanozoo_rd.cache import Decoding
 from nanozoo_rd.config import RDConfig
 from nanozoo_rd.model import RecurrentDepth
-from rd_models import VOCAB, build, random_tokens
-
-from nanozoo_core.contract import SamplingSettings
 
 ADAPTER = RDAdapter(RDConfig, RecurrentDepth)
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

@@ -1,10 +1,10 @@
 import pytest
 import torch
+
+from nanozoo_core.contract import Step
 from nanozoo_rd.adapter import draw_step
 from nanozoo_rd.config import RDConfig
 from nanozoo_rd.depth import DepthLaw
-
-from nanozoo_core.contract import Step
 
 # Quantiles of the published sampler, from 10^6 draws of its code at sigma 1/2.
 QUANTILES = {

@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
-from nanozoo_rd.noise import truncated_normal
 from rd_models import build
+
+from nanozoo_rd.noise import truncated_normal
 
 KEY = torch.tensor(1234567)
 

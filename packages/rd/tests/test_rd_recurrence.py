@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from nanozoo_rd.adapter import RDAdapter
-from nanozoo_rd.config import RDConfig
-from nanozoo_rd.model import RecurrentDepth
 from rd_models import DIM, SMALL, VOCAB, build, random_tokens, think
 
 from nanozoo_core.contract import Step
 from nanozoo_core.testing.sources import batch_of
+from nanozoo_rd.adapter import RDAdapter
+from nanozoo_rd.config import RDConfig
+from nanozoo_rd.model import RecurrentDepth
 
 ADAPTER = RDAdapter(RDConfig, RecurrentDepth)
 

@@ -45,8 +45,8 @@ class RDAdapter(DefaultModelAdapter):
         thought = model.iterate(state, injected, angles, depth, model.config.num_backprop)
         features = model.finish(thought.state, angles)
         loss = self._cross_entropy(model, batch, "mean", features)
-        metrics = {"depth": loss.new_tensor(float(depth)).detach()}
-        return Loss(loss, metrics | state_metrics(thought.state.detach(), thought.previous))
+        metrics = state_metrics(*(state.detach() for state in thought))
+        return Loss(loss, {"depth": torch.tensor(float(depth), device=tokens.device)} | metrics)
 
     # -- decoding -------------------------------------------------------------------------------
 
