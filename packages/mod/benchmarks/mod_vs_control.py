@@ -109,11 +109,9 @@ def seconds(task: Callable[[], object], device: torch.device, repeats: int = 3) 
 def flops_ratio(settings: dict[str, Any], control_layers: int) -> float:
     plain = {key: value for key, value in settings.items() if key != "predictor_dim"}
     plain |= {"capacity": 1.0, "router_gate": "one", "num_layers": control_layers}
-    ours, theirs = (
-        ADAPTER.flops_per_token(MoDConfig(**each), settings["seq_len"])
-        for each in (settings, plain)
-    )
-    return ours / theirs
+    ours, theirs = (MoDConfig(**each) for each in (settings, plain))
+    length = settings["seq_len"]
+    return ADAPTER.flops_per_token(ours, length) / ADAPTER.flops_per_token(theirs, length)
 
 
 def main() -> None:
