@@ -284,6 +284,22 @@ def test_where_the_past_suffices_both_choices_agree() -> None:
     assert found.metrics["diag/nll_topk"] == pytest.approx(found.metrics["nll"], rel=1e-6)
 
 
+def test_shown_text_marks_what_was_read() -> None:
+    class Letters(ToyVocabulary):
+        def decode_bytes(self, tokens: Any) -> bytes:
+            return bytes(97 + token for token in tokens)
+
+    model = build(moved=0.1, router_type="random").eval()
+    shown = ADAPTER.show_sample(model, Letters(31), "some text")
+    assert shown is not None
+    _, routings = model.encode(torch.tensor([[0, *Letters(31).encode("some text")]]))
+    depths = torch.stack([routing.chosen[0, 1:] for routing in routings]).sum(0).tolist()
+    letters = [chr(97 + byte % 31) for byte in b"some text"]
+    assert sum(depths) > 0
+    pairs = zip(letters, depths, strict=True)
+    assert shown == "".join("[" * depth + letter + "]" * depth for letter, depth in pairs)
+
+
 # -- what training achieves --------------------------------------------------------------------
 
 

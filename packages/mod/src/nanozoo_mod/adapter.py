@@ -141,6 +141,20 @@ class MoDAdapter(DefaultModelAdapter):
         )
         return Inspection(metrics, (curves, picture))
 
+    @torch.no_grad()
+    def show_sample(self, model: nn.Module, vocabulary: Vocabulary, text: str) -> str | None:
+        """The text, each token in as many [brackets] as routed blocks read it."""
+        assert isinstance(model, MoD)
+        tokens = vocabulary.encode(text)
+        device = model.embedding.weight.device
+        _, routings = model.encode(torch.tensor([[vocabulary.separator, *tokens]], device=device))
+        depth = torch.stack([routing.chosen[0, 1:] for routing in routings]).sum(0)
+        pieces = [
+            b"[" * count + vocabulary.decode_bytes([token]) + b"]" * count
+            for token, count in zip(tokens, depth.tolist(), strict=True)
+        ]
+        return b"".join(pieces).decode(errors="replace")
+
 
 def choice_loss(routings: Sequence[Routing]) -> Tensor:
     """Mean binary cross-entropy of the causal choice's logits against the tokens read, in nats."""
