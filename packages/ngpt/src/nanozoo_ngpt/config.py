@@ -1,0 +1,137 @@
+"""The settings of nGPT. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from nanozoo_core.config import TrainingConfig
+from nanozoo_core.errors import Problems, divisors
+
+MLP_MULTIPLE = 64  # a round width for the matrix product
+
+
+@dataclass(frozen=True)
+class NGPTConfig:
+    vocab_size: int | None = None
+    """Tokens in the vocabulary; null is the tokenizer's."""
+    seq_len: int | None = None
+    """Tokens the model is trained to read at once; null is data.seq_len."""
+    num_layers: int = 4
+    """Blocks, each an attention step and an MLP step."""
+    model_dim: int = 128
+    """Width of the residual stream, a point on the unit sphere."""
+    num_heads: int = 4
+    """Attention heads, a divisor of model_dim that leaves heads of even width."""
+    mlp_ratio: float = 2.667
+    """Width of the MLP relative to model_dim, rounded to a multiple of 64; the paper has 4."""
+    alpha_init: float | None = 0.05
+    """Fraction of the way to a sublayer's proposal at the start; null is 1/num_layers."""
+    alpha_scale: float | None = None
+    """Size at which alpha is stored: its rate is alpha_init/alpha_scale; null is 1/sqrt(model_dim).
+    """
+    sqk_scale: float | None = None
+    """Size at which the scale of queries and keys is stored; null is 1/sqrt(model_dim)."""
+    sz_scale: float | None = None
+    """Size at which the scale of the logits is stored; null is 1/sqrt(model_dim)."""
+    qk_scale: Literal["after_rope", "before_rope", "none"] = "after_rope"
+    """Where queries and keys are scaled: after_rope as published; before_rope keeps scores a
+    function of distance alone; none leaves them unit vectors."""
+    rope_base: float = 10000.0
+    """Base of the rotary wavelengths; raise it for long windows."""
+    weight_norm: Literal["project", "reparam"] = "project"
+    """project puts the weights back on the sphere after every step; reparam divides by their norms
+    in the forward pass instead."""
+    tie_embeddings: bool = False
+    """Use the input embedding as the output head."""
+    pad_vocab_to: int = 1
+    """Round the embedding's rows up to a multiple of this, for speed; logits never see the rest."""
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        for key in ("vocab_size", "seq_len"):
+            least = 2 if key == "vocab_size" else 1
+            value = getattr(self, key)
+            p.require(
+                value is None or value >= least,
+                f"model_cfg.{key}={value} must be at least {least} or null",
+            )
+        for key in ("num_layers", "model_dim", "num_heads", "pad_vocab_to"):
+            value = getattr(self, key)
+            p.require(value >= 1, f"model_cfg.{key}={value} must be at least 1")
+        if self.num_heads >= 1 and self.model_dim >= 1:
+            is_divisor = p.require(
+                self.model_dim % self.num_heads == 0,
+                f"model_cfg.num_heads={self.num_heads} does not divide model_cfg.model_dim="
+                f"{self.model_dim}; use {divisors(self.model_dim)}",
+            )
+            p.require(
+                not is_divisor or self.model_dim // self.num_heads % 2 == 0,
+                f"model_cfg.num_heads={self.num_heads} makes heads of odd width "
+                f"{self.model_dim // self.num_heads}, which rotary positions cannot pair; use a "
+                f"divisor of {self.model_dim / 2:g}",
+            )
+        p.require(self.mlp_ratio > 0, f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive")
+        alpha = self.alpha_init
+        p.require(
+            alpha is None or 0 < alpha <= 1,
+            f"model_cfg.alpha_init={alpha} must be in (0, 1] or null: it is a share of the way to "
+            "a sublayer's proposal",
+        )
+        for key in ("alpha_scale", "sqk_scale", "sz_scale"):
+            value = getattr(self, key)
+            p.require(
+                value is None or value > 0, f"model_cfg.{key}={value} must be positive or null"
+            )
+        p.require(
+            self.qk_scale != "none" or self.sqk_scale is None,
+            f"model_cfg.sqk_scale={self.sqk_scale} has no effect with model_cfg.qk_scale=none; "
+            "use null",
+        )
+        p.require(self.rope_base > 0, f"model_cfg.rope_base={self.rope_base} must be positive")
+        p.raise_if_any()
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.model_dim // self.num_heads
+
+    @property
+    def mlp_dim(self) -> int:
+        """Width of the MLP."""
+        multiples = round(self.mlp_ratio * self.model_dim / MLP_MULTIPLE)
+        return MLP_MULTIPLE * max(1, multiples)
+
+    @property
+    def first_alpha(self) -> float:
+        """alpha_init, never null."""
+        return 1 / self.num_layers if self.alpha_init is None else self.alpha_init
+
+    def stored_size(self, scale: float | None) -> float:
+        """A `..._scale`, never null."""
+        return 1 / math.sqrt(self.model_dim) if scale is None else scale
+
+    def check_training(self, training: TrainingConfig) -> list[str]:
+        """Problems between these settings and the run's."""
+        form = f"model_cfg.weight_norm={self.weight_norm}"
+        optim = training.optim
+        decays = {
+            "optim.weight_decay": optim.weight_decay,
+            "optim.muon.weight_decay": optim.muon.weight_decay,
+        }
+        problems = [
+            f"{key}={decay} has no use with {form}, which fixes the length of every weight vector; "
+            f"use {key}=0"
+            for key, decay in decays.items()
+            if decay > 0
+        ]
+        if training.train.ema > 0 and self.weight_norm == "project":
+            problems.append(
+                f"train.ema={training.train.ema} averages weights to inside the sphere, where "
+                f"{form} does not hold; use train.ema=0 or model_cfg.weight_norm=reparam"
+            )
+        return problems
+
+
+Config = NGPTConfig

@@ -1,0 +1,1 @@
+"""Kernels of nGPT, each beside its plain-torch reference."""
