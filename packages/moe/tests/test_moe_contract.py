@@ -1,3 +1,11 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nanozoo_core import checkpoint
 from nanozoo_core.testing import ModelContract
 
 
@@ -18,3 +26,29 @@ class TestContract(ModelContract):
         num_mixtures = config.num_layers - config.first_k_dense
         mlps = config.first_k_dense * dense + num_mixtures * mixture
         return 2 * config.vocab_size * dim + config.num_layers * 4 * dim**2 + mlps
+
+    @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+    def test_two_processes_train_as_one(self, corpus, tmp_path, strategy):
+        """The same losses, and the same bias: it follows the loads of both ranks together."""
+        alone = self.run(self.overrides(corpus, tmp_path / "one"))
+        changes = {"distributed.strategy": strategy}
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+                *("--standalone", "-m", "nanozoo_core.train"),
+                *self.overrides(corpus, tmp_path / "two", **changes),
+            ],
+            check=True,
+            capture_output=True,
+            timeout=300,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        one, two = self.losses(alone), self.losses(tmp_path / "two")
+        torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=1e-5, atol=0)
+        key = "blocks.1.mlp.router.choice_bias"
+        bias, same = (
+            checkpoint.read_tensors(checkpoint.latest(run), "model")[key]
+            for run in (alone, tmp_path / "two")
+        )
+        assert bias.abs().max() > 0.01
+        assert torch.equal(bias, same)

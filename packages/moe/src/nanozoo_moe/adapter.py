@@ -98,7 +98,7 @@ class MoEAdapter(DefaultModelAdapter):
         assert isinstance(model, MoE)
         counts = super().report(model)
         counts["params_active"] = _active_parameters(model)
-        counts["params_expert"] = 2 * model.config.model_dim * model.config.expert_dim
+        counts["params_expert"] = _expert_parameters(model.config)
         return counts
 
     # -- inspection -----------------------------------------------------------------------------
@@ -165,12 +165,14 @@ def _layer_metrics(router: Router, routing: Routing) -> dict[str, Tensor]:
 def _active_parameters(model: MoE) -> int:
     """Parameters less those of the routed experts that a token does not use."""
     num_experts, top_k = model.config.routed
-    idle = 0
-    for module in model.modules():
-        if isinstance(module, MixtureOfExperts):
-            one = module.up[0].numel() + module.down[0].numel()
-            idle += (num_experts - top_k) * one
+    num_mixtures = sum(isinstance(module, MixtureOfExperts) for module in model.modules())
+    idle = num_mixtures * (num_experts - top_k) * _expert_parameters(model.config)
     return sum(p.numel() for p in model.parameters()) - idle
+
+
+def _expert_parameters(config: MoEConfig) -> int:
+    """Of one expert; from the settings, because indexing a sharded stack would gather it."""
+    return 2 * config.model_dim * config.expert_dim
 
 
 Adapter = MoEAdapter
