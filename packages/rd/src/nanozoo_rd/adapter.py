@@ -127,7 +127,7 @@ class RDAdapter(DefaultModelAdapter):
             },
             pictures=(
                 _curves("Score by depth", "bits per byte", {"bits per byte": bits}),
-                _curves("State by depth", "see the legend", states),
+                _curves("State by depth", "rms; mean cosine; relative change", states),
             ),
         )
 
