@@ -64,8 +64,8 @@ def tokens(batch=4, length=LENGTH, seed=0):
 
 def test_one_expert_trains_as_the_control_to_the_bit():
     control = make_control()
+    torch.manual_seed(1)
     model = MoE(MoEConfig(**SHAPE, num_experts=1))
-    take_weights(model, control)
     optim = OptimConfig()
     losses = []
     for contestant in (model, control):
@@ -189,6 +189,17 @@ def test_implementations_agree_on_the_whole_model(implementation):
 
 
 # -- initial weights ------------------------------------------------------------------------------
+
+
+def test_what_the_control_has_too_starts_as_the_controls():
+    control = dict(make_control().named_parameters())
+    torch.manual_seed(1)
+    model = MoE(MoEConfig(**SHAPE))
+    shared = {name for name, _ in model.named_parameters() if ".mlp." not in name}
+    shared |= {"blocks.0.mlp.up.weight", "blocks.0.mlp.down.weight"}
+    assert len(shared) == 2 + 2 * 3 + 2
+    for name in shared:
+        assert torch.equal(model.get_parameter(name), control[name]), name
 
 
 def test_each_expert_starts_with_its_own_fan_in():

@@ -76,11 +76,20 @@ class MixtureOfExperts(nn.Module):
 
 
 class MoEBlock(ControlBlock):
-    """The control block with a mixture of experts as its MLP; it returns the routing too."""
+    """The control block with a mixture of experts as its MLP; it returns the routing too.
 
-    def __init__(self, config: MoEConfig) -> None:
+    It takes over the attention of the block `dense`, and a lone expert of the same width its MLP:
+    with one seed all that the control has starts as the control's.
+    """
+
+    def __init__(self, config: MoEConfig, dense: ControlBlock) -> None:
         super().__init__(config.model_dim, config.num_heads, mlp_ratio=config.mlp_ratio)
-        self.mlp = MixtureOfExperts(config)  # type: ignore[assignment]
+        self.attention = dense.attention
+        mixture = MixtureOfExperts(config)
+        if config.num_experts == 1 and config.expert_dim == config.mlp_dim:
+            with torch.no_grad():
+                mixture.up.copy_(dense.mlp.up.weight[None])
+        self.mlp = mixture  # type: ignore[assignment]
 
     def forward(  # type: ignore[override]
         self,
@@ -110,8 +119,10 @@ class MoE(ControlModel):
             max_context=config.seq_len,
         )
         self.config = config
-        for number in range(config.first_k_dense, config.num_layers):
-            self.blocks[number] = MoEBlock(config)
+        for number, block in enumerate(self.blocks):
+            if number >= config.first_k_dense:
+                assert isinstance(block, ControlBlock)
+                self.blocks[number] = MoEBlock(config, block)
 
     def encode(
         self,
