@@ -62,3 +62,27 @@ def test_low_precision_keeps_its_dtype_and_float32_angles():
 def test_odd_rotary_dim_is_refused():
     with pytest.raises(ValueError, match="rotary_dim=3"):
         rotary_angles(torch.arange(2), 3)
+
+
+def plain_rotary(x, cos, sin):
+    if cos.dim() == 3:
+        cos, sin = cos[:, None], sin[:, None]
+    first, second, rest = x.tensor_split([cos.shape[-1], 2 * cos.shape[-1]], dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1)
+
+
+@pytest.mark.parametrize("rotary_dim", [8, 12], ids=["some-channels", "all-channels"])
+@pytest.mark.parametrize(
+    "positions", [torch.arange(7), torch.arange(14).view(2, 7)], ids=["shared", "by-row"]
+)
+def test_value_and_gradient_are_those_of_plain_autograd(rotary_dim, positions):
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.randn(2, 7, 3, 12, dtype=torch.float64, generator=generator)
+    x = stored.transpose(1, 2).requires_grad_()  # (B, H, T, K), strided as in a model
+    angles = rotary_angles(positions, rotary_dim)
+    expected = plain_rotary(x, *angles)
+    torch.testing.assert_close(apply_rotary(x, *angles), expected, rtol=1e-12, atol=1e-12)
+    grad = torch.randn(x.shape, dtype=torch.float64, generator=generator)
+    (ours,) = torch.autograd.grad(apply_rotary(x, *angles), x, grad)
+    (theirs,) = torch.autograd.grad(expected, x, grad)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
