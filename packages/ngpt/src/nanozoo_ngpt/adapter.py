@@ -1,4 +1,4 @@
-"""How nGPT trains: as any next-token model, with its weights put back on the sphere after a step."""
+"""How nGPT trains: as any next-token model, and after each step back on the sphere."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Attention(nn.Module):
         self.split = (2 * dim, dim)
         self.scale_first = config.qk_scale == "before_rope"
         self.qkv = UnitLinear(dim, 3 * dim, axis=1, reparam=reparam)
-        self.qkv.weight.muon_split = (dim, dim, dim)  # type: ignore[assignment]
+        self.qkv.weight.muon_split = (dim, dim, dim)  # type: ignore[attr-defined]
         self.out = UnitLinear(dim, dim, axis=0, reparam=reparam)
         self.sqk: Scale | None = None
         if config.qk_scale != "none":
@@ -129,7 +129,7 @@ class MLP(nn.Module):
         dim, hidden = config.model_dim, config.mlp_dim
         reparam = config.weight_norm == "reparam"
         self.up = UnitLinear(dim, 2 * hidden, axis=1, reparam=reparam)
-        self.up.weight.muon_split = (hidden, hidden)  # type: ignore[assignment]
+        self.up.weight.muon_split = (hidden, hidden)  # type: ignore[attr-defined]
         self.suv = Scale(2 * hidden, init=1.0, size=1.0)
         self.down = UnitLinear(hidden, dim, axis=0, reparam=reparam)
 
@@ -255,9 +255,9 @@ def project_(weight: Tensor, axis: int) -> None:
     resumed run projects once more than one that was never interrupted. A sharded weight gets its
     lengths from all ranks.
     """
-    norm = torch.linalg.vector_norm(
-        weight, dim=axis, keepdim=True, dtype=torch.promote_types(weight.dtype, torch.float32)
-    )
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    # Not vector_norm, which over columns takes three times as long on a CPU and adds one by one.
+    norm = wide.square().sum(axis, keepdim=True).sqrt()
     is_unit = (norm - 1).abs() < 4 * torch.finfo(norm.dtype).eps
     factor = torch.where(is_unit, torch.ones_like(norm), norm.clamp_min(EPS).reciprocal())
     weight.mul_(factor)

@@ -1,0 +1,259 @@
+"""A training step of our ngpt beside NVIDIA/ngpt's, same shape, weights and tokens.
+
+    PEERS=<folder that holds NVIDIA's ngpt/> python core/benchmarks/peers/ngpt_vs_nvidia.py
+
+Both run in one process, alternating; times are the CPU seconds of one thread, which other jobs
+hardly disturb. A step is loss, gradients, the optimiser, zero_grad and the normalisation of all
+weights, in float32. NVIDIA's model runs with torch's attention for flash_attn and float32 for its
+bfloat16, its optimiser is the AdamW that it makes itself, its normalisation that of its train.py.
+Ours has AdamW(fused=True), as our trainer. Its position map is no rotation: before timing, the two
+must agree on the logits with that map lent to ours, and then each runs with its own.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nanozoo_ngpt.model as our_module
+from nanozoo_core import registry
+from nanozoo_core.contract import Batch, Step
+from nanozoo_core.device import device_name
+from nanozoo_core.process_settings import tune_process
+from nanozoo_ngpt.config import NGPTConfig
+from nanozoo_ngpt.model import NGPT
+
+# Layers, heads, width, sequence, batch, vocabulary.
+SHAPES = {
+    "tiny256": (4, 4, 128, 256, 16, 256),
+    "tiny4096": (4, 4, 128, 256, 16, 4096),
+    "124M": (12, 12, 768, 512, 1, 50304),
+}
+LR = 1e-4
+
+
+def load_peer() -> ModuleType:
+    """NVIDIA's model.py as a module, for the CPU and in float32."""
+    folder = os.environ.get("PEERS")
+    path = Path(folder or ".") / "ngpt" / "model.py"
+    if folder is None or not path.exists():
+        sys.exit(f"PEERS={folder}: set PEERS to the folder where NVIDIA/ngpt is cloned (no {path})")
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, **_: object) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=softmax_scale)
+        return y.transpose(1, 2)
+
+    flash = types.ModuleType("flash_attn")
+    flash.flash_attn_func = attention  # type: ignore[attr-defined]
+    flash.flash_attn_qkvpacked_func = None  # type: ignore[attr-defined]
+    sys.modules["flash_attn"] = flash
+    module = types.ModuleType("nvidia_ngpt_model")
+    sys.modules[module.__name__] = module  # where its dataclass looks itself up
+    source = path.read_text(encoding="utf-8").replace("torch.bfloat16", "torch.float32")
+    exec(compile(source, str(path), "exec"), module.__dict__)
+    return module
+
+
+def build(peer: ModuleType, name: str) -> tuple[nn.Module, NGPT]:
+    """Their model and ours, with the same unit weights."""
+    num_layers, num_heads, model_dim, seq_len, _, vocab_size = SHAPES[name]
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = peer.GPT(
+            peer.GPTConfig(
+                block_size=seq_len,
+                vocab_size=vocab_size,
+                n_layer=num_layers,
+                n_head=num_heads,
+                n_embd=model_dim,
+                base_scale=model_dim**-0.5,
+                use_nGPT=1,
+            )
+        )
+    normalize(theirs)
+    ours = NGPT(
+        NGPTConfig(
+            vocab_size=vocab_size,
+            seq_len=seq_len,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            model_dim=model_dim,
+            mlp_ratio=4,
+        )
+    )
+    state = theirs.state_dict()
+    weights = {
+        "embedding.weight": state["transformer.wte.weight"],
+        "head.weight": state["lm_head.weight"],
+        "sz.stored": state["sz"],
+    }
+    for layer in range(num_layers):
+        old, new = f"transformer.h.{layer}.", f"blocks.{layer}."
+        qkv = [state[f"{old}{part}.weight"] for part in ("query", "key", "value")]
+        weights |= {
+            f"{new}attention.qkv.weight": torch.cat(qkv),
+            f"{new}attention.out.weight": state[f"{old}att_c_proj.weight"],
+            f"{new}attention.sqk.stored": state[f"{old}sqk"],
+            f"{new}alpha_attention.stored": state[f"{old}attn_alpha"],
+            f"{new}mlp.up.weight": state[f"{old}c_fc.weight"],
+            f"{new}mlp.suv.stored": state[f"{old}suv"],
+            f"{new}mlp.down.weight": state[f"{old}mlp_c_proj.weight"],
+            f"{new}alpha_mlp.stored": state[f"{old}mlp_alpha"],
+        }
+    ours.load_state_dict(weights)
+    return theirs, ours
+
+
+@torch.no_grad()
+def normalize(theirs: nn.Module) -> None:
+    """What NVIDIA's train.py does after each step, copy and all."""
+
+    def to_unit(linear: nn.Module, axis: int) -> None:
+        weight = linear.weight.data
+        linear.weight.data.copy_(weight / weight.norm(p=2, dim=axis, keepdim=True))
+
+    to_unit(theirs.transformer["wte"], 1)
+    to_unit(theirs.lm_head, 1)
+    for block in theirs.transformer["h"]:
+        for linear in (block.query, block.key, block.value, block.c_fc):
+            to_unit(linear, 1)
+        for linear in (block.att_c_proj, block.mlp_c_proj):
+            to_unit(linear, 0)
+
+
+@contextlib.contextmanager
+def their_positions(peer: ModuleType) -> Iterator[None]:
+    """Lends ours the position map of NVIDIA's code."""
+
+    def lent(x: Tensor, _cos: Tensor, _sin: Tensor) -> Tensor:
+        table = peer.get_sinusoidal_embeddings(x.shape[-2], x.shape[-1])
+        return peer.apply_rotary_position_embeddings(table, x, x)[0]
+
+    own, our_module.apply_rotary = our_module.apply_rotary, lent  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        our_module.apply_rotary = own
+
+
+@torch.no_grad()
+def logits_differ_by(peer: ModuleType, theirs: nn.Module, ours: NGPT, tokens: Tensor) -> float:
+    with their_positions(peer):
+        found = ours(tokens)
+    return float((found - theirs(tokens, tokens)[0]).abs().max())
+
+
+def contestants(theirs: nn.Module, ours: NGPT, tokens: Tensor) -> dict[str, Callable[[], None]]:
+    """A training step of each, as its own training makes it."""
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    adapter = registry.load_adapter("ngpt")
+    batch = Batch(
+        tokens=tokens,
+        documents=torch.zeros_like(tokens, dtype=torch.int32),
+        rows=torch.arange(tokens.shape[0]),
+        num_rows=tokens.shape[0],
+    )
+    step = Step(number=0, progress=0.0, seed=0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        their_adam = theirs.configure_optimizers(0.0, LR, (0.9, 0.95), "cpu")
+    our_adam = torch.optim.AdamW(
+        ours.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
+
+    def their_step() -> None:
+        theirs(inputs, targets)[1].backward()
+        their_adam.step()
+        their_adam.zero_grad(set_to_none=True)
+        normalize(theirs)
+
+    def our_step() -> None:
+        adapter.training_loss(ours, batch, step).value.backward()
+        our_adam.step()
+        our_adam.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            adapter.after_step(ours, step, [our_adam])
+
+    return {"nvidia": their_step, "nanozoo": our_step}
+
+
+def seconds(run: Callable[[], None], steps: int) -> float:
+    """CPU seconds per training step."""
+    started = time.process_time()
+    for _ in range(steps):
+        run()
+    return (time.process_time() - started) / steps
+
+
+def compare(peer: ModuleType, name: str, rounds: int) -> dict[str, float]:
+    """Median tokens per second, and the ratio ours / theirs over rounds: median and range."""
+    _, _, _, seq_len, batch_size, vocab_size = SHAPES[name]
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(vocab_size, (batch_size, seq_len + 1), generator=generator)
+    theirs, ours = build(peer, name)
+    difference = logits_differ_by(peer, theirs, ours, tokens[:, :-1].contiguous())
+    assert difference <= 1e-4, difference
+
+    runs = contestants(theirs, ours, tokens)
+    for run in runs.values():
+        seconds(run, 2)
+    steps = max(1, round(1 / seconds(runs["nvidia"], 1)))
+    times = []
+    for number in range(rounds):
+        order = list(runs) if number % 2 == 0 else list(reversed(runs))
+        times.append({who: seconds(runs[who], steps) for who in order})
+    ratios = [t["nvidia"] / t["nanozoo"] for t in times]
+    rates = {
+        f"{who}_tokens_per_second": tokens[:, 1:].numel() / statistics.median(t[who] for t in times)
+        for who in runs
+    }
+    return {
+        **rates,
+        "ratio": statistics.median(ratios),
+        "ratio_least": min(ratios),
+        "ratio_most": max(ratios),
+        "logits_differ_by": difference,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--untuned", action="store_true", help="leave the process as torch has it")
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if not arguments.untuned:
+        tune_process()
+    peer = load_peer()
+    results = {}
+    print(f"{'shape':<10}{'NVIDIA tok/s':>15}{'nanozoo tok/s':>15}{'ratio':>8}  (range)")
+    for name in arguments.shapes:
+        row = results[name] = compare(peer, name, arguments.rounds)
+        print(
+            f"{name:<10}{row['nvidia_tokens_per_second']:>15,.0f}"
+            f"{row['nanozoo_tokens_per_second']:>15,.0f}{row['ratio']:>8.3f}"
+            f"  ({row['ratio_least']:.3f}..{row['ratio_most']:.3f})"
+        )
+    if arguments.json:
+        machine: dict[str, object] = {"torch": torch.__version__}
+        machine["device"] = device_name(torch.device("cpu"))
+        machine["tuned"] = not arguments.untuned
+        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+import pytest
+
+from nanozoo_core import compose
+from nanozoo_core.errors import ConfigError
+from nanozoo_ngpt.config import NGPTConfig
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
+        ({"model_dim": 12}, "num_heads=4 makes heads of odd width 3, .* use a divisor of 6"),
+        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
+        ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
+        ({"seq_len": 0}, "seq_len=0 must be at least 1 or null"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be positive"),
+        ({"alpha_init": 1.5}, r"alpha_init=1.5 must be in \(0, 1\] or null"),
+        ({"alpha_init": 0.0}, r"alpha_init=0.0 must be in \(0, 1\] or null"),
+        ({"alpha_scale": 0.0}, "alpha_scale=0.0 must be positive or null"),
+        ({"sqk_scale": -1.0}, "sqk_scale=-1.0 must be positive or null"),
+        ({"sz_scale": 0.0}, "sz_scale=0.0 must be positive or null"),
+        ({"qk_scale": "none", "sqk_scale": 1.0}, "sqk_scale=1.0 has no effect .*qk_scale=none"),
+        ({"rope_base": 0.0}, "rope_base=0.0 must be positive"),
+        ({"pad_vocab_to": 0}, "pad_vocab_to=0 must be at least 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_value_out_of_range_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
+        NGPTConfig(**changes)
+
+
+def test_all_problems_come_at_once():
+    with pytest.raises(ConfigError) as caught:
+        NGPTConfig(num_heads=5, alpha_init=2.0, seq_len=0)
+    assert len(caught.value.problems) == 3
+
+
+def check(*overrides):
+    return compose.training_config(compose.compose_config(["model=ngpt", *overrides]))
+
+
+@pytest.mark.parametrize("key", ["optim.weight_decay", "optim.muon.weight_decay"])
+@pytest.mark.parametrize("form", ["project", "reparam"])
+def test_weight_decay_is_refused(key, form):
+    with pytest.raises(ConfigError, match=rf"{key}=0.1 has no use with .*weight_norm={form}"):
+        check(f"{key}=0.1", f"model_cfg.weight_norm={form}")
+
+
+def test_averaged_weights_need_the_reparametrised_form():
+    with pytest.raises(ConfigError, match=r"train\.ema=0\.9 averages weights"):
+        check("train.ema=0.9")
+    assert check("train.ema=0.9", "model_cfg.weight_norm=reparam").train.ema == 0.9
+
+
+@pytest.mark.parametrize("key", ["use_fp8", "dropout", "zero_init", "n_heads"])
+def test_keys_of_other_designs_are_unknown(key):
+    with pytest.raises(ConfigError, match=rf"model_cfg\.{key}"):
+        check(f"model_cfg.{key}=1")
+
+
+@pytest.mark.parametrize(
+    ("dim", "ratio", "width"), [(128, 2.667, 320), (768, 2.667, 2048), (768, 4, 3072), (16, 1, 64)]
+)
+def test_mlp_width_is_rounded_to_64(dim, ratio, width):
+    assert NGPTConfig(model_dim=dim, mlp_ratio=ratio).mlp_dim == width
