@@ -164,9 +164,13 @@ class ControlModel(nn.Module):
             cache.advance(length)
         return rms_norm(x)
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Scores (..., V) of the next token from features (..., D)."""
+        return self.head(features)
+
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each of `tokens` (B, T)."""
-        return self.head(self.features(tokens, cache))
+        return self.logits(self.features(tokens, cache))
 
     def init_cache(self, batch_size: int, max_length: int) -> KVCache:
         weight = self.embedding.weight
