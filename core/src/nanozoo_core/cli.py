@@ -7,14 +7,23 @@ import glob
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nanozoo_core.errors import ConfigError, suggest
 from nanozoo_core.train import reported_errors
 
+if TYPE_CHECKING:
+    from nanozoo_core.runs import LoadedRun
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `nanozoo`."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest:  # settings may also stand behind flags
+        if not hasattr(arguments, "overrides") or any(r.startswith("-") for r in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.overrides += rest
     with reported_errors():
         arguments.handler(arguments)
 
@@ -47,7 +56,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="score a run again, in bits per byte")
     _add_run_arguments(evaluate)
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value")
     evaluate.set_defaults(handler=evaluate_run)
 
     inspect = commands.add_parser(
@@ -75,8 +83,35 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="a run folder, runs/MODEL/TIME")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings to change, model_cfg.* among them where the weights allow it",
+    )
     parser.add_argument("--checkpoint", default="latest", help="latest, best or a step number")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+
+
+def _model_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Raises: ConfigError for settings of anything but the model."""
+    from nanozoo_core import compose
+
+    overrides, others = compose.split_overrides(arguments.overrides)
+    if others:
+        raise ConfigError(f"'{others[0]}' does not apply here; only model_cfg.key=value does")
+    return overrides
+
+
+def _load(arguments: argparse.Namespace, model_overrides: dict[str, Any]) -> LoadedRun:
+    from nanozoo_core import runs
+
+    return runs.load_run(
+        arguments.run,
+        checkpoint=arguments.checkpoint,
+        device=arguments.device,
+        model_overrides=model_overrides,
+    )
 
 
 def out(text: str) -> None:
@@ -137,15 +172,16 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
 
     from nanozoo_core import compose, runs
 
-    overrides = compose.dotted_overrides(arguments.overrides, section="eval")
-    run = runs.load_run(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
+    model_overrides, others = compose.split_overrides(arguments.overrides)
+    overrides = compose.dotted_overrides(others, section="eval")
+    run = _load(arguments, model_overrides)
     out(json.dumps(runs.score(run, overrides), indent=2))
 
 
 def inspect_run(arguments: argparse.Namespace) -> None:
     from nanozoo_core import inspection, runs
 
-    run = runs.load_run(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
+    run = _load(arguments, _model_overrides(arguments))
     found = runs.inspect(run)
     if found is None:
         out(
@@ -158,7 +194,6 @@ def inspect_run(arguments: argparse.Namespace) -> None:
 
 
 def generate_text(arguments: argparse.Namespace) -> None:
-    from nanozoo_core import runs
     from nanozoo_core.contract import SamplingSettings
     from nanozoo_core.generate import check_settings, generate_tokens
 
@@ -176,7 +211,7 @@ def generate_text(arguments: argparse.Namespace) -> None:
     ]
     for setting in settings:
         check_settings(setting)
-    run = runs.load_run(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
+    run = _load(arguments, _model_overrides(arguments))
     for number, setting in enumerate(settings):
         if number:
             out("-" * 80)

@@ -225,6 +225,12 @@ def stored_config(run: Path) -> dict[str, Any]:
     return {str(key): value for key, value in data.items()}
 
 
+def split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The `model_cfg.key=value` arguments of a subcommand as a dict, and the others."""
+    mine = [o for o in overrides if o.startswith("model_cfg.")]
+    return dotted_overrides(mine, section="model_cfg"), [o for o in overrides if o not in mine]
+
+
 def dotted_overrides(overrides: Sequence[str], *, section: str) -> dict[str, Any]:
     """`section.key=value` or `key=value` arguments of a subcommand, without the section.
 

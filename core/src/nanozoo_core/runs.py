@@ -37,10 +37,19 @@ class LoadedRun:
     device: torch.device
 
 
-def load_run(folder: Path, *, checkpoint: str = "latest", device: str = "auto") -> LoadedRun:
+def load_run(
+    folder: Path,
+    *,
+    checkpoint: str = "latest",
+    device: str = "auto",
+    model_overrides: dict[str, Any] | None = None,
+) -> LoadedRun:
     """Loads a checkpoint (latest, best or a step number) of a run.
 
-    Raises: CheckpointError when the folder is no run, or the checkpoint is missing or damaged.
+    Args: model_overrides: settings of the model that scoring and decoding may change.
+
+    Raises: CheckpointError when the folder is no run, or the checkpoint is missing, damaged or of a
+        model of another shape.
     """
     tune_process()
     config = compose.training_config(compose.stored_config(folder))
@@ -48,7 +57,10 @@ def load_run(folder: Path, *, checkpoint: str = "latest", device: str = "auto") 
     vocabulary = load_tokenizer(folder, config.data)
     adapter = registry.load_adapter(config.model)
     model_cfg = compose.model_config(
-        config.model, config.model_cfg, seq_len=config.data.seq_len, vocab_size=vocabulary.size
+        config.model,
+        config.model_cfg | (model_overrides or {}),
+        seq_len=config.data.seq_len,
+        vocab_size=vocabulary.size,
     )
     model = adapter.build(model_cfg, vocabulary)
     state = read_weights(model, path, config.model)

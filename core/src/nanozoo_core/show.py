@@ -49,7 +49,7 @@ def describe_model(overrides: Sequence[str], *, recipe: Path | None) -> str:
         f"parameters: {total:,} ("
         + ", ".join(f"{role} {count:,}" for role, count in by_role.items())
         + ")",
-        *(f"{name}: {value:,.0f}" for name, value in extra.items()),
+        *(f"{name}: {value:,.6g}" for name, value in extra.items()),
         f"training FLOPs per token: {flops:.3e} at data.seq_len={config.data.seq_len}",
         f"memory of weights, gradients and optimiser: {(8 * total + state) / 2**20:,.1f} MiB "
         f"(activations not counted)",

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.eager import eager
 from nanozoo_core.errors import NanozooError
 from nanozoo_hnet.config import HNetConfig
-from nanozoo_hnet.eager import eager
 from nanozoo_hnet.isotropic import Block, Isotropic
 from nanozoo_hnet.kernels.dechunk import TAPS, dechunk, smooth
 from nanozoo_hnet.routing import (
@@ -171,7 +170,7 @@ class ChunkedStage(nn.Module):
         )
 
     # The networks inside are worth compiling; the data-dependent shapes between them are not.
-    @partial(eager, with_callees=False)
+    @eager(with_callees=False)
     def forward(
         self,
         x: Tensor,
@@ -254,7 +253,7 @@ class ChunkedStage(nn.Module):
         y = held + self._residual(h)
         return self.decoder.step(y, state.decoder, rows)[..., : x.shape[-1]]
 
-    @eager
+    @eager(with_callees=True)
     def _pack(self, boundaries: Tensor) -> tuple[Tensor, Tensor]:
         """The boundaries that become chunks (B, L), and their positions in order (B, M).
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.eager import eager
 from nanozoo_core.nn.norms import rms_norm
-from nanozoo_hnet.eager import eager
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def chunk_order(boundaries: Tensor, num_chunks: int) -> Tensor:
     return torch.argsort((~boundaries).byte(), dim=1, stable=True)[:, :num_chunks]
 
 
-@eager
+@eager(with_callees=True)
 def take_positions(x: Tensor, order: Tensor) -> Tensor:
     """x (B, L, D) at positions (B, M) that are distinct within a row -> (B, M, D)."""
     return _TakePositions.apply(x, order)

@@ -22,8 +22,8 @@ from nanozoo_core.contract import (
     Vocabulary,
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.eager import eager
 from nanozoo_rd.config import RDConfig
-from nanozoo_rd.eager import eager
 from nanozoo_rd.model import EVAL_KEY, RecurrentDepth
 
 INSPECTED_DEPTHS = (1, 2, 4, 8, 16, 32)

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nanozoo_core.eager import eager
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.feed_forward import SwiGLU
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
 from nanozoo_rd.cache import Decoding, DepthCache
 from nanozoo_rd.config import RDConfig
-from nanozoo_rd.eager import eager
 from nanozoo_rd.noise import truncated_normal
 
 Angles = tuple[Tensor, Tensor]  # cosine and sine, of all rows or of each

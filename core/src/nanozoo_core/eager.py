@@ -1,4 +1,4 @@
-"""Keeps functions whose control flow follows drawn numbers out of compiled graphs."""
+"""Keeps functions whose shapes or control flow follow the data out of compiled graphs."""
 
 from __future__ import annotations
 
