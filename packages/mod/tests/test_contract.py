@@ -1,13 +1,11 @@
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from nanozoo_core import checkpoint
 from nanozoo_core.testing import ModelContract
+from nanozoo_core.testing.processes import train_in_processes
 
 
 class TestContract(ModelContract):
@@ -26,17 +24,8 @@ class TestContract(ModelContract):
         calibrated = {"model_cfg.predictor_threshold": "calibrated"}
         alone = self.run(self.overrides(corpus, tmp_path / "one", **calibrated))
         sharded = calibrated | {"distributed.strategy": "fsdp"}
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-                *("--standalone", "-m", "nanozoo_core.train"),
-                *self.overrides(corpus, tmp_path / "two", **sharded),
-            ],
-            check=True,
-            capture_output=True,
-            timeout=300,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        overrides = self.overrides(corpus, tmp_path / "two", **sharded)
+        train_in_processes(overrides, log=tmp_path / "log", num_processes=2)
         runs = alone, tmp_path / "two"
         thresholds = [
             checkpoint.read_tensors(checkpoint.latest(run), "model")["blocks.1.threshold"]

@@ -1,12 +1,9 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from nanozoo_core import checkpoint
 from nanozoo_core.testing import ModelContract
+from nanozoo_core.testing.processes import train_in_processes
 
 
 class TestContract(ModelContract):
@@ -32,17 +29,8 @@ class TestContract(ModelContract):
         """The same losses, and the same bias: it follows the loads of both ranks together."""
         alone = self.run(self.overrides(corpus, tmp_path / "one"))
         changes = {"distributed.strategy": strategy}
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-                *("--standalone", "-m", "nanozoo_core.train"),
-                *self.overrides(corpus, tmp_path / "two", **changes),
-            ],
-            check=True,
-            capture_output=True,
-            timeout=300,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        overrides = self.overrides(corpus, tmp_path / "two", **changes)
+        train_in_processes(overrides, log=tmp_path / "log", num_processes=2)
         one, two = self.losses(alone), self.losses(tmp_path / "two")
         torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=1e-5, atol=0)
         key = "blocks.1.mlp.router.choice_bias"
