@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanozoo_core.nn.cache import KVCache
+from nanozoo_core.nn.padding import padded_size, padding_bias
 from nanozoo_gpt2.config import GPT2Config
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class GPT2(nn.Module):
         self.config = config
         self.vocab_size = config.vocab_size
         self.max_context = config.seq_len
-        padded = math.ceil(self.vocab_size / config.pad_vocab_to) * config.pad_vocab_to
+        padded = padded_size(self.vocab_size, config.pad_vocab_to)
 
         self.embedding = nn.Embedding(padded, dim)
         self.pos_embed = nn.Embedding(config.seq_len, dim)
@@ -90,11 +91,7 @@ class GPT2(nn.Module):
         self.ln_f = nn.LayerNorm(dim, eps=1e-5, bias=config.bias)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(dim, padded, bias=False)
-        # Padding rows take no probability, and the product keeps its round shape.
-        bias = None
-        if padded > self.vocab_size:
-            bias = torch.zeros(padded)
-            bias[self.vocab_size :] = -torch.inf
+        bias = padding_bias(self.vocab_size, padded)
         self.register_buffer("output_bias", bias, persistent=False)
         self.init_weights()
         if (dim // num_heads) % 8 and self.embedding.weight.is_cuda:

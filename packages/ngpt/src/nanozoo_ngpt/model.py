@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.cache import KVCache
 from nanozoo_core.nn.norms import rms_norm
+from nanozoo_core.nn.padding import padded_size, padding_bias
 from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
 from nanozoo_ngpt.config import NGPTConfig
 from nanozoo_ngpt.kernels.sphere_step import EPS, sphere_step, unit
@@ -166,7 +167,7 @@ class NGPT(nn.Module):
         self.vocab_size = config.vocab_size
         self.max_context = config.seq_len
         self.has_stepped = False  # since this object was made, and so perhaps loaded
-        padded = math.ceil(self.vocab_size / config.pad_vocab_to) * config.pad_vocab_to
+        padded = padded_size(self.vocab_size, config.pad_vocab_to)
         dim, reparam = config.model_dim, config.weight_norm == "reparam"
 
         self.embedding = UnitEmbedding(padded, dim, reparam=reparam)
@@ -174,11 +175,7 @@ class NGPT(nn.Module):
         if not config.tie_embeddings:
             self.head = UnitLinear(dim, padded, axis=1, reparam=reparam)
         self.sz = Scale(padded, init=1.0, size=config.stored_size(config.sz_scale))
-        # Padding rows take no probability, and the product keeps its round shape.
-        bias = None
-        if padded > self.vocab_size:
-            bias = torch.zeros(padded)
-            bias[self.vocab_size :] = -torch.inf
+        bias = padding_bias(self.vocab_size, padded)
         self.register_buffer("output_bias", bias, persistent=False)
         self.init_weights()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from nanozoo_core.nn.cache import KVCache
 from nanozoo_core.nn.control_block import Angles, ControlModel, init_input_matrix
 from nanozoo_core.nn.feed_forward import relu_squared
 from nanozoo_core.nn.norms import rms_norm
+from nanozoo_core.nn.padding import padded_size, padding_bias
 from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
 from nanozoo_vanilla.config import VanillaConfig
 
@@ -117,21 +119,11 @@ class PreNormBlock(Block):
         return x + self.drop(self.mlp(self.norm_2(x)))
 
 
-def padded_size(config: VanillaConfig) -> int:
+def num_rows(config: VanillaConfig) -> int:
     """P: rows of the embedding and the head."""
     if config.vocab_size is None or config.seq_len is None:
         raise ValueError("the model needs a config with vocab_size and seq_len set")
-    return math.ceil(config.vocab_size / config.pad_vocab_to) * config.pad_vocab_to
-
-
-def padding_bias(config: VanillaConfig) -> Tensor | None:
-    """(P,): minus infinity for rows past the vocabulary, so that they take no probability."""
-    size = padded_size(config)
-    if size == config.vocab_size:
-        return None
-    bias = torch.zeros(size)
-    bias[config.vocab_size :] = -torch.inf
-    return bias
+    return padded_size(config.vocab_size, config.pad_vocab_to)
 
 
 class Control(ControlModel):
@@ -139,7 +131,7 @@ class Control(ControlModel):
 
     def __init__(self, config: VanillaConfig) -> None:
         super().__init__(
-            padded_size(config),
+            num_rows(config),
             num_layers=config.num_layers,
             model_dim=config.model_dim,
             num_heads=config.num_heads,
@@ -147,7 +139,8 @@ class Control(ControlModel):
             max_context=config.seq_len,
         )
         self.config = config
-        self.register_buffer("output_bias", padding_bias(config), persistent=False)
+        bias = padding_bias(cast(int, config.vocab_size), num_rows(config))
+        self.register_buffer("output_bias", bias, persistent=False)
 
     def logits(self, features: Tensor) -> Tensor:
         """Scores (..., V) of the next token from features (..., D)."""
@@ -168,7 +161,7 @@ class Decoder(nn.Module):
         self.max_context = config.seq_len
         is_post = switches.norm_position == "post"
         block = PostNormBlock if is_post else PreNormBlock
-        self.embedding = nn.Embedding(padded_size(config), dim)
+        self.embedding = nn.Embedding(num_rows(config), dim)
         if switches.position == "learned":
             assert config.seq_len is not None
             self.position = nn.Embedding(config.seq_len, dim)
@@ -176,8 +169,9 @@ class Decoder(nn.Module):
         # The last post-norm block has normalised its output already.
         self.final_norm = nn.Identity() if is_post else make_norm(config)
         if not switches.tie_embeddings:
-            self.head = nn.Linear(dim, padded_size(config), bias=False)
-        self.register_buffer("output_bias", padding_bias(config), persistent=False)
+            self.head = nn.Linear(dim, num_rows(config), bias=False)
+        bias = padding_bias(cast(int, config.vocab_size), num_rows(config))
+        self.register_buffer("output_bias", bias, persistent=False)
         self.init_weights()
 
     @torch.no_grad()
