@@ -52,6 +52,28 @@ class Problems:
     def add(self, message: str) -> None:
         self._problems.append(message)
 
+    def require_at_least(
+        self, config: object, least: dict[str, int], *, or_null: bool = False
+    ) -> None:
+        """Records each setting of a model below its least value; null passes with `or_null`."""
+        for key, bound in least.items():
+            value = getattr(config, key)
+            self.require(
+                (or_null and value is None) or value >= bound,
+                f"model_cfg.{key}={value} must be at least {bound}{' or null' if or_null else ''}",
+            )
+
+    def require_heads(self, num_heads: int, model_dim: int) -> bool:
+        """Records heads that do not divide the width; returns whether they do, which for sizes
+        below 1, a problem of its own, is no."""
+        if num_heads < 1 or model_dim < 1:
+            return False
+        return self.require(
+            model_dim % num_heads == 0,
+            f"model_cfg.num_heads={num_heads} does not divide model_cfg.model_dim={model_dim}; "
+            f"use {divisors(model_dim)}",
+        )
+
     def raise_if_any(self) -> None:
         """Raises: ConfigError with every message recorded so far."""
         if self._problems:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from nanozoo_core.config import TrainingConfig
-from nanozoo_core.errors import Problems, divisors
+from nanozoo_core.errors import Problems
 
 
 class Shape(NamedTuple):
@@ -69,22 +69,11 @@ class GPT2Config:
                     f"has {theirs}; leave out one of the two",
                 )
         _, num_heads, model_dim = self.shape
-        for key in ("vocab_size", "seq_len"):
-            least = 2 if key == "vocab_size" else 1
-            value = getattr(self, key)
-            p.require(
-                value is None or value >= least,
-                f"model_cfg.{key}={value} must be at least {least} or null",
-            )
-        for key in ("num_layers", "num_heads", "model_dim", "pad_vocab_to"):
-            value = getattr(self, key)
-            p.require(value >= 1, f"model_cfg.{key}={value} must be at least 1")
-        if num_heads >= 1 and model_dim >= 1:
-            p.require(
-                model_dim % num_heads == 0,
-                f"model_cfg.num_heads={num_heads} does not divide model_cfg.model_dim={model_dim}; "
-                f"use {divisors(model_dim)}",
-            )
+        p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
+        p.require_at_least(
+            self, dict.fromkeys(("num_layers", "num_heads", "model_dim", "pad_vocab_to"), 1)
+        )
+        p.require_heads(num_heads, model_dim)
         p.require(
             self.mlp_ratio > 0 and self.mlp_ratio * model_dim >= 1,
             f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive and leave at least one channel",

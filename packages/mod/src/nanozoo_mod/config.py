@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from nanozoo_core.errors import Problems, divisors
+from nanozoo_core.errors import Problems
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,8 @@ class MoDConfig:
 
     def __post_init__(self) -> None:
         p = Problems()
-        for key, least in (("vocab_size", 2), ("seq_len", 1)):
-            value = getattr(self, key)
-            p.require(
-                value is None or value >= least,
-                f"model_cfg.{key}={value} must be at least {least} or null",
-            )
-        for key in ("num_layers", "num_heads", "model_dim"):
-            value = getattr(self, key)
-            p.require(value >= 1, f"model_cfg.{key}={value} must be at least 1")
+        p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
+        p.require_at_least(self, dict.fromkeys(("num_layers", "num_heads", "model_dim"), 1))
         p.require(
             self.mlp_ratio > 0 and self.mlp_dim >= 1,
             f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive and leave at least one channel",
@@ -70,14 +63,7 @@ class MoDConfig:
         self._warn_of_unused()
 
     def _check_heads(self, p: Problems) -> None:
-        if self.num_heads < 1 or self.model_dim < 1:
-            return
-        divides = p.require(
-            self.model_dim % self.num_heads == 0,
-            f"model_cfg.num_heads={self.num_heads} does not divide model_cfg.model_dim="
-            f"{self.model_dim}; use {divisors(self.model_dim)}",
-        )
-        if divides:
+        if p.require_heads(self.num_heads, self.model_dim):
             head_dim = self.model_dim // self.num_heads
             p.require(
                 head_dim % 2 == 0,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nanozoo_core.config import TrainingConfig
-from nanozoo_core.errors import Problems, divisors
+from nanozoo_core.errors import Problems
 
 PRESETS: dict[str, dict[str, Any]] = {
     "moe_mixtral": {
@@ -122,24 +122,13 @@ class MoEConfig:
                 )
 
     def _check_shape(self, p: Problems) -> None:
-        for key in ("vocab_size", "seq_len"):
-            least = 2 if key == "vocab_size" else 1
-            value = getattr(self, key)
+        p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
+        p.require_at_least(
+            self, dict.fromkeys(("num_layers", "num_heads", "model_dim", "num_experts", "top_k"), 1)
+        )
+        if p.require_heads(self.num_heads, self.model_dim):
             p.require(
-                value is None or value >= least,
-                f"model_cfg.{key}={value} must be at least {least} or null",
-            )
-        for key in ("num_layers", "num_heads", "model_dim", "num_experts", "top_k"):
-            value = getattr(self, key)
-            p.require(value >= 1, f"model_cfg.{key}={value} must be at least 1")
-        if self.num_heads >= 1 and self.model_dim >= 1:
-            p.require(
-                self.model_dim % self.num_heads == 0,
-                f"model_cfg.num_heads={self.num_heads} does not divide model_cfg.model_dim="
-                f"{self.model_dim}; use {divisors(self.model_dim)}",
-            )
-            p.require(
-                self.model_dim % self.num_heads != 0 or (self.model_dim // self.num_heads) % 2 == 0,
+                (self.model_dim // self.num_heads) % 2 == 0,
                 f"model_cfg.num_heads={self.num_heads} leaves heads of odd width "
                 f"{self.model_dim // self.num_heads}, which rotary positions cannot turn",
             )

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from nanozoo_core.errors import Problems, divisors
+from nanozoo_core.errors import Problems
 from nanozoo_rd.depth import DepthLaw
 
 if TYPE_CHECKING:
@@ -105,30 +105,18 @@ class RDConfig:
         self._warn()
 
     def _check_shape(self, p: Problems) -> None:
-        for key, least in (("vocab_size", 2), ("seq_len", 1), ("mlp_dim", 1)):
-            value = getattr(self, key)
-            p.require(
-                value is None or value >= least,
-                f"model_cfg.{key}={value} must be at least {least} or null",
-            )
+        p.require_at_least(self, {"vocab_size": 2, "seq_len": 1, "mlp_dim": 1}, or_null=True)
         smallest = {"num_prelude_layers": 0, "num_core_layers": 1, "num_coda_layers": 0}
-        for key, least in (smallest | {"model_dim": 2, "num_heads": 1}).items():
-            value = getattr(self, key)
-            p.require(value >= least, f"model_cfg.{key}={value} must be at least {least}")
+        p.require_at_least(self, smallest | {"model_dim": 2, "num_heads": 1})
         total = self.num_prelude_layers + self.num_core_layers + self.num_coda_layers
         p.require(
             self.num_layers in (None, total),
             f"model_cfg.num_layers={self.num_layers} is not the sum of num_prelude_layers, "
             f"num_core_layers and num_coda_layers, {total}; leave it null and set those",
         )
-        if self.num_heads >= 1 and self.model_dim >= 2:
-            divides = p.require(
-                self.model_dim % self.num_heads == 0,
-                f"model_cfg.num_heads={self.num_heads} does not divide model_cfg.model_dim="
-                f"{self.model_dim}; use {divisors(self.model_dim)}",
-            )
+        if self.model_dim >= 2 and p.require_heads(self.num_heads, self.model_dim):
             p.require(
-                not divides or self.head_dim % 2 == 0,
+                self.head_dim % 2 == 0,
                 f"model_cfg.num_heads={self.num_heads} makes heads of odd width "
                 f"{self.head_dim}; rotary positions turn pairs of channels",
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from nanozoo_core.config import TrainingConfig
-from nanozoo_core.errors import Problems, divisors
+from nanozoo_core.errors import Problems
 
 Position = Literal["sinusoidal", "learned", "rope"]
 NormPosition = Literal["post", "pre"]
@@ -137,22 +137,11 @@ class VanillaConfig:
         p.raise_if_any()
 
     def _check_sizes(self, p: Problems) -> None:
-        for key in ("vocab_size", "seq_len"):
-            least = 2 if key == "vocab_size" else 1
-            value = getattr(self, key)
-            p.require(
-                value is None or value >= least,
-                f"model_cfg.{key}={value} must be at least {least} or null",
-            )
-        for key in ("num_layers", "model_dim", "num_heads", "pad_vocab_to"):
-            value = getattr(self, key)
-            p.require(value >= 1, f"model_cfg.{key}={value} must be at least 1")
-        if self.num_heads >= 1 and self.model_dim >= 1:
-            p.require(
-                self.model_dim % self.num_heads == 0,
-                f"model_cfg.num_heads={self.num_heads} does not divide "
-                f"model_cfg.model_dim={self.model_dim}; use {divisors(self.model_dim)}",
-            )
+        p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
+        p.require_at_least(
+            self, dict.fromkeys(("num_layers", "model_dim", "num_heads", "pad_vocab_to"), 1)
+        )
+        p.require_heads(self.num_heads, self.model_dim)
         p.require(
             self.mlp_ratio > 0 and self.mlp_ratio * self.model_dim >= 1,
             f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive and leave at least one channel",
