@@ -8,26 +8,22 @@ the process settings that our trainer makes, or with --untuned neither. Before t
 agree on the loss.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import io
-import json
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from race import adamw_step, begin, end, race, show_race
 from torch import Tensor, nn
 
 from nanozoo_core import registry
-from nanozoo_core.contract import Batch, Step
-from nanozoo_core.device import device_name
-from nanozoo_core.process_settings import tune_process
+from nanozoo_core.contract import Step
+from nanozoo_core.testing.sources import batch_of
 from nanozoo_gpt2.config import GPT2Config
 from nanozoo_gpt2.model import GPT2
 
@@ -91,76 +87,31 @@ def build(peer: ModuleType, name: str) -> tuple[nn.Module, nn.Module]:
 
 def losses(
     theirs: nn.Module, ours: nn.Module, tokens: Tensor
-) -> dict[str, tuple[nn.Module, Callable[[], Tensor]]]:
-    """Each contestant's model and its loss on a batch, as its own training makes it."""
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Each contestant's loss on a batch, as its own training makes it."""
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     adapter = registry.load_adapter("gpt2")
-    batch = Batch(
-        tokens=tokens,
-        documents=torch.zeros_like(tokens, dtype=torch.int32),
-        rows=torch.arange(tokens.shape[0]),
-        num_rows=tokens.shape[0],
+    batch, step = batch_of(tokens), Step(number=0, progress=0.0, seed=0)
+    return (
+        lambda: theirs(inputs, targets)[1],
+        lambda: adapter.training_loss(ours, batch, step).value,
     )
-    step = Step(number=0, progress=0.0, seed=0)
-    return {
-        "nanoGPT": (theirs, lambda: theirs(inputs, targets)[1]),
-        "nanozoo": (ours, lambda: adapter.training_loss(ours, batch, step).value),
-    }
-
-
-def seconds(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], steps: int) -> float:
-    """CPU seconds per training step."""
-    started = time.process_time()
-    for _ in range(steps):
-        loss().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return (time.process_time() - started) / steps
 
 
 def compare(peer: ModuleType, name: str, rounds: int) -> dict[str, float]:
-    """Median tokens per second, and the ratio ours / theirs over rounds: median and range."""
     _, _, _, seq_len, batch_size, vocab_size = SHAPES[name]
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(vocab_size, (batch_size, seq_len + 1), generator=generator)
-    contestants = losses(*build(peer, name), tokens)
-    values = [float(loss().detach()) for _, loss in contestants.values()]
+    theirs, ours = build(peer, name)
+    their_loss, our_loss = losses(theirs, ours, tokens)
+    values = float(their_loss().detach()), float(our_loss().detach())
     assert abs(values[0] - values[1]) < 1e-5 * values[0], values
-
-    runs = {
-        who: (torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), loss)
-        for who, (model, loss) in contestants.items()
-    }
-    for run in runs.values():
-        seconds(*run, 2)
-    steps = max(1, round(1 / seconds(*runs["nanoGPT"], 1)))
-    times = []
-    for number in range(rounds):
-        order = list(runs) if number % 2 == 0 else list(reversed(runs))
-        times.append({who: seconds(*runs[who], steps) for who in order})
-    ratios = [t["nanoGPT"] / t["nanozoo"] for t in times]
-    rates = {
-        f"{who}_tokens_per_second": tokens[:, 1:].numel() / statistics.median(t[who] for t in times)
-        for who in runs
-    }
-    return {
-        **rates,
-        "ratio": statistics.median(ratios),
-        "ratio_least": min(ratios),
-        "ratio_most": max(ratios),
-    }
+    steps = adamw_step(theirs, their_loss), adamw_step(ours, our_loss)
+    return race("nanoGPT", *steps, num_tokens=batch_size * seq_len, rounds=rounds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--untuned", action="store_true", help="leave the process as torch has it")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if not arguments.untuned:
-        tune_process()
+    arguments = begin(__doc__, SHAPES)
     peer = load_peer()
     results = {}
     print(f"{'shape':<10}{'nanoGPT tok/s':>15}{'nanozoo tok/s':>15}{'ratio':>8}  (range)")
@@ -168,14 +119,9 @@ def main() -> None:
         row = results[name] = compare(peer, name, arguments.rounds)
         print(
             f"{name:<10}{row['nanoGPT_tokens_per_second']:>15,.0f}"
-            f"{row['nanozoo_tokens_per_second']:>15,.0f}{row['ratio']:>8.3f}"
-            f"  ({row['ratio_least']:.3f}..{row['ratio_most']:.3f})"
+            f"{row['nanozoo_tokens_per_second']:>15,.0f}{show_race(row)}"
         )
-    if arguments.json:
-        machine: dict[str, object] = {"torch": torch.__version__}
-        machine["device"] = device_name(torch.device("cpu"))
-        machine["tuned"] = not arguments.untuned
-        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
+    end(arguments, results)
 
 
 if __name__ == "__main__":

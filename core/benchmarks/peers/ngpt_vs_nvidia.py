@@ -10,14 +10,10 @@ Ours has AdamW(fused=True), as our trainer. Its position map is no rotation: bef
 must agree on the logits with that map lent to ours, and then each runs with its own.
 """
 
-import argparse
 import contextlib
 import io
-import json
 import os
-import statistics
 import sys
-import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,13 +21,13 @@ from types import ModuleType
 
 import torch
 import torch.nn.functional as F
+from race import begin, end, race, show_race
 from torch import Tensor, nn
 
 import nanozoo_ngpt.model as our_module
 from nanozoo_core import registry
-from nanozoo_core.contract import Batch, Step
-from nanozoo_core.device import device_name
-from nanozoo_core.process_settings import tune_process
+from nanozoo_core.contract import Step
+from nanozoo_core.testing.sources import batch_of
 from nanozoo_ngpt.config import NGPTConfig
 from nanozoo_ngpt.model import NGPT
 
@@ -156,17 +152,13 @@ def logits_differ_by(peer: ModuleType, theirs: nn.Module, ours: NGPT, tokens: Te
     return float((found - theirs(tokens, tokens)[0]).abs().max())
 
 
-def contestants(theirs: nn.Module, ours: NGPT, tokens: Tensor) -> dict[str, Callable[[], None]]:
+def contestants(
+    theirs: nn.Module, ours: NGPT, tokens: Tensor
+) -> tuple[Callable[[], None], Callable[[], None]]:
     """A training step of each, as its own training makes it."""
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     adapter = registry.load_adapter("ngpt")
-    batch = Batch(
-        tokens=tokens,
-        documents=torch.zeros_like(tokens, dtype=torch.int32),
-        rows=torch.arange(tokens.shape[0]),
-        num_rows=tokens.shape[0],
-    )
-    step = Step(number=0, progress=0.0, seed=0)
+    batch, step = batch_of(tokens), Step(number=0, progress=0.0, seed=0)
     with contextlib.redirect_stdout(io.StringIO()):
         their_adam = theirs.configure_optimizers(0.0, LR, (0.9, 0.95), "cpu")
     our_adam = torch.optim.AdamW(
@@ -186,19 +178,10 @@ def contestants(theirs: nn.Module, ours: NGPT, tokens: Tensor) -> dict[str, Call
         with torch.no_grad():
             adapter.after_step(ours, step, [our_adam])
 
-    return {"nvidia": their_step, "nanozoo": our_step}
-
-
-def seconds(run: Callable[[], None], steps: int) -> float:
-    """CPU seconds per training step."""
-    started = time.process_time()
-    for _ in range(steps):
-        run()
-    return (time.process_time() - started) / steps
+    return their_step, our_step
 
 
 def compare(peer: ModuleType, name: str, rounds: int) -> dict[str, float]:
-    """Median tokens per second, and the ratio ours / theirs over rounds: median and range."""
     _, _, _, seq_len, batch_size, vocab_size = SHAPES[name]
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(vocab_size, (batch_size, seq_len + 1), generator=generator)
@@ -206,38 +189,13 @@ def compare(peer: ModuleType, name: str, rounds: int) -> dict[str, float]:
     difference = logits_differ_by(peer, theirs, ours, tokens[:, :-1].contiguous())
     assert difference <= 1e-4, difference
 
-    runs = contestants(theirs, ours, tokens)
-    for run in runs.values():
-        seconds(run, 2)
-    steps = max(1, round(1 / seconds(runs["nvidia"], 1)))
-    times = []
-    for number in range(rounds):
-        order = list(runs) if number % 2 == 0 else list(reversed(runs))
-        times.append({who: seconds(runs[who], steps) for who in order})
-    ratios = [t["nvidia"] / t["nanozoo"] for t in times]
-    rates = {
-        f"{who}_tokens_per_second": tokens[:, 1:].numel() / statistics.median(t[who] for t in times)
-        for who in runs
-    }
-    return {
-        **rates,
-        "ratio": statistics.median(ratios),
-        "ratio_least": min(ratios),
-        "ratio_most": max(ratios),
-        "logits_differ_by": difference,
-    }
+    steps = contestants(theirs, ours, tokens)
+    row = race("nvidia", *steps, num_tokens=batch_size * seq_len, rounds=rounds)
+    return row | {"logits_differ_by": difference}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--untuned", action="store_true", help="leave the process as torch has it")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if not arguments.untuned:
-        tune_process()
+    arguments = begin(__doc__, SHAPES)
     peer = load_peer()
     results = {}
     print(f"{'shape':<10}{'NVIDIA tok/s':>15}{'nanozoo tok/s':>15}{'ratio':>8}  (range)")
@@ -245,14 +203,9 @@ def main() -> None:
         row = results[name] = compare(peer, name, arguments.rounds)
         print(
             f"{name:<10}{row['nvidia_tokens_per_second']:>15,.0f}"
-            f"{row['nanozoo_tokens_per_second']:>15,.0f}{row['ratio']:>8.3f}"
-            f"  ({row['ratio_least']:.3f}..{row['ratio_most']:.3f})"
+            f"{row['nanozoo_tokens_per_second']:>15,.0f}{show_race(row)}"
         )
-    if arguments.json:
-        machine: dict[str, object] = {"torch": torch.__version__}
-        machine["device"] = device_name(torch.device("cpu"))
-        machine["tuned"] = not arguments.untuned
-        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
+    end(arguments, results)
 
 
 if __name__ == "__main__":

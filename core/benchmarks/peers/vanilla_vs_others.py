@@ -10,14 +10,10 @@ nearest to the control, and what is left to differ is printed. Before timing, ea
 on the loss with equal weights, as far as their architectures are the same.
 """
 
-import argparse
-import json
 import logging
 import math
 import os
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,12 +21,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from race import adamw_step, begin, end, race, show_race
 from torch import Tensor, nn
 
 from nanozoo_core import registry
 from nanozoo_core.contract import Step
-from nanozoo_core.device import device_name
-from nanozoo_core.process_settings import tune_process
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_vanilla.config import VanillaConfig
 from nanozoo_vanilla.model import Control
@@ -285,16 +280,6 @@ def check(
     peer.load(kept)
 
 
-def seconds(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], steps: int) -> float:
-    """CPU seconds per training step."""
-    started = time.process_time()
-    for _ in range(steps):
-        loss().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return (time.process_time() - started) / steps
-
-
 def compare(name: str, shape: Shape, rounds: int) -> dict[str, object]:
     """Tokens per second of both, and the ratio ours / theirs over rounds: median and range."""
     peer, ours = PEERS[name](shape), build(shape)
@@ -306,51 +291,25 @@ def compare(name: str, shape: Shape, rounds: int) -> dict[str, object]:
     models = {name: peer.model, "nanozoo": ours}
     losses = {name: lambda: peer.loss(inputs, targets), "nanozoo": our_loss(ours, tokens)}
     check(ours, peer, *losses.values())
-    runs = {
-        who: (torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), losses[who])
-        for who, model in models.items()
-    }
-    for run in runs.values():
-        seconds(*run, 2)
-    steps = max(1, round(1 / seconds(*runs[name], 1)))
-    times = []
-    for number in range(rounds):
-        order = list(runs) if number % 2 == 0 else list(reversed(runs))
-        times.append({who: seconds(*runs[who], steps) for who in order})
-    ratios = [t[name] / t["nanozoo"] for t in times]
-    median = {who: statistics.median(t[who] for t in times) for who in runs}
-    return {
-        "parameters": {who: sum(p.numel() for p in m.parameters()) for who, m in models.items()},
-        "tokens_per_second": {who: targets.numel() / median[who] for who in runs},
-        "ratio": statistics.median(ratios),
-        "ratio_least": min(ratios),
-        "ratio_most": max(ratios),
-        "differs": peer.differs,
-    }
+    steps = (adamw_step(model, losses[who]) for who, model in models.items())
+    row = race(name, *steps, num_tokens=targets.numel(), rounds=rounds)
+    sizes = {who: sum(p.numel() for p in m.parameters()) for who, m in models.items()}
+    return row | {"parameters": sizes, "differs": peer.differs}
 
 
 def show(name: str, peer: str, row: dict) -> str:
-    sizes, rates = row["parameters"], row["tokens_per_second"]
+    sizes = row["parameters"]
+    rates = [row[f"{who}_tokens_per_second"] for who in (peer, "nanozoo")]
     return (
         f"{name:<10}{peer:<16}{sizes[peer]:>13,}{sizes['nanozoo']:>13,}"
-        f"{rates[peer]:>10,.0f}{rates['nanozoo']:>10,.0f}{row['ratio']:>8.3f}"
-        f"  ({row['ratio_least']:.3f}..{row['ratio_most']:.3f})"
+        f"{rates[0]:>10,.0f}{rates[1]:>10,.0f}{show_race(row)}"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--untuned", action="store_true", help="leave the process as torch has it")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    arguments = parser.parse_args()
+    arguments = begin(__doc__, SHAPES, peers=list(PEERS))
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
-    if not arguments.untuned:
-        tune_process()
     results: dict[str, dict] = {}
     print(f"{'':<26}{'parameters':>18}{'':>8}{'tokens/s':>12}")
     print(f"{'shape':<10}{'peer':<16}{'theirs':>13}{'ours':>13}{'theirs':>10}{'ours':>10}   ratio")
@@ -361,11 +320,7 @@ def main() -> None:
             print(show(name, peer, row), flush=True)
     for peer in arguments.peers:
         print(f"{peer}: {results[arguments.shapes[0]][peer]['differs']}")
-    if arguments.json:
-        machine: dict[str, object] = {"torch": torch.__version__}
-        machine["device"] = device_name(torch.device("cpu"))
-        machine["tuned"] = not arguments.untuned
-        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
+    end(arguments, results)
 
 
 if __name__ == "__main__":

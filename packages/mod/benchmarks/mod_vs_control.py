@@ -24,6 +24,7 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.device import autocast, device_name, synchronize
 from nanozoo_core.nn.control_block import ControlModel
 from nanozoo_core.process_settings import tune_process
+from nanozoo_core.testing.sources import batch_of
 from nanozoo_mod.adapter import MoDAdapter
 from nanozoo_mod.config import MoDConfig
 from nanozoo_mod.model import MoD
@@ -129,7 +130,7 @@ def main() -> None:
     cases = GPU_CASES if device.type == "cuda" else CASES
     for name, (settings, control_layers, windows) in cases.items():
         tokens = torch.randint(4096, (windows, settings["seq_len"] + 1), device=device)
-        batch = Batch(tokens, torch.zeros_like(tokens), torch.arange(windows), windows)
+        batch = batch_of(tokens)
         timed = tasks(settings, control_layers, batch)
         rounds = [
             {label: seconds(task, device) for label, task in timed.items()}
