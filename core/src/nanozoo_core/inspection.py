@@ -31,10 +31,12 @@ def inspect_model(
     validation: ValidationSet,
     vocabulary: Tokenizer,
     *,
+    folder: Path,
     batch_tokens: int,
     device: torch.device,
 ) -> Inspection | None:
-    """The adapter's view of the first 64 kB of validation text; None where it has none."""
+    """The adapter's view of the first 64 kB of validation text, written to the run's `folder`; None
+    where it has none."""
     batches: list[Batch] = []
     num_bytes = 0
     for batch in validation.batches(max(1, batch_tokens // validation.seq_len)):
@@ -46,6 +48,8 @@ def inspect_model(
     model.eval()
     found = adapter.inspect(model, batches, vocabulary)
     model.train(was_training)
+    if found is not None:
+        write(folder, found)
     return found
 
 

@@ -112,17 +112,15 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
 def inspect(run: LoadedRun) -> Inspection | None:
     """What is peculiar to the run's model, also written to its folder; None where nothing is."""
     validation, _ = _validation_set(run, run.config.eval.bytes)
-    found = inspection.inspect_model(
+    return inspection.inspect_model(
         run.adapter,
         run.model,
         validation,
         run.vocabulary,
+        folder=run.folder,
         batch_tokens=run.config.eval.batch_tokens,
         device=run.device,
     )
-    if found is not None:
-        inspection.write(run.folder, found)
-    return found
 
 
 def _validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:

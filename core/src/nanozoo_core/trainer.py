@@ -486,17 +486,15 @@ class Trainer:
             mine.copy_(final)
 
     def _inspect(self, model: nn.Module) -> Inspection | None:
-        found = inspection.inspect_model(
+        return inspection.inspect_model(
             self.adapter,
             model,
             self.validation,
             self.data.vocabulary,
+            folder=self.folder,
             batch_tokens=self.config.eval.batch_tokens,
             device=self.device,
         )
-        if found is not None:
-            inspection.write(self.folder, found)
-        return found
 
     def _result(self, score: Score, baselines: dict[str, float]) -> dict[str, Any]:
         state, config = self.state, self.config
