@@ -159,6 +159,21 @@ def test_confidence_keeps_the_surest_draws_and_follows_the_schedule():
     assert known[0] == [False, True, False]
 
 
+def test_greedy_confidence_still_tells_sure_from_unsure():
+    def fixed(x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
+        top = torch.tensor([0.6, 0.7, 0.9], dtype=torch.float64)[rows % 3]
+        return torch.stack([1 - top, top], 1)
+
+    def greedy(probs: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(probs.argmax(-1), 2).double()
+
+    settings = {"mask_id": MASK, "generator": seeded_generator(0), "sharpen": greedy}
+    states = [
+        s[0].tolist() for s in most_confident(fixed, masks(1), **grid(3, Linear()), **settings)
+    ]
+    assert states == [[MASK, MASK, 1], [MASK, 1, 1], [1, 1, 1]]
+
+
 def test_confidence_is_not_the_source():
     *_, drawn = by_confidence(3)(masks(50_000))
     assert chi_square(drawn, toy.joint()) > 2 * CHI_SQUARE_LIMIT

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from nanozoo_core import cli
 from nanozoo_core.contract import SamplingSettings, seeded_generator
 from nanozoo_core.testing import ModelContract, ToyVocabulary
 
@@ -54,3 +58,29 @@ class TestContract(ModelContract):
             )
         ]
         assert states[0] == states[1]
+
+    def test_command_line_fills_the_middle_and_traces(
+        self, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run = str(self.run(self.overrides(corpus, tmp_path / "run", **{"train.max_steps": 2})))
+        page = tmp_path / "steps.html"
+        given = ("--prompt", "the cat ", "--suffix", " flat", "--max-tokens", "7")
+        capsys.readouterr()
+        cli.main(["generate", run, *given, "--trace", str(page), "--num-samples", "2"])
+        first, second = capsys.readouterr().out.rstrip("\n").split("\n" + "-" * 80 + "\n")
+        assert first != second
+        for text in (first, second):
+            assert text.startswith("the cat ")
+            assert text.endswith(" flat")
+        shown = page.read_text()
+        assert '"caption":"seed 0"' in shown
+        assert '"caption":"seed 1"' in shown
+
+        one_by_one = ("model_cfg.sampler=first_hitting", "model_cfg.num_sampling_steps=64")
+        for extra, message in (
+            (("--max-tokens", "32"), "max_tokens=32 leaves no room .* use at most 31"),
+            ((*one_by_one, "--num-steps", "4"), "num_steps=4 has no effect"),
+        ):
+            with pytest.raises(SystemExit):
+                cli.main(["generate", run, *given, *extra])
+            assert re.search(message, capsys.readouterr().err)

@@ -100,10 +100,13 @@ def most_confident(
     times: Sequence[float],
     noise: Sequence[float],
     generator: torch.Generator,
+    sharpen: Callable[[Tensor], Tensor] = lambda probs: probs,
 ) -> Iterator[Tensor]:
     """Draws all masks in every step and keeps the draws of highest probability, as many as the
     schedule wants known by then. A heuristic: its law is not the model's, whatever the steps.
 
+    Args: sharpen: makes of p (N, V) what is drawn from, by temperature and cuts; how sure a draw is
+        p itself says, which a greedy choice would set to one everywhere.
     Reference: arXiv 2202.04200, iterative decoding.
     """
     total = (x == mask_id).sum(1)  # (B,)
@@ -115,7 +118,7 @@ def most_confident(
         rows = _masked_rows(x, mask_id)
         time = torch.full((x.shape[0],), t, dtype=torch.float64, device="cpu")
         probs = predict(x, time, rows)  # (N, V)
-        drawn = draw_categorical(probs, _uniforms(rows.numel(), generator))
+        drawn = draw_categorical(sharpen(probs), _uniforms(rows.numel(), generator))
         confidence = torch.full(x.shape, -1.0, dtype=probs.dtype, device=x.device).flatten()
         confidence[rows] = probs.gather(1, drawn[:, None])[:, 0]
         ranks = confidence.view(x.shape).argsort(dim=1, descending=True, stable=True).argsort(dim=1)

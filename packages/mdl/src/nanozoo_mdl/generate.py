@@ -63,7 +63,14 @@ def fill(
         noise[0] = 1.0  # a cosine of pi / 2 is not quite 0
         grid = {"times": times.tolist(), "noise": noise.tolist()}
         if config.sampler == "confidence":
-            states = most_confident(predict, x, mask_id=model.mask_id, generator=generator, **grid)
+            states = most_confident(
+                predictor(model, SamplingSettings()),
+                x,
+                mask_id=model.mask_id,
+                generator=generator,
+                sharpen=lambda probs: probabilities(probs.log(), settings),
+                **grid,
+            )
         else:
             states = ancestral(
                 predict,
