@@ -26,7 +26,7 @@ def continue_text(
     `chunk_size` tokens, the rest of the window being clean context. Yields each block when it is
     final.
 
-    Reference: arXiv 2406.07524, section 5, "semi-autoregressive".
+    Reference: arXiv 2406.07524, semi-autoregressive decoding.
     Raises: ValueError for an empty prompt.
     """
     if not prompt:
