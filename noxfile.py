@@ -27,8 +27,10 @@ nox.options.sessions = [
 ]
 
 
-# Two threads fight over the small matrices of tests, most of all beside other work.
+# Two threads fight over the small matrices of tests, most of all beside other work: a process for
+# each core, and one thread in it.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+PARALLEL = ("-n", "auto", "--dist", "worksteal")
 
 
 def sync(session: nox.Session, *arguments: str) -> None:
@@ -65,7 +67,7 @@ def types(session: nox.Session) -> None:
 def test_core(session: nox.Session) -> None:
     """Tests of core, with no model installed."""
     sync(session, "--package", "nanozoo-core", "--group", "test")
-    session.run("pytest", "core/tests", *session.posargs, env=ONE_THREAD)
+    session.run("pytest", "core/tests", *PARALLEL, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(name="test-configs")
@@ -80,7 +82,7 @@ def make_test_session(model: str) -> None:
     @nox.session(name=f"test-{model}")
     def test(session: nox.Session) -> None:
         sync(session, "--package", f"nanozoo-{model}", "--group", "test")
-        session.run("pytest", f"packages/{model}/tests", *session.posargs, env=ONE_THREAD)
+        session.run("pytest", f"packages/{model}/tests", *PARALLEL, *session.posargs, env=ONE_THREAD)
 
     test.__doc__ = f"Tests of {model}, with core and no other model installed."
 

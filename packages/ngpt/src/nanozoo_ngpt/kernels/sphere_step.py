@@ -51,7 +51,7 @@ def sphere_step(x: Tensor, y: Tensor, a: Tensor, *, backend: Backend | None = No
     if backend is None:
         backend = "triton" if x.is_cuda and triton is not None and x.element_size() < 8 else "torch"
     function = _TritonStep if backend == "triton" else _TorchStep
-    return function.apply(x.flatten(0, -2), y.flatten(0, -2), a).view_as(x)
+    return function.apply(x, y, a)
 
 
 def sphere_step_reference(x: Tensor, y: Tensor, a: Tensor) -> Tensor:
@@ -83,11 +83,11 @@ class _TorchStep(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stream, target, step, o, y_scale, r_scale = ctx.saved_tensors
         grad = grad.to(o.dtype)
-        along = torch.linalg.vecdot(o, grad)[:, None]
+        along = torch.linalg.vecdot(o, grad)[..., None]
         gr = torch.addcmul(grad, o, along, value=-1).mul_(r_scale)
-        ga = (target - stream).mul_(gr).sum(0)
+        ga = (target - stream).mul_(gr).flatten(0, -2).sum(0)
         ahead = gr * step
-        along = torch.linalg.vecdot(target, ahead)[:, None]
+        along = torch.linalg.vecdot(target, ahead)[..., None]
         gx = gr.sub_(ahead)
         gy = ahead.addcmul_(target, along, value=-1).mul_(y_scale)
         x_dtype, y_dtype, a_dtype = ctx.dtypes
@@ -95,7 +95,7 @@ class _TorchStep(torch.autograd.Function):
 
 
 def _inverse_length(z: Tensor) -> Tensor:
-    """(N, 1)"""
+    """(..., 1)"""
     return torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min_(EPS).reciprocal_()
 
 
@@ -166,7 +166,7 @@ class _TritonStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, a: Tensor) -> Tensor:
         x, y, a = x.contiguous(), y.contiguous(), a.contiguous()
-        num_rows, dim = x.shape
+        num_rows, dim = x.shape[:-1].numel(), x.shape[-1]
         o = torch.empty_like(x)
         y_scale, r_scale = torch.empty(2, num_rows, device=x.device, dtype=torch.float32)
         if num_rows:
@@ -181,7 +181,7 @@ class _TritonStep(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, y, a, o, y_scale, r_scale = ctx.saved_tensors
-        num_rows, dim = x.shape
+        num_rows, dim = x.shape[:-1].numel(), x.shape[-1]
         gx, gy = torch.empty_like(x), torch.empty_like(y)
         block_n, block_d = _tile(dim)
         num_tiles = -(-num_rows // block_n)
