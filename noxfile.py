@@ -82,7 +82,9 @@ def make_test_session(model: str) -> None:
     @nox.session(name=f"test-{model}")
     def test(session: nox.Session) -> None:
         sync(session, "--package", f"nanozoo-{model}", "--group", "test")
-        session.run("pytest", f"packages/{model}/tests", *PARALLEL, *session.posargs, env=ONE_THREAD)
+        session.run(
+            "pytest", f"packages/{model}/tests", *PARALLEL, *session.posargs, env=ONE_THREAD
+        )
 
     test.__doc__ = f"Tests of {model}, with core and no other model installed."
 

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanozoo_core import cli
+from nanozoo_core.contract import SamplingSettings, seeded_generator
+from nanozoo_core.testing import ModelContract, ToyVocabulary
+
+
+class TestContract(ModelContract):
+    model = "mdl"
+    tiny = {  # noqa: RUF012
+        "model_dim": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "sampler": "ancestral_cache",
+        "num_sampling_steps": 8,
+    }
+    gradient_steps = 3  # zero head, then zero output matrices, then what lies behind them
+    overfit_steps = 500
+    overfit_copies = 16
+    entropy_steps = 600
+    entropy_windows = 64
+    lr = 5e-3
+
+    def num_parameters(self, config: Any) -> int:
+        v, d, n = config.vocab_size, config.model_dim, config.num_layers
+        return (v + 1) * d + v * (d + 1) + n * (12 * d * d + 7 * d) + d
+
+    def test_a_change_leaves_earlier_predictions_untouched(self) -> None:
+        """The model's own rule: every position sees every other, on both sides."""
+        _, model = self.build(ToyVocabulary(self.toy_vocab))
+        self.perturb(model)
+        tokens = self.random_tokens(self.toy_vocab, 2)
+        place = self.seq_len // 2
+        changed = tokens.clone()
+        changed[:, place] = (changed[:, place] + 1) % self.toy_vocab
+        with torch.no_grad():
+            difference = (model(tokens) - model(changed)).abs().amax((0, 2))
+        assert float(difference.min()) > 0
+
+    def test_cached_decoding_equals_full_recomputation(self) -> None:
+        """No cache outlives a change anywhere in a bidirectional window; what is skipped are steps
+        that change nothing."""
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab))
+        self.perturb(model)
+        window = [1, None, None, 3, None, None, None, 2]
+        states = [
+            list(adapter.denoise(model, window, settings, seeded_generator(4)))
+            for settings in (
+                SamplingSettings(num_steps=40),
+                SamplingSettings(num_steps=40, use_cache=False),
+            )
+        ]
+        assert states[0] == states[1]
+
+    def test_command_line_fills_the_middle_and_traces(
+        self, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run = str(self.run(self.overrides(corpus, tmp_path / "run", **{"train.max_steps": 2})))
+        page = tmp_path / "steps.html"
+        given = ("--prompt", "the cat ", "--suffix", " flat", "--max-tokens", "7")
+        capsys.readouterr()
+        cli.main(["generate", run, *given, "--trace", str(page), "--num-samples", "2"])
+        first, second = capsys.readouterr().out.rstrip("\n").split("\n" + "-" * 80 + "\n")
+        assert first != second
+        for text in (first, second):
+            assert text.startswith("the cat ")
+            assert text.endswith(" flat")
+        shown = page.read_text()
+        assert '"caption":"seed 0"' in shown
+        assert '"caption":"seed 1"' in shown
+
+        one_by_one = ("model_cfg.sampler=first_hitting", "model_cfg.num_sampling_steps=64")
+        for extra, message in (
+            (("--max-tokens", "32"), "max_tokens=32 leaves no room .* use at most 31"),
+            ((*one_by_one, "--num-steps", "4"), "num_steps=4 has no effect"),
+        ):
+            with pytest.raises(SystemExit):
+                cli.main(["generate", run, *given, *extra])
+            assert re.search(message, capsys.readouterr().err)
