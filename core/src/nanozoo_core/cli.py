@@ -86,7 +86,11 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-p", type=float, default=1.0)
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--num-samples", type=int, default=1)
-    generate.add_argument("--num-steps", type=int, help="denoising steps (diffusion models)")
+    generate.add_argument(
+        "--num-steps",
+        type=int,
+        help="denoising steps of diffusion models, iterations of recurrent ones",
+    )
     generate.add_argument(
         "--trace",
         type=Path,
@@ -224,6 +228,8 @@ def generate_text(arguments: argparse.Namespace) -> None:
     if arguments.trace is not None and not arguments.trace.absolute().parent.is_dir():
         raise ConfigError(f"--trace {arguments.trace}: there is no folder {arguments.trace.parent}")
     run = _load(arguments, _model_overrides(arguments))
+    if arguments.num_steps is not None and not run.adapter.takes_steps:
+        raise ConfigError(f"{run.config.model} draws each token at once: leave out --num-steps")
     if not run.adapter.can_denoise:
         _refuse_denoising(arguments, run.config.model)
     for number, setting in enumerate(settings):
@@ -260,7 +266,6 @@ def _refuse_denoising(arguments: argparse.Namespace, model: str) -> None:
     flags = {
         "--suffix": bool(arguments.suffix),
         "--trace": arguments.trace is not None,
-        "--num-steps": arguments.num_steps is not None,
     }
     used = " and ".join(flag for flag, given in flags.items() if given)
     if used:

@@ -222,7 +222,7 @@ class SamplingSettings:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
-    num_steps: int | None = None  # denoising steps, for diffusion models; None: the config's own
+    num_steps: int | None = None  # denoising steps or iterations; None: the config's own
     use_cache: bool = True  # False recomputes everything for every token: slow, for checks
     on_step: Callable[[PartialText], object] | None = None
     """Called by models that denoise with the whole text after every step, for `--trace`."""

@@ -223,6 +223,11 @@ class DefaultModelAdapter:
         """Whether `denoise` is there: without it a text can only be continued."""
         return type(self).denoise is not DefaultModelAdapter.denoise
 
+    @property
+    def takes_steps(self) -> bool:
+        """Whether `settings.num_steps` says how long a token or a window is worked on."""
+        return self.can_denoise
+
     def denoise(
         self,
         model: nn.Module,

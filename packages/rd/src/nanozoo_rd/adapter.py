@@ -50,6 +50,10 @@ class RDAdapter(DefaultModelAdapter):
 
     # -- decoding -------------------------------------------------------------------------------
 
+    @property
+    def takes_steps(self) -> bool:
+        return True
+
     def generate(
         self,
         model: nn.Module,
