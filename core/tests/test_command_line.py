@@ -224,6 +224,8 @@ def test_evaluate_and_generate_a_run(run: Run, toy: list[object]) -> None:
         (["evaluate", "nowhere"], "nowhere is not a run folder"),
         (["generate", "here", "--top-p", "0"], "top_p=0.0 must be in (0, 1]"),
         (["generate", "here", "--checkpoint", "77"], "use latest, best or one of: 2"),
+        (["generate", "here", "--speculative"], "proposes tokens ahead, which toy"),
+        (["generate", "here", "--speculative", "--no-cache"], "leave out --no-cache"),
         (["evaluate", "here", "eval.bytez=5"], "did you mean 'bytes'?"),
     ],
 )

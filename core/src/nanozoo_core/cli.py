@@ -77,6 +77,12 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--no-cache", action="store_true", help="recompute everything for every token (slow)"
     )
+    generate.add_argument(
+        "--speculative",
+        action="store_true",
+        help="check several tokens at once, where the model can propose them; text drawn has the "
+        "same distribution, greedy text is the same",
+    )
     generate.set_defaults(handler=generate_text)
     return parser
 
@@ -196,7 +202,10 @@ def inspect_run(arguments: argparse.Namespace) -> None:
 def generate_text(arguments: argparse.Namespace) -> None:
     from nanozoo_core.contract import SamplingSettings
     from nanozoo_core.generate import check_settings, generate_tokens
+    from nanozoo_core.speculative import Tally
 
+    if arguments.speculative and arguments.no_cache:
+        raise ConfigError("--speculative decodes with the cache; leave out --no-cache")
     settings = [
         SamplingSettings(
             max_tokens=arguments.max_tokens,
@@ -212,13 +221,21 @@ def generate_text(arguments: argparse.Namespace) -> None:
     for setting in settings:
         check_settings(setting)
     run = _load(arguments, _model_overrides(arguments))
+    if arguments.speculative and run.adapter.drafter(run.model) is None:
+        raise ConfigError(
+            f"--speculative needs a model that proposes tokens ahead, which {run.config.model} "
+            f"with these settings does not; leave it out"
+        )
+    tally = Tally() if arguments.speculative else None
     for number, setting in enumerate(settings):
         if number:
             out("-" * 80)
         sys.stdout.write(arguments.prompt)
         pieces: list[int] = []
         shown = ""
-        stream = generate_tokens(run.adapter, run.model, run.vocabulary, arguments.prompt, setting)
+        stream = generate_tokens(
+            run.adapter, run.model, run.vocabulary, arguments.prompt, setting, tally=tally
+        )
         for new in stream:
             pieces += new
             text = run.vocabulary.decode(pieces)
@@ -228,6 +245,8 @@ def generate_text(arguments: argparse.Namespace) -> None:
                 sys.stdout.flush()
                 shown = stable
         out(run.vocabulary.decode(pieces)[len(shown) :])
+    if tally is not None:
+        sys.stderr.write(tally.describe() + "\n")
 
 
 if __name__ == "__main__":

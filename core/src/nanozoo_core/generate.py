@@ -13,6 +13,7 @@ from nanozoo_core.errors import Problems
 
 if TYPE_CHECKING:
     from nanozoo_core.default_model_adapter import DefaultModelAdapter
+    from nanozoo_core.speculative import Tally
 
 
 def check_settings(settings: SamplingSettings) -> None:
@@ -44,14 +45,23 @@ def probabilities(logits: Tensor, settings: SamplingSettings) -> Tensor:
     return probs
 
 
+def draw(probs: Tensor, generator: torch.Generator) -> Tensor:
+    """One token from each of some distributions (..., V) float64, which need not sum to one, by
+    inverse CDF. Returns: (...) int64."""
+    cumulative = probs.cumsum(-1)
+    points = torch.rand(probs.shape[:-1], generator=generator, dtype=torch.float64)
+    points = points.to(probs.device) * cumulative[..., -1]
+    found = torch.searchsorted(cumulative, points[..., None], right=True)[..., 0]
+    # Rounding may put a point at the very end, behind the last token that can be drawn.
+    last = (cumulative < cumulative[..., -1:]).sum(-1)
+    return torch.minimum(found, last)
+
+
 def sample(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> int:
-    """One token from logits (V,), by inverse CDF in float64."""
+    """One token from logits (V,)."""
     if settings.temperature == 0:
         return int(logits.argmax())
-    probs = probabilities(logits, settings).cpu()
-    cumulative = probs.cumsum(-1)
-    point = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1]
-    return min(int(torch.searchsorted(cumulative, point, right=True)), int(probs.nonzero()[-1]))
+    return int(draw(probabilities(logits, settings).cpu(), generator))
 
 
 @torch.no_grad()
@@ -114,10 +124,15 @@ def generate_tokens(
     vocabulary: Vocabulary,
     prompt: str,
     settings: SamplingSettings,
+    *,
+    tally: Tally | None = None,
 ) -> Iterator[list[int]]:
     """Yields new tokens after `prompt` until a separator or `settings.max_tokens`.
 
     Documents start with a separator, so every prompt does; an empty one is the separator alone.
+    With a `tally` decoding is speculative, and what the drafts were worth is counted there.
+
+    Raises: ValueError for a tally where the model proposes nothing.
     """
     check_settings(settings)
     generator = seeded_generator(settings.seed, 5)
@@ -126,7 +141,11 @@ def generate_tokens(
     model.eval()
     try:
         left = settings.max_tokens
-        for new in adapter.generate(model, tokens, settings, generator):
+        if tally is None:
+            pieces = adapter.generate(model, tokens, settings, generator)
+        else:
+            pieces = _speculative(adapter, model, tokens, settings, generator, tally)
+        for new in pieces:
             if vocabulary.separator in new:
                 new = new[: new.index(vocabulary.separator)]
                 if new:
@@ -138,3 +157,19 @@ def generate_tokens(
                 return
     finally:
         model.train(was_training)
+
+
+def _speculative(
+    adapter: DefaultModelAdapter,
+    model: nn.Module,
+    prompt: Sequence[int],
+    settings: SamplingSettings,
+    generator: torch.Generator,
+    tally: Tally,
+) -> Iterator[list[int]]:
+    from nanozoo_core.speculative import speculative
+
+    drafter = adapter.drafter(model)
+    if drafter is None:
+        raise ValueError("this model proposes no tokens ahead; decode without a tally")
+    return speculative(drafter, prompt, settings, generator, tally=tally)
