@@ -22,17 +22,14 @@ from nanozoo_core.speculative import (
     Tally,
     accept_greedy,
     accept_sampled,
-    decode,
     speculative,
 )
 from nanozoo_core.testing import ToyVocabulary
 from nanozoo_core.testing.sources import batch_of
+from nanozoo_core.testing.speculation import GREEDY, assert_follows, decoded_rows
 
 VOCAB = 4
-GREEDY = SamplingSettings(temperature=0)
 CUT = SamplingSettings(temperature=0.7, top_k=3, top_p=0.9)
-# The 0.999 quantiles of chi-square by degrees of freedom.
-QUANTILE = {2: 13.82, 3: 16.27, 15: 37.70, 63: 103.44}
 
 
 class Tables:
@@ -84,22 +81,6 @@ class Tables:
         self.lengths = self.lengths + counts
 
 
-def texts(tables: Tables, prompts: Tensor, lengths: Tensor, settings: SamplingSettings, count: int,
-          tally: Tally | None = None) -> list[list[int]]:  # fmt: skip
-    generator = seeded_generator(0)
-    rows: list[list[int]] = [[] for _ in prompts]
-    for passed in decode(
-        tables, prompts, lengths, settings, generator, max_tokens=count, tally=tally
-    ):
-        for row, new in zip(rows, passed, strict=True):
-            row += new
-    return rows
-
-
-def chi_square(observed: Tensor, expected: Tensor) -> float:
-    return float(((observed - expected) ** 2 / expected).sum())
-
-
 # -- one decision ------------------------------------------------------------------------------
 
 
@@ -134,17 +115,12 @@ def test_one_draft_changes_no_distribution(proposal: list[float]) -> None:
     )
     stands = verdict.num_accepted == 1
     first = torch.where(stands, drafts[:, 0], verdict.next_token)
-    likely = p[0] > 0
-    observed = torch.bincount(first, minlength=VOCAB)
-    assert not observed[~likely].any()
-    quantile = QUANTILE[int(likely.sum()) - 1]
-    assert chi_square(observed[likely], p[0][likely] * count) < quantile
+    assert_follows(torch.bincount(first, minlength=VOCAB), p[0])
     share = float(torch.minimum(p[0], q[0, 0]).sum())
     deviation = (share * (1 - share) / count) ** 0.5
     assert abs(float(stands.double().mean()) - share) <= 4 * deviation
     if stands.any():
-        behind = torch.bincount(verdict.next_token[stands], minlength=VOCAB)
-        assert chi_square(behind, p[1] * int(stands.sum())) < QUANTILE[3]
+        assert_follows(torch.bincount(verdict.next_token[stands], minlength=VOCAB), p[1])
 
 
 def test_a_draft_that_may_not_be_kept_counts_as_never_proposed() -> None:
@@ -156,8 +132,7 @@ def test_a_draft_that_may_not_be_kept_counts_as_never_proposed() -> None:
     none = torch.zeros(count, dtype=torch.int64)
     verdict = accept_sampled(drafts, q, p, none, generator)
     assert not verdict.num_accepted.any()
-    observed = torch.bincount(verdict.next_token, minlength=VOCAB)
-    assert chi_square(observed, p[0, 0] * count) < QUANTILE[3]
+    assert_follows(torch.bincount(verdict.next_token, minlength=VOCAB), p[0, 0])
 
 
 # -- whole texts -------------------------------------------------------------------------------
@@ -170,7 +145,7 @@ def test_greedy_texts_of_uneven_rows_are_the_plain_ones(drafts: str, num_drafts:
     prompts = torch.tensor(list(itertools.product(range(VOCAB), repeat=2)))
     lengths = 1 + torch.arange(len(prompts)) % 2
     tally = Tally()
-    found = texts(tables, prompts, lengths, GREEDY, 12, tally)
+    found = decoded_rows(tables, prompts, lengths, GREEDY, max_tokens=12, tally=tally)
     for prompt, length, row in zip(prompts.tolist(), lengths.tolist(), found, strict=True):
         text = prompt[:length]
         for _ in range(12):
@@ -191,21 +166,12 @@ def test_sampled_texts_have_the_model_s_distribution(
     tables = Tables(num_drafts, drafts=drafts)
     prompts = torch.tensor([[1, 2]]).expand(count, 2)
     tally = Tally()
-    rows = texts(tables, prompts, torch.full((count,), 2), settings, 3, tally)
+    lengths = torch.full((count,), 2)
+    rows = decoded_rows(tables, prompts, lengths, settings, max_tokens=3, tally=tally)
     p = probabilities(tables.table, settings)
     exact = (p[1, 2][:, None, None] * p[2][:, :, None] * p).flatten()
     index = torch.tensor(rows) @ torch.tensor([VOCAB**2, VOCAB, 1])
-    observed = torch.bincount(index, minlength=VOCAB**3).double()
-    assert not observed[exact == 0].any()
-    # Cells of fewer than 5 are one: the statistic is no chi-square there.
-    rare = exact * count < 5
-    cells = torch.cat([exact[~rare], exact[rare].sum()[None]])
-    counts = torch.cat([observed[~rare], observed[rare].sum()[None]])
-    if cells[-1] == 0:
-        cells, counts = cells[:-1], counts[:-1]
-    freedom = len(cells) - 1
-    quantile = freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3
-    assert chi_square(counts, cells * count) < quantile
+    assert_follows(torch.bincount(index, minlength=VOCAB**3), exact)
     assert (tally.acceptance == 1) == (drafts == "perfect")
 
 
@@ -299,12 +265,9 @@ def test_uneven_rows_are_each_row_alone() -> None:
     prompts = torch.randint(8, (6, 7), generator=generator)
     lengths = torch.tensor([7, 1, 4, 2, 7, 5])
     adapter = Adapter(small)
-    rows: list[list[int]] = [[] for _ in prompts]
     tally = Tally()
-    for passed in decode(adapter.drafter(model), prompts, lengths, GREEDY, seeded_generator(0),
-                         max_tokens=30, tally=tally):  # fmt: skip
-        for row, new in zip(rows, passed, strict=True):
-            row += new
+    drafter = adapter.drafter(model)
+    rows = decoded_rows(drafter, prompts, lengths, GREEDY, max_tokens=30, tally=tally)
     assert 0 < tally.acceptance < 1
     settings = SamplingSettings(temperature=0, max_tokens=30)
     for prompt, length, row in zip(prompts.tolist(), lengths.tolist(), rows, strict=True):
