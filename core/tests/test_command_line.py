@@ -229,6 +229,8 @@ def test_evaluate_and_generate_a_run(run: Run, toy: list[object]) -> None:
         (["generate", "here", "--num-steps", "4"], "leave out --num-steps"),
         (["generate", "here", "--trace", "no/a.html"], "there is no folder no"),
         (["generate", "here", "--checkpoint", "77"], "use latest, best or one of: 2"),
+        (["generate", "here", "--speculative"], "proposes tokens ahead, which toy"),
+        (["generate", "here", "--speculative", "--no-cache"], "leave out --no-cache"),
         (["evaluate", "here", "eval.bytez=5"], "did you mean 'bytes'?"),
     ],
 )

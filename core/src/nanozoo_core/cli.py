@@ -15,6 +15,7 @@ from nanozoo_core.train import reported_errors
 if TYPE_CHECKING:
     from nanozoo_core.contract import SamplingSettings
     from nanozoo_core.runs import LoadedRun
+    from nanozoo_core.speculative import Tally
     from nanozoo_core.trace import Trace
 
 CONTINUATION_TOKENS = 256
@@ -99,6 +100,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     generate.add_argument(
         "--no-cache", action="store_true", help="recompute everything for every token (slow)"
+    )
+    generate.add_argument(
+        "--speculative",
+        action="store_true",
+        help="check several tokens at once, where the model can propose them; text drawn has the "
+        "same distribution, greedy text is the same",
     )
     generate.set_defaults(handler=generate_text)
     return parser
@@ -218,8 +225,11 @@ def inspect_run(arguments: argparse.Namespace) -> None:
 
 def generate_text(arguments: argparse.Namespace) -> None:
     from nanozoo_core.generate import check_settings
+    from nanozoo_core.speculative import Tally
     from nanozoo_core.trace import Trace, trace_page
 
+    if arguments.speculative and arguments.no_cache:
+        raise ConfigError("--speculative decodes with the cache; leave out --no-cache")
     seeds = range(arguments.seed, arguments.seed + arguments.num_samples)
     traces = [Trace(f"seed {seed}") for seed in seeds]
     settings = [_sampling_settings(arguments, *pair) for pair in zip(seeds, traces, strict=True)]
@@ -232,6 +242,12 @@ def generate_text(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{run.config.model} draws each token at once: leave out --num-steps")
     if not run.adapter.can_denoise:
         _refuse_denoising(arguments, run.config.model)
+    if arguments.speculative and run.adapter.drafter(run.model) is None:
+        raise ConfigError(
+            f"--speculative needs a model that proposes tokens ahead, which {run.config.model} "
+            f"with these settings does not; leave it out"
+        )
+    tally = Tally() if arguments.speculative else None
     for number, setting in enumerate(settings):
         if number:
             out("-" * 80)
@@ -239,7 +255,9 @@ def generate_text(arguments: argparse.Namespace) -> None:
         if arguments.suffix:
             _write_middle(run, arguments, setting)
         else:
-            _write_continuation(run, arguments, setting)
+            _write_continuation(run, arguments, setting, tally)
+    if tally is not None:
+        sys.stderr.write(tally.describe() + "\n")
     if arguments.trace is not None:
         title = f"{run.config.model}: {arguments.run}"
         arguments.trace.write_text(trace_page(title, traces, run.vocabulary), encoding="utf-8")
@@ -285,13 +303,15 @@ def _write_middle(run: LoadedRun, arguments: argparse.Namespace, setting: Sampli
 
 
 def _write_continuation(
-    run: LoadedRun, arguments: argparse.Namespace, setting: SamplingSettings
+    run: LoadedRun, arguments: argparse.Namespace, setting: SamplingSettings, tally: Tally | None
 ) -> None:
     from nanozoo_core.generate import generate_tokens
 
     pieces: list[int] = []
     shown = ""
-    stream = generate_tokens(run.adapter, run.model, run.vocabulary, arguments.prompt, setting)
+    stream = generate_tokens(
+        run.adapter, run.model, run.vocabulary, arguments.prompt, setting, tally=tally
+    )
     for new in stream:
         pieces += new
         text = run.vocabulary.decode(pieces)

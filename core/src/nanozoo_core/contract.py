@@ -68,6 +68,24 @@ class Batch:
         """(B, T + 1): the context token and the T scored ones."""
         return self.tokens[:, : self.tokens.shape[1] - self.lookahead + 1]
 
+    def ahead(self, distance: int, *, across_documents: bool = False) -> tuple[Tensor, Tensor]:
+        """The token `distance` >= 1 places after each input, (B, T), and where it counts, (B, T)
+        bool: it lies in the window, the input's own target is scored and, unless
+        `across_documents`, no document begins behind the input. Elsewhere the token is any."""
+        length = self.tokens.shape[1] - self.lookahead
+        missing = min(length, max(0, length + distance - self.tokens.shape[1]))
+
+        def shifted(x: Tensor) -> Tensor:
+            return torch.nn.functional.pad(x[:, distance : distance + length], (0, missing))
+
+        places = torch.arange(length, device=self.tokens.device)
+        counts = (places < length - missing).expand(self.tokens.shape[0], length)
+        if not across_documents:
+            counts = counts & (shifted(self.documents) == self.documents[:, :length])
+        if self.scored is not None:
+            counts = counts & self.scored
+        return shifted(self.tokens), counts
+
     @property
     def num_scored(self) -> int:
         """How many tokens of this batch count towards the loss or the score."""

@@ -7,7 +7,7 @@ methods that differ. Shapes: B batch, T sequence, K new tokens, D model_dim, V v
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,9 @@ from nanozoo_core.contract import (
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.kernels.linear_cross_entropy import linear_cross_entropy
 from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
+
+if TYPE_CHECKING:
+    from nanozoo_core.speculative import Drafter
 
 
 class NextTokenModel(Protocol):
@@ -245,6 +248,11 @@ class DefaultModelAdapter:
         Args: window: at least one token, the first of them known; None marks a hole.
         """
         raise NotImplementedError(f"{type(model).__name__} reads from left to right only")
+
+    def drafter(self, model: nn.Module) -> Drafter | None:
+        """A fresh decoding state that proposes tokens for the model to check, for speculative
+        decoding; None where there is nothing to propose with."""
+        return None
 
     # -- accounting -----------------------------------------------------------------------------
 

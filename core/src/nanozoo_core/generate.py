@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core.contract import SamplingSettings, Vocabulary, seeded_generator
+from nanozoo_core.diffusion.categorical import draw_categorical
 from nanozoo_core.errors import ConfigError, Problems
 
 if TYPE_CHECKING:
     from nanozoo_core.default_model_adapter import DefaultModelAdapter
+    from nanozoo_core.speculative import Tally
 
 
 def check_settings(settings: SamplingSettings) -> None:
@@ -48,14 +50,18 @@ def probabilities(logits: Tensor, settings: SamplingSettings) -> Tensor:
     return probs
 
 
+def draw(probs: Tensor, generator: torch.Generator) -> Tensor:
+    """One token from each of some distributions (..., V), which need not sum to one. Returns: (...)
+    int64."""
+    points = torch.rand(probs.shape[:-1], generator=generator, dtype=torch.float64)
+    return draw_categorical(probs, points)
+
+
 def sample(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> int:
-    """One token from logits (V,), by inverse CDF in float64."""
+    """One token from logits (V,)."""
     if settings.temperature == 0:
         return int(logits.argmax())
-    probs = probabilities(logits, settings).cpu()
-    cumulative = probs.cumsum(-1)
-    point = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1]
-    return min(int(torch.searchsorted(cumulative, point, right=True)), int(probs.nonzero()[-1]))
+    return int(draw(probabilities(logits, settings).cpu(), generator))
 
 
 @torch.no_grad()
@@ -118,10 +124,15 @@ def generate_tokens(
     vocabulary: Vocabulary,
     prompt: str,
     settings: SamplingSettings,
+    *,
+    tally: Tally | None = None,
 ) -> Iterator[list[int]]:
     """Yields new tokens after `prompt` until a separator or `settings.max_tokens`.
 
     Documents start with a separator, so every prompt does; an empty one is the separator alone.
+    With a `tally` decoding is speculative, and what the drafts were worth is counted there.
+
+    Raises: ValueError for a tally where the model proposes nothing.
     """
     check_settings(settings)
     generator = seeded_generator(settings.seed, 5)
@@ -130,7 +141,11 @@ def generate_tokens(
     model.eval()
     try:
         left = settings.max_tokens
-        for new in adapter.generate(model, tokens, settings, generator):
+        if tally is None:
+            pieces = adapter.generate(model, tokens, settings, generator)
+        else:
+            pieces = _speculative(adapter, model, tokens, settings, generator, tally)
+        for new in pieces:
             if vocabulary.separator in new:
                 new = new[: new.index(vocabulary.separator)]
                 if new:
@@ -186,3 +201,19 @@ def infill_tokens(
     finally:
         model.train(was_training)
     return filled[num_before : num_before + settings.max_tokens]
+
+
+def _speculative(
+    adapter: DefaultModelAdapter,
+    model: nn.Module,
+    prompt: Sequence[int],
+    settings: SamplingSettings,
+    generator: torch.Generator,
+    tally: Tally,
+) -> Iterator[list[int]]:
+    from nanozoo_core.speculative import speculative
+
+    drafter = adapter.drafter(model)
+    if drafter is None:
+        raise ValueError("this model proposes no tokens ahead; decode without a tally")
+    return speculative(drafter, prompt, settings, generator, tally=tally)

@@ -85,7 +85,7 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
     """The run's validation score under its own eval settings, changed by `overrides`."""
     settings = schema.to_dict(run.config.eval) | overrides
     evaluation = schema.from_dict(EvalConfig, settings, "eval")
-    validation, fingerprint = _validation_set(run, evaluation.bytes)
+    validation, fingerprint = validation_set(run, evaluation.bytes)
     result = evaluate(
         LossModule(run.model, run.adapter),
         validation,
@@ -111,7 +111,7 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
 
 def inspect(run: LoadedRun) -> Inspection | None:
     """What is peculiar to the run's model, also written to its folder; None where nothing is."""
-    validation, _ = _validation_set(run, run.config.eval.bytes)
+    validation, _ = validation_set(run, run.config.eval.bytes)
     return inspection.inspect_model(
         run.adapter,
         run.model,
@@ -123,7 +123,7 @@ def inspect(run: LoadedRun) -> Inspection | None:
     )
 
 
-def _validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
+def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
     """The run's validation text, and the fingerprint of its data."""
     data = prepare(run.config.data)
     validation = ValidationSet(

@@ -150,18 +150,21 @@ class ControlModel(nn.Module):
     def output_weight(self) -> Tensor:
         return self.head.weight
 
-    def features(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The final normalised stream (B, T, D) for tokens (B, T); `cache` continues a sequence."""
+    def embed(self, tokens: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Angles]:
+        """What the first block reads, (B, T, D), and the rotary angles of the tokens' positions."""
         length = tokens.shape[1]
         positions = (
             torch.arange(length, device=tokens.device) if cache is None else cache.positions(length)
         )
-        angles = rotary_angles(positions, self.head_dim)
-        x = rms_norm(self.embedding(tokens))  # (B, T, D)
+        return rms_norm(self.embedding(tokens)), rotary_angles(positions, self.head_dim)
+
+    def features(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The final normalised stream (B, T, D) for tokens (B, T); `cache` continues a sequence."""
+        x, angles = self.embed(tokens, cache)
         for layer, block in enumerate(self.blocks):
             x = block(x, angles, cache=cache, layer=layer)
         if cache is not None:
-            cache.advance(length)
+            cache.advance(tokens.shape[1])
         return rms_norm(x)
 
     def logits(self, features: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ class TestContract(ModelContract):
 import pytest
 
 pytest.register_assert_rewrite("nanozoo_core.testing.contract_kit")
+pytest.register_assert_rewrite("nanozoo_core.testing.speculation")
 
 from nanozoo_core.testing.contract_kit import ModelContract  # noqa: E402
 from nanozoo_core.testing.sources import MarkovSource, ToyVocabulary  # noqa: E402

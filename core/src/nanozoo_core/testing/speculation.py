@@ -1,0 +1,126 @@
+"""Checks of a model's drafter: speculative text is the model's own, greedy and drawn.
+
+B rows, T tokens of a prompt, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nanozoo_core.contract import SamplingSettings, seeded_generator
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.generate import autoregressive, probabilities
+from nanozoo_core.speculative import Drafter, Tally, decode, speculative
+
+GREEDY = SamplingSettings(temperature=0)
+
+
+def decoded_rows(
+    drafter: Drafter,
+    tokens: Tensor,
+    lengths: Tensor,
+    settings: SamplingSettings,
+    *,
+    max_tokens: int,
+    tally: Tally | None = None,
+    seed: int = 0,
+) -> list[list[int]]:
+    """What `decode` gives to each of some prompts (B, T) with `lengths` (B,), put together."""
+    rows: list[list[int]] = [[] for _ in tokens]
+    generator = seeded_generator(seed)
+    for passed in decode(
+        drafter, tokens, lengths, settings, generator, max_tokens=max_tokens, tally=tally
+    ):
+        for row, new in zip(rows, passed, strict=True):
+            row += new
+    return rows
+
+
+@torch.no_grad()
+def check_greedy_rows(
+    adapter: DefaultModelAdapter, model: nn.Module, *, vocab_size: int, max_tokens: int = 128
+) -> Tally:
+    """20 prompts of 1 to 20 tokens, every row at its own pace, give what plain decoding gives.
+
+    Give the model in float64, where no rounding decides between tokens.
+    """
+    tokens = torch.randint(vocab_size, (20, 20), generator=torch.Generator().manual_seed(0))
+    lengths = torch.arange(1, 21)
+    tally = Tally()
+    found = decoded_rows(
+        _drafter(adapter, model), tokens, lengths, GREEDY, max_tokens=max_tokens, tally=tally
+    )
+    cache = adapter.init_cache(model, 20, 20 + max_tokens)
+    plain = [adapter.prefill(model, tokens, lengths, cache).argmax(-1)]
+    for _ in range(max_tokens - 1):
+        plain.append(adapter.append(model, plain[-1][:, None], cache)[:, 0].argmax(-1))
+    assert found == torch.stack(plain, 1).tolist()
+    return tally
+
+
+def check_greedy_text(adapter: DefaultModelAdapter, model: nn.Module, *, max_tokens: int) -> Tally:
+    """One text, longer than the context if asked, is that of plain decoding."""
+    settings = SamplingSettings(temperature=0, max_tokens=max_tokens)
+    tally = Tally()
+    plain = autoregressive(adapter, model, [1, 2, 3], settings, seeded_generator(0))
+    drafted = speculative(
+        _drafter(adapter, model), [1, 2, 3], settings, seeded_generator(0), tally=tally
+    )
+    assert [t for new in drafted for t in new] == [t for new in plain for t in new]
+    return tally
+
+
+@torch.no_grad()
+def check_sampled_rows(
+    adapter: DefaultModelAdapter, model: nn.Module, settings: SamplingSettings, *, vocab_size: int
+) -> Tally:
+    """20 000 texts of three tokens behind one prompt, against the probabilities of plain forward
+    passes: single tokens and pairs, by chi-square at 0.999."""
+    pairs = torch.cartesian_prod(torch.arange(vocab_size), torch.arange(vocab_size))
+    prompt = torch.tensor([[1, 2, 3]])
+    tokens = torch.cat([prompt.expand(len(pairs), 3), pairs], 1)
+    p = probabilities(model(tokens)[:, 2:], settings)
+    p = p.reshape(vocab_size, vocab_size, 3, vocab_size)
+    exact = p[0, 0, 0][:, None, None] * p[:, 0, 1][:, :, None] * p[:, :, 2]  # (V, V, V)
+    tally = Tally()
+    found = torch.tensor(
+        decoded_rows(
+            _drafter(adapter, model),
+            prompt.expand(20_000, 3),
+            torch.full((20_000,), 3),
+            settings,
+            max_tokens=3,
+            tally=tally,
+        )
+    )
+    for places in ((0,), (1,), (2,), (0, 1), (1, 2)):
+        expected = exact.sum([place for place in range(3) if place not in places]).flatten()
+        index = torch.zeros(len(found), dtype=torch.int64)
+        for place in places:
+            index = vocab_size * index + found[:, place]
+        assert_follows(torch.bincount(index, minlength=len(expected)), expected)
+    return tally
+
+
+def assert_follows(observed: Tensor, probs: Tensor) -> None:
+    """Counts (N,) of draws follow probabilities (N,): their chi-square statistic is below its 0.999
+    quantile, by Wilson and Hilferty's approximation. Cells that expect fewer than 5 are taken as
+    one, and impossible ones must be empty."""
+    expected = probs * observed.sum()
+    assert not observed[expected == 0].any()
+    rare = expected < 5
+    cells = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    counts = torch.cat([observed[~rare], observed[rare].sum()[None]])
+    cells, counts = cells[cells > 0], counts[cells > 0]
+    freedom = len(cells) - 1
+    if freedom == 0:
+        return
+    quantile = freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3
+    assert float(((counts - cells) ** 2 / cells).sum()) < quantile
+
+
+def _drafter(adapter: DefaultModelAdapter, model: nn.Module) -> Drafter:
+    drafter = adapter.drafter(model)
+    assert drafter is not None
+    return drafter

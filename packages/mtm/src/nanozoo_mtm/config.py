@@ -1,0 +1,173 @@
+"""The settings of the multi-token model. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+from nanozoo_core.errors import Problems
+
+MAX_MODULES = 4
+
+
+@dataclass(frozen=True)
+class MTMConfig:
+    vocab_size: int | None = None
+    """Tokens in the vocabulary; null is the tokenizer's."""
+    seq_len: int | None = None
+    """Trained length, past which generation drops the older half of the text; null is
+    data.seq_len."""
+    num_layers: int = 4
+    """Blocks of the main model; modules come on top."""
+    model_dim: int = 128
+    """Width of the residual stream."""
+    num_heads: int = 4
+    """Attention heads, a divisor of model_dim."""
+    mlp_ratio: float = 4.0
+    """Width of the MLP relative to model_dim."""
+    num_mtp_modules: int = 1
+    """Modules, each predicting one token more; 0 is the control."""
+    mtp_lambda: float = 0.3
+    """Weight of the mean over modules of their losses."""
+    mtp_lambda_final: float | None = 0.1
+    """What it becomes; needed unless the schedule is constant."""
+    mtp_lambda_schedule: Literal["constant", "step", "linear"] = "linear"
+    """linear goes from mtp_lambda to mtp_lambda_final over the run; step changes at once."""
+    mtp_lambda_switch: float | None = 0.67
+    """Where in the run the step is."""
+    mtp_block: Literal["base", "mlp"] = "base"
+    """base: a module's block is one of the main model's. mlp: an MLP of 3 model_dim alone, without
+    attention, which is cheaper."""
+    mtp_hidden: Literal["pre_norm", "post_norm"] = "pre_norm"
+    """The first module reads the main model's stream, or what its final norm makes of it."""
+    mtp_detach: Literal["none", "hidden"] = "none"
+    """hidden lets no gradient from the modules into the main model's blocks: they only draft."""
+    concat_order: Literal["hidden_first", "embed_first"] = "hidden_first"
+    """Order of the pair that a module fuses: as the report writes it, or as its released weights
+    have it."""
+    share_final_norm: bool = False
+    """Use the main model's final norm, which has no gain, behind every module."""
+    cross_document_targets: bool = False
+    """Let modules predict across the start of a new document."""
+    spec_draft_tokens: int = 1
+    """Tokens drafted per pass in speculative decoding; beyond num_mtp_modules the last module is
+    run again on its own output."""
+
+    renamed: ClassVar[dict[str, str]] = {"num_nextn_predict_layers": "num_mtp_modules"}
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
+        p.require_at_least(self, dict.fromkeys(("num_layers", "num_heads", "model_dim"), 1))
+        p.require(
+            self.mlp_ratio > 0 and int(self.mlp_ratio * self.model_dim) >= 1,
+            f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive and leave at least one channel",
+        )
+        if p.require_heads(self.num_heads, self.model_dim):
+            p.require(
+                self.model_dim // self.num_heads % 2 == 0,
+                f"model_cfg.num_heads={self.num_heads} makes heads of width "
+                f"{self.model_dim // self.num_heads}, which rotary positions need even",
+            )
+        self._check_modules(p)
+        self._check_lambda(p)
+        p.raise_if_any()
+        self._warn_of_odd_ones()
+
+    def _check_modules(self, p: Problems) -> None:
+        count = self.num_mtp_modules
+        p.require(
+            0 <= count <= MAX_MODULES,
+            f"model_cfg.num_mtp_modules={count} must be between 0 and {MAX_MODULES}",
+        )
+        p.require(
+            self.seq_len is None or count < self.seq_len,
+            f"model_cfg.num_mtp_modules={count} must be less than model_cfg.seq_len={self.seq_len}",
+        )
+        p.require(
+            self.spec_draft_tokens >= 0,
+            f"model_cfg.spec_draft_tokens={self.spec_draft_tokens} must not be negative",
+        )
+        p.require(
+            count != 0 or self.spec_draft_tokens <= 0,
+            f"model_cfg.spec_draft_tokens={self.spec_draft_tokens} needs a module to draft, and "
+            f"model_cfg.num_mtp_modules=0 has none; use 0",
+        )
+
+    def _check_lambda(self, p: Problems) -> None:
+        final = self.mtp_lambda_final
+        p.require(
+            self.mtp_lambda >= 0, f"model_cfg.mtp_lambda={self.mtp_lambda} must not be negative"
+        )
+        p.require(
+            final is None or final >= 0,
+            f"model_cfg.mtp_lambda_final={final} must not be negative",
+        )
+        p.require(
+            self.mtp_lambda != 0 or self.num_mtp_modules == 0 or self.mtp_detach == "hidden",
+            "model_cfg.mtp_lambda=0 trains no module; use model_cfg.num_mtp_modules=0",
+        )
+        p.require(
+            final is not None or self.mtp_lambda_schedule == "constant",
+            f"model_cfg.mtp_lambda_final=null leaves model_cfg.mtp_lambda_schedule="
+            f"{self.mtp_lambda_schedule} without an end; use constant, or a number",
+        )
+        switch = self.mtp_lambda_switch
+        p.require(
+            switch is not None or self.mtp_lambda_schedule != "step",
+            "model_cfg.mtp_lambda_schedule=step needs model_cfg.mtp_lambda_switch, between 0 and 1",
+        )
+        p.require(
+            switch is None or 0 < switch < 1,
+            f"model_cfg.mtp_lambda_switch={switch} must be between 0 and 1",
+        )
+
+    def _warn_of_odd_ones(self) -> None:
+        count, final = self.num_mtp_modules, self.mtp_lambda_final
+        moves = count > 0 and self.mtp_lambda_schedule != "constant"
+        if moves and final is not None and final > self.mtp_lambda:
+            _warn(
+                f"model_cfg.mtp_lambda_final={final} exceeds model_cfg.mtp_lambda="
+                f"{self.mtp_lambda}: modules come to matter more towards the end"
+            )
+        if self.spec_draft_tokens > count > 0:
+            _warn(
+                f"model_cfg.spec_draft_tokens={self.spec_draft_tokens} exceeds "
+                f"model_cfg.num_mtp_modules={count}: the last module is run again on its own "
+                f"output, for which it is not trained, and few of those drafts will stand"
+            )
+        unused: dict[str, str] = {}
+        if self.mtp_lambda_schedule == "constant":
+            unused |= dict.fromkeys(["mtp_lambda_final"], "mtp_lambda_schedule=constant")
+        if self.mtp_lambda_schedule != "step":
+            schedule = f"mtp_lambda_schedule={self.mtp_lambda_schedule}"
+            unused["mtp_lambda_switch"] = schedule
+        if count == 0:
+            unused |= {
+                field.name: "num_mtp_modules=0"
+                for field in fields(self)
+                if field.name.startswith(("mtp_", "concat", "share", "cross"))
+            }
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in unused and value not in (field.default, None):
+                why = unused[field.name]
+                _warn(f"model_cfg.{field.name}={value} has no effect with model_cfg.{why}")
+
+    def module_weight(self, progress: float) -> float:
+        """lambda at a point of the run."""
+        first, last = self.mtp_lambda, self.mtp_lambda_final
+        if self.mtp_lambda_schedule == "constant" or last is None:
+            return first
+        if self.mtp_lambda_schedule == "step":
+            assert self.mtp_lambda_switch is not None
+            return first if progress < self.mtp_lambda_switch else last
+        return first + (last - first) * progress
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=5)
+
+
+Config = MTMConfig

@@ -1,0 +1,1 @@
+"""Multi-token prediction with parallel heads: see the README beside this package."""

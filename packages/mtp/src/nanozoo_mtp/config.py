@@ -1,0 +1,159 @@
+"""The settings of multi-token prediction. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from nanozoo_core.config import TrainingConfig
+from nanozoo_core.errors import Problems
+
+MAX_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class MTPConfig:
+    vocab_size: int | None = None
+    """Tokens in the vocabulary; null is the tokenizer's."""
+    seq_len: int | None = None
+    """Trained length, past which generation drops the older half of the text; null is
+    data.seq_len."""
+    num_layers: int = 4
+    """Blocks, those that are heads among them."""
+    model_dim: int = 128
+    """Width of the residual stream."""
+    num_heads: int = 4
+    """Attention heads, a divisor of model_dim; not to be confused with the prediction heads."""
+    mlp_ratio: float = 4.0
+    """Width of the MLP relative to model_dim."""
+    num_mtp_tokens: int = 2
+    """Tokens predicted from every position, the next one among them; 1 is the control."""
+    mtp_loss_weights: tuple[float, ...] | None = None
+    """Weight of each horizon's loss; null is 1 for all, and 1, 1/2, 1/4, ... for
+    head_type=shared."""
+    mtp_weight_schedule: Literal["constant", "linear_to_next"] = "constant"
+    """linear_to_next lets the weights of all horizons but the first fall to 0 in the end."""
+    mtp_anneal_frac: float = 0.3
+    """The last part of the run, in which they fall."""
+    head_type: Literal["block", "linear", "shared"] = "block"
+    """block: each head is a block, the first being the last of the control. linear: heads behind
+    the first are a model_dim x model_dim map. shared: one head, scored against every horizon."""
+    head_backward: Literal["joint", "checkpoint", "sequential"] = "joint"
+    """joint keeps what all heads need for their gradients. checkpoint makes it again in the
+    backward pass; sequential makes each head's gradients before the next head runs. Both save
+    memory where the vocabulary is large."""
+    cross_document_targets: bool = False
+    """Let horizons behind the first predict across the start of a new document."""
+
+    renamed: ClassVar[dict[str, str]] = {"n_future_tokens": "num_mtp_tokens"}
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
+        p.require_at_least(self, dict.fromkeys(("num_layers", "num_heads", "model_dim"), 1))
+        p.require(
+            self.mlp_ratio > 0 and int(self.mlp_ratio * self.model_dim) >= 1,
+            f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive and leave at least one channel",
+        )
+        if p.require_heads(self.num_heads, self.model_dim):
+            p.require(
+                self.model_dim // self.num_heads % 2 == 0,
+                f"model_cfg.num_heads={self.num_heads} makes heads of width "
+                f"{self.model_dim // self.num_heads}, which rotary positions need even",
+            )
+        self._check_horizons(p)
+        self._check_weights(p)
+        p.raise_if_any()
+        self._warn_of_unused()
+
+    def _check_horizons(self, p: Problems) -> None:
+        count = self.num_mtp_tokens
+        p.require(
+            1 <= count <= MAX_TOKENS,
+            f"model_cfg.num_mtp_tokens={count} must be between 1 and {MAX_TOKENS}",
+        )
+        p.require(
+            self.head_type != "block" or count < self.num_layers,
+            f"model_cfg.num_mtp_tokens={count} leaves no trunk below the heads, which are "
+            f"{count} of model_cfg.num_layers={self.num_layers}; use more layers or "
+            f"model_cfg.head_type=linear",
+        )
+        p.require(
+            self.seq_len is None or self.seq_len > count,
+            f"model_cfg.seq_len={self.seq_len} must exceed model_cfg.num_mtp_tokens={count}",
+        )
+        p.require(
+            0 < self.mtp_anneal_frac <= 1,
+            f"model_cfg.mtp_anneal_frac={self.mtp_anneal_frac} must be in (0, 1]",
+        )
+        p.require(
+            self.head_type != "shared" or self.mtp_weight_schedule != "constant" or count == 1,
+            "model_cfg.head_type=shared with model_cfg.mtp_weight_schedule=constant ends with "
+            "logits that mix horizons and predict no token; use linear_to_next",
+        )
+
+    def _check_weights(self, p: Problems) -> None:
+        weights = self.mtp_loss_weights
+        if weights is None:
+            return
+        p.require(
+            len(weights) == self.num_mtp_tokens,
+            f"model_cfg.mtp_loss_weights={list(weights)} has {len(weights)} entries and must have "
+            f"one for each of model_cfg.num_mtp_tokens={self.num_mtp_tokens}",
+        )
+        p.require(
+            all(weight >= 0 for weight in weights),
+            f"model_cfg.mtp_loss_weights={list(weights)} must not be negative",
+        )
+        p.require(
+            not weights or weights[0] > 0,
+            f"model_cfg.mtp_loss_weights={list(weights)} must begin above 0: the first horizon is "
+            f"the next token, which is what is scored",
+        )
+
+    def _warn_of_unused(self) -> None:
+        if self.head_backward != "joint" and not self.has_own_heads:
+            warnings.warn(
+                f"model_cfg.head_backward={self.head_backward} has no effect with a single head",
+                stacklevel=3,
+            )
+        if self.mtp_weight_schedule == "constant" and self.mtp_anneal_frac != 0.3:
+            warnings.warn(
+                f"model_cfg.mtp_anneal_frac={self.mtp_anneal_frac} has no effect with "
+                f"model_cfg.mtp_weight_schedule=constant",
+                stacklevel=3,
+            )
+
+    @property
+    def num_trunk_layers(self) -> int:
+        """Blocks that all heads share."""
+        return self.num_layers - (self.num_mtp_tokens if self.head_type == "block" else 0)
+
+    @property
+    def has_own_heads(self) -> bool:
+        """Whether horizons have heads of their own, which can draft."""
+        return self.head_type != "shared" and self.num_mtp_tokens > 1
+
+    def loss_weights(self, progress: float) -> list[float]:
+        """lambda_1 .. lambda_n at a point of the run."""
+        count = self.num_mtp_tokens
+        weights = list(self.mtp_loss_weights or [1.0] * count)
+        if self.mtp_loss_weights is None and self.head_type == "shared":
+            weights = [0.5**number for number in range(count)]
+        if self.mtp_weight_schedule == "linear_to_next":
+            left = min(1.0, (1 - progress) / self.mtp_anneal_frac)
+            weights[1:] = [left * weight for weight in weights[1:]]
+        return weights
+
+    def check_training(self, training: TrainingConfig) -> list[str]:
+        """Problems between these settings and the run's."""
+        if self.head_backward == "sequential" and training.distributed.strategy == "fsdp":
+            return [
+                "model_cfg.head_backward=sequential makes gradients in the forward pass, where "
+                "distributed.strategy=fsdp does not look for them; use checkpoint, or ddp"
+            ]
+        return []
+
+
+Config = MTPConfig

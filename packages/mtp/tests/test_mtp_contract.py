@@ -1,0 +1,60 @@
+from typing import Any
+
+import pytest
+import torch
+
+from nanozoo_core.testing import ModelContract
+from nanozoo_core.testing.processes import train_in_processes
+
+
+class TestContract(ModelContract):
+    model = "mtp"
+    tiny = {  # noqa: RUF012
+        "num_layers": 3,
+        "model_dim": 32,
+        "num_heads": 2,
+        "num_mtp_tokens": 2,
+    }
+    initial_loss_above_uniform = (-0.01, 0.01)  # the output projection starts near zero
+
+    def num_parameters(self, config: Any) -> int:
+        """The control's: heads are among the blocks."""
+        dim = config.model_dim
+        return 2 * config.vocab_size * dim + config.num_layers * 12 * dim**2
+
+    @pytest.mark.parametrize(
+        ("strategy", "way"),
+        [
+            ("ddp", "joint"),
+            ("ddp", "sequential"),
+            pytest.param("ddp", "checkpoint", marks=pytest.mark.slow),
+            pytest.param("fsdp", "checkpoint", marks=pytest.mark.slow),
+        ],
+    )
+    def test_two_processes_train_as_one(self, corpus, tmp_path, strategy, way):
+        changes = {"model_cfg.head_backward": way}
+        alone = self.run(self.overrides(corpus, tmp_path / "one", **changes))
+        changes |= {"distributed.strategy": strategy}
+        overrides = self.overrides(corpus, tmp_path / "two", **changes)
+        train_in_processes(overrides, log=tmp_path / "log", num_processes=2)
+        one, two = self.losses(alone), self.losses(tmp_path / "two")
+        assert len(one) == 8
+        torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["checkpoint", "sequential"])
+def test_other_ways_to_the_gradient_compile(way: str) -> None:
+    from mtp_models import ADAPTER, STEP, build, gradients, random_batch
+
+    from nanozoo_core.distributed import LossModule
+
+    model, batch = build(head_backward=way), random_batch()
+    module = LossModule(model, ADAPTER)
+    eager, _ = module(batch, STEP)
+    expected = gradients(model, eager)
+    compiled, _ = torch.compile(module)(batch, STEP)
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+    found = gradients(model, compiled)
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name

@@ -1,0 +1,151 @@
+"""What training achieves on known sources, and what a run says of its drafts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mtp_models import ADAPTER, all_logits, build, train
+from torch import Tensor
+
+from nanozoo_core import cli, compose
+from nanozoo_core.contract import Batch, SamplingSettings, seeded_generator
+from nanozoo_core.speculative import Tally, decode
+from nanozoo_core.testing import ToyVocabulary
+from nanozoo_core.testing.sources import MarkovSource, batch_of
+from nanozoo_core.trainer import train as run_training
+from nanozoo_mtp.losses import token_losses
+from nanozoo_mtp.model import MTP
+
+LENGTH = 32
+
+
+def losses_by_horizon(model: MTP, tokens: Tensor) -> list[float]:
+    with torch.no_grad():
+        batch = batch_of(tokens, lookahead=model.config.num_mtp_tokens)
+        return [float(losses.mean()) for losses in token_losses(model, batch)]
+
+
+@pytest.mark.parametrize("head_type", ["block", "linear"])
+def test_every_head_counts_its_own_distance(head_type: str) -> None:
+    """x_{t+1} = x_t + 1 mod V: head i at t says x_t + i."""
+    model = build(moved=0, vocab_size=12, num_mtp_tokens=3, head_type=head_type)
+
+    def counting(seed: int) -> Batch:
+        starts = torch.randint(12, (8, 1), generator=torch.Generator().manual_seed(seed))
+        return batch_of((starts + torch.arange(LENGTH + 3)) % 12, lookahead=3)
+
+    train(model, [counting(seed) for seed in range(150)])
+    tokens = counting(1000).tokens
+    assert max(losses_by_horizon(model, tokens)) < 0.02
+    inputs = tokens[:, :LENGTH]
+    with torch.no_grad():
+        for horizon, logits in enumerate(all_logits(model, inputs), start=1):
+            assert torch.equal(logits.argmax(-1), (inputs + horizon) % 12)
+    tally = Tally()
+    greedy = SamplingSettings(temperature=0)
+    drafter = ADAPTER.drafter(model)
+    lengths = torch.full((8,), 8)
+    for _ in decode(drafter, inputs[:, :8], lengths, greedy, seeded_generator(0), max_tokens=25,
+                    tally=tally):  # fmt: skip
+        pass
+    assert (tally.acceptance, tally.tokens_per_pass) == (1, 3)
+
+
+def test_each_head_learns_the_chain_of_its_own_distance() -> None:
+    """Head i of a Markov chain M comes within 2 percent of the entropy of M^i, and not below it."""
+    source = MarkovSource(6)
+    model = build(moved=0, vocab_size=6, num_layers=4, num_mtp_tokens=3)
+    train(model, [batch_of(source.sample(32, LENGTH + 3, seed), lookahead=3)
+                  for seed in range(250)])  # fmt: skip
+    tokens = source.sample(64, LENGTH, 10_000)
+    power = torch.eye(6, dtype=torch.float64)
+    entropies = []
+    with torch.no_grad():
+        for logits in all_logits(model, tokens):
+            power = power @ source.transitions
+            p = power[tokens]  # (B, T, V)
+            entropy = float(torch.special.entr(p).sum(-1).mean())
+            reached = float(-(p * logits.double().log_softmax(-1)).sum(-1).mean())
+            assert entropy <= reached < 1.02 * entropy
+            entropies.append(entropy)
+    assert entropies[0] < entropies[1] < entropies[2]
+
+
+def test_of_noise_every_head_learns_the_frequencies_alone() -> None:
+    frequencies = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64)
+    model = build(moved=0, vocab_size=4, num_layers=3, num_mtp_tokens=2)
+
+    def noise(seed: int) -> Tensor:
+        generator = seeded_generator(seed)
+        draws = torch.multinomial(
+            frequencies, 16 * (LENGTH + 2), replacement=True, generator=generator
+        )
+        return draws.reshape(16, LENGTH + 2)
+
+    train(model, [batch_of(noise(seed), lookahead=2) for seed in range(150)])
+    entropy = float(torch.special.entr(frequencies).sum())
+    with torch.no_grad():
+        log_p = all_logits(model, noise(1000)[:, :LENGTH]).double().log_softmax(-1)
+    for reached in (-(frequencies * log_p).sum(-1)).mean((1, 2)).tolist():
+        assert entropy <= reached < 1.02 * entropy
+
+
+# -- a run -------------------------------------------------------------------------------------
+
+
+def test_inspection_adds_up() -> None:
+    model = build().eval()
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        batch_of(torch.randint(31, (4, 24 + 3), generator=generator), lookahead=3) for _ in range(2)
+    ]
+    found = ADAPTER.inspect(model, batches, ToyVocabulary(31))
+    with torch.no_grad():
+        losses = [token_losses(model, batch) for batch in batches]
+    means = [float(torch.cat([row[i] for row in losses]).mean()) for i in range(3)]
+    names = ["nll", "nll_ahead2", "nll_ahead3"]
+    assert [found.metrics[name] for name in names] == pytest.approx(means, rel=1e-5)
+    blocks = torch.stack([torch.cat([row[i] for row in losses])[:, ::3] for i in range(3)])
+    assert found.metrics["diag/block_nll"] == pytest.approx(float(blocks.mean()), rel=1e-5)
+    assert [x for x, _ in found.pictures[0].series["nll"]] == [1, 2, 3]
+    assert len(found.pictures) == 2
+    assert 1 <= found.metrics["tokens_per_pass_greedy"] <= 3
+    assert 0 <= found.metrics["acceptance_sampled"] <= 1
+    assert found.metrics["speculative_speedup"] > 0
+
+
+def test_a_run_tells_of_its_drafts_and_generates_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NANOZOO_CACHE", str(tmp_path / "cache"))
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(8):
+        (text / f"{number}.txt").write_text(f"one two three four {number} " * 60)
+    composed = compose.compose_config(
+        [
+            *("model=mtp", "device=cpu", "data.corpus=text", f"data.path='{text}'"),
+            *("data.tokenizer=bytes", "data.seq_len=32", "train.batch_tokens=128"),
+            *("train.max_steps=5", "eval.bytes=1000", "eval.every=0", "log.tensorboard=false"),
+            *("model_cfg.num_layers=3", "model_cfg.model_dim=16", "model_cfg.num_heads=2"),
+            f"run_dir='{tmp_path / 'run'}'",
+        ]
+    )
+    folder = run_training(compose.training_config(composed)).folder
+    diagnostics = json.loads((folder / "result.json").read_text())["diagnostics"]
+    assert {"nll_ahead2", "acceptance_greedy", "speculative_speedup"} <= set(diagnostics)
+    capsys.readouterr()
+
+    def generate(*flags: str) -> tuple[str, str]:
+        cli.main(["generate", str(folder), "--temperature", "0", "--max-tokens", "40", *flags])
+        captured = capsys.readouterr()
+        return captured.out, captured.err
+
+    plain, drafted = generate(), generate("--speculative")
+    assert plain[0] == drafted[0]
+    assert plain[1] == ""
+    assert "passes" in drafted[1]
+    assert "drafts accepted" in drafted[1]

@@ -1,0 +1,194 @@
+"""Laws of the model: the control at one token, causality, gradients, what each head reads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mtp_models import (
+    ADAPTER,
+    SMALL,
+    STEP,
+    VOCAB,
+    all_logits,
+    build,
+    gradients,
+    move,
+    random_batch,
+    random_tokens,
+)
+
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.nn.control_block import ControlModel
+from nanozoo_core.nn.norms import rms_norm
+from nanozoo_core.optim.groups import default_roles
+from nanozoo_mtp.config import MTPConfig
+from nanozoo_mtp.model import MTP
+
+TYPES: dict[str, dict[str, Any]] = {
+    "block": {},
+    "linear": {"head_type": "linear"},
+    "shared": {"head_type": "shared", "mtp_weight_schedule": "linear_to_next"},
+}
+types = pytest.mark.parametrize("settings", TYPES.values(), ids=TYPES)
+
+
+def control() -> ControlModel:
+    torch.manual_seed(0)
+    return ControlModel(
+        VOCAB, num_layers=4, model_dim=32, num_heads=2, max_context=SMALL["seq_len"]
+    )
+
+
+# -- the control -------------------------------------------------------------------------------
+
+
+@types
+def test_with_one_token_it_is_the_control_to_the_bit(settings: dict[str, Any]) -> None:
+    plain, ours = control(), build(moved=0, num_mtp_tokens=1, **settings)
+    assert dict(ours.named_parameters()).keys() == dict(plain.named_parameters()).keys()
+    for model in (plain, ours):
+        move(model, 0.1)
+    batch = random_batch()
+    adapter = DefaultModelAdapter(MTPConfig, ControlModel)
+    expected = adapter.training_loss(plain, batch, STEP).value
+    found = ADAPTER.training_loss(ours, batch, STEP).value
+    assert torch.equal(found, expected)
+    theirs = gradients(plain, expected)
+    for name, gradient in gradients(ours, found).items():
+        assert torch.equal(gradient, theirs[name]), name
+    assert torch.equal(ours(batch.inputs), plain(batch.inputs))
+    assert ADAPTER.lookahead(ours.config) == adapter.lookahead(None)
+
+
+@types
+def test_with_one_seed_all_weights_start_as_the_control_s(settings: dict[str, Any]) -> None:
+    ours = dict(build(moved=0, **settings).named_parameters())
+    for name, parameter in control().named_parameters():
+        assert torch.equal(ours[name], parameter), name
+
+
+def test_head_one_is_the_last_block_behind_the_trunk() -> None:
+    """The score of a model of n heads is that of the control without blocks n - 1 .. 1 from the
+    end."""
+    ours, tokens = build(), random_tokens(2, 20)
+    torch.manual_seed(0)
+    short = ControlModel(VOCAB, num_layers=2, model_dim=32, num_heads=2)
+    weights = ours.state_dict()
+    short.load_state_dict({name: weights[name] for name in short.state_dict()})
+    assert torch.equal(ours(tokens), short(tokens))
+    assert torch.equal(all_logits(ours, tokens)[0], ours(tokens))
+
+
+def test_each_head_is_a_block_on_the_bare_stream() -> None:
+    model, tokens = build(), random_tokens(2, 20)
+    z, angles = model.trunk(tokens)
+    for horizon, logits in enumerate(all_logits(model, tokens), start=1):
+        expected = model.head(rms_norm(model.blocks[horizon](z, angles)))
+        assert torch.equal(logits, expected)
+
+
+def test_linear_heads_start_as_the_first() -> None:
+    model = build(moved=0, head_type="linear")
+    with torch.no_grad():
+        model.head.weight.normal_()
+    first, *others = all_logits(model, random_tokens(2, 20))
+    assert len(others) == 2
+    assert all(torch.equal(first, other) for other in others)
+
+
+# -- causality and independence ----------------------------------------------------------------
+
+
+@types
+def test_no_head_sees_later_tokens(settings: dict[str, Any]) -> None:
+    model, tokens = build(**settings), random_tokens(2, 20)
+    changed = tokens.clone()
+    changed[:, 12] = (changed[:, 12] + 1) % VOCAB
+    before, after = all_logits(model, tokens), all_logits(model, changed)
+    assert len(before) == (1 if settings.get("head_type") == "shared" else 3)
+    assert torch.equal(before[:, :, :12], after[:, :, :12])
+    assert ((before[:, :, 12] - after[:, :, 12]).abs().amax(-1) > 1e-4).all()
+
+
+@types
+def test_rows_are_independent_in_logits_and_labels(settings: dict[str, Any]) -> None:
+    model, batch = build(**settings), random_batch()
+    whole = ADAPTER.training_loss(model, batch, STEP)
+    parts = []
+    for row in range(4):
+        one = type(batch)(
+            batch.tokens[row : row + 1],
+            batch.documents[row : row + 1],
+            batch.rows[row : row + 1],
+            4,
+        )
+        parts.append(ADAPTER.training_loss(model, one, STEP))
+    for name, value in whole.metrics.items():
+        mean = torch.stack([part.metrics[name] for part in parts]).mean()
+        torch.testing.assert_close(value, mean)
+
+
+# -- gradients ---------------------------------------------------------------------------------
+
+
+@types
+def test_every_parameter_gets_gradient(settings: dict[str, Any]) -> None:
+    model = build(**settings)
+    found = gradients(model, ADAPTER.training_loss(model, random_batch(), STEP).value)
+    assert all(gradient.abs().max() > 0 for gradient in found.values())
+
+
+@pytest.mark.parametrize("way", ["joint", "checkpoint", "sequential"])
+def test_a_horizon_of_weight_zero_changes_no_gradient(way: str) -> None:
+    """The second horizon at weight 0, against a loss written without it."""
+    model = build(mtp_loss_weights=(1.0, 0.0, 0.5), head_backward=way)
+    batch = random_batch()
+    found = gradients(model, ADAPTER.training_loss(model, batch, STEP).value)
+    logits = all_logits(model, batch.inputs)
+    first = F.cross_entropy(logits[0].flatten(0, 1), batch.targets.flatten())
+    third = F.cross_entropy(logits[2][:, :-2].flatten(0, 1), batch.tokens[:, 3:].flatten())
+    expected = gradients(model, first + 0.5 * third)
+    for name, gradient in expected.items():
+        if name.startswith("blocks.2."):
+            assert not found[name].any()
+            assert not gradient.any()
+        else:
+            assert (found[name] - gradient).norm() < 1e-5 * gradient.norm(), name
+
+
+def test_roles_are_the_control_s_and_maps_are_matrices() -> None:
+    assert default_roles(build()) == default_roles(control())
+    roles = ADAPTER.parameter_roles(build(head_type="linear"))
+    assert roles["maps.0.weight"] == roles["maps.1.weight"] == "matrix"
+
+
+# -- the start and the size --------------------------------------------------------------------
+
+
+@types
+def test_every_horizon_starts_uniform(settings: dict[str, Any]) -> None:
+    """ln V + var / 2, where the logits' variance is 32 * 0.001^2."""
+    losses = ADAPTER.training_loss(build(moved=0, **settings), random_batch(32), STEP).metrics
+    assert len(losses) == 3
+    for value in losses.values():
+        assert float(value) == pytest.approx(math.log(VOCAB), abs=0.01)
+
+
+@pytest.mark.parametrize("num_mtp_tokens", [1, 2, 4])
+def test_parameters_are_those_of_a_decoder_of_as_many_blocks(num_mtp_tokens: int) -> None:
+    with torch.device("meta"):
+        model = MTP(MTPConfig(vocab_size=50304, seq_len=1024, num_layers=12, model_dim=768,
+                              num_heads=6, num_mtp_tokens=num_mtp_tokens))  # fmt: skip
+    report = ADAPTER.report(model)
+    assert report["params"] == 2 * 50304 * 768 + 12 * 12 * 768**2
+    idle = (num_mtp_tokens - 1) * 12 * 768**2
+    assert report["params_inference"] == report["params"] - idle
+    layers = 12 - num_mtp_tokens + 1
+    assert report["cache_bytes_per_token"] == 2 * 4 * layers * 768
+    flops = ADAPTER.flops_per_token(model.config, 1024)
+    plain = 6 * (12 * 12 * 768**2 + 50304 * 768) + 12 * 12 * 768 * 1024
+    assert flops == plain + (num_mtp_tokens - 1) * 6 * 50304 * 768
