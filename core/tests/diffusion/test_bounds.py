@@ -150,3 +150,7 @@ def test_network_loss_equals_that_of_its_full_logits():
 
     expected = denoiser_loss(denoiser, 11)(targets, masked, time)
     assert_close(network_loss(net, context, 11)(targets, masked, time), expected)
+    log_mass = net(torch.cat([context, targets.masked_fill(masked, 11)], 1), time)[:, 1:]
+    log_mass = log_mass.logsumexp(-1) - math.log(11)
+    loose = network_loss(net, context, 11, normalised=False)(targets, masked, time)
+    assert_close(loose - expected, masked * (log_mass.exp() - 1 - log_mass), rtol=1e-5, atol=1e-5)

@@ -52,11 +52,14 @@ def network_loss(
     context: Tensor,
     mask_id: int,
     time_input: Callable[[Tensor], Tensor] | None = None,
+    *,
+    normalised: bool = True,
 ) -> TokenLoss:
     """Cross-entropy of a DiT that also reads the clean token `context` (B, 1) before the window.
 
     Only the masked rows go through the head. `masked` is best left on the CPU, where the rows can
     be counted without waiting for the device; `time_input` turns time into what the net reads.
+    With normalised=False the logits are those of a measure (see `linear_cross_entropy`).
     """
 
     def loss(targets: Tensor, masked: Tensor, time: Tensor) -> Tensor:
@@ -70,6 +73,7 @@ def network_loss(
             net.output_weight,
             targets.flatten()[rows],
             bias=net.output_bias,
+            normalised=normalised,
             reduction="none",
         )
         empty = torch.zeros(targets.numel(), device=device, dtype=losses.dtype)
