@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from nanozoo_core.contract import seeded_generator
-from nanozoo_d3pm.kernels import log_mixture as module
-from nanozoo_d3pm.kernels.log_mixture import log_mixture, log_mixture_reference
+from nanozoo_core.kernels import log_mixture as module
+from nanozoo_core.kernels.log_mixture import log_mixture, log_mixture_reference
 
 
 def make_inputs(rows: int, vocab_size: int, dtype: torch.dtype, dim: int = 16) -> list[Tensor]:
@@ -93,7 +93,7 @@ def test_autocast_computes_in_bfloat16_and_returns_float32():
 
 INTERPRETED = """
 import torch
-from nanozoo_d3pm.kernels import log_mixture as m
+from nanozoo_core.kernels import log_mixture as m
 m.BLOCK_V = 64  # several tiles per row
 for rows, vocab in ((3, 200), (2, 64), (1, 37)):
     g = torch.Generator().manual_seed(rows)
@@ -128,7 +128,7 @@ COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from nanozoo_d3pm.kernels import log_mixture as m
+from nanozoo_core.kernels import log_mixture as m
 for kernel, pointers in ((m._forward_kernel, 5), (m._backward_kernel, 9)):
     for logits in ("*fp32", "*bf16"):
         names = kernel.arg_names
