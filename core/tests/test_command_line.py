@@ -223,6 +223,13 @@ def test_evaluate_and_generate_a_run(run: Run, toy: list[object]) -> None:
         (["generate", "nowhere"], "nowhere is not a run folder"),
         (["evaluate", "nowhere"], "nowhere is not a run folder"),
         (["generate", "here", "--top-p", "0"], "top_p=0.0 must be in (0, 1]"),
+        (["generate", "here", "--num-steps", "0"], "num_steps=0 must be at least 1"),
+        (["generate", "here", "--suffix", "z"], "toy writes from left to right"),
+        (
+            ["generate", "here", "--trace", "a.html", "--num-steps", "4"],
+            "--trace and --num-steps needs a diffusion model",
+        ),
+        (["generate", "here", "--trace", "no/a.html"], "there is no folder no"),
         (["generate", "here", "--checkpoint", "77"], "use latest, best or one of: 2"),
         (["evaluate", "here", "eval.bytez=5"], "did you mean 'bytes'?"),
     ],

@@ -13,7 +13,12 @@ from nanozoo_core.errors import ConfigError, suggest
 from nanozoo_core.train import reported_errors
 
 if TYPE_CHECKING:
+    from nanozoo_core.contract import SamplingSettings
     from nanozoo_core.runs import LoadedRun
+    from nanozoo_core.trace import Trace
+
+CONTINUATION_TOKENS = 256
+MIDDLE_TOKENS = 32
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,13 +72,27 @@ def build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="draw text from a run")
     _add_run_arguments(generate)
     generate.add_argument("--prompt", default="", help="text to continue; empty starts a document")
-    generate.add_argument("--max-tokens", type=int, default=256)
+    generate.add_argument(
+        "--suffix", default="", help="text that follows: fill the middle (diffusion models)"
+    )
+    generate.add_argument(
+        "--max-tokens",
+        type=int,
+        help=f"new tokens: at most so many ({CONTINUATION_TOKENS}), or just so many in the middle "
+        f"({MIDDLE_TOKENS})",
+    )
     generate.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
     generate.add_argument("--top-k", type=int, default=0, help="0 switches it off")
     generate.add_argument("--top-p", type=float, default=1.0)
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--num-samples", type=int, default=1)
     generate.add_argument("--num-steps", type=int, help="denoising steps (diffusion models)")
+    generate.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE.html",
+        help="show the steps in a page (diffusion models)",
+    )
     generate.add_argument(
         "--no-cache", action="store_true", help="recompute everything for every token (slow)"
     )
@@ -194,40 +213,89 @@ def inspect_run(arguments: argparse.Namespace) -> None:
 
 
 def generate_text(arguments: argparse.Namespace) -> None:
-    from nanozoo_core.contract import SamplingSettings
-    from nanozoo_core.generate import check_settings, generate_tokens
+    from nanozoo_core.generate import check_settings
+    from nanozoo_core.trace import Trace, trace_page
 
-    settings = [
-        SamplingSettings(
-            max_tokens=arguments.max_tokens,
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-            seed=arguments.seed + number,
-            num_steps=arguments.num_steps,
-            use_cache=not arguments.no_cache,
-        )
-        for number in range(arguments.num_samples)
-    ]
+    seeds = range(arguments.seed, arguments.seed + arguments.num_samples)
+    traces = [Trace(f"seed {seed}") for seed in seeds]
+    settings = [_sampling_settings(arguments, *pair) for pair in zip(seeds, traces, strict=True)]
     for setting in settings:
         check_settings(setting)
+    if arguments.trace is not None and not arguments.trace.absolute().parent.is_dir():
+        raise ConfigError(f"--trace {arguments.trace}: there is no folder {arguments.trace.parent}")
     run = _load(arguments, _model_overrides(arguments))
+    if not run.adapter.can_denoise:
+        _refuse_denoising(arguments, run.config.model)
     for number, setting in enumerate(settings):
         if number:
             out("-" * 80)
         sys.stdout.write(arguments.prompt)
-        pieces: list[int] = []
-        shown = ""
-        stream = generate_tokens(run.adapter, run.model, run.vocabulary, arguments.prompt, setting)
-        for new in stream:
-            pieces += new
-            text = run.vocabulary.decode(pieces)
-            stable = text[: len(text) - 1] if text.endswith("\ufffd") else text
-            if stable.startswith(shown):  # a character may need several tokens
-                sys.stdout.write(stable[len(shown) :])
-                sys.stdout.flush()
-                shown = stable
-        out(run.vocabulary.decode(pieces)[len(shown) :])
+        if arguments.suffix:
+            _write_middle(run, arguments, setting)
+        else:
+            _write_continuation(run, arguments, setting)
+    if arguments.trace is not None:
+        title = f"{run.config.model}: {arguments.run}"
+        arguments.trace.write_text(trace_page(title, traces, run.vocabulary), encoding="utf-8")
+
+
+def _sampling_settings(arguments: argparse.Namespace, seed: int, trace: Trace) -> SamplingSettings:
+    from nanozoo_core.contract import SamplingSettings
+
+    usual = MIDDLE_TOKENS if arguments.suffix else CONTINUATION_TOKENS
+    return SamplingSettings(
+        max_tokens=usual if arguments.max_tokens is None else arguments.max_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=seed,
+        num_steps=arguments.num_steps,
+        use_cache=not arguments.no_cache,
+        on_step=None if arguments.trace is None else trace.add,
+    )
+
+
+def _refuse_denoising(arguments: argparse.Namespace, model: str) -> None:
+    """Raises: ConfigError when flags are given that only models that denoise understand."""
+    flags = {
+        "--suffix": bool(arguments.suffix),
+        "--trace": arguments.trace is not None,
+        "--num-steps": arguments.num_steps is not None,
+    }
+    used = " and ".join(flag for flag, given in flags.items() if given)
+    if used:
+        raise ConfigError(
+            f"{model} writes from left to right, one token after another: {used} needs a diffusion "
+            "model, which draws a whole window step by step"
+        )
+
+
+def _write_middle(run: LoadedRun, arguments: argparse.Namespace, setting: SamplingSettings) -> None:
+    from nanozoo_core.generate import infill_tokens
+
+    middle = infill_tokens(
+        run.adapter, run.model, run.vocabulary, arguments.prompt, arguments.suffix, setting
+    )
+    out(run.vocabulary.decode(middle) + arguments.suffix)
+
+
+def _write_continuation(
+    run: LoadedRun, arguments: argparse.Namespace, setting: SamplingSettings
+) -> None:
+    from nanozoo_core.generate import generate_tokens
+
+    pieces: list[int] = []
+    shown = ""
+    stream = generate_tokens(run.adapter, run.model, run.vocabulary, arguments.prompt, setting)
+    for new in stream:
+        pieces += new
+        text = run.vocabulary.decode(pieces)
+        stable = text[: len(text) - 1] if text.endswith("\ufffd") else text
+        if stable.startswith(shown):  # a character may need several tokens
+            sys.stdout.write(stable[len(shown) :])
+            sys.stdout.flush()
+            shown = stable
+    out(run.vocabulary.decode(pieces)[len(shown) :])
 
 
 if __name__ == "__main__":

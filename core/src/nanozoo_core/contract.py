@@ -5,7 +5,7 @@ Shapes: B windows in a batch, T scored positions per window (`data.seq_len`), A 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 Likelihood = Literal["exact", "upper"]
+
+PartialText = Sequence[int | None]
+"""Tokens of a text, None where one is not known yet."""
 
 
 class Vocabulary(Protocol):
@@ -221,3 +224,5 @@ class SamplingSettings:
     seed: int = 0
     num_steps: int | None = None  # denoising steps, for diffusion models; None: the config's own
     use_cache: bool = True  # False recomputes everything for every token: slow, for checks
+    on_step: Callable[[PartialText], object] | None = None
+    """Called by models that denoise with the whole text after every step, for `--trace`."""

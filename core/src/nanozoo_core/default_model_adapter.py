@@ -23,6 +23,7 @@ from nanozoo_core.contract import (
     Likelihood,
     Loss,
     Nll,
+    PartialText,
     SamplingSettings,
     Step,
     Vocabulary,
@@ -207,10 +208,38 @@ class DefaultModelAdapter:
         settings: SamplingSettings,
         generator: torch.Generator,
     ) -> Iterator[list[int]]:
-        """Yields newly drawn tokens, one or several at a time, after a prompt of >= 1 token."""
+        """Yields newly drawn tokens, one or several at a time, after a prompt of >= 1 token: with
+        the cache, or window by window from a model that denoises."""
+        from nanozoo_core.diffusion.generation import continue_text
         from nanozoo_core.generate import autoregressive
 
-        yield from autoregressive(self, model, prompt, settings, generator)
+        if self.can_denoise:
+            yield from continue_text(self, model, prompt, settings, generator)
+        else:
+            yield from autoregressive(self, model, prompt, settings, generator)
+
+    @property
+    def can_denoise(self) -> bool:
+        """Whether `denoise` is there: without it a text can only be continued."""
+        return type(self).denoise is not DefaultModelAdapter.denoise
+
+    def denoise(
+        self,
+        model: nn.Module,
+        window: PartialText,
+        settings: SamplingSettings,
+        generator: torch.Generator,
+    ) -> Iterator[list[int | None]]:
+        """Fills a window's holes given all its other tokens, those before and those after: yields
+        the window after each step that changed it (and the noise it starts from, where that is no
+        mask), the last time without holes. Known tokens are the same each time.
+
+        Only for models that see a text from both sides. Such a model has `max_context`, its longest
+        window, and `chunk_size`, by how many tokens a full one slides on.
+
+        Args: window: at least one token, the first of them known; None marks a hole.
+        """
+        raise NotImplementedError(f"{type(model).__name__} reads from left to right only")
 
     # -- accounting -----------------------------------------------------------------------------
 

@@ -1,15 +1,15 @@
-"""Drawing text: sampling from logits, and the autoregressive loop over a cache."""
+"""Drawing text: sampling from logits, the autoregressive loop over a cache, and infilling."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from nanozoo_core.contract import SamplingSettings, Vocabulary, seeded_generator
-from nanozoo_core.errors import Problems
+from nanozoo_core.errors import ConfigError, Problems
 
 if TYPE_CHECKING:
     from nanozoo_core.default_model_adapter import DefaultModelAdapter
@@ -22,6 +22,10 @@ def check_settings(settings: SamplingSettings) -> None:
     p.require(settings.temperature >= 0, f"temperature={settings.temperature} must not be negative")
     p.require(settings.top_k >= 0, f"top_k={settings.top_k} must be at least 0 (0 switches it off)")
     p.require(0 < settings.top_p <= 1, f"top_p={settings.top_p} must be in (0, 1]")
+    p.require(
+        settings.num_steps is None or settings.num_steps >= 1,
+        f"num_steps={settings.num_steps} must be at least 1",
+    )
     p.raise_if_any()
 
 
@@ -138,3 +142,47 @@ def generate_tokens(
                 return
     finally:
         model.train(was_training)
+
+
+def infill_tokens(
+    adapter: DefaultModelAdapter,
+    model: nn.Module,
+    vocabulary: Vocabulary,
+    prompt: str,
+    suffix: str,
+    settings: SamplingSettings,
+) -> list[int]:
+    """`settings.max_tokens` new tokens between `prompt` and `suffix`, drawn given both. Of a text
+    longer than the model's window, what is nearest to the hole counts.
+
+    Raises: ConfigError when the model cannot (`can_denoise`) or the hole is too long.
+    """
+    from nanozoo_core.diffusion.generation import denoised, fit_window
+
+    check_settings(settings)
+    if not adapter.can_denoise:
+        raise ConfigError(
+            f"{type(model).__name__} writes from left to right and cannot fill a gap; use a model "
+            "that denoises whole windows"
+        )
+    before = [vocabulary.separator, *vocabulary.encode(prompt)]
+    after = vocabulary.encode(suffix)
+    limit = cast(int, model.max_context)
+    num_before, num_after = fit_window(before, settings.max_tokens, after, limit)
+    start = len(before) - num_before
+    window = [*before[start:], *[None] * settings.max_tokens, *after[:num_after]]
+    was_training = model.training
+    model.eval()
+    try:
+        filled = denoised(
+            adapter,
+            model,
+            before[:start],
+            window,
+            after[num_after:],
+            settings,
+            seeded_generator(settings.seed, 5),
+        )
+    finally:
+        model.train(was_training)
+    return filled[num_before : num_before + settings.max_tokens]
