@@ -35,6 +35,16 @@ def test_levels_cover_the_batch_however_it_is_split():
     assert torch.equal(torch.cat([p.uniforms for p in parts]), whole.uniforms)
 
 
+def test_levels_without_strata_are_independent():
+    """The same uniforms for the masks, but cells that hold none, or several."""
+    step = Step(number=2, progress=0.0, seed=3)
+    strata = draw_noise(step, torch.arange(64), 64, 4)
+    loose = draw_noise(step, torch.arange(64), 64, 4, stratified=False)
+    assert torch.equal(strata.uniforms, loose.uniforms)
+    filled = len(set((loose.level * 64).long().tolist()))
+    assert filled < 64 == len(set((strata.level * 64).long().tolist()))
+
+
 def test_steps_and_windows_get_noise_of_their_own():
     first = draw_noise(Step(0, 0.0, 0), torch.arange(4), 4, 6)
     second = draw_noise(Step(1, 0.0, 0), torch.arange(4), 4, 6)

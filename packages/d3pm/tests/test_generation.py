@@ -7,22 +7,39 @@ from itertools import pairwise
 
 import pytest
 import torch
+import toy_cases
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nanozoo_core.contract import SamplingSettings, seeded_generator
+from nanozoo_core.contract import PartialText, SamplingSettings, seeded_generator
+from nanozoo_core.diffusion.generation import denoised
+from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing import toy
+from nanozoo_core.testing.sources import batch_of
 from nanozoo_d3pm.adapter import D3PMAdapter
 from nanozoo_d3pm.config import D3PMConfig
-from nanozoo_d3pm.generate import denoise, infill, time_grid
+from nanozoo_d3pm.generate import denoise, time_grid
 from nanozoo_d3pm.model import D3PM
-from nanozoo_d3pm.transitions import Absorbing, Transition, Uniform
+from nanozoo_d3pm.transitions import Transition
 
 VOCAB, LENGTH = 20, 12
+ADAPTER = D3PMAdapter(D3PMConfig, D3PM)
+FAMILIES = {
+    "absorbing": {},
+    "uniform": {"transition_type": "uniform", "noise_schedule": "cosine"},
+    "gaussian": {"transition_type": "gaussian", "noise_schedule": "linear"},
+    "spectral": {"transition_type": "nearest_neighbor", "nearest_neighbors": 4},
+    "clusters": {
+        "transition_type": "nearest_neighbor",
+        "nearest_neighbors": 5,
+        "nn_mode": "clusters",
+    },
+}
+each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def model(transition_type: str = "absorbing", **changes: object) -> D3PM:
-    schedule = "mutual_info" if transition_type == "absorbing" else "cosine"
+def model(family: str = "absorbing", **changes: object) -> D3PM:
+    """A fitted model, moved away from the zeros it starts with."""
     settings: dict[str, object] = {
         "vocab_size": VOCAB,
         "seq_len": LENGTH,
@@ -30,51 +47,41 @@ def model(transition_type: str = "absorbing", **changes: object) -> D3PM:
         "num_layers": 1,
         "num_heads": 2,
         "cond_dim": 8,
-        "transition_type": transition_type,
-        "noise_schedule": schedule,
         "num_timesteps": 16,
         "sampling_timesteps": 8,
         "sar_chunk_size": 5,
     }
     torch.manual_seed(0)
-    made = D3PM(D3PMConfig(**(settings | changes))).eval()
+    made = D3PM(D3PMConfig(**(settings | FAMILIES[family] | changes))).eval()
+    windows = torch.randint(VOCAB, (8, LENGTH + 1), generator=seeded_generator(9))
+    ADAPTER.prepare_model(made, [batch_of(windows)])
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return made
 
 
-# -- the toy source: the law of the sampler, computed and not sampled ----------------------------
+# -- the toy source: the law of the sampler, computed and drawn ----------------------------------
+
+each_process = pytest.mark.parametrize("name", toy_cases.FAMILIES)
 
 
-def toy_prediction(transition: Transition, states: Tensor, t: int) -> Tensor:
-    """log p(x_0 at i | the other tokens of x_t) for every row of `states` (N, 3): (N, 3, V)."""
-    if isinstance(transition, Absorbing):
-        return toy.masked_denoiser(states)
-    x = toy.sequences()
-    times = torch.tensor([t])
-    matrix = transition.row(torch.arange(3)[None], times, torch.float64)[0]
-    per_token = matrix[x[None], states[:, None]]  # (N, 27, 3): q(x_t | x_0) token by token
-    symbol = nn.functional.one_hot(x, 3).double()
-    pairs = ((1, 2), (0, 2), (0, 1))
-    others = torch.stack([per_token[:, :, pair].prod(-1) for pair in pairs])
-    mass = torch.einsum("k,ink,kiv->niv", toy.joint(), others, symbol)
-    return (mass / mass.sum(-1, keepdim=True)).log()
+def all_states(process: Transition) -> Tensor:
+    return torch.cartesian_prod(*[torch.arange(process.num_input_ids)] * 3)  # (N, 3)
 
 
-def sampler_law(transition: Transition, num_steps: int) -> Tensor:
+def sampler_law(process: Transition, num_steps: int) -> Tensor:
     """The distribution of the sampled sequences (27,): every step's matrix over all states."""
-    num_symbols = transition.num_input_ids
-    states = torch.cartesian_prod(*[torch.arange(num_symbols)] * 3)  # (N, 3)
-    if isinstance(transition, Absorbing):
-        law = (states == toy.MASK_ID).all(1).double()
+    states = all_states(process)
+    if process.mask_id is not None:
+        law = (states == process.mask_id).all(1).double()
     else:
         law = torch.full((len(states),), 1 / len(states), dtype=torch.float64)
-    grid = time_grid(transition.num_timesteps, num_steps)
-    for t, s in pairwise(grid):
-        log_probs = toy_prediction(transition, states, t)
+    for t, s in pairwise(time_grid(process.num_timesteps, num_steps)):
+        log_probs = toy_cases.toy_prediction(process, states, t)
         times = torch.full((len(states),), s), torch.full((len(states),), t)
-        reverse = transition.log_reverse(log_probs, states, *times).exp()  # (N, 3, K)
+        reverse = process.log_reverse(log_probs, states, *times).exp()  # (N, 3, K)
+        reverse = nn.functional.pad(reverse, (0, process.terminal_mask))
         joint = torch.ones(len(states), len(states), dtype=torch.float64)
         for i in range(3):
             joint = joint * reverse[:, i][:, states[:, i]]
@@ -85,96 +92,109 @@ def sampler_law(transition: Transition, num_steps: int) -> Tensor:
     return law[clean]
 
 
-@pytest.mark.parametrize("family", ["absorbing", "uniform"])
-def test_sampler_on_exact_predictions_draws_from_the_source(family):
-    num_timesteps = 256
-    transition: Transition
-    if family == "absorbing":
-        transition = Absorbing(3, num_timesteps, "linear")
-    else:
-        transition = Uniform(3, num_timesteps, "linear")
-    law = sampler_law(transition, num_timesteps)
-    assert 0.5 * float((law - toy.joint()).abs().sum()) < 0.01
+def distance(law: Tensor) -> float:
+    """In total variation, from the source."""
+    return 0.5 * float((law - toy.joint()).abs().sum())
 
 
-@pytest.mark.parametrize("family", ["absorbing", "uniform"])
-def test_skipping_steps_still_gives_a_distribution_and_costs_little(family):
-    transition = Absorbing(3, 256, "linear") if family == "absorbing" else Uniform(3, 256, "linear")
-    law = sampler_law(transition, 16)
-    assert float(law.sum()) == pytest.approx(1.0, abs=1e-10)
-    distance = 0.5 * float((law - toy.joint()).abs().sum())
-    assert distance < 0.1
-    assert distance > 0.5 * float((sampler_law(transition, 256) - toy.joint()).abs().sum())
+def drawn_counts(process: Transition, num_steps: int, num_draws: int) -> Tensor:
+    """How often each of the 27 sequences is drawn with exact predictions."""
+    states = all_states(process)
+    place = torch.tensor([process.num_input_ids**2, process.num_input_ids, 1])
 
+    def predict(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        table = toy_cases.toy_prediction(process, states, int(t[0])).exp()
+        return table[(x * place).sum(1)].flatten(0, 1)[rows]
 
-@pytest.mark.parametrize("family", ["absorbing", "uniform"])
-def test_drawn_sequences_follow_the_computed_law(family):
-    """Chi-square of 20000 sequences at the 1e-4 level; 26 degrees of freedom."""
-    transition = Absorbing(3, 8, "linear") if family == "absorbing" else Uniform(3, 8, "linear")
-
-    def predict(x: Tensor, t: int, rows: Tensor) -> Tensor:
-        return toy_prediction(transition, x, t).exp().flatten(0, 1)[rows]
-
-    num_draws = 20_000
     nothing = torch.zeros(num_draws, 3, dtype=torch.int64)
-    drawn = denoise(
-        transition,
+    *_, drawn = denoise(
+        process,
         predict,
         nothing,
         nothing.bool(),
-        num_steps=8,
+        num_steps=num_steps,
         generator=seeded_generator(1),
     )
-    codes = (drawn * torch.tensor([9, 3, 1])).sum(1)
-    counts = torch.bincount(codes, minlength=27).double()
-    expected = sampler_law(transition, 8) * num_draws
-    limit = 26 * (1 - 2 / 234 + 3.72 * math.sqrt(2 / 234)) ** 3  # Wilson-Hilferty
-    assert float(((counts - expected) ** 2 / expected).sum()) < limit
+    return torch.bincount((drawn * torch.tensor([9, 3, 1])).sum(1), minlength=27).double()
+
+
+def chi_square(counts: Tensor, law: Tensor) -> float:
+    expected = law * counts.sum()
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+# 26 degrees of freedom at the 1e-4 level, by Wilson and Hilferty's cube root.
+CHI_SQUARE_LIMIT = 26 * (1 - 2 / 234 + 3.72 * math.sqrt(2 / 234)) ** 3
+
+
+@each_process
+def test_more_steps_bring_the_sampler_to_the_source(name):
+    process = toy_cases.toy_process(name, 256)
+    assert distance(sampler_law(process, 256)) < 0.01
+
+
+@each_process
+def test_skipping_steps_still_gives_a_distribution_and_costs_little(name):
+    process = toy_cases.toy_process(name, 256)
+    law = sampler_law(process, 16)
+    assert float(law.sum()) == pytest.approx(1.0, abs=1e-10)
+    assert distance(sampler_law(process, 64)) < distance(law) < 0.1
+
+
+@each_process
+def test_drawn_sequences_follow_the_computed_law(name):
+    process = toy_cases.toy_process(name, 8)
+    law = sampler_law(process, 8)
+    assert chi_square(drawn_counts(process, 8, 20_000), law) < CHI_SQUARE_LIMIT
+
+
+@each_process
+def test_drawn_sequences_follow_the_source_as_steps_grow(name):
+    few, many = toy_cases.toy_process(name, 4), toy_cases.toy_process(name, 128)
+    assert chi_square(drawn_counts(few, 4, 20_000), toy.joint()) > 2 * CHI_SQUARE_LIMIT
+    assert chi_square(drawn_counts(many, 128, 20_000), toy.joint()) < CHI_SQUARE_LIMIT
 
 
 # -- whole models --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("transition_type", ["absorbing", "uniform"])
-def test_known_tokens_stay_and_no_mask_is_left(transition_type):
-    net = model(transition_type)
-    tokens = torch.randint(VOCAB, (LENGTH + 1,), generator=seeded_generator(2)).tolist()
-    holes = [False, True, True, False, True, False, False, True, True, True, False, True, False]
+def infill(net: D3PM, window: PartialText, settings: SamplingSettings, seed: int) -> list[int]:
+    return denoised(ADAPTER, net, [], window, [], settings, seeded_generator(seed))
+
+
+def after(first: int) -> PartialText:
+    return [first, *[None] * LENGTH]
+
+
+@each_family
+def test_known_tokens_stay_and_no_mask_is_left(family):
+    net = model(family)
+    window: list[int | None] = list(range(1, LENGTH + 2))
+    for place in (1, 2, 4, 7, 8, 9, 11):
+        window[place] = None
     results = set()
     for seed in range(20):
-        filled = infill(net, tokens, holes, SamplingSettings(), seeded_generator(seed))
-        assert len(filled) == LENGTH + 1
+        steps: list[PartialText] = []
+        filled = infill(net, window, SamplingSettings(on_step=steps.append), seed)
         assert all(0 <= token < VOCAB for token in filled)
-        assert all(hole or a == b for a, b, hole in zip(tokens, filled, holes, strict=True))
+        for state in [*steps, filled]:
+            assert len(state) == LENGTH + 1
+            assert all(known in (None, got) for known, got in zip(window, state, strict=True))
+        assert steps[-1] == filled
         results.add(tuple(filled))
     assert len(results) > 10
 
 
-def test_infilling_without_holes_changes_nothing():
-    tokens = list(range(10))
-    same = infill(model(), tokens, [False] * 10, SamplingSettings(), seeded_generator(0))
-    assert same == tokens
+def test_more_steps_than_the_process_has_are_refused():
+    with pytest.raises(ConfigError, match=r"num_steps=17 is more than model_cfg.num_timesteps=16"):
+        infill(model(), after(1), SamplingSettings(num_steps=17), 0)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "holes", "message"),
-    [
-        ([1, 2], [False], "2 tokens need as many marks"),
-        ([1, 2], [True, False], "first token"),
-        ([1] * 14, [False] * 14, "window of 13"),
-    ],
-)
-def test_impossible_infilling_is_refused(tokens, holes, message):
-    with pytest.raises(ValueError, match=message):
-        infill(model(), tokens, holes, SamplingSettings(), seeded_generator(0))
-
-
-@pytest.mark.parametrize("transition_type", ["absorbing", "uniform"])
+@each_family
 @pytest.mark.parametrize("max_tokens", [1, 7, 12, 40])
-def test_text_goes_on_to_any_length(transition_type, max_tokens):
-    adapter = D3PMAdapter(D3PMConfig, D3PM)
+def test_text_goes_on_to_any_length(family, max_tokens):
     settings = SamplingSettings(max_tokens=max_tokens)
-    blocks = list(adapter.generate(model(transition_type), [3, 4], settings, seeded_generator(1)))
+    blocks = list(ADAPTER.generate(model(family), [3, 4], settings, seeded_generator(1)))
     text = [token for block in blocks for token in block]
     assert len(text) == max_tokens
     assert all(0 <= token < VOCAB for token in text)
@@ -183,20 +203,18 @@ def test_text_goes_on_to_any_length(transition_type, max_tokens):
 
 
 def test_text_is_a_function_of_the_seed():
-    adapter = D3PMAdapter(D3PMConfig, D3PM)
 
     def text(seed: int) -> list[list[int]]:
         settings = SamplingSettings(max_tokens=20)
-        return list(adapter.generate(model(), [1], settings, seeded_generator(seed)))
+        return list(ADAPTER.generate(model(), [1], settings, seeded_generator(seed)))
 
     assert text(1) == text(1)
     assert text(1) != text(2)
 
 
 def test_empty_prompt_is_refused():
-    adapter = D3PMAdapter(D3PMConfig, D3PM)
     with pytest.raises(ValueError, match="separator"):
-        list(adapter.generate(model(), [], SamplingSettings(), seeded_generator(0)))
+        list(ADAPTER.generate(model(), [], SamplingSettings(), seeded_generator(0)))
 
 
 def test_network_runs_only_in_steps_that_lift_a_mask():
@@ -209,30 +227,27 @@ def test_network_runs_only_in_steps_that_lift_a_mask():
         return features(tokens, time)
 
     net.net.features = counted  # type: ignore[method-assign]
-    tokens = [1] + [0] * LENGTH
-    infill(net, tokens, [False] + [True] * LENGTH, SamplingSettings(), seeded_generator(3))
+    filled = infill(net, after(1), SamplingSettings(), 3)
     assert 1 < len(calls) <= LENGTH
+    calls.clear()
+    assert infill(net, after(1), SamplingSettings(use_cache=False), 3) == filled
+    assert len(calls) == 400
 
 
 def test_greedy_drawing_takes_the_likeliest_tokens():
     """With one step every masked token is drawn at once, so greedy is the argmax of the logits."""
     net = model()
-    tokens = [1] + [0] * LENGTH
-    settings = SamplingSettings(temperature=0, num_steps=1)
-    filled = infill(net, tokens, [False] + [True] * LENGTH, settings, seeded_generator(4))
+    filled = infill(net, after(1), SamplingSettings(temperature=0, num_steps=1), 4)
     window = torch.tensor([[1] + [VOCAB] * LENGTH])
     with torch.no_grad():
         expected = net(window, torch.tensor([16]))[0, 1:].argmax(-1)
     assert filled[1:] == expected.tolist()
 
 
-@pytest.mark.parametrize("transition_type", ["absorbing", "uniform"])
-def test_greedy_and_cut_sampling_run_with_zero_probabilities(transition_type):
+@each_family
+def test_greedy_and_cut_sampling_run_with_zero_probabilities(family):
     for settings in (SamplingSettings(temperature=0), SamplingSettings(top_k=1, top_p=0.5)):
-        tokens = [1] + [0] * LENGTH
-        filled = infill(
-            model(transition_type), tokens, [False] + [True] * LENGTH, settings, seeded_generator(5)
-        )
+        filled = infill(model(family), after(1), settings, 5)
         assert all(0 <= token < VOCAB for token in filled)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -63,23 +64,139 @@ def network_loss(
     """
 
     def loss(targets: Tensor, masked: Tensor, time: Tensor) -> Tensor:
-        device = targets.device
-        rows = masked.flatten().nonzero()[:, 0].to(device)  # (n,)
-        corrupted = targets.masked_fill(masked.to(device), mask_id)
-        seen = time_input(time) if time_input is not None else time
-        features = net.features(torch.cat([context, corrupted], dim=1), seen.to(device).float())
+        rows, features = _masked_features(net, context, targets, masked, time, mask_id, time_input)
         losses = linear_cross_entropy(
-            features[:, 1:].flatten(0, 1)[rows],
+            features,
             net.output_weight,
             targets.flatten()[rows],
             bias=net.output_bias,
             normalised=normalised,
             reduction="none",
         )
-        empty = torch.zeros(targets.numel(), device=device, dtype=losses.dtype)
+        empty = torch.zeros(targets.numel(), device=targets.device, dtype=losses.dtype)
         return empty.index_put((rows,), losses).view_as(targets)
 
     return loss
+
+
+def network_draw_sum(
+    net: DiT,
+    context: Tensor,
+    mask_id: int,
+    targets: Tensor,
+    draw: MaskDraw,
+    time_input: Callable[[Tensor], Tensor] | None = None,
+    *,
+    normalised: bool = True,
+) -> Tensor:
+    """The sum of `draw_nats` with `network_loss` over all windows, for training: with each row's
+    weight known beforehand the head needs one matrix product less."""
+    rows, features = _masked_features(
+        net, context, targets, draw.masked, draw.time, mask_id, time_input
+    )
+    weight = draw.weight.float()[:, None].expand(draw.masked.shape)[draw.masked]
+    return linear_cross_entropy(
+        features,
+        net.output_weight,
+        targets.flatten()[rows],
+        bias=net.output_bias,
+        token_weight=weight.to(targets.device),
+        normalised=normalised,
+        reduction="sum",
+    )
+
+
+def _masked_features(
+    net: DiT,
+    context: Tensor,
+    targets: Tensor,
+    masked: Tensor,
+    time: Tensor,
+    mask_id: int,
+    time_input: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """Places of the masked tokens in the flattened targets, (n,), and what the head reads there,
+    (n, D)."""
+    device = targets.device
+    rows = masked.flatten().nonzero()[:, 0].to(device)  # (n,)
+    corrupted = targets.masked_fill(masked.to(device), mask_id)
+    seen = time_input(time) if time_input is not None else time
+    features = net.features(torch.cat([context, corrupted], dim=1), seen.float().to(device))
+    return rows, features[:, 1:].flatten(0, 1)[rows]
+
+
+@dataclass(frozen=True)
+class MaskDraw:
+    """Which tokens to hide, when, and the factor on their summed losses: one unbiased draw of the
+    bound for each window."""
+
+    masked: Tensor  # (B, L) bool, on the CPU
+    time: Tensor  # (B,) float64
+    weight: Tensor  # (B,) float64
+
+
+def draw_by_count(
+    noise: WindowNoise, *, schedule: Schedule, scored: Tensor | None = None
+) -> MaskDraw:
+    """The continuous-time bound with the number k of masked tokens stratified:
+    n E_k E_{|M|=k} (1/k) sum_{i in M} loss_i.
+
+    Args: noise: uniforms (B, L). scored: (B, L) which positions count; the rest are clean context.
+    """
+    num_scored = _num_scored(noise, scored)
+    counts = mask_counts(noise.level, num_scored)
+    masked = choose_masked(noise.uniforms, counts, scored)
+    time = schedule.time_of_noise(masked_times(noise.uniforms, counts, scored))
+    return MaskDraw(masked, time, (num_scored / counts.clamp(min=1)).double())
+
+
+def draw_by_time(
+    noise: WindowNoise,
+    *,
+    schedule: Schedule,
+    time_min: float = 0.0,
+    scored: Tensor | None = None,
+) -> MaskDraw:
+    """The same with the time stratified on [time_min, 1]: w(t) sum_{i in M} loss_i.
+
+    Unbiased for time_min = 0 alone; the interval is not renormalised otherwise.
+    """
+    time = time_min + (1 - time_min) * (1 - noise.level)  # in (time_min, 1]: w is infinite at 0
+    masked = noise.uniforms < schedule.noise(time)[:, None]
+    if scored is not None:
+        masked = masked & scored.to(masked.device)
+    return MaskDraw(masked, time, (1 - time_min) * schedule.weight(time))
+
+
+def draw_by_step(
+    noise: WindowNoise, law: Callable[[int], DiscreteCounts], *, scored: Tensor | None = None
+) -> MaskDraw:
+    """The bound of T steps, by the joint law of (k, t) for as many scored tokens; the time is
+    t / T."""
+    num_scored = _num_scored(noise, scored)
+    counts, t = draw_counts_and_steps(noise.level, num_scored, law)
+    masked = choose_masked(noise.uniforms, counts, scored)
+    weight = (num_scored / counts.clamp(min=1)).double()
+    num_timesteps = law(1).num_timesteps
+    return MaskDraw(masked, t.double() / num_timesteps, weight)
+
+
+def draw_counts_and_steps(
+    level: Tensor, num_scored: Tensor, law: Callable[[int], DiscreteCounts]
+) -> tuple[Tensor, Tensor]:
+    """(k, t), each (B,) int64, of windows with `num_scored` (B,) tokens; (0, 1) where that is 0."""
+    counts, t = torch.zeros_like(num_scored), torch.ones_like(num_scored)
+    for length in num_scored.unique().tolist():
+        if length:
+            chosen = num_scored == length
+            counts[chosen], t[chosen] = law(length).draw(level[chosen])
+    return counts, t
+
+
+def draw_nats(token_loss: TokenLoss, targets: Tensor, draw: MaskDraw) -> Tensor:
+    """Nats of each window, (B,)."""
+    total = token_loss(targets, draw.masked, draw.time).sum(1)
+    return total * draw.weight.to(total)
 
 
 def count_form(
@@ -90,17 +207,8 @@ def count_form(
     schedule: Schedule,
     scored: Tensor | None = None,
 ) -> Tensor:
-    """One unbiased draw of the continuous-time bound per window, (B,) nats, with the number k of
-    masked tokens stratified: n E_k E_{|M|=k} (1/k) sum_{i in M} loss_i.
-
-    Args: noise: uniforms (B, L). scored: (B, L) which positions count; the rest are clean context.
-    """
-    num_scored = _num_scored(targets, scored)
-    counts = mask_counts(noise.level, num_scored)
-    masked = choose_masked(noise.uniforms, counts, scored)
-    time = schedule.time_of_noise(masked_times(noise.uniforms, counts, scored))
-    total = token_loss(targets, masked, time).sum(1)  # (B,)
-    return total * (num_scored / counts.clamp(min=1)).to(total)
+    """(B,) nats of `draw_by_count`."""
+    return draw_nats(token_loss, targets, draw_by_count(noise, schedule=schedule, scored=scored))
 
 
 def time_form(
@@ -112,21 +220,16 @@ def time_form(
     time_min: float = 0.0,
     scored: Tensor | None = None,
 ) -> Tensor:
-    """The same with the time stratified on [time_min, 1]: w(t) sum_{i in M} loss_i, (B,) nats.
-
-    Unbiased for time_min = 0 alone; the interval is not renormalised otherwise.
-    """
-    time = time_min + (1 - time_min) * (1 - noise.level)  # in (time_min, 1]: w is infinite at 0
-    masked = noise.uniforms < schedule.noise(time)[:, None]
-    if scored is not None:
-        masked = masked & scored.to(masked.device)
-    total = token_loss(targets, masked, time).sum(1)
-    return total * ((1 - time_min) * schedule.weight(time)).to(total)
+    """(B,) nats of `draw_by_time`."""
+    draw = draw_by_time(noise, schedule=schedule, time_min=time_min, scored=scored)
+    return draw_nats(token_loss, targets, draw)
 
 
-def _num_scored(targets: Tensor, scored: Tensor | None) -> Tensor:
+def _num_scored(noise: WindowNoise, scored: Tensor | None) -> Tensor:
+    """(B,) int64 on the CPU."""
     if scored is None:
-        return torch.full((targets.shape[0],), targets.shape[1], dtype=torch.int64, device="cpu")
+        batch, length = noise.uniforms.shape
+        return torch.full((batch,), length, dtype=torch.int64, device="cpu")
     return scored.sum(1).cpu()
 
 

@@ -32,15 +32,19 @@ class WindowNoise:
     uniforms: Tensor  # (B, ...) in [0, 1), independent
 
 
-def draw_noise(source: NoiseSource, rows: Tensor, num_rows: int, *shape: int) -> WindowNoise:
+def draw_noise(
+    source: NoiseSource, rows: Tensor, num_rows: int, *shape: int, stratified: bool = True
+) -> WindowNoise:
     """Noise of the windows numbered `rows` (B,) among `num_rows`; `shape` is that of one window's
-    uniforms."""
+    uniforms. Without `stratified` the levels are independent, as a control."""
     count = 1 + torch.Size(shape).numel()
     drawn = [
         torch.rand(count, generator=source.row_generator(row), dtype=torch.float64)
         for row in rows.tolist()
     ]
     numbers = torch.stack(drawn) if drawn else torch.empty(0, count, dtype=torch.float64)
+    if not stratified:
+        return WindowNoise(numbers[:, 0], numbers[:, 1:].reshape(-1, *shape))
     cells = torch.randperm(num_rows, generator=source.generator(), device="cpu")[rows]
     level = (cells + numbers[:, 0]) / num_rows
     return WindowNoise(level, numbers[:, 1:].reshape(-1, *shape))

@@ -5,15 +5,24 @@ B windows, L scored tokens, D model_dim, V data tokens, N gathered rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nanozoo_core.contract import Batch, Draw, Likelihood, Loss, Nll, SamplingSettings, Step
+from nanozoo_core.contract import (
+    Batch,
+    Draw,
+    Likelihood,
+    Loss,
+    Nll,
+    PartialText,
+    SamplingSettings,
+    Step,
+)
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.diffusion.bounds import network_loss
+from nanozoo_core.diffusion.bounds import draw_counts_and_steps, network_loss
 from nanozoo_core.diffusion.dit import dit_roles
 from nanozoo_core.diffusion.sampling import (
     NoiseSource,
@@ -83,16 +92,15 @@ class D3PMAdapter(DefaultModelAdapter):
     def parameter_roles(self, model: nn.Module) -> dict[str, str]:
         return dit_roles(model)
 
-    def generate(
+    def denoise(
         self,
         model: nn.Module,
-        prompt: Sequence[int],
+        window: PartialText,
         settings: SamplingSettings,
         generator: torch.Generator,
-    ) -> Iterator[list[int]]:
-        """Yields a window's worth of tokens at a time, each window denoised as a whole."""
+    ) -> Iterator[list[int | None]]:
         assert isinstance(model, D3PM)
-        yield from generate.continue_text(model, prompt, settings, generator)
+        yield from generate.fill(model, window, settings, generator)
 
     def flops_per_token(self, config: D3PMConfig, seq_len: int) -> float:
         """6 per weight of the blocks, 6 D V for each row that meets the head (half of them under
@@ -146,12 +154,7 @@ def _absorbing_terms(model: D3PM, transition: Absorbing, batch: Batch, noise: Wi
     if scored is not None:
         scored = scored.cpu()
         num_scored = scored.sum(1)
-    counts = torch.zeros_like(num_scored)
-    t = torch.ones_like(num_scored)
-    for length in num_scored.unique().tolist():
-        if length:
-            chosen = num_scored == length
-            counts[chosen], t[chosen] = transition.count_law(length).draw(noise.level[chosen])
+    counts, t = draw_counts_and_steps(noise.level, num_scored, transition.count_law)
     masked = choose_masked(noise.uniforms, counts, scored)
     token_loss = network_loss(model.net, window[:, :1], transition.vocab_size, model.time_input)
     losses = token_loss(targets, masked, t)  # (B, L)

@@ -1,32 +1,30 @@
-"""Sampling: from noise to text, window by window, with any tokens held fixed.
+"""Sampling: from noise to text, with any tokens held fixed.
 
 B windows, S positions, V data tokens, N gathered rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from nanozoo_core.contract import SamplingSettings
+from nanozoo_core.contract import PartialText, SamplingSettings
 from nanozoo_core.diffusion.categorical import draw_categorical
+from nanozoo_core.diffusion.unmasking import Predictor, ancestral, partial_text
+from nanozoo_core.errors import ConfigError
 from nanozoo_core.generate import probabilities
 from nanozoo_d3pm.model import D3PM
 from nanozoo_d3pm.transitions import Absorbing, Transition
 
-Predictor = Callable[[Tensor, int, Tensor], Tensor]
-"""(x_t (B, S), t, rows (N,) of the flattened window) -> p of x_0 at these rows, (N, V) float64."""
-
 
 def predictor(model: D3PM, settings: SamplingSettings) -> Predictor:
-    """The network's prediction, after temperature and cuts."""
+    """The network's prediction, after temperature and cuts; the time is t = 1 .. T."""
 
-    def predict(tokens: Tensor, t: int, rows: Tensor) -> Tensor:
-        times = torch.full((tokens.shape[0],), t, device=tokens.device)
-        features = model.features(tokens, times).flatten(0, 1)[rows]
+    def predict(tokens: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        features = model.features(tokens, t).flatten(0, 1)[rows]
         return probabilities(model.net.logits(features), settings)
 
     return predict
@@ -47,8 +45,10 @@ def denoise(
     *,
     num_steps: int,
     generator: torch.Generator,
-) -> Tensor:
-    """Draws the unknown tokens: (B, S).
+    use_cache: bool = True,
+) -> Iterator[Tensor]:
+    """Draws the unknown tokens: yields the windows (B, S) as they start, unless that is masked, and
+    after every step that changed them.
 
     Known tokens stay as they are at every step. Under the absorbing process that is exact
     conditioning; under the others it is a heuristic, since the network was trained with all but the
@@ -59,34 +59,23 @@ def denoise(
     grid = time_grid(transition.num_timesteps, num_steps)
     start = transition.start(_uniforms(tokens.numel(), generator).view(tokens.shape))
     x = torch.where(known, tokens, start.to(tokens.device))
+    if isinstance(transition, Absorbing):
+        yield from ancestral(
+            predict,
+            x,
+            mask_id=transition.vocab_size,
+            times=[float(t) for t in grid],
+            noise=(-torch.expm1(transition.log_keep[grid])).tolist(),
+            generator=generator,
+            reuse=use_cache,
+        )
+        return
     free = (~known).flatten().nonzero()[:, 0]  # (N,)
+    if transition.mask_id is None:
+        yield x
     for t, s in pairwise(grid):
-        if isinstance(transition, Absorbing):
-            x = _unmask(transition, predict, x, free, s, t, generator)
-        else:
-            x = _reverse(transition, predict, x, free, s, t, generator)
-    return x
-
-
-def _unmask(
-    transition: Absorbing,
-    predict: Predictor,
-    x: Tensor,
-    free: Tensor,
-    s: int,
-    t: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """Each mask is lifted with probability (keep_s - keep_t) / (1 - keep_t). Which ones is decided
-    before the network runs, so a step that lifts none costs nothing."""
-    flat = x.flatten()
-    masked = free[flat[free] == transition.vocab_size]
-    lifted = _uniforms(masked.numel(), generator) < transition.unmask_prob(s, t)
-    rows = masked[lifted.to(masked.device)]
-    if rows.numel() == 0:
-        return x
-    drawn = draw_categorical(predict(x, t, rows), _uniforms(rows.numel(), generator))
-    return flat.index_put((rows,), drawn).view_as(x)
+        x = _reverse(transition, predict, x, free, s, t, generator)
+        yield x
 
 
 def _reverse(
@@ -100,68 +89,41 @@ def _reverse(
 ) -> Tensor:
     """x_s ~ p(x_s | x_t) at every free position, all states being possible."""
     flat = x.flatten()
-    log_probs = predict(x, t, free).log()[None]  # (1, N, V): rows share their time
-    times = torch.tensor([s]), torch.tensor([t])
+    now = torch.full((x.shape[0],), t, device="cpu")
+    log_probs = predict(x, now, free).log()[None]  # (1, N, V): rows share their time
+    times = torch.tensor([s], device="cpu"), torch.tensor([t], device="cpu")
     reverse = transition.log_reverse(log_probs, flat[free][None], *times)[0]
     drawn = draw_categorical(reverse.exp(), _uniforms(free.numel(), generator))
     return flat.index_put((free,), drawn).view_as(x)
 
 
 def _uniforms(count: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, generator=generator, dtype=torch.float64)
+    return torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
 
 
-def infill(
-    model: D3PM,
-    tokens: Sequence[int],
-    holes: Sequence[bool],
-    settings: SamplingSettings,
-    generator: torch.Generator,
-) -> list[int]:
-    """`tokens` with those marked in `holes` drawn anew, given all the others, before and after.
+def fill(
+    model: D3PM, window: PartialText, settings: SamplingSettings, generator: torch.Generator
+) -> Iterator[list[int | None]]:
+    """`window` after every step, its holes being drawn given all else, before and after.
 
-    Raises: ValueError when the first token is a hole, lengths differ or exceed the window.
+    Raises: ConfigError for more steps than the process has.
     """
-    limit = model.net.seq_len
-    if len(tokens) != len(holes) or not tokens:
-        raise ValueError(f"{len(tokens)} tokens need as many marks, not {len(holes)}")
-    if holes[0]:
-        raise ValueError("the first token is context and cannot be a hole; start with a separator")
-    if len(tokens) > limit:
-        raise ValueError(f"{len(tokens)} tokens do not fit into a window of {limit}")
+    most = model.config.num_timesteps
+    num_steps = settings.num_steps or model.config.sampling_timesteps
+    if num_steps > most:
+        raise ConfigError(f"num_steps={num_steps} is more than model_cfg.num_timesteps={most}")
     device = model.net.embedding.weight.device
-    window = torch.tensor([list(tokens)], device=device)
-    known = ~torch.tensor([list(holes)], device=device)
-    filled = denoise(
+    tokens = torch.tensor([[token or 0 for token in window]], device=device)
+    known = torch.tensor([[token is not None for token in window]], device=device)
+    if bool(known.all()):
+        return
+    for state in denoise(
         model.transition,
         predictor(model, settings),
-        window,
+        tokens,
         known,
-        num_steps=settings.num_steps or model.config.sampling_timesteps,
+        num_steps=num_steps,
         generator=generator,
-    )
-    return filled[0].tolist()
-
-
-def continue_text(
-    model: D3PM, prompt: Sequence[int], settings: SamplingSettings, generator: torch.Generator
-) -> Iterator[list[int]]:
-    """Denoises what is left of the prompt's window at once; beyond it, slides on by the config's
-    chunk, the rest of the window being clean context. Yields each block when it is final.
-
-    Raises: ValueError for an empty prompt.
-    """
-    if not prompt:
-        raise ValueError("the prompt needs at least one token, such as the separator")
-    limit = model.net.seq_len
-    text = list(prompt)
-    left = settings.max_tokens
-    while left > 0:
-        context = text[-(limit - model.config.chunk_size) :]
-        num_new = min(limit - len(context), left)
-        holes = [False] * len(context) + [True] * num_new
-        window = context + [0] * num_new
-        block = infill(model, window, holes, settings, generator)[len(context) :]
-        yield block
-        text += block
-        left -= num_new
+        use_cache=settings.use_cache,
+    ):
+        yield partial_text(state[0], model.transition.mask_id)

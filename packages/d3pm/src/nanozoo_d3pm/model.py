@@ -51,6 +51,8 @@ class D3PM(nn.Module):
         assert config.vocab_size is not None
         assert config.seq_len is not None
         self.config = config
+        self.max_context = config.seq_len + 1
+        self.chunk_size = config.chunk_size
         self.transition = make_transition(config)
         self.net = DiT(
             self.transition.num_input_ids,
@@ -59,7 +61,7 @@ class D3PM(nn.Module):
             num_layers=config.num_layers,
             num_heads=config.num_heads,
             mlp_ratio=config.mlp_ratio,
-            seq_len=config.seq_len + 1,
+            seq_len=self.max_context,
             dropout=config.dropout,
             time_conditioning=config.time_conditioning,
             cond_dim=config.cond_dim,

@@ -249,11 +249,6 @@ class Absorbing(Transition):
         keep = self.log_keep.exp()
         return (keep[t - 1] - keep[t]) / -torch.expm1(self.log_keep[t])
 
-    def unmask_prob(self, s: int, t: int) -> float:
-        """p(x_s is not the mask | x_t is)."""
-        keep = self.log_keep.exp()
-        return float((keep[s] - keep[t]) / -torch.expm1(self.log_keep[t]))
-
     def _corrupt(self, tokens: Tensor, t: Tensor, uniforms: Tensor) -> Tensor:
         masked = uniforms >= self.log_keep[t].exp()[:, None]
         return tokens.masked_fill(masked.to(tokens.device), self.vocab_size)

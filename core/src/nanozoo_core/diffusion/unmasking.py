@@ -1,0 +1,147 @@
+"""Samplers of masked diffusion: from windows with masks to windows without.
+
+All of them yield the windows after every step that changed one. A known token is never touched, so
+whatever is given from the start, wherever it stands, is conditioned on exactly. Which masks are
+lifted is decided before the network runs, and it predicts the rows of those alone.
+
+B windows, S positions, V data tokens, N gathered rows of the flattened windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from nanozoo_core.contract import PartialText
+from nanozoo_core.diffusion.categorical import draw_categorical
+from nanozoo_core.diffusion.schedules import Schedule
+
+Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(windows (B, S) with masks, time (B,), rows (N,)) -> p of the clean tokens there, (N, V) float64.
+
+`time` is what the sampler was given: whatever scale that has.
+"""
+
+
+def ancestral(
+    predict: Predictor,
+    x: Tensor,
+    *,
+    mask_id: int,
+    times: Sequence[float],
+    noise: Sequence[float],
+    generator: torch.Generator,
+    reuse: bool = True,
+) -> Iterator[Tensor]:
+    """Walks back in time; between times t and s each mask is lifted with probability
+    (alpha_s - alpha_t) / (1 - alpha_t), independently.
+
+    Args:
+        x: (B, S). times: falling, as the network reads them. noise: 1 - alpha at those times, from
+            1 to 0, so that no mask is left.
+        reuse: skip the network in steps that lift no mask; without it, as a check, it runs in all.
+    Reference: arXiv 2406.07524, the reverse posterior under SUBS.
+    """
+    for (t, noise_t), (_, noise_s) in pairwise(zip(times, noise, strict=True)):
+        masked = _masked_rows(x, mask_id)
+        lifted = _uniforms(masked.numel(), generator) < (noise_t - noise_s) / noise_t
+        rows = masked[lifted.to(x.device)]
+        if reuse and rows.numel() == 0:
+            continue
+        time = torch.full((x.shape[0],), t, dtype=torch.float64, device="cpu")
+        probs = predict(x, time, rows)
+        if rows.numel() == 0:
+            continue
+        x = _place(x, rows, draw_categorical(probs, _uniforms(rows.numel(), generator)))
+        yield x
+
+
+def first_hitting(
+    predict: Predictor,
+    x: Tensor,
+    *,
+    mask_id: int,
+    schedule: Schedule,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """Lifts one uniformly random mask of each window at a time: the law of `ancestral` in the limit
+    of infinitely many steps, in as many as there are masks.
+
+    The noise level at which the next of n masks falls is the largest of n uniforms, times the
+    present one; the network is asked at that time.
+    Reference: arXiv 2409.02908, the first-hitting sampler.
+    """
+    batch = torch.arange(x.shape[0], device=x.device)
+    level = torch.ones(x.shape[0], dtype=torch.float64, device="cpu")
+    left = (x == mask_id).sum(1).cpu()  # (B,)
+    while bool((left > 0).any()):
+        drawn = _uniforms(3 * x.shape[0], generator).view(3, -1)
+        level = level * drawn[0] ** (1 / left.clamp(min=1))
+        # The number of the chosen mask among those of its window; a product may round up to `left`.
+        chosen = (drawn[1] * left).long().minimum(left - 1).to(x.device)
+        ranks = (x == mask_id).cumsum(1)
+        places = (ranks == 1 + chosen[:, None]).int().argmax(1)  # (B,)
+        active = left > 0
+        rows = (batch * x.shape[1] + places)[active.to(x.device)]
+        probs = predict(x, schedule.time_of_noise(level), rows)
+        x = _place(x, rows, draw_categorical(probs, drawn[2][active]))
+        left = left - active.long()
+        yield x
+
+
+def most_confident(
+    predict: Predictor,
+    x: Tensor,
+    *,
+    mask_id: int,
+    times: Sequence[float],
+    noise: Sequence[float],
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """Draws all masks in every step and keeps the draws of highest probability, as many as the
+    schedule wants known by then. A heuristic: its law is not the model's, whatever the steps.
+
+    Reference: arXiv 2202.04200, iterative decoding.
+    """
+    total = (x == mask_id).sum(1)  # (B,)
+    for (t, _), (_, noise_s) in pairwise(zip(times, noise, strict=True)):
+        masked = x == mask_id
+        num_lifted = masked.sum(1) - (total * noise_s).long()  # (B,)
+        if not bool((num_lifted > 0).any()):
+            continue
+        rows = _masked_rows(x, mask_id)
+        time = torch.full((x.shape[0],), t, dtype=torch.float64, device="cpu")
+        probs = predict(x, time, rows)  # (N, V)
+        drawn = draw_categorical(probs, _uniforms(rows.numel(), generator))
+        confidence = torch.full(x.shape, -1.0, dtype=probs.dtype, device=x.device).flatten()
+        confidence[rows] = probs.gather(1, drawn[:, None])[:, 0]
+        ranks = confidence.view(x.shape).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        kept = (ranks < num_lifted[:, None]).flatten()[rows]
+        x = _place(x, rows[kept], drawn[kept])
+        yield x
+
+
+def partial_text(window: Tensor, mask_id: int | None) -> list[int | None]:
+    """One window (S,) as the contract shows it: None for a mask."""
+    return [None if token == mask_id else token for token in window.tolist()]
+
+
+def masked_window(text: PartialText, mask_id: int, device: torch.device) -> Tensor:
+    """The reverse of `partial_text`, (1, S)."""
+    ids = [mask_id if token is None else token for token in text]
+    return torch.tensor([ids], device=device)
+
+
+def _masked_rows(x: Tensor, mask_id: int) -> Tensor:
+    return (x.flatten() == mask_id).nonzero()[:, 0]
+
+
+def _place(x: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    return x.flatten().index_put((rows,), tokens).view_as(x)
+
+
+def _uniforms(count: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")

@@ -1,0 +1,172 @@
+"""Samplers of masked diffusion on the enumerable source, whose conditionals they are given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanozoo_core.contract import seeded_generator
+from nanozoo_core.diffusion.schedules import Cosine, CosineSquared, Linear, Schedule
+from nanozoo_core.diffusion.unmasking import (
+    ancestral,
+    first_hitting,
+    masked_window,
+    most_confident,
+    partial_text,
+)
+from nanozoo_core.testing import toy
+
+MASK = toy.MASK_ID
+PLACE = torch.tensor([16, 4, 1])
+TABLE = toy.masked_denoiser(torch.cartesian_prod(*[torch.arange(4)] * 3)).exp().nan_to_num()
+# 26 degrees of freedom at the 1e-4 level, by Wilson and Hilferty's cube root.
+CHI_SQUARE_LIMIT = 26 * (1 - 2 / 234 + 3.72 * math.sqrt(2 / 234)) ** 3
+Sampler = Callable[[Tensor], Iterator[Tensor]]
+
+
+def table(x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
+    return TABLE[(x * PLACE).sum(1)].flatten(0, 1)[rows]
+
+
+def grid(num_steps: int, schedule: Schedule) -> dict[str, list[float]]:
+    times = 1 - torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+    return {"times": times.tolist(), "noise": schedule.noise(times).tolist()}
+
+
+def by_ancestral(num_steps: int, schedule: Schedule | None = None, seed: int = 1) -> Sampler:
+    steps = grid(num_steps, schedule or Linear())
+    return lambda x: ancestral(table, x, mask_id=MASK, **steps, generator=seeded_generator(seed))
+
+
+def by_hitting(seed: int = 1) -> Sampler:
+    generator = seeded_generator(seed)
+    return lambda x: first_hitting(table, x, mask_id=MASK, schedule=Linear(), generator=generator)
+
+
+def by_confidence(num_steps: int) -> Sampler:
+    steps = grid(num_steps, Linear())
+    return lambda x: most_confident(table, x, mask_id=MASK, **steps, generator=seeded_generator(1))
+
+
+def chi_square(drawn: Tensor, law: Tensor) -> float:
+    """Of sequences against `law` (27,), which may hold zeros that must not be drawn."""
+    counts = torch.bincount((drawn * torch.tensor([9, 3, 1])).sum(1), minlength=27).double()
+    expected = law * len(drawn)
+    assert float(counts[expected == 0].sum()) == 0
+    possible = expected > 0
+    return float(((counts - expected) ** 2 / expected)[possible].sum())
+
+
+def masks(num_draws: int) -> Tensor:
+    return torch.full((num_draws, 3), MASK)
+
+
+def test_first_hitting_draws_exactly_from_the_source():
+    *_, drawn = by_hitting()(masks(200_000))
+    assert chi_square(drawn, toy.joint()) < CHI_SQUARE_LIMIT
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), CosineSquared()], ids=repr)
+def test_ancestral_draws_from_the_source_as_steps_grow(schedule):
+    *_, few = by_ancestral(4, schedule)(masks(100_000))
+    *_, many = by_ancestral(256, schedule)(masks(100_000))
+    assert chi_square(few, toy.joint()) > 2 * CHI_SQUARE_LIMIT
+    assert chi_square(many, toy.joint()) < CHI_SQUARE_LIMIT
+
+
+def test_one_ancestral_step_draws_the_product_of_the_marginals():
+    *_, drawn = by_ancestral(1)(masks(100_000))
+    symbols = torch.nn.functional.one_hot(toy.sequences(), 3).double()
+    marginals = torch.einsum("n,nlv->lv", toy.joint(), symbols)
+    product = marginals[torch.arange(3), toy.sequences()].prod(1)
+    assert chi_square(drawn, product) < CHI_SQUARE_LIMIT
+
+
+@pytest.mark.parametrize("given", [(2, MASK, MASK), (MASK, 0, MASK), (1, MASK, 2), (0, 1, 2)])
+@pytest.mark.parametrize("sampler", [by_hitting(), by_ancestral(256)], ids=["hitting", "ancestral"])
+def test_known_tokens_anywhere_are_conditioned_on(given, sampler):
+    """Any pattern: the law of the holes is the source's, given the rest."""
+    known = torch.tensor(given)
+    fits = ((toy.sequences() == known) | (known == MASK)).all(1)
+    law = toy.joint() * fits
+    drawn = start = known.repeat(20_000, 1)
+    for drawn in sampler(start):
+        assert bool(((drawn == known) | (known == MASK)).all())
+    assert chi_square(drawn, law / law.sum()) < CHI_SQUARE_LIMIT
+
+
+def test_first_hitting_lifts_one_mask_at_a_time_of_each_window():
+    x = torch.tensor([[MASK, MASK, MASK], [0, MASK, 1], [0, 0, 0]])
+    left = [(state == MASK).sum(1).tolist() for state in by_hitting()(x)]
+    assert left == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
+
+
+def test_first_hitting_asks_the_network_at_the_time_of_the_event():
+    """With n masks the level falls to u^(1/n) of itself: on average to n / (n + 1)."""
+    seen = []
+
+    def watch(x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
+        seen.append(Cosine().noise(time))
+        return table(x, time, rows)
+
+    generator = seeded_generator(3)
+    *_, _ = first_hitting(
+        watch, masks(50_000), mask_id=MASK, schedule=Cosine(), generator=generator
+    )
+    means = [float(level.mean()) for level in seen]
+    assert means == pytest.approx([3 / 4, 1 / 2, 1 / 4], abs=0.005)
+
+
+def test_skipped_steps_change_nothing():
+    """The same seeds: the network runs in every step, or in those that lift a mask."""
+    calls = {True: 0, False: 0}
+    results = {}
+    for reuse in (True, False):
+
+        def counted(x: Tensor, time: Tensor, rows: Tensor, reuse: bool = reuse) -> Tensor:
+            calls[reuse] += 1
+            return table(x, time, rows)
+
+        settings = {"mask_id": MASK, "generator": seeded_generator(5), "reuse": reuse}
+        states = ancestral(counted, masks(1), **grid(50, Linear()), **settings)
+        results[reuse] = [state.tolist() for state in states]
+    assert results[True] == results[False]
+    assert calls[True] == len(results[True]) <= 3
+    assert calls[False] == 50
+
+
+def test_no_mask_is_left_after_the_last_step():
+    for sampler in (by_hitting(), by_ancestral(7), by_confidence(2), by_confidence(40)):
+        *_, drawn = sampler(masks(100))
+        assert int(drawn.max()) < MASK
+
+
+def test_confidence_keeps_the_surest_draws_and_follows_the_schedule():
+    """Deterministic conditionals per place: certain, 0.9 and 0.5; the surest goes first."""
+
+    def fixed(x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
+        top = torch.tensor([0.5, 1.0, 0.9], dtype=torch.float64)[rows % 3]
+        return torch.stack([top, 0 * top, 1 - top], 1)
+
+    steps = grid(3, Linear())
+    states = most_confident(fixed, masks(1), mask_id=MASK, **steps, generator=seeded_generator(0))
+    known = [[token != MASK for token in state[0].tolist()] for state in states]
+    assert [sum(k) for k in known] == [1, 2, 3]
+    assert known[0] == [False, True, False]
+
+
+def test_confidence_is_not_the_source():
+    *_, drawn = by_confidence(3)(masks(50_000))
+    assert chi_square(drawn, toy.joint()) > 2 * CHI_SQUARE_LIMIT
+
+
+def test_windows_and_partial_texts_translate():
+    text = [4, None, 0]
+    window = masked_window(text, 7, torch.device("cpu"))
+    assert window.tolist() == [[4, 7, 0]]
+    assert partial_text(window[0], 7) == text
+    assert partial_text(window[0], None) == [4, 7, 0]

@@ -1,0 +1,155 @@
+"""How an MDLM is trained, scored and sampled.
+
+B windows, L scored tokens, S = L + 1 positions, N gathered rows, D model_dim, V data tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nanozoo_core.contract import (
+    Batch,
+    Curves,
+    Draw,
+    Inspection,
+    Likelihood,
+    Loss,
+    Nll,
+    PartialText,
+    SamplingSettings,
+    Step,
+    Vocabulary,
+)
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.diffusion.bounds import (
+    MaskDraw,
+    draw_by_count,
+    draw_by_step,
+    draw_by_time,
+    draw_nats,
+    network_draw_sum,
+    network_loss,
+)
+from nanozoo_core.diffusion.dit import dit_roles
+from nanozoo_core.diffusion.sampling import WindowNoise, choose_masked, draw_noise
+from nanozoo_mdl.config import MDLMConfig
+from nanozoo_mdl.generate import fill
+from nanozoo_mdl.model import MDLM
+
+INSPECTED_SHARES = 8  # masked shares at which `inspect` measures the loss, beside one token alone
+
+
+class MDLMAdapter(DefaultModelAdapter):
+    likelihood: Likelihood = "upper"
+
+    def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
+        """One draw of the bound per window, in nats per scored token."""
+        assert isinstance(model, MDLM)
+        config, window = model.config, batch.window
+        noise = draw_noise(
+            step,
+            batch.rows,
+            batch.num_rows,
+            window.shape[1] - 1,
+            stratified=config.stratified,
+        )
+        if config.time_sampler == "t":
+            draw = draw_by_time(
+                noise, schedule=model.schedule, time_min=config.t_min, scored=_cpu(batch.scored)
+            )
+        else:
+            draw = bound_draw(model, noise, batch.scored)
+        total = network_draw_sum(
+            model.net, window[:, :1], model.mask_id, window[:, 1:], draw, model.time_input
+        )
+        return Loss(total / max(1, batch.num_scored))
+
+    def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
+        """One draw of the bound on -log p of each window: over all of [0, 1], so that no term is
+        left out, whatever training samples."""
+        assert isinstance(model, MDLM)
+        window = batch.window
+        noise = draw_noise(draw, batch.rows, batch.num_rows, window.shape[1] - 1)
+        token_loss = network_loss(model.net, window[:, :1], model.mask_id, model.time_input)
+        nats = draw_nats(token_loss, window[:, 1:], bound_draw(model, noise, batch.scored))
+        return Nll(_double(nats), batch.num_scored)
+
+    def parameter_roles(self, model: nn.Module) -> dict[str, str]:
+        return dit_roles(model)
+
+    def denoise(
+        self,
+        model: nn.Module,
+        window: PartialText,
+        settings: SamplingSettings,
+        generator: torch.Generator,
+    ) -> Iterator[list[int | None]]:
+        assert isinstance(model, MDLM)
+        yield from fill(model, window, settings, generator)
+
+    def flops_per_token(self, config: MDLMConfig, seq_len: int) -> float:
+        """6 per weight of the blocks, 6 D V for the half of the rows that meets the head, and
+        attention as a full square."""
+        assert config.vocab_size is not None
+        width = config.model_dim
+        blocks = config.num_layers * (4 + 2 * config.mlp_ratio) * width**2
+        head = 0.5 * width * config.vocab_size
+        return float(6 * (blocks + head) + 12 * config.num_layers * width * seq_len)
+
+    @torch.no_grad()
+    def inspect(
+        self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
+    ) -> Inspection:
+        """The loss of a masked token by how many are masked: the bound is its mean over the share,
+        between the loss of one hidden token and that of a text from nothing."""
+        assert isinstance(model, MDLM)
+        length = batches[0].window.shape[1] - 1
+        shares = torch.arange(1, INSPECTED_SHARES + 1) / INSPECTED_SHARES
+        counts = sorted({1, *(shares * length).long().clamp(min=1).tolist()})
+        points = [(k / length, _loss_at(model, batches, k)) for k in counts]
+        metrics = {"nats_one_masked": points[0][1], "nats_all_masked": points[-1][1]}
+        curve = Curves(
+            title="Loss of a masked token",
+            x_label="share of tokens masked",
+            y_label="nats per token",
+            series={"masked tokens": points},
+        )
+        return Inspection(metrics, (curve,))
+
+
+def bound_draw(model: MDLM, noise: WindowNoise, scored: Tensor | None) -> MaskDraw:
+    """An unbiased draw of the bound: in continuous time, or of the model of num_timesteps."""
+    scored = _cpu(scored)
+    if model.config.continuous_time:
+        return draw_by_count(noise, schedule=model.schedule, scored=scored)
+    return draw_by_step(noise, model.count_law, scored=scored)
+
+
+def _loss_at(model: MDLM, batches: Sequence[Batch], count: int) -> float:
+    """Mean nats of a masked token with `count` of each window masked."""
+    total, number = 0.0, 0
+    for batch in batches:
+        window = batch.window
+        size, length = window.shape[0], window.shape[1] - 1
+        noise = draw_noise(Draw(0), batch.rows, batch.num_rows, length)
+        masked = choose_masked(noise.uniforms, torch.full((size,), count), _cpu(batch.scored))
+        time = model.schedule.time_of_noise(torch.full((size,), count / length).double())
+        token_loss = network_loss(model.net, window[:, :1], model.mask_id, model.time_input)
+        total += float(token_loss(window[:, 1:], masked, time).sum())
+        number += int(masked.sum())
+    return total / max(1, number)
+
+
+def _cpu(scored: Tensor | None) -> Tensor | None:
+    return None if scored is None else scored.cpu()
+
+
+def _double(nats: Tensor) -> Tensor:
+    """float64, on the CPU where the device has none."""
+    return nats.cpu().double() if nats.device.type == "mps" else nats.double()
+
+
+Adapter = MDLMAdapter
