@@ -15,7 +15,6 @@ from nanozoo_core.diffusion.schedules import Geometric, Linear
 from nanozoo_core.kernels.log_mixture import log_mixture_reference
 from nanozoo_core.testing import toy
 from nanozoo_sedd import uniform
-from nanozoo_sedd.uniform import ScoreSums
 
 SIZE = 5
 SIGMAS = [1e-6, 0.01, 0.3, 1.0, 4.0, 12.0]
@@ -140,7 +139,7 @@ def test_best_scores_are_the_posterior_mean_of_the_ratios(sigma):
 
 @pytest.mark.parametrize("sigma", [1e-6, 0.3, 20.0])
 def test_scores_of_a_denoiser_are_the_mean_ratios_under_its_posterior(sigma):
-    """P is proportional to p(x_0 | others) p(x_t | x_0); both forms of s, and the sums from them."""
+    """P is proportional to p(x_0 | others) p(x_t | x_0); both forms of s, and their sums."""
     x0, xt = pairs()
     logits = torch.randn(1, SIZE * SIZE, SIZE, generator=seeded_generator(6), dtype=torch.float64)
     log_p = logits.log_softmax(-1)
@@ -161,6 +160,13 @@ def test_scores_of_a_denoiser_are_the_mean_ratios_under_its_posterior(sigma):
     expected = exact.sums_of(scores.log(), xt, x0)
     for got, wanted in zip(found, expected, strict=True):
         assert_close(got, wanted, rtol=1e-7, atol=1e-7)
+
+
+def test_both_tables_of_exact_scores_agree():
+    """The ratios of enumerated marginals, and the mean ratios given the other tokens."""
+    windows = exact.SEQUENCES
+    found = exact.uniform_log_scores_of(windows, torch.full((27,), 0.8, dtype=torch.float64))
+    assert_close(found, exact.uniform_log_scores(0.8), rtol=0, atol=1e-12)
 
 
 def test_denoiser_with_exact_predictions_has_the_exact_scores():
@@ -238,38 +244,6 @@ def test_all_terms_together_are_ln_v_when_nothing_is_known(schedule):
         recon = 0.0
     total = integral + uniform.prior_kl(schedule, SIZE) + recon
     assert total == pytest.approx(math.log(SIZE), abs=5e-6)
-
-
-def table_sums(corrupted: Tensor, tokens: Tensor, sigma: Tensor) -> ScoreSums:
-    """Exact scores for windows (B, 3), each at its own sigma."""
-    rows = []
-    for window, noise in zip(corrupted, sigma.tolist(), strict=True):
-        rows.append(exact.uniform_log_scores(noise)[exact.code(window)])
-    return exact.sums_of(torch.stack(rows), corrupted, tokens)
-
-
-def test_estimate_agrees_with_the_entropy_and_never_reads_below():
-    """Stratified draws of all three terms, exact scores: the alarm of a bound that is none."""
-    num_draws = 1500
-    schedule = Geometric(1e-3, 12.0)
-    generator = seeded_generator(8)
-    x = exact.SEQUENCES[toy.joint().multinomial(num_draws, True, generator=generator)]
-    level = torch.rand(num_draws, generator=generator, dtype=torch.float64)
-    time = 1 - (torch.arange(num_draws) + level) / num_draws
-    uniforms = torch.rand(2, num_draws, 3, generator=generator, dtype=torch.float64)
-    common = {"schedule": schedule, "vocab_size": 3}
-    nats = uniform.integral(table_sums, x, time, uniforms[0], **common)
-
-    def decode(corrupted: Tensor, tokens: Tensor, sigma: float) -> Tensor:
-        scores = exact.uniform_log_scores(sigma)[exact.code(corrupted)].exp()
-        probs = uniform.decoder_probs(scores, corrupted, sigma)
-        return probs.gather(-1, tokens[..., None])[..., 0].log()
-
-    nats = nats + uniform.reconstruction(decode, x, uniforms[1], **common)
-    nats = nats + 3 * uniform.prior_kl(schedule, 3)
-    error = float(nats.std()) / math.sqrt(num_draws)  # at least that of stratified draws
-    assert abs(float(nats.mean()) - toy.ENTROPY) < 3 * error
-    assert error < 0.06
 
 
 def test_prior_is_the_divergence_from_uniform():

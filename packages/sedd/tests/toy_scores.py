@@ -44,12 +44,32 @@ def uniform_log_scores(sigma: float) -> Tensor:
     return (marginal[code(changed)] / marginal[:, None, None]).log()
 
 
+def uniform_log_scores_of(windows: Tensor, sigma: Tensor) -> Tensor:
+    """The same for windows (B, 3), each at its own sigma (B,): (B, 3, V)."""
+    eye = torch.eye(VOCAB, dtype=torch.float64)
+    keep = torch.exp(-sigma)[:, None, None]
+    matrix = keep * eye + (1 - keep) / VOCAB  # (B, V, V)
+    towards = matrix[:, SEQUENCES]  # (B, 27, 3, V): of each x_0's symbols
+    own = towards.gather(-1, windows[:, None, :, None].expand(-1, 27, -1, 1))[..., 0]  # (B, 27, 3)
+    others = own.roll(1, -1) * own.roll(-1, -1)
+    mass = torch.einsum("k,bki,bkiv->biv", toy.joint(), others, towards)
+    return (mass / mass.gather(-1, windows[..., None])).log()
+
+
 def sums_of(log_scores: Tensor, corrupted: Tensor, tokens: Tensor) -> ScoreSums:
     """From all log s (..., V) at the tokens (...), whose own entries are 0."""
     log_true = log_scores.gather(-1, tokens[..., None])[..., 0]
     own = log_scores.gather(-1, corrupted[..., None])[..., 0]
     assert float(own.detach().abs().max()) < 1e-12
     return ScoreSums(log_scores.exp().sum(-1) - 1, log_scores.sum(-1), log_true)
+
+
+def masked_log_measure(windows: Tensor) -> Tensor:
+    """log p(x_i | visible tokens) of windows (B, 3) with masks, (B, 3, V); -inf nowhere."""
+    return MASKED_TABLE[code(windows, VOCAB + 1)]
+
+
+MASKED_TABLE = toy.masked_denoiser(MASKED_STATES).clamp(min=-700.0)
 
 
 def gauss_legendre(num_points: int) -> tuple[Tensor, Tensor]:
@@ -61,7 +81,7 @@ def gauss_legendre(num_points: int) -> tuple[Tensor, Tensor]:
 
 
 def smooth_times(num_points: int) -> tuple[Tensor, Tensor]:
-    """Times t = u^2 (3 - 2u) and weights: the ends, where integrands are singular, are flattened."""
+    """Times t = u^2 (3 - 2u) and weights: flat at the ends, where integrands are singular."""
     u, weight = gauss_legendre(num_points)
     return u**2 * (3 - 2 * u), weight * 6 * u * (1 - u)
 

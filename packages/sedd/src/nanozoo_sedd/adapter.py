@@ -6,7 +6,7 @@ B windows, L scored tokens, D model_dim, V data tokens, N rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,7 +26,13 @@ from nanozoo_core.contract import (
     Vocabulary,
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.diffusion.bounds import TokenLoss, count_form, network_loss, time_form
+from nanozoo_core.diffusion.bounds import (
+    draw_by_count,
+    draw_by_time,
+    draw_nats,
+    network_draw_sum,
+    network_loss,
+)
 from nanozoo_core.diffusion.dit import dit_roles
 from nanozoo_core.diffusion.sampling import NoiseSource, WindowNoise, draw_noise
 from nanozoo_core.diffusion.schedules import Linear
@@ -37,6 +43,7 @@ from nanozoo_sedd.model import SEDD
 CHUNK_BYTES = 64 << 20  # of one (rows, V) float32 tensor of the decoder
 INSPECTED_LEVELS = 4  # parts of the range of noise that `inspect` tells apart
 INSPECTION_SEED = 2_000_003
+BY_NOISE = Linear()  # the schedule whose time is the noise 1 - alpha itself
 
 
 class SEDDAdapter(DefaultModelAdapter):
@@ -46,22 +53,15 @@ class SEDDAdapter(DefaultModelAdapter):
         """Mean score entropy in nats per token. With time_sampler=t it leaves out t < t_min, and
         under uniform noise both ends of the bound: for training alone."""
         assert isinstance(model, SEDD)
-        config = model.config
-        noise = _noise(step, batch, stratified=config.stratified)
-        if config.draws_counts:
-            nats = _masked_nats(model, batch, noise)
-        elif config.is_absorbing:
-            nats = time_form(
-                _masked_loss(model, batch, lambda time: model.told(model.schedule.sigma(time))),
-                batch.window[:, 1:],
-                noise,
-                schedule=model.schedule,
-                time_min=config.t_min,
-                scored=_scored(batch),
-            )
+        noise = _noise(step, batch, stratified=model.config.stratified)
+        if model.config.is_absorbing:
+            total = _masked_training_sum(model, batch, noise)
         else:
-            nats = _uniform_integral(model, batch, noise, config.t_min)
-        return Loss((nats.sum() / max(1, batch.num_scored)).float())
+            t_min = model.config.t_min
+            times = t_min + (1 - t_min) * (1 - noise.level)  # in (t_min, 1]
+            nats = _uniform_integral(model, batch, times, noise.uniforms)
+            total = (1 - t_min) * nats.sum()
+        return Loss((total / max(1, batch.num_scored)).float())
 
     def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
         """One draw of the bound on -log p of each window, with all of its terms. What it bounds is
@@ -137,9 +137,7 @@ class SEDDAdapter(DefaultModelAdapter):
 def _noise(source: NoiseSource, batch: Batch, *, stratified: bool = True) -> WindowNoise:
     """A level and one uniform per scored token of each window."""
     length = batch.window.shape[1] - 1
-    noise = draw_noise(source, batch.rows, batch.num_rows, length + 1)
-    level = noise.level if stratified else noise.uniforms[:, -1]
-    return WindowNoise(level, noise.uniforms[:, :-1])
+    return draw_noise(source, batch.rows, batch.num_rows, length, stratified=stratified)
 
 
 def _part(noise: WindowNoise, level: int) -> WindowNoise:
@@ -159,30 +157,50 @@ def _scored_bytes(batch: Batch, vocabulary: Vocabulary) -> int:
 # -- masks ----------------------------------------------------------------------------------------
 
 
+def _masked_training_sum(model: SEDD, batch: Batch, noise: WindowNoise) -> Tensor:
+    """Score entropy summed over the windows, by the number of masks or by the time."""
+    config, window = model.config, batch.window
+    if config.draws_counts:
+        draw = draw_by_count(noise, schedule=BY_NOISE, scored=_scored(batch))
+        sigma = BY_NOISE.sigma
+    else:
+        draw = draw_by_time(
+            noise, schedule=model.schedule, time_min=config.t_min, scored=_scored(batch)
+        )
+        sigma = model.schedule.sigma
+    return network_draw_sum(
+        model.net,
+        window[:, :1],
+        model.mask_id,
+        window[:, 1:],
+        draw,
+        lambda time: model.told(sigma(time)),
+        normalised=False,
+    )
+
+
 def _masked_nats(
     model: SEDD, batch: Batch, noise: WindowNoise, *, normalised: bool = False
 ) -> Tensor:
     """One draw of the bound per window, (B,). All noise from none to everything is covered, so
-    neither a prior nor a reconstruction term is left, whatever the training schedule."""
-    return count_form(
-        _masked_loss(model, batch, model.told_of_noise, normalised=normalised),
-        batch.window[:, 1:],
-        noise,
-        schedule=Linear(),  # whose time is the noise 1 - alpha
-        scored=_scored(batch),
-    )
+    neither a prior nor a reconstruction term is left, whatever the training schedule.
 
-
-def _masked_loss(
-    model: SEDD, batch: Batch, time_input: Callable[[Tensor], Tensor], *, normalised: bool = False
-) -> TokenLoss:
-    """Score entropy of masked tokens over its weight -alpha' / (1 - alpha), in terms of the
-    prediction u of x_0: sum_y u_y - 1 - log u_{x_0}. Tokens that are not masked have none.
+    The score entropy of a masked token over its weight -alpha' / (1 - alpha) is, in terms of the
+    prediction u of x_0, sum_y u_y - 1 - log u_{x_0}: a cross-entropy if u sums to one. Tokens that
+    are not masked have none.
 
     Reference: arXiv 2310.16834, theorem 3.4 with the ratios of the absorbing process.
     """
-    context = batch.window[:, :1]
-    return network_loss(model.net, context, model.mask_id, time_input, normalised=normalised)
+    window = batch.window
+    token_loss = network_loss(
+        model.net,
+        window[:, :1],
+        model.mask_id,
+        lambda time: model.told(BY_NOISE.sigma(time)),
+        normalised=normalised,
+    )
+    draw = draw_by_count(noise, schedule=BY_NOISE, scored=_scored(batch))
+    return draw_nats(token_loss, window[:, 1:], draw)
 
 
 def _masked_levels(model: SEDD, batches: Sequence[Batch]) -> Tensor:
@@ -213,15 +231,15 @@ class UniformTerms(NamedTuple):
 
 
 def uniform_terms(model: SEDD, batch: Batch, source: NoiseSource) -> UniformTerms:
-    """One draw: an x_t at a stratified time in [0, 1], and another x_t at t = 0 to decode."""
+    """One draw: an x_t at a stratified time in (0, 1], and another x_t at t = 0 to decode."""
     window = batch.window
     noise = draw_noise(source, batch.rows, batch.num_rows, 2, window.shape[1] - 1)
     num_scored = window.new_full((len(window),), window.shape[1] - 1)
     if batch.scored is not None:
         num_scored = batch.scored.sum(1)
-    integral = _uniform_integral(
-        model, batch, WindowNoise(noise.level, noise.uniforms[:, 0]), time_min=0.0
-    )
+    times, weights = uniform.spread_times(noise.level, model.schedule)
+    integral = _uniform_integral(model, batch, times, noise.uniforms[:, 0])
+    integral = integral * weights.to(integral)
     reconstruction = uniform.reconstruction(
         lambda corrupted, tokens, sigma: _decode(model, window[:, :1], corrupted, tokens, sigma),
         window[:, 1:],
@@ -234,19 +252,18 @@ def uniform_terms(model: SEDD, batch: Batch, source: NoiseSource) -> UniformTerm
     return UniformTerms(integral, num_scored.to(integral) * prior, reconstruction.to(integral))
 
 
-def _uniform_integral(model: SEDD, batch: Batch, noise: WindowNoise, time_min: float) -> Tensor:
-    """One draw of the integral over [time_min, 1], (B,)."""
+def _uniform_integral(model: SEDD, batch: Batch, times: Tensor, uniforms: Tensor) -> Tensor:
+    """The integrand at times (B,), with one x_t each: (B,)."""
     context = batch.window[:, :1]
-    nats = uniform.integral(
+    return uniform.integral(
         lambda corrupted, tokens, sigma: model.score_sums(corrupted, tokens, sigma, context),
         batch.window[:, 1:],
-        time_min + (1 - time_min) * (1 - noise.level),  # in (time_min, 1]
-        noise.uniforms,
+        times,
+        uniforms,
         schedule=model.schedule,
         vocab_size=model.vocab_size,
         scored=batch.scored,
     )
-    return nats * (1 - time_min)
 
 
 def _decode(
@@ -271,9 +288,11 @@ def _uniform_levels(model: SEDD, batches: Sequence[Batch]) -> Tensor:
     totals = torch.zeros(INSPECTED_LEVELS, 1, dtype=torch.float64)
     for level in range(INSPECTED_LEVELS):
         for batch in batches:
-            # Times run against the levels.
+            # Times run against the levels of noise draws.
             noise = _part(_noise(Draw(INSPECTION_SEED), batch), INSPECTED_LEVELS - 1 - level)
-            totals[level] += float(_uniform_integral(model, batch, noise, time_min=0.0).sum())
+            times, weights = uniform.spread_times(noise.level, model.schedule)
+            nats = _uniform_integral(model, batch, times, noise.uniforms)
+            totals[level] += float((nats.cpu() * weights).sum())
     return totals
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from nanozoo_core.contract import PartialText, SamplingSettings
 from nanozoo_core.diffusion.categorical import draw_categorical
 from nanozoo_core.diffusion.schedules import Linear, Schedule
+from nanozoo_core.diffusion.unmasking import partial_text
+from nanozoo_core.errors import ConfigError
 from nanozoo_core.generate import probabilities
 from nanozoo_sedd import uniform
 from nanozoo_sedd.model import SEDD
@@ -71,10 +73,7 @@ def unmask(
         if s == 0:
             lifted = torch.ones(rows.numel(), dtype=torch.bool)
         else:
-            if predictor == "euler":
-                share = _at(schedule.weight, t) * (t - s)
-            else:
-                share = 1 - _at(schedule.noise, s) / _at(schedule.noise, t)
+            share = lift_share(schedule, t, s, predictor)
             lift_prob = share * log_u.double().logsumexp(-1).exp().cpu()  # above 1 means surely
             lifted = _uniforms(rows.numel(), generator) < lift_prob
         if not bool(lifted.any()):
@@ -84,6 +83,17 @@ def unmask(
         x = _place(x, rows[chosen], drawn)
         log_u = None
         yield x
+
+
+def lift_share(schedule: Schedule, t: float, s: float, predictor: Predictor) -> float:
+    """How likely a mask of mass 1 is lifted between t and s.
+
+    For analytic that is sum_y (e^D - 1) s_y, D = sigma_t - sigma_s, with the scores s_y = alpha_t /
+    (1 - alpha_t) u_y put in, so that nothing is infinite where alpha is 0.
+    """
+    if predictor == "euler":
+        return _at(schedule.weight, t) * (t - s)
+    return 1 - _at(schedule.noise, s) / _at(schedule.noise, t)
 
 
 @torch.no_grad()
@@ -167,7 +177,10 @@ def jump(
 def fill(
     model: SEDD, text: PartialText, settings: SamplingSettings, generator: torch.Generator
 ) -> Iterator[list[int | None]]:
-    """The window's states after each step, a mask shown as None."""
+    """The window's states after each step, a mask shown as None.
+
+    Raises: ConfigError for a number of steps that the sampler does not take.
+    """
     config = model.config
     mask_id = model.mask_id if config.is_absorbing else None
     device = model.net.embedding.weight.device
@@ -197,6 +210,11 @@ def fill(
             generator=generator,
         )
     elif config.predictor == "first_hitting":
+        if settings.num_steps is not None:
+            raise ConfigError(
+                f"num_steps={settings.num_steps} has no effect with model_cfg.predictor="
+                "first_hitting, which draws one token in each step; use analytic"
+            )
         steps = first_hitting(
             log_scores, x, mask_id=mask_id, settings=settings, generator=generator
         )
@@ -215,7 +233,7 @@ def fill(
             reuse=settings.use_cache and not config.time_conditioning,
         )
     for state in steps:
-        yield [None if token == mask_id else token for token in state[0].tolist()]
+        yield partial_text(state[0], mask_id)
 
 
 def _at(function: Callable[[Tensor], Tensor], t: float) -> float:

@@ -60,12 +60,8 @@ class SEDD(nn.Module):
         )
 
     def told(self, sigma: Tensor) -> Tensor:
-        """What the network is told of sigma: no more than it sees in training."""
+        """What the network is told of sigma, which may be infinite: no more than in training."""
         return sigma.clamp(max=self.config.largest_sigma)
-
-    def told_of_noise(self, noise: Tensor) -> Tensor:
-        """The same for the masked share 1 - alpha, up to 1, where sigma is infinite."""
-        return self.told(-torch.log1p(-noise))
 
     def features(self, tokens: Tensor, sigma: Tensor) -> Tensor:
         """(B, S, D) for the corrupted window (B, S) at sigma (B,)."""
