@@ -180,3 +180,21 @@ def test_network_loss_equals_that_of_its_full_logits():
     ]
     for summed, single in zip(*grads, strict=True):
         assert_close(summed, single, rtol=1e-5, atol=1e-5)
+
+
+def test_network_losses_of_a_measure_add_a_penalty_on_its_mass():
+    torch.manual_seed(0)
+    net = DiT(12, 11, model_dim=16, num_layers=1, num_heads=2, seq_len=9)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    context, targets = torch.randint(11, (4, 1)), torch.randint(11, (4, 8))
+    masked, time = torch.rand(4, 8) < 0.4, torch.rand(4)
+    logits = net(torch.cat([context, targets.masked_fill(masked, 11)], 1), time)[:, 1:]
+    log_mass = logits.logsumexp(-1) - math.log(11)
+    penalty = masked * (log_mass.exp() - 1 - log_mass)
+    tight = network_loss(net, context, 11)(targets, masked, time)
+    loose = network_loss(net, context, 11, normalised=False)(targets, masked, time)
+    assert_close(loose - tight, penalty, rtol=1e-4, atol=1e-5)
+    draw = MaskDraw(masked, time.double(), torch.tensor([0.5, 0.0, 2.0, 1.0]).double())
+    total = network_draw_sum(net, context, 11, targets, draw, normalised=False)
+    assert_close(total, (loose.sum(1) * draw.weight.float()).sum())

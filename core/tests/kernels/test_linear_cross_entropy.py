@@ -90,6 +90,80 @@ def test_equals_reference_in_float64(options: dict, reduction: str) -> None:
     assert_same(found, expected, 1e-10)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_unnormalised_form_equals_reference_in_float64(options: dict, reduction: str) -> None:
+    made = {name: options[name] for name in ("with_bias", "with_token_weight")}
+    args = make(65, 3, 33, **made)
+    both = {"softcap": options["softcap"], "normalised": False, "reduction": reduction}
+    expected = values_and_gradients(linear_cross_entropy_reference, args, **both)
+    found = values_and_gradients(linear_cross_entropy, args, chunk_size=16, **both)
+    assert_same(found, expected, 1e-10)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 63, 64, 65, 1000])
+def test_unnormalised_form_equals_reference_in_float32(num_tokens: int) -> None:
+    args = make(num_tokens, 4, 130, with_bias=True, dtype=torch.float32)
+    expected = values_and_gradients(linear_cross_entropy_reference, args, normalised=False)
+    found = values_and_gradients(linear_cross_entropy, args, normalised=False, chunk_size=64)
+    assert_same(found, expected, 1e-5)
+
+
+def test_unnormalised_loss_is_a_sum_over_the_measure() -> None:
+    """sum_y u_y - 1 - log u_target, written out, and its gradient in the logits u - [target]."""
+    args = make(9, 3, 7)
+    logits = (args["x"] @ args["weight"].T).detach().requires_grad_()
+    u = logits.exp() / 7
+    chosen = u.gather(1, args["targets"][:, None])[:, 0]
+    losses = u.sum(1) - 1 - chosen.log()
+    (slope,) = torch.autograd.grad(losses.sum(), logits)
+    found = values_and_gradients(
+        linear_cross_entropy, args, normalised=False, reduction="none", chunk_size=4
+    )
+    assert_same({"": found["output"]}, {"": losses.detach()}, 1e-12)
+    target = torch.nn.functional.one_hot(args["targets"], 7)
+    assert_same({"": slope}, {"": (u - target).detach()}, 1e-12)
+
+
+def test_unnormalised_loss_is_the_normalised_one_plus_a_penalty_on_the_mass() -> None:
+    args = make(50, 4, 9, with_bias=True)
+    options = {"bias": args["bias"], "reduction": "none"}
+    plain = (args["x"], args["weight"], args["targets"])
+    loose = linear_cross_entropy(*plain, **options, normalised=False)
+    tight = linear_cross_entropy(*plain, **options)
+    logits = torch.nn.functional.linear(args["x"], args["weight"], args["bias"])
+    mass = logits.exp().mean(1)
+    penalty = mass - 1 - mass.log()
+    assert_same({"": (loose - tight).detach()}, {"": penalty.detach()}, 1e-10)
+    assert bool((loose > tight).all())
+    zero = torch.zeros(9, 4, dtype=torch.float64)
+    even = linear_cross_entropy(args["x"], zero, args["targets"], normalised=False)
+    assert float(even.detach()) == pytest.approx(math.log(9), rel=1e-12)
+
+
+@pytest.mark.parametrize("shift", [-1000.0, -90.0, 90.0, 1000.0])
+def test_unnormalised_loss_of_an_extreme_mass_is_finite_and_pulls_it_back(shift: float) -> None:
+    """e^90 is no float32, and the loss must stay above the normalised one."""
+    args = make(8, 4, 10, with_bias=True, dtype=torch.float32)
+    args["bias"] = (args["bias"].detach() + shift).requires_grad_()
+    found = values_and_gradients(linear_cross_entropy, args, normalised=False, reduction="sum")
+    assert all(bool(value.isfinite().all()) for value in found.values())
+    tight = values_and_gradients(linear_cross_entropy, args, reduction="sum")
+    assert float(found["output"]) > float(tight["output"])
+    assert float(found["bias"].sum()) * shift > 0
+
+
+def test_unnormalised_gradcheck() -> None:
+    args = make(5, 3, 4, with_bias=True)
+
+    def loss(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear_cross_entropy(
+            x, weight, args["targets"], bias=bias, softcap=2.0, normalised=False, chunk_size=2
+        )
+
+    assert torch.autograd.gradcheck(loss, (args["x"], args["weight"], args["bias"]))
+
+
 @pytest.mark.parametrize("chunk_size", [None, 1, 64, 5000])
 @pytest.mark.parametrize("num_tokens", [1, 63, 64, 65, 1000])
 def test_equals_reference_in_float32(num_tokens: int, chunk_size: int | None) -> None:
@@ -351,16 +425,27 @@ interpreted = pytest.mark.skipif(
 
 @interpreted
 @pytest.mark.parametrize(
-    ("num_tokens", "dim", "vocab_size", "softcap", "reduction"),
-    [(1, 16, 33, None, "sum"), (63, 16, 130, 3.0, "none"), (65, 48, 33, 3.0, "mean")],
+    ("num_tokens", "dim", "vocab_size", "softcap", "reduction", "normalised"),
+    [
+        (1, 16, 33, None, "sum", True),
+        (63, 16, 130, 3.0, "none", True),
+        (65, 48, 33, 3.0, "mean", True),
+        (63, 4, 130, None, "none", False),
+        (65, 48, 33, 3.0, "mean", False),
+    ],
 )
 def test_interpreted_kernel_equals_reference(
-    num_tokens: int, dim: int, vocab_size: int, softcap: float | None, reduction: str
+    num_tokens: int,
+    dim: int,
+    vocab_size: int,
+    softcap: float | None,
+    reduction: str,
+    normalised: bool,
 ) -> None:
     args = make(
         num_tokens, dim, vocab_size, with_bias=True, with_token_weight=True, dtype=torch.float32
     )
-    options = {"softcap": softcap, "reduction": reduction}
+    options = {"softcap": softcap, "reduction": reduction, "normalised": normalised}
     expected = values_and_gradients(linear_cross_entropy_reference, args, **options)
     found = values_and_gradients(
         linear_cross_entropy, args, backend="triton", chunk_size=40, **options
@@ -389,20 +474,35 @@ def test_interpreted_kernel_takes_bfloat16() -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("shift", [-90.0, 90.0])
+def test_interpreted_kernel_holds_an_extreme_mass(shift: float) -> None:
+    args = make(3, 16, 130, with_bias=True, dtype=torch.float32)
+    args["bias"] = (args["bias"].detach() + shift).requires_grad_()
+    options = {"normalised": False, "reduction": "sum"}
+    expected = values_and_gradients(linear_cross_entropy, args, backend="torch", **options)
+    found = values_and_gradients(linear_cross_entropy, args, backend="triton", **options)
+    # e^60 of an argument that float32 holds to 60 * 2^-24 is off by as much.
+    assert_same(found, expected, 2e-5)
+
+
+@interpreted
 @pytest.mark.parametrize("target", [-1, 33])
 def test_interpreted_kernel_marks_an_illegal_target(target: int) -> None:
     from nanozoo_core.kernels import linear_cross_entropy as module
 
+    head = module._Head(
+        softcap=None, normalised=True, chunk_size=2, dtype=torch.float32, backend="triton"
+    )
     losses, _ = module._softmax_step_triton(
-        torch.zeros(2, 64)[:, :33], torch.tensor([0, target]), None, True
+        torch.zeros(2, 64)[:, :33], torch.tensor([0, target]), head, True
     )
     assert losses.isfinite().tolist() == [True, False]
 
 
 @needs_triton
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled there")
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_kernel_compiles_for_sm_90(dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "normalised"), [("bf16", True), ("fp32", True), ("bf16", False)])
+def test_kernel_compiles_for_sm_90(dtype: str, normalised: bool) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -418,11 +518,20 @@ def test_kernel_compiles_for_sm_90(dtype: str) -> None:
             "vocab_size": "i32",
             "row_stride": "i32",
             "softcap": "fp32",
+            "log_size": "fp32",
+            "MAX_LOG_MASS": "constexpr",
+            "NORMALISED": "constexpr",
             "HAS_SOFTCAP": "constexpr",
             "WITH_GRADIENT": "constexpr",
             "BLOCK": "constexpr",
         },
-        constexprs={"HAS_SOFTCAP": True, "WITH_GRADIENT": True, "BLOCK": 4096},
+        constexprs={
+            "MAX_LOG_MASS": 60.0,
+            "HAS_SOFTCAP": True,
+            "NORMALISED": normalised,
+            "WITH_GRADIENT": True,
+            "BLOCK": 4096,
+        },
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
     assert "cubin" in compiled.asm
@@ -431,16 +540,19 @@ def test_kernel_compiles_for_sm_90(dtype: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize(("num_tokens", "vocab_size"), [(1, 33), (1000, 50257)])
-def test_cuda_equals_reference(num_tokens: int, vocab_size: int, reduction: str) -> None:
+def test_cuda_equals_reference(
+    num_tokens: int, vocab_size: int, reduction: str, normalised: bool
+) -> None:
     args = make(
         num_tokens, 64, vocab_size, with_bias=True, with_token_weight=True, dtype=torch.float32
     )
     args = {
         name: arg.detach().to(CUDA).requires_grad_(arg.requires_grad) for name, arg in args.items()
     }
-    options = {"softcap": 15.0, "reduction": reduction}
+    options = {"softcap": 15.0, "reduction": reduction, "normalised": normalised}
     expected = values_and_gradients(linear_cross_entropy_reference, args, **options)
     found = values_and_gradients(linear_cross_entropy, args, chunk_size=300, **options)
     assert_same(found, expected, 1e-5)

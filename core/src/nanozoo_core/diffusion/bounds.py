@@ -53,11 +53,14 @@ def network_loss(
     context: Tensor,
     mask_id: int,
     time_input: Callable[[Tensor], Tensor] | None = None,
+    *,
+    normalised: bool = True,
 ) -> TokenLoss:
     """Cross-entropy of a DiT that also reads the clean token `context` (B, 1) before the window.
 
     Only the masked rows go through the head. `masked` is best left on the CPU, where the rows can
     be counted without waiting for the device; `time_input` turns time into what the net reads.
+    With normalised=False the logits are those of a measure (see `linear_cross_entropy`).
     """
 
     def loss(targets: Tensor, masked: Tensor, time: Tensor) -> Tensor:
@@ -67,6 +70,7 @@ def network_loss(
             net.output_weight,
             targets.flatten()[rows],
             bias=net.output_bias,
+            normalised=normalised,
             reduction="none",
         )
         empty = torch.zeros(targets.numel(), device=targets.device, dtype=losses.dtype)
@@ -82,6 +86,8 @@ def network_draw_sum(
     targets: Tensor,
     draw: MaskDraw,
     time_input: Callable[[Tensor], Tensor] | None = None,
+    *,
+    normalised: bool = True,
 ) -> Tensor:
     """The sum of `draw_nats` with `network_loss` over all windows, for training: with each row's
     weight known beforehand the head needs one matrix product less."""
@@ -95,6 +101,7 @@ def network_draw_sum(
         targets.flatten()[rows],
         bias=net.output_bias,
         token_weight=weight.to(targets.device),
+        normalised=normalised,
         reduction="sum",
     )
 

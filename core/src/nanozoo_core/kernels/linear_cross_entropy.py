@@ -28,6 +28,9 @@ except ImportError:  # no wheels for macOS and Windows
 Reduction = Literal["mean", "sum", "none"]
 Backend = Literal["torch", "triton"]
 
+# log sum_y u_y is held within this, so that the sum and its gradients stay finite in float32.
+MAX_LOG_MASS = 60.0
+
 
 def linear_cross_entropy(
     x: Tensor,
@@ -37,11 +40,16 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     token_weight: Tensor | None = None,
     softcap: float | None = None,
+    normalised: bool = True,
     reduction: Reduction = "mean",
     chunk_size: int | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
     """Returns l_i = -w_i log softmax(z_i)[target_i] of the logits z = softcap(x W^T + b).
+
+    With normalised=False the logits stand for a measure u_y = e^{z_y} / V that need not sum to one,
+    and l_i = w_i (sum_y u_y - 1 - log u_target): the generalised Kullback-Leibler divergence of the
+    target from u, which is never below the normalised loss and equals it where the sum is 1.
 
     Under autocast, or with bfloat16 arguments, the matrix products are bfloat16; softmax, losses
     and their sums are always float32 (float64 for float64 arguments). Every argument but the
@@ -54,6 +62,7 @@ def linear_cross_entropy(
         bias: (V,).
         token_weight: (N,) w_i; None stands for ones.
         softcap: c in z -> c tanh(z / c) (Gemma 2, arXiv 2408.00118, section 2).
+        normalised: False leaves out the softmax; log sum_y u_y is then held within +-60.
         reduction: "mean" is sum_i l_i / sum_i w_i, and 0 where the weights sum to 0; "sum"; "none".
         chunk_size: tokens whose logits are held at once; None chooses by the vocabulary.
         backend: None takes Triton on CUDA where it is installed, torch elsewhere.
@@ -71,6 +80,7 @@ def linear_cross_entropy(
             bias=bias,
             token_weight=token_weight,
             softcap=softcap,
+            normalised=normalised,
             reduction=reduction,
             chunk_size=chunk_size,
             backend=backend,
@@ -81,6 +91,7 @@ def linear_cross_entropy(
         backend = "triton" if has_triton else "torch"
     head = _Head(
         softcap=softcap,
+        normalised=normalised,
         chunk_size=_chunk_size(x, weight, chunk_size),
         dtype=_product_dtype(x),
         backend=backend,
@@ -110,6 +121,7 @@ def linear_cross_entropy_reference(
     bias: Tensor | None = None,
     token_weight: Tensor | None = None,
     softcap: float | None = None,
+    normalised: bool = True,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """The same in a few lines that autograd differentiates, with all logits in memory."""
@@ -118,6 +130,9 @@ def linear_cross_entropy_reference(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     losses = F.cross_entropy(logits, targets, reduction="none")  # (N,)
+    if not normalised:
+        log_mass = logits.logsumexp(1) - math.log(logits.shape[1])
+        losses = losses - log_mass + torch.expm1(log_mass)
     if token_weight is not None:
         losses = losses * token_weight
     if reduction == "none":
@@ -136,6 +151,7 @@ class _Head:
     """What the passes of one call share."""
 
     softcap: float | None
+    normalised: bool
     chunk_size: int
     dtype: torch.dtype  # of the matrix products
     backend: Backend
@@ -177,7 +193,7 @@ def _losses_and_gradients(
             torch.mm(features, matrix.mT, out=logits)
         else:
             torch.addmm(offset, features, matrix.mT, out=logits)
-        losses[rows], norm = softmax_step(logits, targets[rows], head.softcap, any(needs))
+        losses[rows], norm = softmax_step(logits, targets[rows], head, any(needs))
         if not any(needs):
             continue
         # `logits` now hold their gradient but for a factor per row, which costs less on D features
@@ -277,7 +293,7 @@ def _refuse_second_derivative() -> None:
 
 
 def _softmax_step_torch(
-    logits: Tensor, targets: Tensor, softcap: float | None, with_gradient: bool
+    logits: Tensor, targets: Tensor, head: _Head, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Losses (C,) of logits (C, V), which become, row by row, `norm` (C, 1) times the gradient of
     their loss (or scratch, without gradient).
@@ -285,6 +301,7 @@ def _softmax_step_torch(
     Rows are taken in blocks of about 2 MiB, which stay in a core's cache through all six passes.
     """
     num_tokens, vocab_size = logits.shape
+    softcap = head.softcap
     accumulator = torch.promote_types(logits.dtype, torch.float32)
     losses = logits.new_empty(num_tokens, dtype=accumulator)
     norm = logits.new_empty(num_tokens, 1, dtype=accumulator)
@@ -301,7 +318,13 @@ def _softmax_step_torch(
         top = z.amax(1, keepdim=True)
         z.sub_(top).exp_()
         total = torch.sum(z, 1, keepdim=True, out=norm[rows])
-        losses[rows] = (top + total.log() - chosen)[:, 0]
+        if head.normalised:
+            losses[rows] = (top + total.log() - chosen)[:, 0]
+        else:
+            log_size = math.log(vocab_size)
+            log_mass = (top + total.log() - log_size).clamp(-MAX_LOG_MASS, MAX_LOG_MASS)
+            losses[rows] = (log_mass.expm1() + log_size - chosen)[:, 0]
+            total.div_(log_mass.exp())  # e^{z - top} over this is a logit's share of the mass
         if with_gradient:
             z.scatter_add_(1, target, -total)
             if softcap is not None:
@@ -323,7 +346,10 @@ if triton is not None:
         vocab_size,
         row_stride,
         softcap,
+        log_size,  # of the vocabulary
+        MAX_LOG_MASS: tl.constexpr,
         HAS_SOFTCAP: tl.constexpr,
+        NORMALISED: tl.constexpr,
         WITH_GRADIENT: tl.constexpr,
         BLOCK: tl.constexpr,
     ):
@@ -348,12 +374,19 @@ if triton is not None:
             total = total * tl.exp(top - new_top) + tl.sum(tl.exp(z - new_top), 0)
             top = new_top
         log_total = top + tl.log(total)
+        log_norm = log_total  # of the exponentials, in a logit's gradient
+        base = log_total
+        if not NORMALISED:
+            log_mass = log_total - log_size
+            log_mass = tl.minimum(tl.maximum(log_mass, -MAX_LOG_MASS), MAX_LOG_MASS)
+            log_norm = log_total - log_mass
+            base = tl.exp(log_mass) - 1.0 + log_size
 
         is_legal = (target >= 0) & (target < vocab_size)
         chosen = tl.load(logits + target, mask=is_legal, other=0.0).to(tl.float32)
         if HAS_SOFTCAP:
             chosen = softcap * (2 * tl.sigmoid(2 * chosen / softcap) - 1)
-        tl.store(losses + row, tl.where(is_legal, log_total - chosen, float("nan")))
+        tl.store(losses + row, tl.where(is_legal, base - chosen, float("nan")))
 
         if WITH_GRADIENT:
             tl.debug_barrier()  # `chosen` is read before its place is overwritten
@@ -363,7 +396,7 @@ if triton is not None:
                 if HAS_SOFTCAP:
                     t = 2 * tl.sigmoid(2 * z / softcap) - 1
                     z = softcap * t
-                gradient = tl.exp(z - log_total) - tl.where(start + columns == target, 1.0, 0.0)
+                gradient = tl.exp(z - log_norm) - tl.where(start + columns == target, 1.0, 0.0)
                 if HAS_SOFTCAP:
                     gradient *= 1 - t * t
                 tl.store(
@@ -372,7 +405,7 @@ if triton is not None:
 
 
 def _softmax_step_triton(
-    logits: Tensor, targets: Tensor, softcap: float | None, with_gradient: bool
+    logits: Tensor, targets: Tensor, head: _Head, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """As `_softmax_step_torch`; the kernel divides by the norm itself, so ones come back."""
     num_tokens, vocab_size = logits.shape
@@ -383,8 +416,11 @@ def _softmax_step_triton(
         losses,
         vocab_size,
         logits.stride(0),
-        1.0 if softcap is None else softcap,
-        HAS_SOFTCAP=softcap is not None,
+        1.0 if head.softcap is None else head.softcap,
+        math.log(vocab_size),
+        MAX_LOG_MASS=MAX_LOG_MASS,
+        HAS_SOFTCAP=head.softcap is not None,
+        NORMALISED=head.normalised,
         WITH_GRADIENT=with_gradient,
         # 16 logits per thread: enough loads in flight, and no spilled registers.
         BLOCK=min(4096, triton.next_power_of_2(vocab_size)),

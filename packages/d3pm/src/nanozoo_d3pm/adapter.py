@@ -31,10 +31,10 @@ from nanozoo_core.diffusion.sampling import (
     draw_noise,
     mask_counts,
 )
+from nanozoo_core.kernels.log_mixture import log_mixture
 from nanozoo_d3pm import generate, graph
 from nanozoo_d3pm.config import D3PMConfig
 from nanozoo_d3pm.graph_transitions import GraphTransition
-from nanozoo_d3pm.kernels.log_mixture import log_mixture
 from nanozoo_d3pm.losses import (
     UniformRates,
     general_kl,

@@ -1,0 +1,254 @@
+"""Sampling: from noise to text, with any tokens held fixed.
+
+A step first decides whether a token jumps, by the scores alone; temperature and cuts act on where
+it jumps to. All samplers yield the windows after every step that changed them.
+
+B windows, S positions, V data tokens, N rows of the flattened windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nanozoo_core.contract import PartialText, SamplingSettings
+from nanozoo_core.diffusion.categorical import draw_categorical
+from nanozoo_core.diffusion.schedules import Linear, Schedule
+from nanozoo_core.diffusion.unmasking import partial_text
+from nanozoo_core.errors import ConfigError
+from nanozoo_core.generate import probabilities
+from nanozoo_sedd import uniform
+from nanozoo_sedd.model import SEDD
+
+LAST_TIME = 1e-5  # where the last ordinary step ends; one more goes on to x_0
+
+Predictor = Literal["analytic", "euler"]
+
+LogScores = Callable[[Tensor, float, Tensor], Tensor]
+"""(windows (B, S), sigma, rows (N,)) -> (N, V): log u at masks, or log s of the uniform process,
+which is 0 at a token's own value. sigma may be infinite, of masks alone."""
+
+
+def time_grid(num_steps: int) -> list[float]:
+    """1 > ... > LAST_TIME in num_steps even steps, then 0."""
+    width = (1 - LAST_TIME) / num_steps
+    return [*(1 - width * n for n in range(num_steps)), LAST_TIME, 0.0]
+
+
+# -- masks ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def unmask(
+    log_measure: LogScores,
+    x: Tensor,
+    *,
+    mask_id: int,
+    num_steps: int,
+    schedule: Schedule,
+    predictor: Predictor,
+    settings: SamplingSettings,
+    generator: torch.Generator,
+    reuse: bool = False,
+) -> Iterator[Tensor]:
+    """Lifts masks step by step, each to y with probability c u_y, c being (alpha_s - alpha_t) /
+    (1 - alpha_t), or its first order for euler; the last step lifts all that are left.
+
+    What is known from the start, wherever it stands, is conditioned on exactly.
+
+    Args: x: (B, S). reuse: log_measure ignores sigma, so it need not be asked again after a step
+        that lifted nothing.
+    """
+    log_u: Tensor | None = None
+    for t, s in pairwise(time_grid(num_steps)):
+        rows = (x.flatten() == mask_id).nonzero()[:, 0]  # (N,)
+        if rows.numel() == 0:
+            return
+        if log_u is None or not reuse:
+            log_u = log_measure(x, _at(schedule.sigma, t), rows)  # (N, V)
+        if s == 0:
+            lifted = torch.ones(rows.numel(), dtype=torch.bool)
+        else:
+            share = lift_share(schedule, t, s, predictor)
+            lift_prob = share * log_u.double().logsumexp(-1).exp().cpu()  # above 1 means surely
+            lifted = _uniforms(rows.numel(), generator) < lift_prob
+        if not bool(lifted.any()):
+            continue
+        chosen = lifted.to(x.device)
+        drawn = _draw(log_u[chosen], settings, generator)
+        x = _place(x, rows[chosen], drawn)
+        log_u = None
+        yield x
+
+
+def lift_share(schedule: Schedule, t: float, s: float, predictor: Predictor) -> float:
+    """How likely a mask of mass 1 is lifted between t and s.
+
+    For analytic that is sum_y (e^D - 1) s_y, D = sigma_t - sigma_s, with the scores s_y = alpha_t /
+    (1 - alpha_t) u_y put in, so that nothing is infinite where alpha is 0.
+    """
+    if predictor == "euler":
+        return _at(schedule.weight, t) * (t - s)
+    return 1 - _at(schedule.noise, s) / _at(schedule.noise, t)
+
+
+@torch.no_grad()
+def first_hitting(
+    log_measure: LogScores,
+    x: Tensor,
+    *,
+    mask_id: int,
+    settings: SamplingSettings,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """Lifts one mask of each window at a time: the law of infinitely many steps, if the measure
+    ignores sigma.
+
+    A mask is lifted at the rate of its mass sum_y u_y times a factor that all masks share, so the
+    next one is drawn in proportion to the masses: evenly where they are normalised.
+    Reference: arXiv 2409.02908, the first-hitting sampler, whose masses are all 1.
+    """
+    while True:
+        rows = (x.flatten() == mask_id).nonzero()[:, 0]  # (N,)
+        if rows.numel() == 0:
+            return
+        log_u = log_measure(x, float("inf"), rows)  # (N, V)
+        masses = torch.zeros(x.numel(), dtype=torch.float64, device=x.device)
+        masses = masses.index_put((rows,), log_u.double().logsumexp(-1).exp()).view_as(x)
+        windows = (x == mask_id).any(1).nonzero()[:, 0]
+        places = draw_categorical(masses[windows], _uniforms(len(windows), generator))
+        chosen = windows * x.shape[1] + places
+        x = _place(x, chosen, _draw(log_u[torch.searchsorted(rows, chosen)], settings, generator))
+        yield x
+
+
+# -- any token ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def jump(
+    log_scores: LogScores,
+    x: Tensor,
+    known: Tensor,
+    *,
+    vocab_size: int,
+    num_steps: int,
+    schedule: Schedule,
+    predictor: Predictor,
+    settings: SamplingSettings,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """From uniform noise at the unknown tokens of x (B, S), step by step, each token on its own.
+
+    Known tokens stay. That is a heuristic: in training every token but the first was corrupted, so
+    the network reads them as tokens that may be wrong.
+    """
+    free = (~known).flatten().nonzero()[:, 0]  # (N,)
+    if free.numel() == 0:
+        return
+    noise = (_uniforms(free.numel(), generator) * vocab_size).long().to(x.device)
+    x = _place(x, free, noise)
+    yield x
+    for t, s in pairwise(time_grid(num_steps)):
+        own = x.flatten()[free]
+        sigma = _at(schedule.sigma, t)
+        scores = log_scores(x, sigma, free).exp()  # (N, V)
+        if s == 0:
+            weights = uniform.decoder_probs(scores, own, sigma)
+        elif predictor == "euler":
+            weights = uniform.euler_weights(scores, own, _at(schedule.sigma_rate, t) * (t - s))
+        else:
+            weights = uniform.tweedie_weights(scores, own, sigma - _at(schedule.sigma, s))
+        jumps = weights.double().scatter(-1, own[:, None], 0.0)
+        jump_prob = jumps.sum(-1) / weights.double().sum(-1)
+        moved = _uniforms(free.numel(), generator).to(x.device) < jump_prob
+        if bool(moved.any()):
+            x = _place(x, free[moved], _draw(jumps[moved].log(), settings, generator))
+            yield x
+
+
+# -- whole models ---------------------------------------------------------------------------------
+
+
+def fill(
+    model: SEDD, text: PartialText, settings: SamplingSettings, generator: torch.Generator
+) -> Iterator[list[int | None]]:
+    """The window's states after each step, a mask shown as None.
+
+    Raises: ConfigError for a number of steps that the sampler does not take.
+    """
+    config = model.config
+    mask_id = model.mask_id if config.is_absorbing else None
+    device = model.net.embedding.weight.device
+    known = torch.tensor([[token is not None for token in text]], device=device)
+    hole = 0 if mask_id is None else mask_id
+    x = torch.tensor([[hole if token is None else token for token in text]], device=device)
+    num_steps = settings.num_steps or config.sampling_steps
+
+    def log_scores(window: Tensor, sigma: float, rows: Tensor) -> Tensor:
+        noise = torch.full((1,), sigma, dtype=torch.float64)
+        features = model.features(window, noise).flatten(0, 1)[rows]
+        if config.is_absorbing:
+            return model.log_measure(features)
+        return model.log_scores(features, window.flatten()[rows], sigma)
+
+    if mask_id is None:
+        assert config.predictor != "first_hitting"
+        steps = jump(
+            log_scores,
+            x,
+            known,
+            vocab_size=model.vocab_size,
+            num_steps=num_steps,
+            schedule=model.schedule,
+            predictor=config.predictor,
+            settings=settings,
+            generator=generator,
+        )
+    elif config.predictor == "first_hitting":
+        if settings.num_steps is not None:
+            raise ConfigError(
+                f"num_steps={settings.num_steps} has no effect with model_cfg.predictor="
+                "first_hitting, which draws one token in each step; use analytic"
+            )
+        steps = first_hitting(
+            log_scores, x, mask_id=mask_id, settings=settings, generator=generator
+        )
+    else:
+        # Masks alone are where the noise is 1, which training with noise_eps > 0 never reaches.
+        schedule = Linear() if config.schedule_name == "loglinear" else model.schedule
+        steps = unmask(
+            log_scores,
+            x,
+            mask_id=mask_id,
+            num_steps=num_steps,
+            schedule=schedule,
+            predictor=config.predictor,
+            settings=settings,
+            generator=generator,
+            reuse=settings.use_cache and not config.time_conditioning,
+        )
+    for state in steps:
+        yield partial_text(state[0], mask_id)
+
+
+def _at(function: Callable[[Tensor], Tensor], t: float) -> float:
+    """A schedule's function in float64."""
+    return float(function(torch.tensor(t, dtype=torch.float64, device="cpu")))
+
+
+def _draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> Tensor:
+    """One token per row of logits (N, V), after temperature and cuts, in float64."""
+    return draw_categorical(probabilities(logits, settings), _uniforms(len(logits), generator))
+
+
+def _place(x: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    return x.flatten().index_put((rows,), tokens).view_as(x)
+
+
+def _uniforms(count: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
