@@ -45,15 +45,15 @@ class CurrentBestConfig:
 
     window_pattern: str = "SLSL"
     """One letter per layer: S short window, L long window, - no attention."""
-    paired_layers: list[int] | tuple[int, ...] = (0,)
+    paired_layers: tuple[int, ...] = (0,)
     """Layers whose heads attend in pairs over an interleaved sequence of twice the length."""
-    value_embed_layers: list[int] | tuple[int, ...] = (1, 3)
+    value_embed_layers: tuple[int, ...] = (1, 3)
     """Layers that add a gated embedding of the token to their values, each of its own table."""
-    xsa_layers: list[int] | tuple[int, ...] = (1,)
+    xsa_layers: tuple[int, ...] = (1,)
     """Layers that take from a head's output its component along the token's own value."""
-    attn_gate_layers: list[int] | tuple[int, ...] = (1, 3)
+    attn_gate_layers: tuple[int, ...] = (1, 3)
     """Layers whose heads are scaled by a coefficient per token."""
-    dc_layers: list[int] | tuple[int, ...] = (3,)
+    dc_layers: tuple[int, ...] = (3,)
     """Layers whose heads also read by a mix of all heads' attention."""
     dc_window: int = 32
     """Keys that this mix reaches, the token's own among them."""
@@ -63,7 +63,7 @@ class CurrentBestConfig:
     """Layers after snapshot_layer attend from its output, while their stream moves on."""
     snapshot_layer: int | None = 1
     """The layer whose output is kept for the shared input, for MUDD and for the backout."""
-    skip: list[int] | tuple[int, ...] | None = None
+    skip: tuple[int, ...] | None = None
     """[from, to]: add the output of one layer in place of the attention of another."""
     mudd: bool = True
     """Mix earlier streams into the last block's values and stream, and into the head's input."""
@@ -90,31 +90,31 @@ class CurrentBestConfig:
     """What a block multiplies the stream by at first, half of it before the MLP."""
     attn_out_init: float = 0.5
     """Deviation of the attention's output weights at first, times sqrt(model_dim); 0 is zeros."""
-    softcap: list[float] | tuple[float, ...] | None = (23.0, 5.0, 7.5)
+    softcap: tuple[float, ...] | None = (23.0, 5.0, 7.5)
     """[A, B, C]: logits are A sigmoid((z + B) / C); null leaves them."""
     untie_at: float | None = None
     """Progress at which the output head parts from the embedding; null never, 0 at once."""
 
-    stage_starts: list[float] | tuple[float, ...] = (0.0, 0.5)
+    stage_starts: tuple[float, ...] = (0.0, 0.5)
     """Progress at which each stage of the schedule begins."""
-    windows: list[list[int]] | tuple[tuple[int, ...], ...] = ((32, 128), (64, 256))
+    windows: tuple[tuple[int, ...], ...] = ((32, 128), (64, 256))
     """[short, long] of each stage: earlier positions a token sees, in paired layers half as many.
     This and the lists below have one entry per stage, or one for all."""
     eval_window_long: int | None = None
     """Long window after training; null keeps the last."""
     yarn: bool = False
     """Slow the rotations down as the long window grows."""
-    mtp_weights: list[list[list[float]]] | tuple[tuple[tuple[float, ...], ...], ...] = (
+    mtp_weights: tuple[tuple[tuple[float, ...], ...], ...] = (
         ((1.0,), (1.0,)),
     )
     """[start, end] of each stage: weights of the next token, the one after it, and so on."""
-    prefix_weight: list[list[float]] | tuple[tuple[float, ...], ...] = ((0.0, 0.0),)
+    prefix_weight: tuple[tuple[float, ...], ...] = ((0.0, 0.0),)
     """[start, end] of each stage: weight of the longest token that begins the next one."""
-    lr_peaks: list[float] | tuple[float, ...] = (1.0,)
+    lr_peaks: tuple[float, ...] = (1.0,)
     """Top of the learning-rate schedule in each stage, relative to the rates."""
-    batch_scale: list[float] | tuple[float, ...] = (1.0,)
+    batch_scale: tuple[float, ...] = (1.0,)
     """Batch of each stage, relative to train.batch_tokens."""
-    seq_lens: list[int] | tuple[int, ...] = ()
+    seq_lens: tuple[int, ...] = ()
     """Window length of each stage; empty: data.seq_len."""
     align_to_documents: bool = False
     """Begin training windows at document starts where there are any."""
