@@ -70,7 +70,9 @@ def perturb(model: nn.Module, scale: float = 0.1) -> None:
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
-def tokens_of(num_rows: int, length: int, *, seed: int = 1, separators: bool = True) -> torch.Tensor:
+def tokens_of(
+    num_rows: int, length: int, *, seed: int = 1, separators: bool = True
+) -> torch.Tensor:
     """Random tokens below 20, about one in twenty beginning a document."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0 if separators else 1, 20, (num_rows, length), generator=generator)

@@ -4,7 +4,7 @@ import torch
 from cbg_models import FULL, make_model
 from safetensors.torch import load, save
 
-from nanozoo_current_best_gpt.model import Bigram
+from nanozoo_current_best_gpt.blocks import Bigram
 
 
 def make_bigram(num_rows=1001, num_signs=64, dim=16):

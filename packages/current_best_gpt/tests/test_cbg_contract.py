@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, ClassVar
 
 from nanozoo_core.testing import ModelContract
 from nanozoo_current_best_gpt.config import CurrentBestConfig
@@ -8,7 +8,7 @@ class TestContract(ModelContract):
     model = "current_best_gpt"
     # Everything is on: four kinds of layers, a skip over the one without attention, two gate MLPs,
     # two stages, and a head that leaves the embedding half-way.
-    tiny: dict[str, Any] = {
+    tiny: ClassVar[dict[str, Any]] = {
         "num_layers": 4,
         "model_dim": 32,
         "num_heads": 2,

@@ -1,4 +1,4 @@
-"""Laws of the whole model: causality, what is left when all is off, and what each part does at first."""
+"""Laws of the whole model: causality, what is left when all is off, and what parts do at first."""
 
 import math
 
@@ -80,7 +80,9 @@ def test_with_all_ingredients_off_a_plain_decoder_is_left():
             torch.nn.init.normal_(parameter, std=0.2)
     tokens = tokens_of(2, 48)
     with torch.no_grad():
-        torch.testing.assert_close(model(tokens), plain_decoder(model, tokens), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model(tokens), plain_decoder(model, tokens), atol=1e-5, rtol=1e-5
+        )
 
 
 NO_OPS = {

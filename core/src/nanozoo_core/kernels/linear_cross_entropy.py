@@ -6,8 +6,8 @@ three matrix products, as in the plain form, and memory for one chunk of logits 
 copies of all of them. The products are the library's; the step between them, which reads and writes
 nothing but logits, is torch or one Triton kernel.
 
-Shapes: N tokens, D model_dim, V vocabulary, M targets of a token, C tokens of a chunk, R tokens of a
-block.
+Shapes: N tokens, D model_dim, V vocabulary, M targets of a token, C tokens of a chunk, R tokens of
+a block.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""How the speedrun model trains: its loss, its optimiser groups, and head and embedding as one until
-they part.
+"""How the speedrun model trains: its loss, its optimiser groups, and head and embedding as one
+until they part.
 
 B batch, T sequence, M targets of a token.
 """
@@ -83,8 +83,7 @@ class CurrentBestAdapter(DefaultModelAdapter):
             last = stages[-1] if stages else None
             if last is None or (last.batch_tokens, last.seq_len) != stage_shape(stage):
                 stages.append(stage)
-        align = "documents" if config.align_to_documents else "stream"
-        return DataPlan(tuple(stages), align)
+        return DataPlan(tuple(stages), "documents" if config.align_to_documents else "stream")
 
     # -- loss -----------------------------------------------------------------------------------
 
@@ -133,7 +132,7 @@ class CurrentBestAdapter(DefaultModelAdapter):
     # -- optimisation ---------------------------------------------------------------------------
 
     def parameter_roles(self, model: nn.Module) -> dict[str, str]:
-        """Matrices are those of attention and MLPs alone; the coefficients' are too thin, or few."""
+        """Matrices are those of attention and MLPs alone; the coefficients' are too thin."""
         roles = {}
         for name, _ in model.named_parameters():
             if name in ("embedding.weight", "head.weight"):

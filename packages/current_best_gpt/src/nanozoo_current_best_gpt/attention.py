@@ -61,7 +61,9 @@ class Attention(nn.Module):
         self.out_init = config.attn_out_init
         # Gains of what comes in and goes out; QK-norm leaves only the values to the first.
         self.gains = nn.Parameter(torch.empty(2))
-        self.value_gate = nn.Parameter(torch.empty(heads, 2 * VALUE_GATE_DIMS)) if gates_table else None
+        self.value_gate = (
+            nn.Parameter(torch.empty(heads, 2 * VALUE_GATE_DIMS)) if gates_table else None
+        )
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -236,8 +238,11 @@ def mix_heads(
         x = F.pad(x, (0, 0, block, end)).unflatten(2, (count + 1, block)).transpose(1, 2)
         return torch.cat([x[:, :-1], x[:, 1:]], dim=3).flatten(0, 1)
 
-    weights = (blocks(w.transpose(1, 2)[..., None])[..., 0].transpose(1, 2) for w in (read, write))
-    out = mix_masked(blocks(q), pairs(k), pairs(v), *weights, mask.flatten(0, 1)[:, None])
+    def weights(w: Tensor) -> Tensor:  # (B, T, H) to (B N, C, H)
+        return F.pad(w, (0, 0, 0, end)).unflatten(1, (count, block)).flatten(0, 1)
+
+    keys_seen = mask.flatten(0, 1)[:, None]
+    out = mix_masked(blocks(q), pairs(k), pairs(v), weights(read), weights(write), keys_seen)
     return out.unflatten(0, (batch, count)).transpose(1, 2).flatten(2, 3)[:, :, :length]
 
 

@@ -1,6 +1,7 @@
 """Keys and values for decoding: of each layer as many as its window reaches, in a ring.
 
-B rows, H heads, T new tokens, S slots of a layer's ring, K head_dim. Position p lies in slot p mod S.
+B rows, H heads, T new tokens, S slots of a layer's ring, K head_dim. Position p lies in slot
+p mod S.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ SPARE = 16  # tokens that may be read at once, and forgotten again, beyond the w
 class RingCache:
     """The state of B rows, which may differ in length.
 
-    A forward pass calls `begin`, for each attention layer `write` and then `read` and `mask`, and at
-    last `advance`. Tokens read so far are kept whole: from them come bigrams, documents and the
+    A forward pass calls `begin`, for each attention layer `write` and then `read` and `mask`, and
+    at last `advance`. Tokens read so far are kept whole: from them come bigrams, documents and the
     embedding before.
     """
 
@@ -176,7 +177,5 @@ class RingCache:
         forgotten = int((self._written - lengths).where(lengths > 0, 0).max())
         smallest = min(self.sizes.values(), default=self.max_length)
         if forgotten > SPARE and int(self._written.max()) > smallest:
-            raise ValueError(
-                f"the cache can forget the last {SPARE} tokens; {forgotten} are asked"
-            )
+            raise ValueError(f"the cache can forget the last {SPARE} tokens; {forgotten} are asked")
         self.lengths = lengths

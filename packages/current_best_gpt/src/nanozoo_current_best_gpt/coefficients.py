@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nanozoo_current_best_gpt.config import CurrentBestConfig
 
 INIT_SCALE = 0.1  # tau at first; the constants below are what comes out
-Table = dict[tuple[str, int | None], Tensor]  # (name, layer) to (B, T, count)
+Table = dict[tuple[str, int | None], Tensor]  # (name, layer) to (B, T, size)
 
 
 class Entry(NamedTuple):
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
     name: str
     layer: int | None
-    count: int
+    size: int
     init: float
 
 
@@ -36,7 +36,7 @@ class Coefficients(nn.Module):
         super().__init__()
         self.entries = entries
         self.w1 = nn.Parameter(torch.empty(hidden_dim, model_dim))
-        self.w2 = nn.Parameter(torch.empty(sum(e.count for e in entries), hidden_dim))
+        self.w2 = nn.Parameter(torch.empty(sum(e.size for e in entries), hidden_dim))
         self.bias = nn.Parameter(torch.empty(len(self.w2)))
         self.init_weights()
 
@@ -49,14 +49,14 @@ class Coefficients(nn.Module):
         limit = 1 / math.sqrt(self.w1.shape[1])
         nn.init.uniform_(self.w1, -limit, limit)
         nn.init.zeros_(self.w2)
-        inits = [e.init / INIT_SCALE for e in self.entries for _ in range(e.count)]
+        inits = [e.init / INIT_SCALE for e in self.entries for _ in range(e.size)]
         with torch.no_grad():
             self.bias.copy_(torch.tensor(inits))
 
     def forward(self, z: Tensor, scale: Tensor | float = INIT_SCALE) -> Table:
         """Args: z (B, T, D); scale: tau."""
         out = F.linear(F.gelu(F.linear(z, self.w1)), self.w2, self.bias) * scale
-        parts = out.split([e.count for e in self.entries], dim=-1)
+        parts = out.split([e.size for e in self.entries], dim=-1)
         return {(e.name, e.layer): part for e, part in zip(self.entries, parts, strict=True)}
 
 

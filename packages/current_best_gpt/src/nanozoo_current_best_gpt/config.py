@@ -104,9 +104,7 @@ class CurrentBestConfig:
     """Long window after training; null keeps the last."""
     yarn: bool = False
     """Slow the rotations down as the long window grows."""
-    mtp_weights: tuple[tuple[tuple[float, ...], ...], ...] = (
-        ((1.0,), (1.0,)),
-    )
+    mtp_weights: tuple[tuple[tuple[float, ...], ...], ...] = (((1.0,), (1.0,)),)
     """[start, end] of each stage: weights of the next token, the one after it, and so on."""
     prefix_weight: tuple[tuple[float, ...], ...] = ((0.0, 0.0),)
     """[start, end] of each stage: weight of the longest token that begins the next one."""
@@ -167,7 +165,10 @@ class CurrentBestConfig:
                 f"{self.num_heads}",
             )
         p.require(self.rope_base > 1, f"model_cfg.rope_base={self.rope_base} must be above 1")
-        for key, value in {"attn_scale": self.attn_scale, "residual_scale": self.residual_scale}.items():
+        for key, value in {
+            "attn_scale": self.attn_scale,
+            "residual_scale": self.residual_scale,
+        }.items():
             p.require(value is None or value > 0, f"model_cfg.{key}={value} must be positive")
         p.require(
             self.softcap is None or (len(self.softcap) == 3 and min(self.softcap[0::2]) > 0),
@@ -193,7 +194,8 @@ class CurrentBestConfig:
         ):
             for layer in getattr(self, key):
                 if p.require(
-                    0 <= layer <= last, f"model_cfg.{key} names layer {layer}; there are 0 .. {last}"
+                    0 <= layer <= last,
+                    f"model_cfg.{key} names layer {layer}; there are 0 .. {last}",
                 ):
                     p.require(
                         pattern[layer] != "-",
@@ -222,8 +224,8 @@ class CurrentBestConfig:
         needs = [key for key in ("shared_attention_input", "backout") if getattr(self, key)]
         p.require(
             snapshot is not None or not needs,
-            f"model_cfg.snapshot_layer=null leaves model_cfg.{' and model_cfg.'.join(needs)} without "
-            f"effect; switch off what needs it too",
+            f"model_cfg.snapshot_layer=null leaves model_cfg.{' and model_cfg.'.join(needs)} "
+            f"without effect; switch off what needs it too",
         )
         p.require(
             not self.mudd or pattern[last] != "-",
@@ -246,15 +248,12 @@ class CurrentBestConfig:
     def _check_stages(self, p: Problems) -> None:
         p.require(
             len(self.window_pattern) == self.num_layers,
-            f"model_cfg.window_pattern={self.window_pattern} has {len(self.window_pattern)} layers, "
-            f"model_cfg.num_layers={self.num_layers}",
+            f"model_cfg.window_pattern={self.window_pattern} has {len(self.window_pattern)} "
+            f"layers, model_cfg.num_layers={self.num_layers}",
         )
         starts = list(self.stage_starts)
         p.require(
-            bool(starts)
-            and starts[0] == 0
-            and starts == sorted(set(starts))
-            and starts[-1] < 1,
+            bool(starts) and starts[0] == 0 and starts == sorted(set(starts)) and starts[-1] < 1,
             f"model_cfg.stage_starts={starts} must rise from 0 to below 1",
         )
         for key in PER_STAGE:
@@ -288,8 +287,8 @@ class CurrentBestConfig:
         pairs = [pair for pair in self.mtp_weights if len(pair) == 2]
         p.require(
             all(len(a) == len(b) >= 1 and a[0] > 0 and b[0] > 0 for a, b in pairs),
-            f"model_cfg.mtp_weights={self.mtp_weights} must hold, per stage, two equally long lists "
-            f"whose first weights are positive",
+            f"model_cfg.mtp_weights={self.mtp_weights} must hold, per stage, two equally long "
+            f"lists whose first weights are positive",
         )
         weights = [w for pair in pairs for side in pair for w in side]
         weights += [w for pair in self.prefix_weight for w in pair]

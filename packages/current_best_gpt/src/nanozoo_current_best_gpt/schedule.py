@@ -6,6 +6,7 @@ A stage is a number 0 .. num_stages - 1; num_stages stands for the time after tr
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -87,12 +88,12 @@ def attention_scale(config: CurrentBestConfig, stage: int) -> float:
 
 
 def _window_changes(config: CurrentBestConfig, stage: int) -> list[tuple[int, int]]:
-    """(old, new) long windows up to a stage; the window of scores after training changes nothing."""
+    """(old, new) long windows up to a stage; that of scores after training changes nothing."""
     if not config.yarn:
         return []
     last = min(stage, config.num_stages - 1)
     lengths = [of_stage(config.windows, number)[1] for number in range(last + 1)]
-    return [(a, b) for a, b in zip(lengths, lengths[1:], strict=False) if a != b]
+    return [(a, b) for a, b in itertools.pairwise(lengths) if a != b]
 
 
 def _yarn_factor(frequency: float, old: int, new: int) -> float:
