@@ -12,34 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from datetime import date
-from pathlib import Path
-from typing import Any
 
-Result = dict[str, Any]
-
-
-def train(run: Path, model: str, overrides: list[str], jobs: int) -> Result:
-    """Runs one training, unless it is done, and returns its result.json."""
-    result = run / "result.json"
-    if not result.is_file():
-        start = ["--model", model, f"run_dir={run}", *overrides]
-        started = run / "checkpoints"
-        if started.is_dir() and any(started.iterdir()):
-            start = [f"resume={run}"]
-        threads = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
-        subprocess.run(
-            [sys.executable, "-m", "nanozoo_core.train", *start],
-            check=True,
-            env=os.environ | threads,
-            stdout=subprocess.DEVNULL if jobs > 1 else None,
-        )
-    return json.loads(result.read_text())
+from training_runs import Result, add_arguments, conditions, train_seeds
 
 
 def row(runs: list[Result]) -> str:
@@ -76,39 +51,21 @@ def table(groups: list[list[Result]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    parser.add_argument("--folder", type=Path, default=Path("runs") / "models_table")
-    parser.add_argument("--override", action="append", default=[], metavar="key=value")
+    add_arguments(parser, folder="models_table", seeds=[0])
     arguments = parser.parse_args()
 
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        futures = [
-            [
-                pool.submit(
-                    train,
-                    arguments.folder / f"{model}_{seed}",
-                    model,
-                    [f"seed={seed}", *arguments.override],
-                    arguments.jobs,
-                )
-                for seed in arguments.seeds
-            ]
-            for model in arguments.models
-        ]
-        groups = [[future.result() for future in group] for group in futures]
-    flat = [result for group in groups for result in group]
-    (arguments.folder / "models_table.json").write_text(json.dumps(flat, indent=2) + "\n")
-    first = flat[0]
-    threads = ", one thread per run" if arguments.jobs > 1 else ""
-    print()
-    print(table(groups))
-    print(
-        f"\n{first['val_bytes']:,} validation bytes; {len(arguments.seeds)} seed(s); tokens of "
-        f"different tokenizers differ in length: compare bits per byte.\n"
-        f"{first['device']}{threads}, torch {first['torch']}, "
-        f"commit {str(first['git_commit'])[:10]}, {date.today().isoformat()}"
+    groups = train_seeds(
+        arguments.folder,
+        {model: (model, arguments.override) for model in arguments.models},
+        seeds=arguments.seeds,
+        jobs=arguments.jobs,
     )
+    flat = [result for group in groups.values() for result in group]
+    (arguments.folder / "models_table.json").write_text(json.dumps(flat, indent=2) + "\n")
+    print()
+    print(table(list(groups.values())))
+    print("\nTokens of different tokenizers differ in length: compare bits per byte.")
+    print(conditions(flat[0], len(arguments.seeds), arguments.jobs))
 
 
 if __name__ == "__main__":

@@ -103,6 +103,12 @@ class AdamWConfig:
     """Rate of an untied output head; null means optim.lr."""
     vector_lr: float | None = None
     """Rate of gains, biases and other small parameters; null means optim.lr."""
+    cautious: bool = False
+    """Decay only where the update already shrinks the weight."""
+    wd_power: Literal[1, 2] = 1
+    """2 couples the decay to the square of the rate, as the speedrun does."""
+    every: int = 1
+    """Step AdamW's parameters only at each such step, on the gradients summed since the last."""
 
     def __post_init__(self) -> None:
         p = Problems()
@@ -110,6 +116,7 @@ class AdamWConfig:
             value = getattr(self, key)
             p.require(0 <= value < 1, f"optim.adamw.{key}={value} must be in [0, 1)")
         p.require(self.eps > 0, f"optim.adamw.eps={self.eps} must be positive")
+        p.require(self.every >= 1, f"optim.adamw.every={self.every} must be at least 1")
         for key in ("embedding_lr", "head_lr", "vector_lr"):
             value = getattr(self, key)
             p.require(
@@ -224,6 +231,8 @@ class OptimConfig:
     """Warm-up: a fraction of the run when below 1, else a number of steps."""
     decay_fraction: float = 0.4
     """wsd: the last part of the run, over which the rate falls linearly."""
+    hold_fraction: float = 0.0
+    """wsd: the very last part of the run, after the fall, at the final rate."""
     final_lr_fraction: float = 0.0
     """The rate at the very end, relative to the top."""
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
@@ -241,9 +250,20 @@ class OptimConfig:
             f"optim.decay_fraction={self.decay_fraction} must be in [0, 1]",
         )
         p.require(
-            self.schedule != "wsd" or self.warmup >= 1 or self.warmup + self.decay_fraction <= 1,
-            f"optim.warmup={self.warmup} and optim.decay_fraction={self.decay_fraction} overlap; "
-            "together they must be at most 1",
+            0 <= self.hold_fraction < 1,
+            f"optim.hold_fraction={self.hold_fraction} must be in [0, 1)",
+        )
+        p.require(
+            self.hold_fraction == 0 or self.schedule == "wsd",
+            f"optim.hold_fraction={self.hold_fraction} has no effect with optim.schedule="
+            f"{self.schedule}; leave it out",
+        )
+        parts = {"warmup": self.warmup if self.warmup < 1 else 0.0}
+        parts |= {"decay_fraction": self.decay_fraction, "hold_fraction": self.hold_fraction}
+        named = [f"optim.{key}={value}" for key, value in parts.items() if value > 0]
+        p.require(
+            self.schedule != "wsd" or sum(parts.values()) <= 1,
+            f"{' and '.join(named)} overlap; together they must be at most 1",
         )
         p.require(
             self.schedule != "noam" or self.warmup > 0,

@@ -163,8 +163,19 @@ class DefaultModelAdapter:
         """Parameter groups with their rates; every trainable parameter in exactly one."""
         return make_groups(model, self.parameter_roles(model), optim)
 
+    def lr_peak(self, config: Any, progress: float) -> float:
+        """The top of the learning-rate schedule at a point of the run, relative to the rates; a
+        model that grows its batches may raise it with them."""
+        return 1.0
+
     def before_step(self, model: nn.Module, step: Step) -> None:
         """Called before the first forward pass of a step."""
+
+    def before_update(
+        self, model: nn.Module, step: Step, optimizers: Sequence[torch.optim.Optimizer]
+    ) -> None:
+        """Called when the gradients of a step are whole, before they are clipped and used, without
+        gradient."""
 
     def after_step(
         self, model: nn.Module, step: Step, optimizers: Sequence[torch.optim.Optimizer]

@@ -272,7 +272,8 @@ class Trainer:
         stage = self._stage(state.step)
         shape = self.shapes[stage]
         progress = self.budget.progress(state.step, state.seconds)
-        self.optimizers.set_schedule(state.step, progress)
+        peak = self.adapter.lr_peak(self.model_cfg, progress)
+        self.optimizers.set_schedule(state.step, progress, peak=peak)
         step = Step(
             number=state.step,
             progress=progress,
@@ -298,6 +299,8 @@ class Trainer:
             (loss / shape.num_micro_steps).backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + value / shape.num_micro_steps
+        with torch.no_grad():
+            self.adapter.before_update(self.model, step, self.optimizers.optimizers)
         grad_norm = self.optimizers.clip(config.train.grad_clip)
         self._stop_if_not_finite(sums["loss"], grad_norm)
         self.optimizers.step()

@@ -18,6 +18,7 @@ from torch import Tensor
 from nanozoo_core.kernels.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
+    multi_target_cross_entropy,
 )
 
 OPTIONS = [
@@ -71,6 +72,60 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
         if value.numel() > 0:
             error = float((found[name] - value).abs().max())
             assert error <= tolerance * float(value.abs().max()), (name, error)
+
+
+def several(
+    num_tokens: int,
+    dim: int,
+    vocab_size: int,
+    num_targets: int,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, Tensor]:
+    """Arguments with several targets, some twice, some weights and whole rows of them zero."""
+    args = make(num_tokens, dim, vocab_size, with_bias=True, dtype=dtype)
+    g = torch.Generator().manual_seed(3)
+    shape = num_tokens, num_targets
+    args["targets"] = torch.randint(vocab_size, shape, generator=g)
+    args["targets"][::2, -1] = args["targets"][::2, 0]
+    weights = torch.rand(shape, generator=g, dtype=dtype)
+    weights *= weights > 0.3
+    weights[::5] = 0
+    return args | {"token_weight": weights}
+
+
+def several_reference(args: dict[str, Tensor], softcap: float | None) -> dict[str, Tensor]:
+    """One head per target, summed."""
+    wanted = {name: args[name] for name in ("x", "weight", "bias")}
+    columns = zip(args["targets"].unbind(1), args["token_weight"].unbind(1), strict=True)
+    loss = sum(
+        linear_cross_entropy_reference(
+            **wanted, targets=targets, token_weight=weights, softcap=softcap, reduction="sum"
+        )
+        for targets, weights in columns
+    )
+    assert isinstance(loss, Tensor)
+    gradients = torch.autograd.grad(loss, list(wanted.values()))
+    return {"output": loss.detach()} | dict(zip(wanted, gradients, strict=True))
+
+
+def several_found(
+    args: dict[str, Tensor], softcap: float | None, **options: object
+) -> dict[str, Tensor]:
+    wanted = {name: args[name] for name in ("x", "weight", "bias")}
+    loss, losses = multi_target_cross_entropy(**args, softcap=softcap, **options)
+    weighed = (losses * args["token_weight"]).sum()
+    torch.testing.assert_close(weighed, loss.detach())
+    gradients = torch.autograd.grad(loss, list(wanted.values()))
+    return {"output": loss.detach()} | dict(zip(wanted, gradients, strict=True))
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("num_targets", [1, 2, 4])
+def test_several_targets_equal_one_head_each(num_targets: int, softcap: float | None) -> None:
+    args = several(37, 8, 19, num_targets)
+    found = several_found(args, softcap, chunk_size=10)
+    assert_same(found, several_reference(args, softcap), 1e-10)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -395,6 +450,14 @@ needs_triton = pytest.mark.skipif(
 CUDA = torch.device("cuda")
 
 
+def test_several_targets_are_refused_without_a_weight_each() -> None:
+    args = several(4, 8, 9, 2)
+    with pytest.raises(ValueError, match=r"token_weight \(4, 1\) must both be"):
+        multi_target_cross_entropy(**args | {"token_weight": args["token_weight"][:, :1]})
+    with pytest.raises(IndexError, match=r"the vocabulary over 0 \.\. 8"):
+        multi_target_cross_entropy(**args | {"targets": args["targets"] + 9})
+
+
 @needs_triton
 def test_triton_equals_reference_in_the_interpreter() -> None:
     # The interpreter is chosen when triton is imported, and a wrong mask would kill the process.
@@ -494,15 +557,26 @@ def test_interpreted_kernel_marks_an_illegal_target(target: int) -> None:
         softcap=None, normalised=True, chunk_size=2, dtype=torch.float32, backend="triton"
     )
     losses, _ = module._softmax_step_triton(
-        torch.zeros(2, 64)[:, :33], torch.tensor([0, target]), head, True
+        torch.zeros(2, 64)[:, :33], torch.tensor([[0], [target]]), head, True
     )
-    assert losses.isfinite().tolist() == [True, False]
+    assert losses[:, 0].isfinite().tolist() == [True, False]
+
+
+@interpreted
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_interpreted_kernel_takes_several_targets(softcap: float | None) -> None:
+    args = several(65, 16, 130, 3, dtype=torch.float32)
+    expected = several_reference(args, softcap)
+    assert_same(several_found(args, softcap, backend="triton", chunk_size=40), expected, 1e-5)
 
 
 @needs_triton
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled there")
-@pytest.mark.parametrize(("dtype", "normalised"), [("bf16", True), ("fp32", True), ("bf16", False)])
-def test_kernel_compiles_for_sm_90(dtype: str, normalised: bool) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "normalised", "num_targets"),
+    [("bf16", True, 1), ("fp32", True, 1), ("bf16", False, 1), ("bf16", True, 4)],
+)
+def test_kernel_compiles_for_sm_90(dtype: str, normalised: bool, num_targets: int) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -514,6 +588,7 @@ def test_kernel_compiles_for_sm_90(dtype: str, normalised: bool) -> None:
         signature={
             "logits": f"*{dtype}",
             "targets": "*i64",
+            "parts": "*fp32",
             "losses": "*fp32",
             "vocab_size": "i32",
             "row_stride": "i32",
@@ -523,6 +598,7 @@ def test_kernel_compiles_for_sm_90(dtype: str, normalised: bool) -> None:
             "NORMALISED": "constexpr",
             "HAS_SOFTCAP": "constexpr",
             "WITH_GRADIENT": "constexpr",
+            "NUM_TARGETS": "constexpr",
             "BLOCK": "constexpr",
         },
         constexprs={
@@ -530,6 +606,7 @@ def test_kernel_compiles_for_sm_90(dtype: str, normalised: bool) -> None:
             "HAS_SOFTCAP": True,
             "NORMALISED": normalised,
             "WITH_GRADIENT": True,
+            "NUM_TARGETS": num_targets,
             "BLOCK": 4096,
         },
     )

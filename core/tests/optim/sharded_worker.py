@@ -18,7 +18,7 @@ from nanozoo_core.config import MuonConfig, OptimConfig
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import default_roles, make_groups
 from nanozoo_core.optim.muon import Muon
-from nanozoo_core.optim.sharding import keep_marks
+from nanozoo_core.optim.sharding import gather_whole, keep_marks, shard_like
 
 WORLDS = (1, 2, 3, 4)
 
@@ -78,6 +78,25 @@ def train_fsdp(shard):
     return [p.detach() for p in whole], optimizers.full_state(), norms
 
 
+def train_matrices(shard):
+    """Four steps of Muon alone on given gradients; `shard` wraps the model. The last matrix has
+    rows that do not divide over the ranks, and two parts."""
+    torch.manual_seed(0)
+    shapes = [(20, 36)] * 7 + [(41, 20)]
+    model = nn.Sequential(*(nn.Linear(n, m, bias=False) for m, n in shapes))
+    model[7].weight.muon_split = (20, 21)
+    with keep_marks(model):
+        shard(model)
+    muon = Muon(model.named_parameters(), weight_decay=0.1)
+    for number in range(4):
+        generator = torch.Generator().manual_seed(number)
+        for parameter in model.parameters():
+            gradient = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = shard_like(gradient, parameter)
+        muon.step()
+    return [gather_whole(p.detach()) for p in model.parameters()], muon.full_state()
+
+
 def main(rank, folder):
     torch.set_num_threads(1)
     if rank == 0:
@@ -86,6 +105,7 @@ def main(rank, folder):
             train(parameters, muon, range(6))
             torch.save(snapshot(parameters, muon), folder / f"alone_{dtype}.pt")
         torch.save(train_fsdp(lambda model: None), folder / "alone_fsdp.pt")
+        torch.save(train_matrices(lambda model: None), folder / "alone_matrices.pt")
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=4)
     groups = {world: dist.new_group(list(range(world))) for world in WORLDS}
@@ -116,6 +136,8 @@ def main(rank, folder):
 
     mesh = init_device_mesh("cpu", (4,))
     torch.save(train_fsdp(lambda model: fully_shard(model, mesh=mesh)), folder / f"fsdp_{rank}.pt")
+    found = train_matrices(lambda model: fully_shard(model, mesh=mesh))
+    torch.save(found, folder / f"matrices_{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from nanozoo_core.config import AdamWConfig, MuonConfig, OptimConfig
 from nanozoo_core.errors import CheckpointError, ConfigError
 from nanozoo_core.optim.build import build_optimizers
-from nanozoo_core.optim.groups import default_roles, make_groups
+from nanozoo_core.optim.groups import Own, default_roles, make_groups
 from nanozoo_core.optim.muon import Muon
 
 CPU = torch.device("cpu")
@@ -50,7 +50,9 @@ def train(net, optimizers, steps):
         optimizers.zero_grad()
 
 
+EVERY = AdamWConfig(every=3, cautious=True, wd_power=2)
 OPTIMS = {
+    "every": OptimConfig(name="muon", adamw=EVERY, weight_decay=0.1),
     "muon": OptimConfig(name="muon", muon=MuonConfig(weight_decay=0.1), weight_decay=0.1),
     "adamw": OptimConfig(name="adamw", weight_decay=0.1),
     "torch": OptimConfig(name="muon", muon=TORCH_MUON),
@@ -155,6 +157,55 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(name):
     backward(net)
     net.get_parameter(name).grad[0, 0] = torch.nan
     assert not optimizers.clip(1.0).isfinite()
+
+
+def test_a_group_steps_at_every_third_step_on_the_summed_gradient():
+    optim = OptimConfig(name="adamw", schedule="constant", warmup=0, adamw=AdamWConfig(every=3))
+    net, other = model(), model()
+    waiting = build(net, optim)
+    plain = build(other, OptimConfig(name="adamw", schedule="constant", warmup=0))
+    for round_ in range(2):
+        for step in range(3 * round_, 3 * round_ + 3):
+            start = net.first.weight.detach().clone()
+            train(net, waiting, [step])
+            assert torch.equal(net.first.weight, start) == (step % 3 < 2)
+            backward(other, step)
+        plain.clip(1.0)
+        plain.step()
+        plain.zero_grad()
+    for a, b in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_gradients_that_wait_are_not_clipped():
+    net = model()
+    optimizers = build(net, OptimConfig(name="adamw", adamw=AdamWConfig(every=2)))
+    backward(net)
+    gradients = [p.grad.clone() for p in net.parameters()]
+    for step, clipped in ((0, False), (1, True)):
+        optimizers.set_schedule(step, step / 20)
+        optimizers.clip(1e-4)
+        same = [torch.equal(p.grad, g) for p, g in zip(net.parameters(), gradients, strict=True)]
+        assert not any(same) if clipped else all(same)
+
+
+def test_a_parameter_has_settings_of_its_own():
+    own = {
+        "embed.weight": Own(lr_mult=75, decay_mult=5, betas=(0.5, 0.6)),
+        "first.weight": Own(lr_mult=4, decay_mult=0),
+    }
+    optim = OptimConfig(lr=0.01, weight_decay=0.1, muon=MuonConfig(weight_decay=0.2))
+    net = model()
+    found = {
+        name: group
+        for group in make_groups(net, default_roles(net), optim, own=own)
+        for name in group.names
+    }
+    embed = found["embed.weight"]
+    assert (embed.lr_mult, embed.weight_decay, embed.betas) == (75, 0.5, (0.5, 0.6))
+    assert (found["first.weight"].lr_mult, found["first.weight"].weight_decay) == (4, 0)
+    assert (found["second.weight"].lr_mult, found["second.weight"].weight_decay) == (1, 0.2)
+    assert found["head.bias"].betas == (0.9, 0.95)
 
 
 def test_adamw_uses_its_own_settings():

@@ -28,6 +28,15 @@ def test_wsd_has_three_straight_parts(known):
         assert found == pytest.approx(min(1.0, warm, decay), abs=1e-12)
 
 
+def test_wsd_holds_the_final_rate_at_the_end_and_moves_its_top():
+    optim = OptimConfig(warmup=0.0, decay_fraction=0.5, hold_fraction=0.1, final_lr_fraction=0.2)
+    for step in range(STEPS):
+        peak = 1.0 if step < 300 else 1.5
+        left = min(1.0, max(0.0, (900 - step) / 500))
+        found = lr_factor(step / STEPS, step, STEPS, optim, peak=peak)
+        assert found == pytest.approx(0.2 + (peak - 0.2) * left, abs=1e-12)
+
+
 def test_cosine_starts_after_the_warm_up():
     optim = OptimConfig(schedule="cosine", warmup=0.1, final_lr_fraction=0.1)
     values = curve(optim)
@@ -51,6 +60,13 @@ def test_noam_is_the_2017_formula():
         s = step + 1
         expected = model_dim**-0.5 * min(s**-0.5, s * warmup**-1.5)
         assert peak * values[step] == pytest.approx(expected, rel=1e-12)
+
+
+def test_holding_is_part_of_wsd_alone():
+    with pytest.raises(ConfigError, match=r"optim\.hold_fraction=0\.1 has no effect"):
+        OptimConfig(schedule="cosine", hold_fraction=0.1)
+    with pytest.raises(ConfigError, match="overlap"):
+        OptimConfig(warmup=0.1, decay_fraction=0.6, hold_fraction=0.4)
 
 
 @pytest.mark.parametrize("settings", [{"warmup": 0.0}, {"final_lr_fraction": 0.1}])

@@ -60,6 +60,12 @@ def test_a_run_of_two_ranks_continues_on_any_number(runs, world):
         assert_same_bits(torch.load(runs / f"resumed_{world}_{rank}.pt"), expected)
 
 
+def test_sharded_matrices_equal_whole_ones_to_the_last_bit(runs):
+    expected = torch.load(runs / "alone_matrices.pt")
+    for rank in range(4):
+        assert_same_bits(torch.load(runs / f"matrices_{rank}.pt"), expected)
+
+
 def test_sharded_parameters_train_as_whole_ones(runs):
     weights, state, norms = torch.load(runs / "alone_fsdp.pt")
     for rank in range(4):

@@ -6,7 +6,8 @@ three matrix products, as in the plain form, and memory for one chunk of logits 
 copies of all of them. The products are the library's; the step between them, which reads and writes
 nothing but logits, is torch or one Triton kernel.
 
-Shapes: N tokens, D model_dim, V vocabulary, C tokens of a chunk, R tokens of a block.
+Shapes: N tokens, D model_dim, V vocabulary, M targets of a token, C tokens of a chunk, R tokens of
+a block.
 """
 
 from __future__ import annotations
@@ -86,19 +87,17 @@ def linear_cross_entropy(
             backend=backend,
         )
     _check(x, weight, targets, bias, token_weight, softcap, reduction, chunk_size)
-    if backend is None:
-        has_triton = triton is not None and x.is_cuda and x.dtype != torch.float64
-        backend = "triton" if has_triton else "torch"
     head = _Head(
         softcap=softcap,
         normalised=normalised,
         chunk_size=_chunk_size(x, weight, chunk_size),
         dtype=_product_dtype(x),
-        backend=backend,
+        backend=backend or _default_backend(x),
     )
     accumulator = torch.promote_types(x.dtype, torch.float32)
+    columns = targets[:, None]
     if reduction == "none":
-        losses = _TokenLosses.apply(x, weight, bias, targets, head)
+        losses = _TokenLosses.apply(x, weight, bias, columns, head)
         return losses if token_weight is None else losses * token_weight.to(accumulator)
 
     if token_weight is not None:
@@ -109,6 +108,58 @@ def linear_cross_entropy(
     else:
         share = 1.0 if reduction == "sum" else 1.0 / max(1, targets.numel())
         shares = torch.full(targets.shape, share, dtype=accumulator, device=x.device)
+    with_gradient = torch.is_grad_enabled()
+    loss, _ = _SummedLoss.apply(x, weight, bias, shares[:, None], columns, head, with_gradient)
+    return loss
+
+
+def multi_target_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    token_weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    chunk_size: int | None = None,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Several weighed targets of each token on the same logits, at the cost of one: l_im =
+    -log softmax(z_i)[target_im], and their sum_im w_im l_im.
+
+    Args:
+        targets: (N, M) int64; one that must not count is any legal id, with weight 0.
+        token_weight: (N, M) w_im, without gradient.
+        all others: as in `linear_cross_entropy`.
+
+    Returns: the sum, a scalar, and all l_im (N, M), without gradient.
+    """
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(multi_target_cross_entropy)(
+            x,
+            weight,
+            targets,
+            token_weight,
+            bias=bias,
+            softcap=softcap,
+            chunk_size=chunk_size,
+            backend=backend,
+        )
+    if targets.ndim != 2 or targets.shape != token_weight.shape or targets.shape[1] == 0:
+        raise ValueError(
+            f"targets {tuple(targets.shape)} and token_weight {tuple(token_weight.shape)} must "
+            f"both be (N, M), with M of at least 1"
+        )
+    for column in targets.unbind(1):
+        _check(x, weight, column, bias, None, softcap, "sum", chunk_size)
+    head = _Head(
+        softcap=softcap,
+        normalised=True,
+        chunk_size=_chunk_size(x, weight, chunk_size),
+        dtype=_product_dtype(x),
+        backend=backend or _default_backend(x),
+    )
+    shares = token_weight.detach().to(torch.promote_types(x.dtype, torch.float32))
     with_gradient = torch.is_grad_enabled()
     return _SummedLoss.apply(x, weight, bias, shares, targets, head, with_gradient)
 
@@ -173,10 +224,17 @@ def _losses_and_gradients(
     shares: Tensor | None = None,
     needs: tuple[bool, bool, bool] = (False, False, False),
 ) -> tuple[Tensor, _Gradients]:
-    """Losses (N,) and, as `needs` asks of (x, weight, bias), gradients of sum_i shares_i loss_i."""
+    """Losses (N, M) of targets (N, M) and, as `needs` asks of (x, weight, bias), gradients of
+    sum_im shares_im loss_im."""
     num_tokens, vocab_size = x.shape[0], weight.shape[0]
     accumulator = torch.promote_types(x.dtype, torch.float32)
-    losses = torch.empty(num_tokens, dtype=accumulator, device=x.device)
+    losses = torch.empty(targets.shape, dtype=accumulator, device=x.device)
+    # What a token's targets share in its weight: None where there is one, which has all of it.
+    parts: Tensor | None = None
+    if shares is not None:
+        totals = shares.sum(1, keepdim=True)  # (N, 1)
+        if targets.shape[1] > 1:
+            parts = shares / torch.where(totals == 0, 1, totals)
     grads = _Gradients(x=torch.empty_like(x) if needs[0] else None)
     inputs, matrix = x.to(head.dtype), weight.to(head.dtype)
     offset = None if bias is None else bias.to(head.dtype)
@@ -193,13 +251,15 @@ def _losses_and_gradients(
             torch.mm(features, matrix.mT, out=logits)
         else:
             torch.addmm(offset, features, matrix.mT, out=logits)
-        losses[rows], norm = softmax_step(logits, targets[rows], head, any(needs))
+        losses[rows], norm = softmax_step(
+            logits, targets[rows], head, any(needs), None if parts is None else parts[rows]
+        )
         if not any(needs):
             continue
         # `logits` now hold their gradient but for a factor per row, which costs less on D features
         # than on V logits.
         assert shares is not None
-        scale = shares[rows, None] / norm  # (C, 1)
+        scale = totals[rows] / norm  # (C, 1)
         if grads.x is not None:
             torch.mul(torch.mm(logits, matrix), scale, out=grads.x[rows])
         if needs[1]:
@@ -227,7 +287,8 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
 
 
 class _SummedLoss(torch.autograd.Function):
-    """sum_i shares_i loss_i, whose gradients are ready when the forward pass ends."""
+    """sum_im shares_im loss_im, whose gradients are ready when the forward pass ends, and all
+    losses (N, M), which have none."""
 
     @staticmethod
     def forward(
@@ -239,15 +300,16 @@ class _SummedLoss(torch.autograd.Function):
         targets: Tensor,
         head: _Head,
         with_gradient: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         needs = ctx.needs_input_grad[:3] if with_gradient else (False, False, False)
         losses, ctx.grads = _losses_and_gradients(x, weight, bias, targets, head, shares, needs)
         ctx.head = head
         ctx.save_for_backward(x, weight, bias, shares, targets, losses)
-        return torch.dot(losses, shares)
+        ctx.mark_non_differentiable(losses)
+        return torch.dot(losses.flatten(), shares.flatten()), losses
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
         x, weight, bias, shares, targets, losses = ctx.saved_tensors
         # Handing the buffers over, rather than keeping them, lets autograd use them as .grad.
@@ -273,14 +335,15 @@ class _TokenLosses(torch.autograd.Function):
     ) -> Tensor:
         ctx.head = head
         ctx.save_for_backward(x, weight, bias, targets)
-        return _losses_and_gradients(x, weight, bias, targets, head)[0]
+        return _losses_and_gradients(x, weight, bias, targets, head)[0][:, 0]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
         x, weight, bias, targets = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        _, grads = _losses_and_gradients(x, weight, bias, targets, ctx.head, upstream, needs)
+        shares = upstream[:, None]
+        _, grads = _losses_and_gradients(x, weight, bias, targets, ctx.head, shares, needs)
         return grads.x, grads.weight, grads.bias, None, None
 
 
@@ -293,17 +356,21 @@ def _refuse_second_derivative() -> None:
 
 
 def _softmax_step_torch(
-    logits: Tensor, targets: Tensor, head: _Head, with_gradient: bool
+    logits: Tensor,
+    targets: Tensor,
+    head: _Head,
+    with_gradient: bool,
+    parts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Losses (C,) of logits (C, V), which become, row by row, `norm` (C, 1) times the gradient of
-    their loss (or scratch, without gradient).
+    """Losses (C, M) of logits (C, V), which become, row by row, `norm` (C, 1) times the gradient of
+    their loss (or scratch, without gradient): of the mean of their losses by `parts` (C, M).
 
     Rows are taken in blocks of about 2 MiB, which stay in a core's cache through all six passes.
     """
     num_tokens, vocab_size = logits.shape
     softcap = head.softcap
     accumulator = torch.promote_types(logits.dtype, torch.float32)
-    losses = logits.new_empty(num_tokens, dtype=accumulator)
+    losses = logits.new_empty(targets.shape, dtype=accumulator)
     norm = logits.new_empty(num_tokens, 1, dtype=accumulator)
     block_size = max(1, 2**19 // vocab_size) if logits.device.type == "cpu" else num_tokens
     for start in range(0, num_tokens, block_size):
@@ -313,20 +380,20 @@ def _softmax_step_torch(
             z.div_(softcap).tanh_()
             slope = 1 - z.square()
             z.mul_(softcap)
-        target = targets[rows, None]  # (R, 1)
+        target = targets[rows]  # (R, M)
         chosen = z.gather(1, target)
         top = z.amax(1, keepdim=True)
         z.sub_(top).exp_()
         total = torch.sum(z, 1, keepdim=True, out=norm[rows])
         if head.normalised:
-            losses[rows] = (top + total.log() - chosen)[:, 0]
+            losses[rows] = top + total.log() - chosen
         else:
             log_size = math.log(vocab_size)
             log_mass = (top + total.log() - log_size).clamp(-MAX_LOG_MASS, MAX_LOG_MASS)
-            losses[rows] = (log_mass.expm1() + log_size - chosen)[:, 0]
+            losses[rows] = log_mass.expm1() + log_size - chosen
             total.div_(log_mass.exp())  # e^{z - top} over this is a logit's share of the mass
         if with_gradient:
-            z.scatter_add_(1, target, -total)
+            z.scatter_add_(1, target, -total if parts is None else -total * parts[rows])
             if softcap is not None:
                 z.mul_(slope)
             if z.dtype != logits.dtype:
@@ -341,8 +408,9 @@ if triton is not None:
     @triton.jit
     def softmax_step_kernel(  # type: ignore[no-untyped-def]
         logits,  # (C, V) with rows `row_stride` apart
-        targets,  # (C,)
-        losses,  # (C,)
+        targets,  # (C, M)
+        parts,  # (C, M), or anything where M is 1
+        losses,  # (C, M)
         vocab_size,
         row_stride,
         softcap,
@@ -351,6 +419,7 @@ if triton is not None:
         HAS_SOFTCAP: tl.constexpr,
         NORMALISED: tl.constexpr,
         WITH_GRADIENT: tl.constexpr,
+        NUM_TARGETS: tl.constexpr,
         BLOCK: tl.constexpr,
     ):
         """One program per row, two sweeps over it: the running maximum and sum of exponentials
@@ -359,7 +428,9 @@ if triton is not None:
         read and one write of the logits."""
         row = tl.program_id(0).to(tl.int64)
         logits += row * row_stride
-        target = tl.load(targets + row)
+        targets += row * NUM_TARGETS
+        parts += row * NUM_TARGETS
+        losses += row * NUM_TARGETS
         columns = tl.arange(0, BLOCK)
 
         top = -float("inf")
@@ -382,11 +453,13 @@ if triton is not None:
             log_norm = log_total - log_mass
             base = tl.exp(log_mass) - 1.0 + log_size
 
-        is_legal = (target >= 0) & (target < vocab_size)
-        chosen = tl.load(logits + target, mask=is_legal, other=0.0).to(tl.float32)
-        if HAS_SOFTCAP:
-            chosen = softcap * (2 * tl.sigmoid(2 * chosen / softcap) - 1)
-        tl.store(losses + row, tl.where(is_legal, base - chosen, float("nan")))
+        for m in tl.static_range(NUM_TARGETS):
+            target = tl.load(targets + m)
+            is_legal = (target >= 0) & (target < vocab_size)
+            chosen = tl.load(logits + target, mask=is_legal, other=0.0).to(tl.float32)
+            if HAS_SOFTCAP:
+                chosen = softcap * (2 * tl.sigmoid(2 * chosen / softcap) - 1)
+            tl.store(losses + m, tl.where(is_legal, base - chosen, float("nan")))
 
         if WITH_GRADIENT:
             tl.debug_barrier()  # `chosen` is read before its place is overwritten
@@ -396,7 +469,10 @@ if triton is not None:
                 if HAS_SOFTCAP:
                     t = 2 * tl.sigmoid(2 * z / softcap) - 1
                     z = softcap * t
-                gradient = tl.exp(z - log_norm) - tl.where(start + columns == target, 1.0, 0.0)
+                gradient = tl.exp(z - log_norm)
+                for m in tl.static_range(NUM_TARGETS):
+                    part = 1.0 if NUM_TARGETS == 1 else tl.load(parts + m)
+                    gradient -= tl.where(start + columns == tl.load(targets + m), part, 0.0)
                 if HAS_SOFTCAP:
                     gradient *= 1 - t * t
                 tl.store(
@@ -405,14 +481,19 @@ if triton is not None:
 
 
 def _softmax_step_triton(
-    logits: Tensor, targets: Tensor, head: _Head, with_gradient: bool
+    logits: Tensor,
+    targets: Tensor,
+    head: _Head,
+    with_gradient: bool,
+    parts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `_softmax_step_torch`; the kernel divides by the norm itself, so ones come back."""
     num_tokens, vocab_size = logits.shape
-    losses = logits.new_empty(num_tokens, dtype=torch.float32)
+    losses = logits.new_empty(targets.shape, dtype=torch.float32)
     softmax_step_kernel[(num_tokens,)](
         logits,
-        targets,
+        targets.contiguous(),
+        losses if parts is None else parts.contiguous(),
         losses,
         vocab_size,
         logits.stride(0),
@@ -422,6 +503,7 @@ def _softmax_step_triton(
         HAS_SOFTCAP=head.softcap is not None,
         NORMALISED=head.normalised,
         WITH_GRADIENT=with_gradient,
+        NUM_TARGETS=targets.shape[1],
         # 16 logits per thread: enough loads in flight, and no spilled registers.
         BLOCK=min(4096, triton.next_power_of_2(vocab_size)),
         num_warps=8,
@@ -430,6 +512,11 @@ def _softmax_step_triton(
 
 
 # -- choices and checks ---------------------------------------------------------------------------
+
+
+def _default_backend(x: Tensor) -> Backend:
+    has_triton = triton is not None and x.is_cuda and x.dtype != torch.float64
+    return "triton" if has_triton else "torch"
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.errors import CheckpointError, ConfigError
+from nanozoo_core.optim.adamw import AdamW
 from nanozoo_core.optim.groups import ParameterGroup
 from nanozoo_core.optim.muon import Muon
 from nanozoo_core.optim.schedule import lr_factor, muon_momentum
@@ -17,6 +18,7 @@ from nanozoo_core.optim.sharding import gather_whole, shard_like
 log = logging.getLogger(__name__)
 
 FUSED_ADAMW_DEVICES = ("cpu", "cuda", "mps", "xpu")
+PENDING = "pending_gradient"  # state of a group between two of its steps
 
 
 class OptimizerSet:
@@ -38,18 +40,21 @@ class OptimizerSet:
         self.optim = optim
         self.total_steps = total_steps
         self._factor = 1.0
+        self._step = 0
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
 
-    def set_schedule(self, step: int, progress: float) -> None:
+    def set_schedule(self, step: int, progress: float, *, peak: float = 1.0) -> None:
         """Sets every group's rate, and Muon's momentum, for the step to come.
 
         Args:
             step: optimiser steps taken so far.
             progress: share of the budget spent, 0 .. 1.
+            peak: the top of the schedule at this step, relative to the rates.
         """
-        self._factor = lr_factor(progress, step, self.total_steps, self.optim)
+        self._step = step
+        self._factor = lr_factor(progress, step, self.total_steps, self.optim, peak=peak)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self._factor
@@ -68,31 +73,50 @@ class OptimizerSet:
         return self.clip(0.0)
 
     def clip(self, max_norm: float) -> Tensor:
-        """Scales AdamW's gradients to a norm of at most `max_norm`; 0 leaves them.
+        """Scales AdamW's gradients to a norm of at most `max_norm`; 0 leaves them, and so it leaves
+        those that only gather at this step.
 
         Muon is scale-free, so its gradients stay. Returns: the norm of all gradients before.
         """
         norms = []
         for optimizer in self.optimizers:
-            norms.append(_norm(_gradients(optimizer)))
+            norms.append(_norm(_gradients(_named(optimizer))))
             if optimizer is self.adamw and max_norm > 0:
-                parameters = [p for _, p, _ in _named(optimizer)]
-                torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norms[0])
+                due = [entry for entry in _named(optimizer) if self._is_due(entry[2])]
+                waiting = len(due) < len(_named(optimizer))
+                norm = _norm(_gradients(due)) if waiting else norms[-1]
+                torch.nn.utils.clip_grads_with_norm_([p for _, p, _ in due], max_norm, norm)
         return torch.linalg.vector_norm(torch.stack(norms))
 
     def step(self) -> None:
         for optimizer in self.optimizers:
+            waiting = [p for _, p, group in _named(optimizer) if not self._is_due(group)]
+            held = [p.grad for p in waiting]
+            for parameter in waiting:
+                parameter.grad = None
             optimizer.step()
+            for parameter, gradient in zip(waiting, held, strict=True):
+                parameter.grad = gradient
 
     def zero_grad(self) -> None:
+        """Forgets the gradients of the groups that have just stepped."""
         for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            for _, parameter, group in _named(optimizer):
+                if self._is_due(group):
+                    parameter.grad = None
+
+    def _is_due(self, group: dict) -> bool:
+        return (self._step + 1) % group["every"] == 0
 
     def full_state(self) -> dict[str, Tensor]:
         """Copies of the whole state on the CPU, by `PARAMETER.kind`; in a process group a
         collective, and the same for any number of ranks."""
         state: dict[str, Tensor] = {}
         for optimizer in self.optimizers:
+            for name, parameter, group in _named(optimizer):
+                if group["every"] > 1 and parameter.grad is not None:
+                    whole = gather_whole(parameter.grad)
+                    state[f"{name}.{PENDING}"] = whole.to("cpu", copy=True)
             if isinstance(optimizer, Muon):
                 state |= optimizer.full_state()
                 continue
@@ -117,6 +141,10 @@ class OptimizerSet:
             if name not in members:
                 raise CheckpointError(f"optimiser state '{key}' belongs to no trained parameter")
             optimizer, parameter, group = members[name]
+            if kind == PENDING and value.shape == parameter.shape:
+                gradient = value.to(parameter.device, copy=True)
+                parameter.grad = shard_like(gradient, parameter)
+                continue
             if isinstance(optimizer, Muon):
                 of_muon[key] = value
                 continue
@@ -156,7 +184,7 @@ def build_optimizers(
     adamw: torch.optim.Optimizer | None = None
     muon: torch.optim.Optimizer | None = None
     if adamw_groups:
-        adamw = torch.optim.AdamW(
+        adamw = AdamW(
             [
                 {
                     "params": list(zip(group.names, group.params, strict=True)),
@@ -164,6 +192,10 @@ def build_optimizers(
                     "betas": group.betas,
                     "eps": group.eps,
                     "weight_decay": group.weight_decay,
+                    "decay": group.weight_decay,
+                    "cautious": group.cautious,
+                    "wd_power": group.wd_power,
+                    "every": group.every,
                 }
                 for group in adamw_groups
             ],
@@ -186,6 +218,7 @@ def _muon(groups: list[ParameterGroup], optim: OptimConfig) -> Muon:
                 "lr": group.lr,
                 "lr_mult": group.lr_mult,
                 "weight_decay": group.weight_decay,
+                "every": group.every,
             }
             for group in groups
         ],
@@ -220,6 +253,7 @@ def _torch_muon(groups: list[ParameterGroup], optim: OptimConfig) -> torch.optim
                 "params": list(zip(group.names, group.params, strict=True)),
                 "lr": group.lr * group.lr_mult,
                 "weight_decay": group.weight_decay,
+                "every": group.every,
             }
             for group in groups
         ],
@@ -242,9 +276,9 @@ def _warn_of_unusual_rates(optim: OptimConfig) -> None:
         )
 
 
-# The kinds of state that each of torch's optimisers keeps.
+# The kinds of state that the optimisers other than our Muon keep.
 _KINDS: dict[type, tuple[str, ...]] = {
-    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    AdamW: ("step", "exp_avg", "exp_avg_sq"),
     torch.optim.Muon: ("momentum_buffer",),
 }
 
@@ -257,8 +291,8 @@ def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor, dict]]:
     ]
 
 
-def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p.grad for _, p, _ in _named(optimizer) if p.grad is not None]
+def _gradients(named: list[tuple[str, Tensor, dict]]) -> list[Tensor]:
+    return [p.grad for _, p, _ in named if p.grad is not None]
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:

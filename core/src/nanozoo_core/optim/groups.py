@@ -33,8 +33,20 @@ class ParameterGroup:
     lr: float  # at the top of the schedule
     lr_mult: float = 1.0
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = (0.9, 0.95)  # these and all below are AdamW's
     eps: float = 1e-8
+    cautious: bool = False
+    wd_power: Literal[1, 2] = 1
+    every: int = 1  # step only at each such step, on the sum of the gradients since the last
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a parameter has of its own, beside its role."""
+
+    lr_mult: float = 1.0  # factor on the rate of its role
+    decay_mult: float | None = None  # factor on the optimiser's decay; None is the role's rule
+    betas: tuple[float, float] | None = None  # None is optim.adamw's
 
 
 def default_roles(model: nn.Module) -> dict[str, str]:
@@ -81,44 +93,55 @@ def make_groups(
     optim: OptimConfig,
     *,
     lr_multipliers: dict[str, float] | None = None,
+    own: dict[str, Own] | None = None,
 ) -> list[ParameterGroup]:
-    """Groups of the trainable parameters, one per role and lr multiplier.
+    """Groups of the trainable parameters, one per role and settings.
 
     Args:
         roles: role by parameter name, one for every trainable parameter.
         lr_multipliers: factor on the group's rate by parameter name; 1 where absent.
+        own: all settings of its own by parameter name, where the factor alone is not enough.
 
     Raises: ConfigError naming every parameter that has no role, two, an unknown one, or that Muon
         cannot update.
     """
-    multipliers = lr_multipliers or {}
+    settings = {name: Own(lr_mult=mult) for name, mult in (lr_multipliers or {}).items()}
+    settings |= own or {}
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    _check_roles(model, parameters, roles, multipliers)
-    members: dict[tuple[str, float], list[str]] = {}
+    _check_roles(model, parameters, roles, settings)
+    members: dict[tuple[str, Own], list[str]] = {}
     for name in sorted(parameters, key=lambda name: ROLES.index(roles[name])):
-        members.setdefault((roles[name], multipliers.get(name, 1.0)), []).append(name)
-    groups = []
-    for (role, lr_mult), names in members.items():
-        uses_muon = role == "matrix" and optim.name == "muon"
-        decays = role in ("matrix", "head")
-        groups.append(
-            ParameterGroup(
-                name=role if lr_mult == 1 else f"{role} x{lr_mult:g}",
-                optimizer="muon" if uses_muon else "adamw",
-                names=names,
-                params=[parameters[name] for name in names],
-                lr=optim.muon.lr if uses_muon else _adamw_lr(role, optim),
-                lr_mult=lr_mult,
-                weight_decay=(
-                    optim.muon.weight_decay if uses_muon else optim.weight_decay * decays
-                ),
-                betas=(optim.adamw.beta1, optim.adamw.beta2),
-                eps=optim.adamw.eps,
-            )
-        )
+        members.setdefault((roles[name], settings.get(name, Own())), []).append(name)
+    groups = [
+        _group(role, own, names, [parameters[name] for name in names], optim)
+        for (role, own), names in members.items()
+    ]
     _mark_convolutions(model)
     _check_muon(groups)
     return groups
+
+
+def _group(
+    role: str, own: Own, names: list[str], params: list[Tensor], optim: OptimConfig
+) -> ParameterGroup:
+    uses_muon = role == "matrix" and optim.name == "muon"
+    decay = optim.muon.weight_decay if uses_muon else optim.weight_decay
+    decays = 1.0 if role in ("matrix", "head") else 0.0
+    adamw = optim.adamw
+    return ParameterGroup(
+        name=role if own.lr_mult == 1 else f"{role} x{own.lr_mult:g}",
+        optimizer="muon" if uses_muon else "adamw",
+        names=names,
+        params=params,
+        lr=optim.muon.lr if uses_muon else _adamw_lr(role, optim),
+        lr_mult=own.lr_mult,
+        weight_decay=decay * (decays if own.decay_mult is None else own.decay_mult),
+        betas=own.betas or (adamw.beta1, adamw.beta2),
+        eps=adamw.eps,
+        cautious=adamw.cautious,
+        wd_power=adamw.wd_power,
+        every=1 if uses_muon else adamw.every,
+    )
 
 
 def describe(groups: list[ParameterGroup]) -> str:
@@ -151,11 +174,11 @@ def _check_roles(
     model: nn.Module,
     parameters: Iterable[str],
     roles: dict[str, str],
-    multipliers: dict[str, float],
+    settings: dict[str, Own],
 ) -> None:
     problems = Problems()
     known = dict(model.named_parameters(remove_duplicate=False))
-    for table, what in ((roles, "role"), (multipliers, "lr multiplier")):
+    for table, what in ((roles, "role"), (settings, "settings")):
         for name in table:
             if name not in known:
                 problems.add(

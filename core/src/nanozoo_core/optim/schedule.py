@@ -7,7 +7,14 @@ import math
 from nanozoo_core.config import MuonConfig, OptimConfig
 
 
-def lr_factor(progress: float, step: int, total_steps: int | None, optim: OptimConfig) -> float:
+def lr_factor(
+    progress: float,
+    step: int,
+    total_steps: int | None,
+    optim: OptimConfig,
+    *,
+    peak: float = 1.0,
+) -> float:
     """What every rate is multiplied by at a step.
 
     Args:
@@ -15,8 +22,10 @@ def lr_factor(progress: float, step: int, total_steps: int | None, optim: OptimC
         step: optimiser steps taken before this one.
         total_steps: steps of the whole run; None where only progress is known, as with a budget
             in seconds. The warm-up is then read off the progress, and the first rate is 0.
+        peak: the level that is reached and left, where a model moves it with its batches; the
+            rate at the very end does not depend on it.
 
-    Returns: a factor in [0, 1].
+    Returns: a factor in [0, peak].
     Reference: noam is equation 3 of arXiv 1706.03762, lr standing for (model_dim * warmup)^-0.5.
     """
     progress = min(max(progress, 0.0), 1.0)
@@ -29,15 +38,15 @@ def lr_factor(progress: float, step: int, total_steps: int | None, optim: OptimC
     else:
         warm, warmup = 1.0, 0.0
     if optim.schedule == "noam":
-        return min(warm, max(warm, 1.0) ** -0.5)
+        return peak * min(warm, max(warm, 1.0) ** -0.5)
 
     left = 1.0  # of the decay: 1 before it, 0 at its end
     if optim.schedule == "wsd" and optim.decay_fraction > 0:
-        left = min((1 - progress) / optim.decay_fraction, 1.0)
+        left = min(max(1 - optim.hold_fraction - progress, 0.0) / optim.decay_fraction, 1.0)
     elif optim.schedule == "cosine" and warmup < 1:
         spent = max(progress - warmup, 0.0) / (1 - warmup)
         left = 0.5 * (1 + math.cos(math.pi * spent))
-    return min(warm, 1.0) * (optim.final_lr_fraction + (1 - optim.final_lr_fraction) * left)
+    return min(warm, 1.0) * (optim.final_lr_fraction + (peak - optim.final_lr_fraction) * left)
 
 
 def muon_momentum(progress: float, step: int, total_steps: int | None, muon: MuonConfig) -> float:

@@ -115,6 +115,8 @@ class ModelContract:
             optimizers.set_schedule(number, step.progress)
             adapter.before_step(model, step)
             adapter.training_loss(model, batch_of(tokens), step).value.backward()
+            with torch.no_grad():
+                adapter.before_update(model, step, optimizers.optimizers)
             optimizers.clip(1.0)
             optimizers.step()
             optimizers.zero_grad()

@@ -1,0 +1,42 @@
+from typing import Any, ClassVar
+
+from nanozoo_core.testing import ModelContract
+from nanozoo_current_best_gpt.config import CurrentBestConfig
+
+
+class TestContract(ModelContract):
+    model = "current_best_gpt"
+    # Everything is on: four kinds of layers, a skip over the one without attention, two gate MLPs,
+    # two stages, and a head that leaves the embedding half-way.
+    tiny: ClassVar[dict[str, Any]] = {
+        "num_layers": 4,
+        "model_dim": 32,
+        "num_heads": 2,
+        "bigram_rows": 64,
+        "bigram_sign_rows": 16,
+        "window_pattern": "SL-L",
+        "windows": [[4, 8], [8, 24]],
+        "dc_window": 5,
+        "skip": [0, 2],
+        "gate_dim": 8,
+        "gate_split_layer": 2,
+        "mudd_dim": 8,
+        "untie_at": 0.5,
+        "yarn": True,
+    }
+
+    def num_parameters(self, config: CurrentBestConfig) -> int:
+        dim, heads, vocab = config.model_dim, config.num_heads, config.vocab_size
+        assert vocab is not None
+        attention = 3 * (4 * dim**2 + 2)
+        mlps = 4 * 8 * dim**2
+        lambdas = 3 * 4 + 1  # of the blocks before the last; of the skip
+        value_gate = heads * 12  # of layer 1; the last block's is MUDD's
+        lookups = (2 + 2 + 0) * vocab * dim + 64 * dim  # embedding and head, two tables, bigrams
+        smear = 12 + 1
+        # xsa 1, gate 1, x0 and bigram of 0 and 1; gate 3, skip, reading and writing of the mix
+        early, late = 2 * heads + 4, 3 * heads + 1
+        gates = sum(8 * dim + n * (8 + 1) for n in (early, late)) + 1
+        # three sources of values and of the stream, two value gates, six lambdas; five sources
+        mudd = sum(8 * dim + n * (8 + 1) for n in (3 + 3 + 2 + 6, 5))
+        return attention + mlps + lambdas + value_gate + lookups + smear + gates + mudd
