@@ -175,6 +175,18 @@ def test_float32_scores_are_those_of_float64(family):
 
 
 @each_family
+def test_bfloat16_scores_stay_within_a_percent(family):
+    """Products have 8 bits; softmax, sums and cancelling terms are wider."""
+    model, batch = make_model(family), make_batch(40)
+    with torch.no_grad():
+        expected = ADAPTER.nll(model, batch, Draw(1)).nats
+        with torch.autocast("cpu", torch.bfloat16):
+            found = ADAPTER.nll(model, batch, Draw(1)).nats
+    assert not torch.equal(found, expected)
+    assert_close(found.sum(), expected.sum(), rtol=1e-2, atol=0)
+
+
+@each_family
 def test_one_draw_is_learned_by_heart(family):
     """The same windows under the same noise: the loss falls far below where it starts."""
     model = make_model(family, trained=False)
