@@ -31,6 +31,7 @@ class Outer:
     note: str | None = None
     preset: Literal["small", "large"] | None = None
     inner: Inner = field(default_factory=Inner)
+    windows: tuple[tuple[int, ...], ...] = ()
 
     renamed: ClassVar[dict[str, str]] = {"colour": "note (in words)"}
 
@@ -53,6 +54,12 @@ def test_values_arrive_in_the_type_asked_for() -> None:
 def test_round_trip() -> None:
     outer = Outer(2, False, [3], "x", None, Inner(0.5, "adamw"))
     assert schema.from_dict(Outer, schema.to_dict(outer)) == outer
+
+
+def test_tuples_are_stored_as_yaml_reads_them_back() -> None:
+    outer = schema.from_dict(Outer, {"windows": [[1, 2], [3]]})
+    assert outer.windows == ((1, 2), (3,))
+    assert schema.to_dict(outer)["windows"] == [[1, 2], [3]]
 
 
 def test_a_config_names_its_own_renamed_keys() -> None:

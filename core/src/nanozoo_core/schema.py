@@ -44,8 +44,16 @@ def from_dict(cls: type[T], data: dict[str, Any], path: str = "", owner: str = "
 
 
 def to_dict(config: object) -> dict[str, Any]:
-    """The plain dictionary of a config dataclass."""
-    return dataclasses.asdict(config)  # type: ignore[call-overload]
+    """The dictionary of a config dataclass as YAML would read it back: tuples are lists."""
+    return _plain(dataclasses.asdict(config))  # type: ignore[call-overload]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value
 
 
 def field_help(cls: type) -> dict[str, str]:
