@@ -193,7 +193,7 @@ def test_one_draw_is_learned_by_heart(family):
     batch = make_batch(4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     history = []
-    for _ in range(60):
+    for _ in range(120):
         loss = train(model, batch)
         optimizer.zero_grad()
         loss.backward()
