@@ -143,6 +143,7 @@ def train_from_wheels(session: nox.Session, model: str, folder: Path) -> None:
     session.run(
         *(str(folder / "env" / "bin" / "train"), "--model", model),
         *("train.max_steps=20", "eval.bytes=20000", "eval.draws=2"),
+        env=ONE_THREAD,
     )
     session.chdir(ROOT)
 
