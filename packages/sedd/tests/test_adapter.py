@@ -18,7 +18,7 @@ from nanozoo_core.kernels.linear_cross_entropy import linear_cross_entropy
 from nanozoo_core.testing import ToyVocabulary, toy
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_sedd import uniform
-from nanozoo_sedd.adapter import SEDDAdapter, uniform_terms
+from nanozoo_sedd.adapter import SEDDAdapter, uniform_noise, uniform_terms
 from nanozoo_sedd.config import SEDDConfig
 from nanozoo_sedd.model import SEDD
 
@@ -213,7 +213,8 @@ def test_training_over_all_times_estimates_the_score_but_for_its_ends(family):
             if model.config.is_absorbing:
                 nats = ADAPTER.nll(model, batch, Draw(0, n)).nats
             else:
-                nats = uniform_terms(model, batch, Draw(0, n)).integral
+                noise = uniform_noise(Draw(0, n), batch)
+                nats = uniform_terms(model, batch, noise).integral
             scores.append(float(nats.sum()) / (120 * LENGTH))
     one, two = torch.tensor(losses), torch.tensor(scores)
     error = math.hypot(float(one.std()), float(two.std())) / 4

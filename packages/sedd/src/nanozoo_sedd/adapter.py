@@ -70,7 +70,7 @@ class SEDDAdapter(DefaultModelAdapter):
         if model.config.is_absorbing:
             nats = _masked_nats(model, batch, _noise(draw, batch))
         else:
-            nats = uniform_terms(model, batch, draw).total
+            nats = uniform_terms(model, batch, uniform_noise(draw, batch)).total
         return Nll(nats.double(), batch.num_scored)
 
     def parameter_roles(self, model: nn.Module) -> dict[str, str]:
@@ -99,35 +99,19 @@ class SEDDAdapter(DefaultModelAdapter):
     def inspect(
         self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
     ) -> Inspection | None:
-        """The bound by the level of noise. With masks, beside it the bound of the normalised model,
-        which shows what masses off 1 cost; under uniform noise, its three terms."""
+        """The bound by the level of noise, from one draw. With masks, beside it the bound of the
+        normalised model, which shows what masses off 1 cost; under uniform noise, its terms."""
         assert isinstance(model, SEDD)
         num_tokens = sum(batch.num_scored for batch in batches)
         if num_tokens == 0:
             return None
-        names: tuple[str, ...]
-        if model.config.is_absorbing:
-            x_label, names = "masked share", ("bound", "bound_normalised")
-            values = _masked_levels(model, batches)
-        else:
-            x_label, names = "time", ("integral",)
-            values = _uniform_levels(model, batches)
-        values = values / num_tokens  # (INSPECTED_LEVELS, names)
-        places = [(level + 0.5) / INSPECTED_LEVELS for level in range(INSPECTED_LEVELS)]
-        series = {
-            name: list(zip(places, values[:, column].tolist(), strict=True))
-            for column, name in enumerate(names)
-        }
+        look = _inspect_masked if model.config.is_absorbing else _inspect_uniform
+        terms, picture = look(model, batches)
+        metrics = {f"{name}_nats_per_token": nats for name, nats in terms.items()}
         num_bytes = sum(_scored_bytes(batch, vocabulary) for batch in batches)
-        means = dict(zip(names, values.mean(0).tolist(), strict=True))
-        if not model.config.is_absorbing:
-            means |= _uniform_ends(model, batches, num_tokens)
-        metrics = {f"{name}_nats_per_token": value for name, value in means.items()}
         if num_bytes:
             to_bits = num_tokens / (math.log(2) * num_bytes)
-            metrics |= {f"{name}_bits_per_byte": value * to_bits for name, value in means.items()}
-        title = "share of the bound by noise: their mean is the bound"
-        picture = Curves(title, x_label=x_label, y_label="nats per token", series=series)
+            metrics |= {f"{name}_bits_per_byte": nats * to_bits for name, nats in terms.items()}
         return Inspection(metrics, (picture,))
 
 
@@ -140,9 +124,27 @@ def _noise(source: NoiseSource, batch: Batch, *, stratified: bool = True) -> Win
     return draw_noise(source, batch.rows, batch.num_rows, length, stratified=stratified)
 
 
-def _part(noise: WindowNoise, level: int) -> WindowNoise:
-    """The same noise within one of the parts of its range that `inspect` tells apart."""
-    return WindowNoise((level + noise.level) / INSPECTED_LEVELS, noise.uniforms)
+def _by_level(
+    batches: Sequence[Batch], levels: Sequence[Tensor], nats: Sequence[Tensor]
+) -> tuple[list[list[float]], list[float]]:
+    """Nats per token of each column of `nats` (B, columns): by the part of [0, 1) that a window's
+    level (B,) lies in, and over all windows."""
+    part = (torch.cat(list(levels)) * INSPECTED_LEVELS).long()
+    columns = torch.cat([rows.double().cpu() for rows in nats])
+    tokens = torch.cat([_num_scored(batch).double().cpu() for batch in batches])
+    totals = torch.zeros(INSPECTED_LEVELS, columns.shape[1], dtype=torch.float64)
+    totals.index_add_(0, part, columns)
+    counts = torch.zeros(INSPECTED_LEVELS, dtype=torch.float64).index_add_(0, part, tokens)
+    parts = totals / counts.clamp(min=1)[:, None]
+    return parts.tolist(), (columns.sum(0) / tokens.sum()).tolist()
+
+
+def _num_scored(batch: Batch) -> Tensor:
+    """Scored tokens of each window, (B,)."""
+    if batch.scored is not None:
+        return batch.scored.sum(1)
+    window = batch.window
+    return window.new_full((len(window),), window.shape[1] - 1)
 
 
 def _scored(batch: Batch) -> Tensor | None:
@@ -203,16 +205,22 @@ def _masked_nats(
     return draw_nats(token_loss, window[:, 1:], draw)
 
 
-def _masked_levels(model: SEDD, batches: Sequence[Batch]) -> Tensor:
-    """Nats over all windows (INSPECTED_LEVELS, 2): of the model, and of the normalised one."""
-    totals = torch.zeros(INSPECTED_LEVELS, 2, dtype=torch.float64)
-    for level in range(INSPECTED_LEVELS):
-        for batch in batches:
-            noise = _part(_noise(Draw(INSPECTION_SEED), batch), level)
-            for column, normalised in enumerate((False, True)):
-                nats = _masked_nats(model, batch, noise, normalised=normalised)
-                totals[level, column] += float(nats.sum())
-    return totals
+def _inspect_masked(model: SEDD, batches: Sequence[Batch]) -> tuple[dict[str, float], Curves]:
+    """The bound of the model and of the normalised one, on the same noise."""
+    names = ("bound", "bound_normalised")
+    levels, nats = [], []
+    for batch in batches:
+        noise = _noise(Draw(INSPECTION_SEED), batch)
+        levels.append(noise.level)
+        both = [_masked_nats(model, batch, noise, normalised=choice) for choice in (False, True)]
+        nats.append(torch.stack(both, dim=1))
+    parts, means = _by_level(batches, levels, nats)
+    series = {
+        name: [((n + 0.5) / INSPECTED_LEVELS, row[column]) for n, row in enumerate(parts)]
+        for column, name in enumerate(names)
+    }
+    curves = Curves("The bound by masked share", "masked share", "nats per token", series)
+    return dict(zip(names, means, strict=True)), curves
 
 
 # -- uniform noise --------------------------------------------------------------------------------
@@ -230,13 +238,14 @@ class UniformTerms(NamedTuple):
         return self.integral + self.prior + self.reconstruction
 
 
-def uniform_terms(model: SEDD, batch: Batch, source: NoiseSource) -> UniformTerms:
+def uniform_noise(source: NoiseSource, batch: Batch) -> WindowNoise:
+    """As `_noise`, with a second uniform per token for the reconstruction."""
+    return draw_noise(source, batch.rows, batch.num_rows, 2, batch.window.shape[1] - 1)
+
+
+def uniform_terms(model: SEDD, batch: Batch, noise: WindowNoise) -> UniformTerms:
     """One draw: an x_t at a stratified time in (0, 1], and another x_t at t = 0 to decode."""
     window = batch.window
-    noise = draw_noise(source, batch.rows, batch.num_rows, 2, window.shape[1] - 1)
-    num_scored = window.new_full((len(window),), window.shape[1] - 1)
-    if batch.scored is not None:
-        num_scored = batch.scored.sum(1)
     times, weights = uniform.spread_times(noise.level, model.schedule)
     integral = _uniform_integral(model, batch, times, noise.uniforms[:, 0])
     integral = integral * weights.to(integral)
@@ -249,7 +258,9 @@ def uniform_terms(model: SEDD, batch: Batch, source: NoiseSource) -> UniformTerm
         scored=batch.scored,
     )
     prior = uniform.prior_kl(model.schedule, model.vocab_size)
-    return UniformTerms(integral, num_scored.to(integral) * prior, reconstruction.to(integral))
+    return UniformTerms(
+        integral, _num_scored(batch).to(integral) * prior, reconstruction.to(integral)
+    )
 
 
 def _uniform_integral(model: SEDD, batch: Batch, times: Tensor, uniforms: Tensor) -> Tensor:
@@ -283,27 +294,20 @@ def _decode(
     return torch.cat(log_probs).view_as(tokens)
 
 
-def _uniform_levels(model: SEDD, batches: Sequence[Batch]) -> Tensor:
-    """Nats of the integral over all windows, (INSPECTED_LEVELS, 1), from early to late times."""
-    totals = torch.zeros(INSPECTED_LEVELS, 1, dtype=torch.float64)
-    for level in range(INSPECTED_LEVELS):
-        for batch in batches:
-            # Times run against the levels of noise draws.
-            noise = _part(_noise(Draw(INSPECTION_SEED), batch), INSPECTED_LEVELS - 1 - level)
-            times, weights = uniform.spread_times(noise.level, model.schedule)
-            nats = _uniform_integral(model, batch, times, noise.uniforms)
-            totals[level] += float((nats.cpu() * weights).sum())
-    return totals
-
-
-def _uniform_ends(model: SEDD, batches: Sequence[Batch], num_tokens: int) -> dict[str, float]:
-    """The prior and the reconstruction term, in nats per token."""
-    totals = torch.zeros(2, dtype=torch.float64)
+def _inspect_uniform(model: SEDD, batches: Sequence[Batch]) -> tuple[dict[str, float], Curves]:
+    """The three terms of the bound, and the first of them by time."""
+    levels, nats = [], []
     for batch in batches:
-        terms = uniform_terms(model, batch, Draw(INSPECTION_SEED))
-        totals += torch.tensor([float(terms.prior.sum()), float(terms.reconstruction.sum())])
-    prior, reconstruction = (totals / num_tokens).tolist()
-    return {"prior": prior, "reconstruction": reconstruction}
+        noise = uniform_noise(Draw(INSPECTION_SEED), batch)
+        levels.append(noise.level)
+        nats.append(torch.stack(uniform_terms(model, batch, noise), dim=1))
+    parts, means = _by_level(batches, levels, nats)
+    centres = (torch.arange(INSPECTED_LEVELS) + 0.5) / INSPECTED_LEVELS
+    times, _ = uniform.spread_times(centres, model.schedule)
+    points = sorted(zip(times.tolist(), (row[0] for row in parts), strict=True))
+    title = "The integral by time, in parts of equal weight"
+    curves = Curves(title, "time", "nats per token", {"integral": points})
+    return dict(zip(UniformTerms._fields, means, strict=True)), curves
 
 
 Adapter = SEDDAdapter
