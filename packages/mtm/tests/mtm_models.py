@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Batch, Step
-from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing.sources import batch_of
+from nanozoo_core.testing.training import move
 from nanozoo_mtm.adapter import MTMAdapter, logits_by_depth
 from nanozoo_mtm.config import MTMConfig
 from nanozoo_mtm.model import MTM
@@ -36,14 +35,6 @@ def build(*, moved: float = 0.1, dtype: torch.dtype = torch.float32, **settings:
     return model
 
 
-@torch.no_grad()
-def move(model: nn.Module, scale: float) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        parameter += (scale * noise).to(parameter.dtype)
-
-
 def random_tokens(rows: int, length: int, seed: int = 0, vocab_size: int = VOCAB) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab_size, (rows, length), generator=generator)
@@ -53,32 +44,6 @@ def random_batch(rows: int = 4, length: int = 24, lookahead: int = 1, seed: int 
     return batch_of(random_tokens(rows, length + lookahead, seed), lookahead=lookahead)
 
 
-def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in model.named_parameters()
-    }
-
-
 def all_logits(model: MTM, batch: Batch) -> Tensor:
     """(1 + n, B, T, V): the main model's and each module's."""
     return torch.stack(list(logits_by_depth(model, batch)))
-
-
-def train(model: MTM, batches: list[Batch], lr: float = 1e-2) -> None:
-    optim = OptimConfig(name="adamw", lr=lr, warmup=10, decay_fraction=0.7)
-    groups = ADAPTER.optimizer_groups(model, optim)
-    optimizers = build_optimizers(
-        groups, optim, total_steps=len(batches), device=torch.device("cpu")
-    )
-    model.train()
-    for number, batch in enumerate(batches):
-        step = Step(number=number, progress=number / len(batches), seed=0)
-        optimizers.set_schedule(number, step.progress)
-        ADAPTER.training_loss(model, batch, step).value.backward()
-        optimizers.clip(1.0)
-        optimizers.step()
-        optimizers.zero_grad()
-    model.eval()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mtm_models import ADAPTER, all_logits, build, random_batch, train
+from mtm_models import ADAPTER, all_logits, build, random_batch
 from torch import Tensor
 
 from nanozoo_core import cli, compose
@@ -15,6 +15,7 @@ from nanozoo_core.contract import Batch, SamplingSettings, seeded_generator
 from nanozoo_core.speculative import Tally, decode
 from nanozoo_core.testing import ToyVocabulary
 from nanozoo_core.testing.sources import MarkovSource, batch_of
+from nanozoo_core.testing.training import train
 from nanozoo_core.trainer import train as run_training
 from nanozoo_mtm.adapter import targets_of
 
@@ -33,7 +34,7 @@ def test_every_depth_counts_on(block: str) -> None:
         starts = torch.randint(12, (8, 1), generator=torch.Generator().manual_seed(seed))
         return batch_of((starts + torch.arange(LENGTH + 3)) % 12, lookahead=3)
 
-    train(model, [counting(seed) for seed in range(150)])
+    train(ADAPTER, model, [counting(seed) for seed in range(150)])
     batch = counting(1000)
     with torch.no_grad():
         logits = all_logits(model, batch)
@@ -64,7 +65,7 @@ def test_a_module_reads_the_token_that_comes_next() -> None:
         tokens = torch.stack([random, 8 + permutation[random]], -1).flatten(1)
         return batch_of(tokens, lookahead=2)
 
-    train(model, [pairs(seed) for seed in range(150)])
+    train(ADAPTER, model, [pairs(seed) for seed in range(150)])
     batch = pairs(1000)
     with torch.no_grad():
         logits = all_logits(model, batch)
@@ -102,7 +103,7 @@ def test_each_depth_learns_the_next_token_not_the_one_far_ahead(source: str) -> 
     percent of the source's entropy per token."""
     markov = MarkovSource(6, sharpness=2.0 if source == "chain" else 0.0)
     model = build(moved=0, vocab_size=6, mtp_lambda=1.0, mtp_lambda_final=1.0)
-    train(model, [batch_of(markov.sample(32, LENGTH + 3, seed), lookahead=3)
+    train(ADAPTER, model, [batch_of(markov.sample(32, LENGTH + 3, seed), lookahead=3)
                   for seed in range(250 if source == "chain" else 60)])  # fmt: skip
     for entropy, reached in expected_nats(
         model, markov.sample(64, LENGTH + 3, 10_000), markov.transitions

@@ -15,8 +15,6 @@ from mtm_models import (
     VOCAB,
     all_logits,
     build,
-    gradients,
-    move,
     random_batch,
 )
 from torch import Tensor
@@ -26,6 +24,7 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.nn.control_block import ControlBlock, ControlModel
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.testing.sources import batch_of
+from nanozoo_core.testing.training import gradients, move
 from nanozoo_mtm.adapter import read_by, targets_of
 from nanozoo_mtm.config import MTMConfig
 from nanozoo_mtm.model import MTM, MLPBlock, PredictionModule

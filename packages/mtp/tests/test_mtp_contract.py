@@ -45,9 +45,10 @@ class TestContract(ModelContract):
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["checkpoint", "sequential"])
 def test_other_ways_to_the_gradient_compile(way: str) -> None:
-    from mtp_models import ADAPTER, STEP, build, gradients, random_batch
+    from mtp_models import ADAPTER, STEP, build, random_batch
 
     from nanozoo_core.distributed import LossModule
+    from nanozoo_core.testing.training import gradients
 
     model, batch = build(head_backward=way), random_batch()
     module = LossModule(model, ADAPTER)

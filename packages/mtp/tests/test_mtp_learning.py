@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mtp_models import ADAPTER, all_logits, build, train
+from mtp_models import ADAPTER, all_logits, build
 from torch import Tensor
 
 from nanozoo_core import cli, compose
@@ -15,6 +15,7 @@ from nanozoo_core.contract import Batch, SamplingSettings, seeded_generator
 from nanozoo_core.speculative import Tally, decode
 from nanozoo_core.testing import ToyVocabulary
 from nanozoo_core.testing.sources import MarkovSource, batch_of
+from nanozoo_core.testing.training import train
 from nanozoo_core.trainer import train as run_training
 from nanozoo_mtp.losses import token_losses
 from nanozoo_mtp.model import MTP
@@ -37,7 +38,7 @@ def test_every_head_counts_its_own_distance(head_type: str) -> None:
         starts = torch.randint(12, (8, 1), generator=torch.Generator().manual_seed(seed))
         return batch_of((starts + torch.arange(LENGTH + 3)) % 12, lookahead=3)
 
-    train(model, [counting(seed) for seed in range(150)])
+    train(ADAPTER, model, [counting(seed) for seed in range(150)])
     tokens = counting(1000).tokens
     assert max(losses_by_horizon(model, tokens)) < 0.02
     inputs = tokens[:, :LENGTH]
@@ -58,7 +59,7 @@ def test_each_head_learns_the_chain_of_its_own_distance() -> None:
     """Head i of a Markov chain M comes within 2 percent of the entropy of M^i, and not below it."""
     source = MarkovSource(6)
     model = build(moved=0, vocab_size=6, num_layers=4, num_mtp_tokens=3)
-    train(model, [batch_of(source.sample(32, LENGTH + 3, seed), lookahead=3)
+    train(ADAPTER, model, [batch_of(source.sample(32, LENGTH + 3, seed), lookahead=3)
                   for seed in range(250)])  # fmt: skip
     tokens = source.sample(64, LENGTH, 10_000)
     power = torch.eye(6, dtype=torch.float64)
@@ -85,7 +86,7 @@ def test_of_noise_every_head_learns_the_frequencies_alone() -> None:
         )
         return draws.reshape(16, LENGTH + 2)
 
-    train(model, [batch_of(noise(seed), lookahead=2) for seed in range(150)])
+    train(ADAPTER, model, [batch_of(noise(seed), lookahead=2) for seed in range(150)])
     entropy = float(torch.special.entr(frequencies).sum())
     with torch.no_grad():
         log_p = all_logits(model, noise(1000)[:, :LENGTH]).double().log_softmax(-1)

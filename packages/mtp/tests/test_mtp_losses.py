@@ -15,7 +15,6 @@ from mtp_models import (
     VOCAB,
     all_logits,
     build,
-    gradients,
     random_batch,
     random_tokens,
 )
@@ -26,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from nanozoo_core.contract import Batch, Draw
 from nanozoo_core.device import autocast
 from nanozoo_core.testing.sources import batch_of
+from nanozoo_core.testing.training import gradients
 from nanozoo_mtp.losses import targets_of, token_losses
 from nanozoo_mtp.model import MTP
 

@@ -15,8 +15,6 @@ from mtp_models import (
     VOCAB,
     all_logits,
     build,
-    gradients,
-    move,
     random_batch,
     random_tokens,
 )
@@ -25,6 +23,7 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.nn.control_block import ControlModel
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.optim.groups import default_roles
+from nanozoo_core.testing.training import gradients, move
 from nanozoo_mtp.config import MTPConfig
 from nanozoo_mtp.model import MTP
 
