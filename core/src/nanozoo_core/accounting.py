@@ -18,6 +18,19 @@ def count_parameters(model: nn.Module, roles: dict[str, str]) -> dict[str, float
     return {"params": sum(sizes.values()), "params_non_embedding": sum(sizes.values()) - tables}
 
 
+def count_cache(adapter: DefaultModelAdapter, model: nn.Module) -> dict[str, float]:
+    """`cache_bytes_per_token`, by which the decoding state grows with every token, and
+    `state_bytes`, what it holds from the start; empty where the cache has no `num_bytes`."""
+    if not hasattr(model, "init_cache"):
+        return {}
+    one, two = (
+        getattr(adapter.init_cache(model, 1, length), "num_bytes", None) for length in (1, 2)
+    )
+    if one is None or two is None:
+        return {}
+    return {"cache_bytes_per_token": two - one, "state_bytes": 2 * one - two}
+
+
 def transformer_flops_per_token(adapter: DefaultModelAdapter, config: Any, seq_len: int) -> float:
     """Training FLOPs per token of a plain decoder: 6 per weight of its matrices and of the output
     projection, and 12 * num_layers * model_dim * seq_len for attention counted as a full square

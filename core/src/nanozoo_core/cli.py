@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from nanozoo_core.speculative import Tally
     from nanozoo_core.trace import Trace
 
+COMPARE_HELP = """\
+models=A,B       models, recipe files, or variants NAME:MODEL with settings NAME.key=value
+budget=UNIT:N    bytes (2e6), tokens, flops, steps or seconds of training; own: each model's own
+seeds=N          so many seeds (2), or a list as in seeds=3,4,5
+jobs=N           runs at the same time (1), sharing the CPU's threads
+folder=PATH      where runs and report lie (runs/compare/UNIT_N)
+match=A|N        scale widths until all have the parameters of model A, or N of them
+runs=RUN,RUN     finished runs to report on as well
+key=value        a setting of every model, MODEL.key=value of one
+hydra/launcher=X run through a Hydra launcher, such as submitit_slurm"""
 CONTINUATION_TOKENS = 256
 MIDDLE_TOKENS = 32
 
@@ -69,6 +79,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_run_arguments(inspect)
     inspect.set_defaults(handler=inspect_run)
+
+    compare = commands.add_parser(
+        "compare",
+        help="train several models on equal terms and report on them",
+        description="Trains models, each over several seeds and within one budget, and writes "
+        "report.html, report.md, results.csv and plots. The same command again goes on where it "
+        "was stopped.",
+        epilog=COMPARE_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument("overrides", nargs="*", metavar="key=value")
+    compare.set_defaults(handler=compare_models)
 
     generate = commands.add_parser("generate", help="draw text from a run")
     _add_run_arguments(generate)
@@ -221,6 +243,12 @@ def inspect_run(arguments: argparse.Namespace) -> None:
     out(inspection.describe(found))
     files = "inspection.json, inspection.png" if found.pictures else "inspection.json"
     out(f"written to {arguments.run}: {files}")
+
+
+def compare_models(arguments: argparse.Namespace) -> None:
+    from nanozoo_core.compare.command import compare
+
+    compare(arguments.overrides)
 
 
 def generate_text(arguments: argparse.Namespace) -> None:

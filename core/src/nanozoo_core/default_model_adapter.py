@@ -274,10 +274,17 @@ class DefaultModelAdapter:
         return transformer_flops_per_token(self, config, seq_len)
 
     def report(self, model: nn.Module) -> dict[str, float]:
-        """Counts for result.json: params, params_non_embedding, and what the model adds."""
-        from nanozoo_core.accounting import count_parameters
+        """Counts for result.json: params, params_non_embedding, what decoding keeps in memory for
+        each token where the cache tells (`num_bytes`), and what the model adds."""
+        from nanozoo_core.accounting import count_cache, count_parameters
 
-        return count_parameters(model, self.parameter_roles(model))
+        return count_parameters(model, self.parameter_roles(model)) | count_cache(self, model)
+
+    def at_width(self, model_cfg: Any, factor: float) -> dict[str, object]:
+        """Changes to `model_cfg` that make the model `factor` times as wide, to the nearest width
+        that its heads divide; for comparing models of equal size."""
+        step = 2 * getattr(model_cfg, "num_heads", 1)  # rotary positions need an even head_dim
+        return {"model_dim": max(step, round(factor * model_cfg.model_dim / step) * step)}
 
     def show_sample(self, model: nn.Module, vocabulary: Vocabulary, text: str) -> str | None:
         """What is peculiar to this model on `text`, for samples.txt (hnet marks its chunks)."""

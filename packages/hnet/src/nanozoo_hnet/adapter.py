@@ -6,6 +6,8 @@ Shapes: B batch, T sequence, K new tokens, D model_dim, V vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -108,6 +110,20 @@ class HNetAdapter(DefaultModelAdapter):
             model = HNet(config)
         shares = 1 / torch.tensor([1.0, *config.ratios], dtype=torch.float64).cumprod(0)
         return 3 * float(model.forward_flops(seq_len, shares))
+
+    def at_width(self, model_cfg: HNetConfig, factor: float) -> dict[str, object]:
+        """Scales the width of every stage, and that of its MLP, to what the heads of its attention
+        and of its state spaces divide."""
+        ssm = model_cfg.ssm_cfg
+        inner = ssm.head_dim // math.gcd(ssm.head_dim, ssm.expand)
+        units = [math.lcm(2 * heads, inner) for heads in model_cfg.num_heads]
+        return {
+            "model_dim": [
+                max(unit, round(factor * width / unit) * unit)
+                for unit, width in zip(units, model_cfg.model_dim, strict=True)
+            ],
+            "mlp_dim": [round(factor * width / 8) * 8 for width in model_cfg.mlp_dim],
+        }
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Adds the parameters of each stage, and what decoding keeps per token and once."""
