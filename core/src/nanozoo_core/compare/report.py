@@ -147,7 +147,7 @@ def page(report: Report) -> str:
         "data": text,
     }
     for key, value in fields.items():
-        template = template.replace("{{" + key + "}}", value, 1)
+        template = template.replace("{{" + key + "}}", value)
     return template
 
 
