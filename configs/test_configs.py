@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nanozoo_core import compose, registry
+from nanozoo_core import compose, registry, show
 from nanozoo_core.config import TrainingConfig
 from nanozoo_core.errors import ConfigError
 
@@ -35,6 +35,15 @@ def test_recipe_loads(path: Path) -> None:
     """A file is named after its model; a second form of it adds a word."""
     model = load_recipe(path).model
     assert path.stem == model or path.stem.startswith(f"{model}_")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_can_be_planned(path: Path) -> None:
+    """Its parameters, FLOPs, memory and time are known without the machine it is meant for."""
+    shown = show.describe_model([], recipe=path)
+    for part in ("\nparameters: ", "\nbudget: ", "\ntime: ", "\nmemory of weights"):
+        assert part in shown
+    assert f"train --config {path}" in shown
 
 
 @pytest.mark.parametrize("name", MODELS)

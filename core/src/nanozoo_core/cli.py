@@ -59,6 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("target", nargs="?", metavar="MODEL|RUN")
     show.add_argument("overrides", nargs="*", metavar="key=value")
     show.add_argument("--config", type=Path, help="a recipe instead of a model's defaults")
+    show.add_argument(
+        "--activations",
+        action="store_true",
+        help="for a model: also measure what a micro-batch keeps in memory (a window is computed)",
+    )
     show.add_argument("--text", help="for a run: text on which to show what the model learned")
     show.set_defaults(handler=show_target)
 
@@ -193,7 +198,7 @@ def show_target(arguments: argparse.Namespace) -> None:
     overrides = list(arguments.overrides)
     if target is not None:
         overrides.insert(0, target if "=" in target else f"model={target}")
-    out(show.describe_model(overrides, recipe=arguments.config))
+    out(show.describe_model(overrides, recipe=arguments.config, activations=arguments.activations))
 
 
 def prepare_corpus(arguments: argparse.Namespace) -> None:

@@ -6,17 +6,26 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nanozoo_core import compose, registry, schema
-from nanozoo_core.config import DataConfig
+from nanozoo_core.config import DataConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from nanozoo_core.default_model_adapter import DefaultModelAdapter
 
 
-def describe_model(overrides: Sequence[str], *, recipe: Path | None) -> str:
-    """Settings with their help texts, parameters, FLOPs and memory of weights and optimiser.
+def describe_model(
+    overrides: Sequence[str], *, recipe: Path | None, activations: bool = False
+) -> str:
+    """Settings with their help texts, parameters, and what training will cost in FLOPs, time and
+    memory; that of the activations is measured where it is asked for.
 
     Raises: ConfigError for settings that do not fit together.
     """
     import torch
+
+    from nanozoo_core import estimate
 
     config = compose.training_config(compose.compose_config(overrides, recipe=recipe))
     adapter = registry.load_adapter(config.model)
@@ -51,12 +60,40 @@ def describe_model(overrides: Sequence[str], *, recipe: Path | None) -> str:
         + ")",
         *(f"{name}: {value:,.6g}" for name, value in extra.items()),
         f"training FLOPs per token: {flops:.3e} at data.seq_len={config.data.seq_len}",
-        f"memory of weights, gradients and optimiser: {(8 * total + state) / 2**20:,.1f} MiB "
-        f"(activations not counted)",
-        f"batch: {config.train.batch_tokens:,} tokens; optimiser: {config.optim.name}",
-        f"train it: train --model {config.model}",
+        *estimate.plan(config, adapter, model_cfg).lines(),
+        f"memory of weights, gradients and optimiser ({config.optim.name}): "
+        f"{(8 * total + state) / 2**20:,.1f} MiB",
+        _activations(config, adapter, model_cfg) if activations else "",
+        f"train it: train {f'--config {recipe}' if recipe else f'--model {config.model}'}",
     ]
+    lines = [line for number, line in enumerate(lines) if line or number < 2]
     return "\n".join(lines)
+
+
+def _activations(config: TrainingConfig, adapter: DefaultModelAdapter, model_cfg: Any) -> str:
+    """What one micro-batch keeps for its gradient, from one window computed on this machine."""
+    import torch
+
+    from nanozoo_core import estimate
+    from nanozoo_core.toy_vocabulary import ToyVocabulary
+
+    dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
+    vocabulary = ToyVocabulary(vocabulary_size(config.data))  # no tokenizer is there yet
+    with torch.random.fork_rng(devices=[]):
+        model = adapter.build(model_cfg, vocabulary)
+    shape = estimate.plan(config, adapter, model_cfg).shapes[-1]
+    window = estimate.activation_bytes(
+        adapter,
+        model,
+        seq_len=shape.seq_len,
+        lookahead=adapter.lookahead(model_cfg),
+        dtype=dtype,
+    )
+    return (
+        f"memory of activations: {shape.micro_windows * window / 2**20:,.1f} MiB for "
+        f"{shape.micro_windows} windows at once, in {str(dtype).removeprefix('torch.')} "
+        f"(measured here, uncompiled; train.micro_batch_tokens lowers it)"
+    )
 
 
 def vocabulary_size(data: DataConfig) -> int:

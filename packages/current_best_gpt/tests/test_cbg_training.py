@@ -9,7 +9,8 @@ from nanozoo_core.config import AdamWConfig, MuonConfig, OptimConfig, TrainingCo
 from nanozoo_core.contract import Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.registry import load_adapter
-from nanozoo_core.testing.sources import ToyVocabulary, batch_of
+from nanozoo_core.testing.sources import batch_of
+from nanozoo_core.toy_vocabulary import ToyVocabulary
 from nanozoo_current_best_gpt.config import CurrentBestConfig
 
 ADAPTER = load_adapter("current_best_gpt")

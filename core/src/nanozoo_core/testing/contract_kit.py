@@ -24,7 +24,8 @@ from nanozoo_core.errors import ConfigError
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import make_groups
 from nanozoo_core.testing.processes import train_in_processes
-from nanozoo_core.testing.sources import MarkovSource, ToyVocabulary, batch_of
+from nanozoo_core.testing.sources import MarkovSource, batch_of
+from nanozoo_core.toy_vocabulary import ToyVocabulary
 from nanozoo_core.trainer import train
 
 CPU = torch.device("cpu")

@@ -1,34 +1,11 @@
-"""Token sources whose true likelihood is known, and a vocabulary for them."""
+"""Token sources whose true likelihood is known."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from nanozoo_core.contract import Batch, seeded_generator
-
-
-class ToyVocabulary:
-    """`size` tokens of one byte each; token 0 doubles as the separator."""
-
-    name = "toy"
-    separator = 0
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.token_bytes = torch.ones(size, dtype=torch.int64)
-
-    def encode(self, text: str | bytes) -> list[int]:
-        raw = text.encode() if isinstance(text, str) else text
-        return [byte % self.size for byte in raw]
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return " ".join(str(token) for token in tokens)
-
-    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
-        return self.decode(tokens).encode()
 
 
 class MarkovSource:
