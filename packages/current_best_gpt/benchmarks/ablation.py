@@ -16,9 +16,10 @@ import statistics
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[3] / "core" / "benchmarks"))
-
-from training_runs import Result, add_arguments, conditions, train_seeds
+from nanozoo_core.compare.command import train
+from nanozoo_core.compare.report import conditions
+from nanozoo_core.compare.request import Entrant, Request
+from nanozoo_core.compare.results import Entry
 
 MODEL = "current_best_gpt"
 FULL = "default"
@@ -75,30 +76,29 @@ def label(name: str) -> str:
     return f"+ {name}" if name in ADDED else f"- {name}"
 
 
-def differences(runs: list[Result], full: list[Result]) -> list[float]:
-    """Bits per byte over the default's, seed by seed."""
-    return [run["val_bpb"] - other["val_bpb"] for run, other in zip(runs, full, strict=True)]
+def entrant(name: str) -> Entrant:
+    changes = () if name == FULL else tuple((REMOVED | ADDED)[name])
+    return Entrant(name.lower().replace(" ", "_"), model=MODEL, overrides=changes)
 
 
-def spread(values: list[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def summary(results: dict[str, list[Result]]) -> list[dict[str, object]]:
-    """A row per run, the default first and then from the largest loss to the largest gain."""
-    full = results[FULL]
+def summary(names: list[str], entries: list[Entry]) -> list[dict[str, object]]:
+    """A row per run, the default first and then from the largest loss to the largest gain;
+    differences are taken seed by seed."""
+    by_label = {entry.label: entry for entry in entries}
+    full = by_label[entrant(FULL).label]
     rows: list[dict[str, object]] = []
-    for name, runs in results.items():
-        bpbs, changes = [r["val_bpb"] for r in runs], differences(runs, full)
+    for name in names:
+        entry = by_label[entrant(name).label]
+        changes = [mine - other for mine, other in zip(entry.bpbs, full.bpbs, strict=True)]
         rows.append(
             {
                 "name": name if name == FULL else label(name),
-                "overrides": [] if name == FULL else (REMOVED | ADDED)[name],
-                "val_bpb": statistics.mean(bpbs),
+                "overrides": list(entrant(name).overrides),
+                "val_bpb": entry.mean,
                 "difference": statistics.mean(changes),
-                "difference_std": spread(changes),
-                "params": runs[0]["params"],
-                "by_seed": bpbs,
+                "difference_std": statistics.stdev(changes) if len(changes) > 1 else None,
+                "params": entry.first["params"],
+                "by_seed": entry.bpbs,
             }
         )
     rest = sorted(rows[1:], key=lambda row: -float(row["difference"]))  # type: ignore[arg-type]
@@ -140,33 +140,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, help="optimiser steps; the recipe's where not given")
     parser.add_argument("--only", nargs="+", choices=[*REMOVED, *ADDED], metavar="NAME")
-    add_arguments(parser, folder="ablation", seeds=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--folder", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--override", action="append", default=[], metavar="key=value")
     arguments = parser.parse_args()
 
-    common = ["eval.every=0", "checkpoint.every=50", "log.tensorboard=false", *arguments.override]
-    if arguments.steps is not None:
-        common.append(f"train.max_steps={arguments.steps}")
-    chosen = REMOVED | ADDED
-    if arguments.only is not None:
-        chosen = {name: chosen[name] for name in arguments.only}
-    recipes = {FULL: (MODEL, common)}
-    recipes |= {name: (MODEL, [*common, *changes]) for name, changes in chosen.items()}
-    folders = {name: name.lower().replace(" ", "_") for name in recipes}
-    found = train_seeds(
-        arguments.folder,
-        {folders[name]: recipe for name, recipe in recipes.items()},
-        seeds=arguments.seeds,
+    names = [FULL, *(arguments.only or REMOVED | ADDED)]
+    request = Request(
+        entrants=tuple(entrant(name) for name in names),
+        folder=arguments.folder,
+        budget=None if arguments.steps is None else ("steps", arguments.steps),
+        seeds=tuple(arguments.seeds),
         jobs=arguments.jobs,
+        overrides=("eval.every=0", "log.tensorboard=false", *arguments.override),
     )
-    results = {name: found[folder] for name, folder in folders.items()}
-    rows = summary(results)
+    entries, failures = train(request)
+    if failures:
+        sys.exit("\n".join(f"{name}: {text}" for name, text in failures.items()))
+    rows = summary(names, entries)
     (arguments.folder / "ablation.json").write_text(json.dumps(rows, indent=2) + "\n")
     plot(rows, arguments.folder / "ablation.png")
     print()
     print(table(rows))
-    full = results[FULL][0]
-    print(f"\n{full['steps']} steps, {full['train_tokens']:,} tokens.")
-    print(conditions(full, len(arguments.seeds), arguments.jobs))
+    full = entries[0].first
+    print(
+        f"\n{full['steps']} steps, {full['train_tokens']:,} tokens, {len(request.seeds)} seed(s)."
+    )
+    print("; ".join(f"{key}: {value}" for key, value in conditions(entries[:1])))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from nanozoo_core.compare.launch import launch_members
 from nanozoo_core.compare.plan import make_plan, write_plan
 from nanozoo_core.compare.report import Report, markdown, write_report
 from nanozoo_core.compare.request import Request, parse
-from nanozoo_core.compare.results import collect
+from nanozoo_core.compare.results import Entry, collect
 from nanozoo_core.errors import NanozooError
 from nanozoo_core.records import say
 
@@ -22,6 +22,20 @@ def compare(words: Sequence[str]) -> None:
         when some runs failed, the report being written all the same.
     """
     request = parse(words)
+    entries, failures = train(request)
+    report = Report(title(request), request.command, entries, failures)
+    write_report(request.folder, report)
+    say("\n" + _summary(report, request.folder))
+    if failures:
+        raise NanozooError("\n".join(f"{name}: {text}" for name, text in failures.items()))
+
+
+def train(request: Request) -> tuple[list[Entry], dict[str, str]]:
+    """Trains what the request asks for and is not there yet.
+
+    Returns: the entries with a finished run, and a sentence for everything that failed, by name.
+    Raises: ConfigError, CheckpointError before anything runs; Interrupted.
+    """
     members, failures = make_plan(request)
     if members:
         plan = write_plan(request.folder, members)
@@ -29,12 +43,7 @@ def compare(words: Sequence[str]) -> None:
             failures |= launch_members(plan, members, request.launcher)
         else:
             failures |= run_members(plan, members, jobs=request.jobs, command=request.command)
-    entries = collect(members, request.runs)
-    report = Report(title(request), request.command, entries, failures)
-    write_report(request.folder, report)
-    say("\n" + _summary(report, request.folder))
-    if failures:
-        raise NanozooError("\n".join(f"{name}: {text}" for name, text in failures.items()))
+    return collect(members, request.runs), failures
 
 
 def title(request: Request) -> str:
