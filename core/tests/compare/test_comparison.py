@@ -97,6 +97,18 @@ def test_a_stopped_comparison_says_how_to_go_on(words: list[str], tmp_path: Path
     assert "stopped at step" in log  # the training ended by itself, its checkpoint written
 
 
+@pytest.mark.slow
+def test_hydras_launchers_train_the_members(words: list[str], command: Command) -> None:
+    words = ["models=toy,broken:toy", *words[2:5], "seeds=1", *words[6:]]
+    done = command("cli", "compare", *words, "hydra/launcher=basic")
+    assert done.returncode == 1
+    assert "error: broken_0: " in done.stderr
+    assert "is not finite at step" in done.stderr
+    assert "| 1 | toy |" in done.stdout
+    unknown = command("cli", "compare", *words, "hydra/launcher=nowhere", "folder=other")
+    assert "Hydra could not launch the runs with hydra/launcher=nowhere" in unknown.stderr
+
+
 def make_run(folder: Path, *, seed: int = 0, bpb: float = 2.0, **config: object) -> Path:
     """A finished run folder without its training."""
     folder.mkdir(parents=True)
