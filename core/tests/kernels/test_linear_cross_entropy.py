@@ -551,13 +551,15 @@ def test_interpreted_kernel_holds_an_extreme_mass(shift: float) -> None:
 @interpreted
 @pytest.mark.parametrize("target", [-1, 33])
 def test_interpreted_kernel_marks_an_illegal_target(target: int) -> None:
-    from nanozoo_core.kernels import linear_cross_entropy as module
+    from nanozoo_core.kernels.softmax_step import softmax_step_triton
 
-    head = module._Head(
-        softcap=None, normalised=True, chunk_size=2, dtype=torch.float32, backend="triton"
-    )
-    losses, _ = module._softmax_step_triton(
-        torch.zeros(2, 64)[:, :33], torch.tensor([[0], [target]]), head, True
+    losses, _ = softmax_step_triton(
+        torch.zeros(2, 64)[:, :33],
+        torch.tensor([[0], [target]]),
+        None,
+        softcap=None,
+        normalised=True,
+        with_gradient=True,
     )
     assert losses[:, 0].isfinite().tolist() == [True, False]
 
@@ -581,7 +583,7 @@ def test_kernel_compiles_for_sm_90(dtype: str, normalised: bool, num_targets: in
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from nanozoo_core.kernels.linear_cross_entropy import softmax_step_kernel
+    from nanozoo_core.kernels.softmax_step import softmax_step_kernel
 
     source = ASTSource(
         softmax_step_kernel,
