@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from nanozoo_core.contract import PartialText, Vocabulary
 
-SEPARATOR_SIGN = "\u241e"  # stands for tokens without text
+SEPARATOR_SIGN = "\u00b6"  # stands for tokens without text; every font has it
 
 
 @dataclass
