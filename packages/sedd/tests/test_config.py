@@ -63,6 +63,12 @@ def test_paper_names_are_refused_with_ours():
         compose.model_config("sedd", {"num_timesteps": 128})
 
 
+def test_auto_tells_the_noise_only_where_tokens_hide_it():
+    assert not SEDDConfig(time_conditioning="auto").knows_time
+    assert SEDDConfig(time_conditioning="auto", **UNIFORM).knows_time
+    assert SEDDConfig().knows_time
+
+
 def test_window_longer_than_the_model_is_refused():
     training = TrainingConfig(model="sedd", model_cfg={}, data=DataConfig(seq_len=512))
     (problem,) = SEDDConfig(seq_len=256).check_training(training)

@@ -34,8 +34,8 @@ class SEDDConfig:
     """After attention and MLP; about 0.1 when the data is seen many times."""
     tie_embeddings: bool = False
     """Share input embedding and output head; the head then cannot start at zero."""
-    time_conditioning: bool = True
-    """Tell the network sigma by adaLN; only absorbing can do without."""
+    time_conditioning: Literal["auto", True, False] = True
+    """Tell the network sigma by adaLN; only absorbing can do without; auto: where it is needed."""
     cond_dim: int = 64
     """Width of the time embedding."""
     transition_type: Literal["absorbing", "uniform"] = "absorbing"
@@ -144,7 +144,7 @@ class SEDDConfig:
                 "counts masked tokens; use t",
             ),
             "time_conditioning": (
-                not self.time_conditioning,
+                not self.knows_time,
                 "would hide the level of noise, which cannot be seen from the tokens; use true",
             ),
             "predictor": (
@@ -163,7 +163,7 @@ class SEDDConfig:
     def _check_sampling(self, p: Problems) -> None:
         p.require_at_least(self, {"sampling_steps": 1})
         p.require(
-            self.predictor != "first_hitting" or not self.time_conditioning,
+            self.predictor != "first_hitting" or not self.knows_time,
             "model_cfg.predictor=first_hitting needs model_cfg.time_conditioning=false: it has no "
             "time to tell the network; use analytic",
         )
@@ -199,6 +199,13 @@ class SEDDConfig:
                 f"model_cfg.seq_len={self.seq_len} that the model reads"
             ]
         return []
+
+    @property
+    def knows_time(self) -> bool:
+        """Whether the network is told sigma."""
+        if self.time_conditioning == "auto":
+            return not self.is_absorbing
+        return self.time_conditioning
 
     @property
     def is_absorbing(self) -> bool:

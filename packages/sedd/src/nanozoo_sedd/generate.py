@@ -230,7 +230,7 @@ def fill(
             predictor=config.predictor,
             settings=settings,
             generator=generator,
-            reuse=settings.use_cache and not config.time_conditioning,
+            reuse=settings.use_cache and not config.knows_time,
         )
     for state in steps:
         yield partial_text(state[0], mask_id)

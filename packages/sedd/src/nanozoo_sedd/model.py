@@ -54,7 +54,7 @@ class SEDD(nn.Module):
             mlp_ratio=config.mlp_ratio,
             seq_len=config.seq_len + 1,
             dropout=config.dropout,
-            time_conditioning=config.time_conditioning,
+            time_conditioning=config.knows_time,
             cond_dim=config.cond_dim,
             tie_embeddings=config.tie_embeddings,
         )
