@@ -21,6 +21,7 @@ nox.options.sessions = [
     "lint",
     "types",
     "test-core",
+    "test-extras",
     "test-configs",
     *(f"test-{model}" for model in MODELS),
     *(f"alone-{model}" for model in MODELS),
@@ -68,6 +69,13 @@ def test_core(session: nox.Session) -> None:
     """Tests of core, with no model installed."""
     sync(session, "--package", "nanozoo-core", "--group", "test")
     session.run("pytest", "core/tests", *PARALLEL, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(name="test-extras")
+def test_extras(session: nox.Session) -> None:
+    """Tests of what core does with its optional dependencies, all of them installed."""
+    sync(session, "--package", "nanozoo-core", "--all-extras", "--group", "test")
+    session.run("pytest", "core/tests/extras", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(name="test-configs")

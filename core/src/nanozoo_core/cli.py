@@ -77,6 +77,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="score a run again, in bits per byte")
     _add_run_arguments(evaluate)
+    evaluate.add_argument(
+        "--tasks",
+        metavar="A,B",
+        help="score it on these tasks of lm-evaluation-harness instead (nanozoo-core[tasks])",
+    )
+    evaluate.add_argument("--num-fewshot", type=int, help="examples before each question")
+    evaluate.add_argument("--limit", type=int, help="questions of each task")
+    evaluate.add_argument("--include-path", type=Path, help="a folder with task files of your own")
     evaluate.set_defaults(handler=evaluate_run)
 
     inspect = commands.add_parser(
@@ -84,6 +92,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_run_arguments(inspect)
     inspect.set_defaults(handler=inspect_run)
+
+    export = commands.add_parser("export", help="write a run in another project's format")
+    _add_run_arguments(export)
+    export.add_argument("--to", choices=["hf"], default="hf", help="hf: a folder for transformers")
+    export.add_argument("--output", type=Path, help="where to write it; RUN/hf")
+    export.set_defaults(handler=export_run)
 
     compare = commands.add_parser(
         "compare",
@@ -232,7 +246,26 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
     model_overrides, others = compose.split_overrides(arguments.overrides)
     overrides = compose.dotted_overrides(others, section="eval")
     run = _load(arguments, model_overrides)
+    if arguments.tasks is not None:
+        out(json.dumps(_evaluate_tasks(run, arguments), indent=2))
+        return
     out(json.dumps(runs.score(run, overrides), indent=2))
+
+
+def _evaluate_tasks(run: LoadedRun, arguments: argparse.Namespace) -> dict[str, Any]:
+    try:
+        from nanozoo_core.tasks import evaluate_tasks
+    except ImportError as error:
+        raise ConfigError(
+            f"--tasks needs lm-evaluation-harness; install nanozoo-core[tasks] ({error})"
+        ) from error
+    return evaluate_tasks(
+        run,
+        arguments.tasks.split(","),
+        num_fewshot=arguments.num_fewshot,
+        limit=arguments.limit,
+        include_path=arguments.include_path,
+    )
 
 
 def inspect_run(arguments: argparse.Namespace) -> None:
@@ -248,6 +281,14 @@ def inspect_run(arguments: argparse.Namespace) -> None:
     out(inspection.describe(found))
     files = "inspection.json, inspection.png" if found.pictures else "inspection.json"
     out(f"written to {arguments.run}: {files}")
+
+
+def export_run(arguments: argparse.Namespace) -> None:
+    from nanozoo_core.export import export_hf
+
+    folder = arguments.output or arguments.run / "hf"
+    export_hf(_load(arguments, _model_overrides(arguments)), folder)
+    out(f"written to {folder}; transformers' AutoModelForCausalLM loads it")
 
 
 def compare_models(arguments: argparse.Namespace) -> None:

@@ -286,6 +286,12 @@ class DefaultModelAdapter:
         step = 2 * getattr(model_cfg, "num_heads", 1)  # rotary positions need an even head_dim
         return {"model_dim": max(step, round(factor * model_cfg.model_dim / step) * step)}
 
+    def to_hf(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The config.json and the weights with which a class of transformers computes the same
+        logits; None where there is no such class. Raises: ConfigError for a model whose settings
+        that class lacks."""
+        return None
+
     def show_sample(self, model: nn.Module, vocabulary: Vocabulary, text: str) -> str | None:
         """What is peculiar to this model on `text`, for samples.txt (hnet marks its chunks)."""
         return None

@@ -1,0 +1,21 @@
+"""GPT-2 is a plain next-token model; what it adds is a class in transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_gpt2.huggingface import to_hf_config, to_hf_state_dict
+from nanozoo_gpt2.model import GPT2
+
+
+class GPT2Adapter(DefaultModelAdapter):
+    def to_hf(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """For GPT2LMHeadModel; padding rows of the vocabulary are left out."""
+        assert isinstance(model, GPT2)
+        return to_hf_config(model.config), to_hf_state_dict(model)
+
+
+Adapter = GPT2Adapter
