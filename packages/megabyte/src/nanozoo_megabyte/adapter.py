@@ -79,12 +79,12 @@ class MegabyteAdapter(DefaultModelAdapter):
         def weights(stack: nn.Module) -> int:
             return sum(p.numel() for p in stack.parameters())
 
-        products = weights(model.local_model) + weights(model.global_model) / size
-        products += model.to_local.weight.numel() + model.head.weight.numel()
+        products = weights(model.global_model) / size
+        products += weights(model.local_model) + weights(model.to_local) + weights(model.head)
         if model.convolutions is not None:
             products += sum(CONV_KERNELS) * byte_dim**2
         keys = size + config.cross_patch
-        attention = config.size("num_local_layers") * config.size("local_dim") * keys
+        attention = float(config.size("num_local_layers") * config.size("local_dim") * keys)
         attention += config.size("num_global_layers") * width * math.ceil(seq_len / size) / size
         return 6.0 * products + 12.0 * attention
 

@@ -6,7 +6,7 @@ A null size is the preset's, or that of a model that trains in minutes on a CPU.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from nanozoo_core.errors import Problems, divisors
 
@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, int]] = {
         "num_local_heads": 8,
     },
 }
-"""98.9M parameters with a global model of GPT-2 small's size, and 95.3M, each at 8192 bytes."""
+"""98.6M parameters with a global model of GPT-2 small's size, and 95.2M, each at 8192 bytes."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ class MegabyteConfig:
         problems = []
         if self.seq_len is not None and data.seq_len > self.seq_len:
             problems.append(
-                f"data.seq_len={data.seq_len} must not exceed model_cfg.seq_len={self.seq_len}; use "
-                "model_cfg.seq_len=null to follow data.seq_len"
+                f"data.seq_len={data.seq_len} must not exceed model_cfg.seq_len={self.seq_len}; "
+                "use model_cfg.seq_len=null to follow data.seq_len"
             )
         if data.tokenizer == "bytes" and self.vocab_size is not None and self.vocab_size < 258:
             problems.append(

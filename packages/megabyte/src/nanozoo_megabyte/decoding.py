@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nanozoo_core.nn.cache import KVCache
-
 if TYPE_CHECKING:
     from nanozoo_megabyte.model import Megabyte
 
