@@ -44,6 +44,7 @@ class TestAllOptions(ModelContract):
     test_needs_no_other_model = None
     test_split_run_equals_whole_run = None
     test_compiled_loss_agrees_with_eager = None
+    test_a_known_source_is_approached_and_never_beaten = None
 
     def num_parameters(self, config: Any) -> int:
         per_byte, local, width = 16, 32, 32
