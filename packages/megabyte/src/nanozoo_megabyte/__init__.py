@@ -1,0 +1,1 @@
+"""MEGABYTE: patches of bytes under a global and a local transformer."""
