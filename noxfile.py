@@ -20,6 +20,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = [
     "lint",
     "types",
+    "docs",
     "test-core",
     "test-extras",
     "test-configs",
@@ -173,4 +174,19 @@ def slow(session: nox.Session) -> None:
 def readme(session: nox.Session) -> None:
     """Runs every command of the README's `bash` blocks, in order, in a fresh clone."""
     sync(session, "--only-group", "dev")
-    session.run("python", "docs/run_readme.py", *session.posargs)
+    session.run("python", "docs/run_commands.py", "README.md", *session.posargs)
+
+
+@nox.session(name="docs-commands")
+def docs_commands(session: nox.Session) -> None:
+    """Runs the commands of the pages of docs/, each page in a fresh clone; or of those named."""
+    sync(session, "--only-group", "dev")
+    found = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/pages/*.md"))
+    session.run("python", "docs/run_commands.py", *(session.posargs or found))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Builds the pages of docs/ as a site in docs/site; a broken link fails."""
+    sync(session, "--only-group", "docs")
+    session.run("zensical", "build", "--strict", "--config-file", "docs/mkdocs.yml")
