@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from nanozoo_core.contract import Batch, Draw, Step, seeded_generator
+from nanozoo_core.diffusion.levels import INSPECTION_SEED
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.toy_vocabulary import ToyVocabulary
 from nanozoo_d3pm.adapter import D3PMAdapter, bound_terms
 from nanozoo_d3pm.config import D3PMConfig
 from nanozoo_d3pm.graph import cluster_order, cooccurrence_vectors, unit_rows
@@ -111,6 +113,27 @@ def test_score_does_not_depend_on_how_windows_are_batched(family):
         parts = [ADAPTER.nll(model, part(batch, slice(i, i + 2)), Draw(3)) for i in (0, 2, 4)]
     assert whole.num_tokens == sum(p.num_tokens for p in parts) == 54
     assert_close(torch.cat([p.nats for p in parts]), whole.nats, rtol=1e-5, atol=1e-5)
+
+
+@each_family
+def test_inspection_takes_the_bound_apart(family):
+    model = make_model(family)
+    scored = torch.ones(8, LENGTH, dtype=torch.bool)
+    scored[-1, 4:] = False
+    batch = make_batch(8, scored=scored)
+    batches = [part(batch, slice(i, i + 4)) for i in (0, 4)]
+    found = ADAPTER.inspect(model, batches, ToyVocabulary(VOCAB))
+    with torch.no_grad():
+        nll = ADAPTER.nll(model, batch, Draw(INSPECTION_SEED))
+    assert found.metrics["bound_nats_per_token"] == pytest.approx(
+        float(nll.nats.sum()) / nll.num_tokens, rel=1e-5
+    )
+    assert found.metrics["bound_bits_per_byte"] == pytest.approx(
+        found.metrics["bound_nats_per_token"] / math.log(2)  # a token is a byte there
+    )
+    (curves,) = found.pictures
+    assert list(curves.series) == ["bound", "cross_entropy"]
+    assert [x for x, _ in curves.series["bound"]] == [0.125, 0.375, 0.625, 0.875]
 
 
 @each_family

@@ -5,7 +5,7 @@ B windows, L scored tokens, D model_dim, V data tokens, N gathered rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,21 @@ from torch.utils.checkpoint import checkpoint
 
 from nanozoo_core.contract import (
     Batch,
+    Curves,
     Draw,
+    Inspection,
     Likelihood,
     Loss,
     Nll,
     PartialText,
     SamplingSettings,
     Step,
+    Vocabulary,
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.diffusion.bounds import draw_counts_and_steps, network_loss
 from nanozoo_core.diffusion.dit import dit_roles
+from nanozoo_core.diffusion.levels import INSPECTION_SEED, by_level, level_curves, means_by_unit
 from nanozoo_core.diffusion.sampling import (
     NoiseSource,
     WindowNoise,
@@ -101,6 +105,29 @@ class D3PMAdapter(DefaultModelAdapter):
     ) -> Iterator[list[int | None]]:
         assert isinstance(model, D3PM)
         yield from generate.fill(model, window, settings, generator)
+
+    @torch.no_grad()
+    def inspect(
+        self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
+    ) -> Inspection | None:
+        """One draw of the bound and of the cross-entropy of x_0, by the level of noise."""
+        assert isinstance(model, D3PM)
+        if not any(batch.num_scored for batch in batches):
+            return None
+        source, names = Draw(INSPECTION_SEED), ("bound", "cross_entropy")
+        levels, nats = [], []
+        for batch in batches:
+            length = batch.window.shape[1] - 1
+            levels.append(draw_noise(source, batch.rows, batch.num_rows, length).level)
+            bound, cross_entropy = bound_terms(model, batch, source)
+            bound = bound.double() + prior_nats(model, batch)
+            nats.append(torch.stack([bound, cross_entropy.double()], dim=1))
+        parts, means = by_level(batches, levels, nats)
+        metrics = means_by_unit(dict(zip(names, means, strict=True)), batches, vocabulary)
+        curves = Curves(
+            "The bound by noise", "level of noise", "nats per token", level_curves(names, parts)
+        )
+        return Inspection(metrics, (curves,))
 
     def flops_per_token(self, config: D3PMConfig, seq_len: int) -> float:
         """6 per weight of the blocks, 6 D V for each row that meets the head (half of them under

@@ -5,7 +5,6 @@ B windows, L scored tokens, D model_dim, V data tokens, N rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -34,6 +33,14 @@ from nanozoo_core.diffusion.bounds import (
     network_loss,
 )
 from nanozoo_core.diffusion.dit import dit_roles
+from nanozoo_core.diffusion.levels import (
+    INSPECTION_SEED,
+    LEVELS,
+    by_level,
+    level_curves,
+    means_by_unit,
+    num_scored,
+)
 from nanozoo_core.diffusion.sampling import NoiseSource, WindowNoise, draw_noise
 from nanozoo_core.diffusion.schedules import Linear
 from nanozoo_sedd import generate, uniform
@@ -41,8 +48,6 @@ from nanozoo_sedd.config import SEDDConfig
 from nanozoo_sedd.model import SEDD
 
 CHUNK_BYTES = 64 << 20  # of one (rows, V) float32 tensor of the decoder
-INSPECTED_LEVELS = 4  # parts of the range of noise that `inspect` tells apart
-INSPECTION_SEED = 2_000_003
 BY_NOISE = Linear()  # the schedule whose time is the noise 1 - alpha itself
 
 
@@ -102,17 +107,11 @@ class SEDDAdapter(DefaultModelAdapter):
         """The bound by the level of noise, from one draw. With masks, beside it the bound of the
         normalised model, which shows what masses off 1 cost; under uniform noise, its terms."""
         assert isinstance(model, SEDD)
-        num_tokens = sum(batch.num_scored for batch in batches)
-        if num_tokens == 0:
+        if not any(batch.num_scored for batch in batches):
             return None
         look = _inspect_masked if model.config.is_absorbing else _inspect_uniform
         terms, picture = look(model, batches)
-        metrics = {f"{name}_nats_per_token": nats for name, nats in terms.items()}
-        num_bytes = sum(_scored_bytes(batch, vocabulary) for batch in batches)
-        if num_bytes:
-            to_bits = num_tokens / (math.log(2) * num_bytes)
-            metrics |= {f"{name}_bits_per_byte": nats * to_bits for name, nats in terms.items()}
-        return Inspection(metrics, (picture,))
+        return Inspection(means_by_unit(terms, batches, vocabulary), (picture,))
 
 
 # -- noise ----------------------------------------------------------------------------------------
@@ -124,36 +123,8 @@ def _noise(source: NoiseSource, batch: Batch, *, stratified: bool = True) -> Win
     return draw_noise(source, batch.rows, batch.num_rows, length, stratified=stratified)
 
 
-def _by_level(
-    batches: Sequence[Batch], levels: Sequence[Tensor], nats: Sequence[Tensor]
-) -> tuple[list[list[float]], list[float]]:
-    """Nats per token of each column of `nats` (B, columns): by the part of [0, 1) that a window's
-    level (B,) lies in, and over all windows."""
-    part = (torch.cat(list(levels)) * INSPECTED_LEVELS).long()
-    columns = torch.cat([rows.double().cpu() for rows in nats])
-    tokens = torch.cat([_num_scored(batch).double().cpu() for batch in batches])
-    totals = torch.zeros(INSPECTED_LEVELS, columns.shape[1], dtype=torch.float64)
-    totals.index_add_(0, part, columns)
-    counts = torch.zeros(INSPECTED_LEVELS, dtype=torch.float64).index_add_(0, part, tokens)
-    parts = totals / counts.clamp(min=1)[:, None]
-    return parts.tolist(), (columns.sum(0) / tokens.sum()).tolist()
-
-
-def _num_scored(batch: Batch) -> Tensor:
-    """Scored tokens of each window, (B,)."""
-    if batch.scored is not None:
-        return batch.scored.sum(1)
-    window = batch.window
-    return window.new_full((len(window),), window.shape[1] - 1)
-
-
 def _scored(batch: Batch) -> Tensor | None:
     return None if batch.scored is None else batch.scored.cpu()
-
-
-def _scored_bytes(batch: Batch, vocabulary: Vocabulary) -> int:
-    num_bytes = vocabulary.token_bytes[batch.targets.cpu()]
-    return int((num_bytes if batch.scored is None else num_bytes * batch.scored.cpu()).sum())
 
 
 # -- masks ----------------------------------------------------------------------------------------
@@ -214,11 +185,8 @@ def _inspect_masked(model: SEDD, batches: Sequence[Batch]) -> tuple[dict[str, fl
         levels.append(noise.level)
         both = [_masked_nats(model, batch, noise, normalised=choice) for choice in (False, True)]
         nats.append(torch.stack(both, dim=1))
-    parts, means = _by_level(batches, levels, nats)
-    series = {
-        name: [((n + 0.5) / INSPECTED_LEVELS, row[column]) for n, row in enumerate(parts)]
-        for column, name in enumerate(names)
-    }
+    parts, means = by_level(batches, levels, nats)
+    series = level_curves(names, parts)
     curves = Curves("The bound by masked share", "masked share", "nats per token", series)
     return dict(zip(names, means, strict=True)), curves
 
@@ -259,7 +227,7 @@ def uniform_terms(model: SEDD, batch: Batch, noise: WindowNoise) -> UniformTerms
     )
     prior = uniform.prior_kl(model.schedule, model.vocab_size)
     return UniformTerms(
-        integral, _num_scored(batch).to(integral) * prior, reconstruction.to(integral)
+        integral, num_scored(batch).to(integral) * prior, reconstruction.to(integral)
     )
 
 
@@ -301,8 +269,8 @@ def _inspect_uniform(model: SEDD, batches: Sequence[Batch]) -> tuple[dict[str, f
         noise = uniform_noise(Draw(INSPECTION_SEED), batch)
         levels.append(noise.level)
         nats.append(torch.stack(uniform_terms(model, batch, noise), dim=1))
-    parts, means = _by_level(batches, levels, nats)
-    centres = (torch.arange(INSPECTED_LEVELS) + 0.5) / INSPECTED_LEVELS
+    parts, means = by_level(batches, levels, nats)
+    centres = (torch.arange(LEVELS) + 0.5) / LEVELS
     times, _ = uniform.spread_times(centres, model.schedule)
     points = sorted(zip(times.tolist(), (row[0] for row in parts), strict=True))
     title = "The integral by time, in parts of equal weight"
