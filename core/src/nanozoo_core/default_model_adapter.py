@@ -282,7 +282,10 @@ class DefaultModelAdapter:
 
     def at_width(self, model_cfg: Any, factor: float) -> dict[str, object]:
         """Changes to `model_cfg` that make the model `factor` times as wide, to the nearest width
-        that its heads divide; for comparing models of equal size."""
+        that its heads divide; for comparing models of equal size. Raises: ConfigError for a model
+        that has no one width and does not say how it grows."""
+        if not isinstance(getattr(model_cfg, "model_dim", None), int):
+            raise ConfigError(f"{type(model_cfg).__name__} has no single model_dim to scale")
         step = 2 * getattr(model_cfg, "num_heads", 1)  # rotary positions need an even head_dim
         return {"model_dim": max(step, round(factor * model_cfg.model_dim / step) * step)}
 
