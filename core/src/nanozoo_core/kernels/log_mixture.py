@@ -1,15 +1,13 @@
 """The output head of a uniform diffusion: p = softmax(x W^T + b), and sum_j log(1 + r p_j).
 
-With the logits in memory this needs about four more (N, V) float32 tensors. Here the logits of a
-chunk of rows are made by one matrix product, reduced to three numbers per row, and made again in
-the backward pass, where they turn into their own gradient in place.
+With the logits in memory this needs about four more (N, V) float32 tensors; here a chunk of them is
+reduced to three numbers per row at a time. Two reads of a row forward (the second from cache), one
+read and one write backward.
 
-N rows, D model_dim, V vocabulary.
+N rows, n rows of a chunk, D model_dim, V vocabulary.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +19,7 @@ try:
 except ImportError:  # no Triton on macOS and Windows
     triton = None
 
-# One chunk of float32 logits: about the size of a GPU's L2 cache, and small on a CPU.
-CHUNK_BYTES = 64 << 20
-# A row is read in tiles of this many logits, by one program, so that its statistics stay in
-# registers: two reads forward (the second from cache), one read and one write backward.
-BLOCK_V = 2048
+from nanozoo_core.kernels.reduced_head import Reduction, launch, reduced_head
 
 
 def log_mixture(
@@ -44,7 +38,9 @@ def log_mixture(
     Returns: log p_own, log p_true and sum_j log(1 + ratio p_j), each (N,) float32 (float64 for
         float64 inputs), differentiable in x, weight and bias.
     """
-    return _LogMixture.apply(x, weight, bias, own, true, ratio)  # type: ignore[no-untyped-call]
+    ratio = ratio.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    log_own, log_true, total = reduced_head(x, weight, bias, LOG_MIXTURE, own, true, ratio)
+    return log_own, log_true, total
 
 
 def log_mixture_reference(
@@ -56,68 +52,6 @@ def log_mixture_reference(
     log_own = log_probs.gather(1, own[:, None])[:, 0]
     log_true = log_probs.gather(1, true[:, None])[:, 0]
     return log_own, log_true, torch.log1p(ratio[:, None] * log_probs.exp()).sum(1)
-
-
-class _LogMixture(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        own: Tensor,
-        true: Tensor,
-        ratio: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            inputs = (x.to(dtype), weight.to(dtype), bias.to(dtype))
-        else:
-            inputs = (x, weight, bias)
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        results = torch.empty(5, x.shape[0], dtype=dtype, device=x.device)
-        ratio = ratio.to(dtype)
-        forward = _forward_triton if _use_triton(x) else _forward_torch
-        with torch.autocast(x.device.type, enabled=False):
-            for part in _chunks(x.shape[0], weight.shape[0]):
-                logits = F.linear(inputs[0][part], *inputs[1:])
-                forward(logits, own[part], true[part], ratio[part], results[:, part])
-        log_own, log_true, total, lse, curvature = results.unbind()
-        ctx.save_for_backward(*inputs, own, true, ratio, lse.clone(), curvature.clone())
-        ctx.dtypes = (x.dtype, weight.dtype, bias.dtype)
-        return log_own.clone(), log_true.clone(), total.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_own: Tensor, grad_true: Tensor, grad_total: Tensor) -> Any:
-        x, weight, bias, own, true, ratio, lse, curvature = ctx.saved_tensors
-        grad_x = torch.empty_like(x)
-        grad_weight = torch.zeros(weight.shape, dtype=lse.dtype, device=x.device)
-        grad_bias = torch.zeros(bias.shape, dtype=lse.dtype, device=x.device)
-        backward = _backward_triton if _use_triton(x) else _backward_torch
-        with torch.autocast(x.device.type, enabled=False):
-            for part in _chunks(x.shape[0], weight.shape[0]):
-                logits = F.linear(x[part], weight, bias)
-                rows = (t[part] for t in (own, true, ratio, lse, curvature))
-                grads = (t[part] for t in (grad_own, grad_true, grad_total))
-                backward(logits, *rows, *grads)  # logits now hold their gradient
-                grad_x[part] = logits @ weight
-                if logits.dtype == grad_weight.dtype:
-                    grad_weight.addmm_(logits.T, x[part])
-                else:
-                    grad_weight += logits.T @ x[part]
-                grad_bias += logits.sum(0, dtype=grad_bias.dtype)
-        dx, dw, db = ctx.dtypes
-        return grad_x.to(dx), grad_weight.to(dw), grad_bias.to(db), None, None, None
-
-
-def _use_triton(x: Tensor) -> bool:
-    return triton is not None and x.is_cuda and x.dtype != torch.float64
-
-
-def _chunks(num_rows: int, vocab_size: int) -> list[slice]:
-    size = max(1, CHUNK_BYTES // (4 * vocab_size))
-    return [slice(start, start + size) for start in range(0, num_rows, size)]
 
 
 def _forward_torch(logits: Tensor, own: Tensor, true: Tensor, ratio: Tensor, out: Tensor) -> None:
@@ -249,27 +183,18 @@ if triton is not None:
     def _forward_triton(
         logits: Tensor, own: Tensor, true: Tensor, ratio: Tensor, out: Tensor
     ) -> None:
-        num_rows, vocab_size = logits.shape
-        _forward_kernel[(num_rows,)](
-            logits,
-            own.contiguous(),
-            true.contiguous(),
-            ratio.contiguous(),
-            out,
-            out.stride(0),
-            logits.stride(0),
-            vocab_size,
-            BLOCK=min(BLOCK_V, triton.next_power_of_2(vocab_size)),
-            num_warps=8,
-        )
+        rows = (row.contiguous() for row in (own, true, ratio))
+        launch(_forward_kernel, logits, *rows, out, out.stride(0))
 
     def _backward_triton(logits: Tensor, *rows: Tensor) -> None:
-        num_rows, vocab_size = logits.shape
-        _backward_kernel[(num_rows,)](
-            logits,
-            *(row.contiguous() for row in rows),
-            logits.stride(0),
-            vocab_size,
-            BLOCK=min(BLOCK_V, triton.next_power_of_2(vocab_size)),
-            num_warps=8,
-        )
+        launch(_backward_kernel, logits, *(row.contiguous() for row in rows))
+
+
+LOG_MIXTURE = Reduction(
+    num_results=3,
+    num_saved=2,
+    forward=_forward_torch,
+    backward=_backward_torch,
+    forward_triton=_forward_triton if triton is not None else None,
+    backward_triton=_backward_triton if triton is not None else None,
+)
