@@ -94,7 +94,7 @@ def markdown(report: Report) -> str:
         parts.append("\n".join(f"- {key}: {value}" for key, value in conditions(report.entries)))
         commands = [run.command for entry in report.entries for run in entry.runs[:1]]
         parts.append("The first seed of each:")
-        parts.append("```bash\n" + "\n".join(commands) + "\n```")
+        parts.append("```sh\n" + "\n".join(commands) + "\n```")
     return "\n\n".join(parts) + "\n"
 
 
