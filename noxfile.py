@@ -123,16 +123,22 @@ def workspace_needs(model: str) -> list[str]:
     return found
 
 
+def export_pins(session: nox.Session, package: str, folder: Path) -> Path:
+    """A constraints file with the versions that uv.lock has for what the package needs."""
+    pins = folder / "pins.txt"
+    session.run(
+        *("uv", "export", "--locked", "--package", package, "--no-default-groups"),
+        *("--no-emit-workspace", "--no-hashes", "-o", str(pins)),
+        silent=True,
+    )
+    return pins
+
+
 def train_from_wheels(session: nox.Session, model: str, folder: Path) -> None:
     wheels = folder / "wheels"
     for name in workspace_needs(model):
         session.run("uv", "build", "--wheel", "--package", name, "-o", str(wheels), silent=True)
-    pins = folder / "pins.txt"
-    session.run(
-        *("uv", "export", "--locked", "--package", f"nanozoo-{model}", "--no-default-groups"),
-        *("--no-emit-workspace", "--no-hashes", "-o", str(pins)),
-        silent=True,
-    )
+    pins = export_pins(session, f"nanozoo-{model}", folder)
     session.run("uv", "venv", str(folder / "env"), silent=True)
     python = str(folder / "env" / "bin" / "python")
     session.run(
@@ -168,6 +174,34 @@ def slow(session: nox.Session) -> None:
     sync(session, "--all-packages", "--all-groups")
     folders = ["core/tests", *(f"packages/{model}/tests" for model in MODELS)]
     session.run("pytest", "-m", "slow", *folders, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(name="third-party", venv_backend="none")
+def third_party(session: nox.Session) -> None:
+    """A model made by `nanozoo new` elsewhere installs beside core's wheel, trains and passes."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        pins = export_pins(session, "nanozoo-core", work)
+        session.run(
+            *("uv", "build", "--wheel", "--package", "nanozoo-core", "-o", str(work / "wheels")),
+            silent=True,
+        )
+        session.run("uv", "venv", str(work / "env"), silent=True)
+        programs = work / "env" / "bin"
+        install = ("uv", "pip", "install", "--python", str(programs / "python"), "-c", str(pins))
+        session.run(*install, *map(str, (work / "wheels").glob("*.whl")), silent=True)
+        session.chdir(work)
+        session.run(str(programs / "nanozoo"), "new", "my_idea")
+        session.run(
+            *(*install, "--find-links", str(work / "wheels"), "-e", "my_idea[test]"), silent=True
+        )
+        session.run(
+            *(str(programs / "train"), "--model", "my_idea"),
+            *("train.max_steps=20", "eval.bytes=20000"),
+            env=ONE_THREAD,
+        )
+        session.run(str(programs / "pytest"), "my_idea", env=ONE_THREAD)
+        session.chdir(ROOT)
 
 
 @nox.session

@@ -111,6 +111,18 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("overrides", nargs="*", metavar="key=value")
     compare.set_defaults(handler=compare_models)
 
+    new = commands.add_parser(
+        "new",
+        help="write a new model's package, ready to train and to change",
+        description="Writes a model package: in this repository's packages/ with a recipe and its "
+        "lines in pyproject.toml, elsewhere one that stands alone.",
+    )
+    new.add_argument("name", help="the model's name, such as my_idea")
+    new.add_argument(
+        "--folder", type=Path, help="where to put it (packages/ of the workspace, or here)"
+    )
+    new.set_defaults(handler=write_new_model)
+
     generate = commands.add_parser("generate", help="draw text from a run")
     _add_run_arguments(generate)
     generate.add_argument("--prompt", default="", help="text to continue; empty starts a document")
@@ -295,6 +307,12 @@ def compare_models(arguments: argparse.Namespace) -> None:
     from nanozoo_core.compare.command import compare
 
     compare(arguments.overrides)
+
+
+def write_new_model(arguments: argparse.Namespace) -> None:
+    from nanozoo_core.new_model import new_model
+
+    out(new_model(arguments.name, folder=arguments.folder).describe())
 
 
 def generate_text(arguments: argparse.Namespace) -> None:
