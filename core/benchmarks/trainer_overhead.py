@@ -61,11 +61,11 @@ def main() -> None:
         assert shape.num_micro_steps == 1, "one micro-step keeps the comparison plain"
         for number in range(3):
             bare_step(trainer, batch, number)
-            trainer._one_step()
+            trainer.one_step()
         ratios, steps, loads = [], [], []
         for _ in range(arguments.rounds):
             bare = cpu_seconds(lambda: bare_step(trainer, batch, 3), arguments.steps)
-            full = cpu_seconds(trainer._one_step, arguments.steps)
+            full = cpu_seconds(trainer.one_step, arguments.steps)
             load = cpu_seconds(
                 lambda: trainer.loader.num_bytes(trainer.loader.batch(7, 0, shape.micro_windows)),
                 arguments.steps,

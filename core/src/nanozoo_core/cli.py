@@ -28,6 +28,15 @@ match=A|N        scale widths until all have the parameters of model A, or N of 
 runs=RUN,RUN     finished runs to report on as well
 key=value        a setting of every model, MODEL.key=value of one
 hydra/launcher=X run through a Hydra launcher, such as submitit_slurm"""
+BENCH_HELP = """\
+models=A,B       models, recipe files, run folders, or variants NAME:MODEL
+what=LIST        train,decode (both), or one of them
+seconds=N        so long each model works in each task (10), whole steps and texts
+rounds=N         in so many blocks (5)
+decode_tokens=N  length of a text (128)
+peak_flops=N     what the device can do per second, for MFU where it is not known
+folder=PATH      where bench.json and traces go (runs/bench/TIME)
+key=value        a setting of every model, MODEL.key=value of one"""
 CONTINUATION_TOKENS = 256
 MIDDLE_TOKENS = 32
 
@@ -110,6 +119,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("overrides", nargs="*", metavar="key=value")
     compare.set_defaults(handler=compare_models)
+
+    bench = commands.add_parser(
+        "bench",
+        help="time training and decoding of several models side by side",
+        description="Models take turns, a block of work each round, in processes of their own. "
+        "Prints tables and writes bench.json: tokens/s and bytes/s as the median over rounds with "
+        "the least and the most, the ratio to the first model round by round, memory and MFU.",
+        epilog=BENCH_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bench.add_argument("overrides", nargs="*", metavar="key=value")
+    bench.add_argument(
+        "--profile", action="store_true", help="also write a Chrome trace of each model"
+    )
+    bench.set_defaults(handler=bench_models)
 
     new = commands.add_parser(
         "new",
@@ -307,6 +331,12 @@ def compare_models(arguments: argparse.Namespace) -> None:
     from nanozoo_core.compare.command import compare
 
     compare(arguments.overrides)
+
+
+def bench_models(arguments: argparse.Namespace) -> None:
+    from nanozoo_core.bench.command import bench
+
+    bench(arguments.overrides, profile=arguments.profile)
 
 
 def write_new_model(arguments: argparse.Namespace) -> None:

@@ -168,10 +168,10 @@ class Trainer:
             torch.manual_seed(self.config.seed)
             model = self.adapter.build(self.model_cfg, self.data.vocabulary)
         model = model.to(self.device)
-        self.adapter.prepare_model(model, self._statistics_batches(0))
+        self.adapter.prepare_model(model, self.statistics_batches(0))
         return model
 
-    def _statistics_batches(self, step: int) -> Iterator[Batch]:
+    def statistics_batches(self, step: int) -> Iterator[Batch]:
         """The first micro-batch of some steps, the same on every rank."""
         for number in range(step, step + STATISTICS_BATCHES):
             yield self.loader.batch(number, 0, self.shapes[0].micro_windows).to(self.device)
@@ -241,7 +241,7 @@ class Trainer:
         interrupted: int | None = None
         try:
             while not self.budget.is_spent(state.step, state.seconds):
-                row = self._one_step()
+                row = self.one_step()
                 bar.update(self._bar_position() - bar.n)
                 if row is not None:
                     bar.set_postfix_str(
@@ -265,7 +265,7 @@ class Trainer:
             bar.close()
             self.records.close()
 
-    def _one_step(self) -> dict[str, Any] | None:
+    def one_step(self) -> dict[str, Any] | None:
         """One optimiser step; returns a row of metrics when one is due."""
         config, state = self.config, self.state
         started = time.perf_counter()
@@ -484,7 +484,7 @@ class Trainer:
     def _calibrate(self, model: nn.Module) -> None:
         """Lets the adapter finish a whole copy of the model, and takes over its buffers."""
         model.eval()
-        self.adapter.finalize(model, self._statistics_batches(self.state.step))
+        self.adapter.finalize(model, self.statistics_batches(self.state.step))
         for mine, final in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(final)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,11 +86,11 @@ def parse(words: Sequence[str]) -> Request:
         "models" in own or "runs" in own,
         f"nothing to compare: give models=A,B or runs=RUN,RUN; usage: {USAGE}",
     )
-    names = _split(own.get("models", ""))
-    entrants, general = _entrants(names, shared, problems)
+    names = split_list(own.get("models", ""))
+    entrants, general = parse_entrants(names, shared, problems, keys=KEYS, reserved=RESERVED)
     budget = _budget(own.get("budget", "bytes:2e6"), problems)
     seeds = _seeds(own.get("seeds", "2"), problems)
-    jobs = _whole(own.get("jobs", "1"), "jobs", problems)
+    jobs = whole_number(own.get("jobs", "1"), "jobs", problems)
     problems.raise_if_any()
     folder = own.get("folder", f"runs/compare/{_budget_name(budget)}")
     return Request(
@@ -100,21 +100,29 @@ def parse(words: Sequence[str]) -> Request:
         seeds=tuple(seeds),
         jobs=jobs,
         match=own.get("match"),
-        runs=tuple(Path(run) for run in _split(own.get("runs", ""))),
+        runs=tuple(Path(run) for run in split_list(own.get("runs", ""))),
         overrides=tuple(general),
         launcher=tuple(launcher),
         words=tuple(words),
     )
 
 
-def _split(value: str) -> list[str]:
+def split_list(value: str) -> list[str]:
     return [part.strip() for part in value.strip("[]").split(",") if part.strip()]
 
 
-def _entrants(
-    names: Sequence[str], overrides: Sequence[str], problems: Problems
+def parse_entrants(
+    names: Sequence[str],
+    overrides: Sequence[str],
+    problems: Problems,
+    *,
+    keys: Sequence[str],
+    reserved: Mapping[str, str],
 ) -> tuple[list[Entrant], list[str]]:
-    """The entrants with their own overrides, and the overrides of all."""
+    """The entrants with their own overrides, and the overrides of all.
+
+    Args: keys: the command's own; reserved: settings that it refuses, and why.
+    """
     found: dict[str, Entrant] = {}
     for name in names:
         label, colon, target = name.partition(":")
@@ -139,13 +147,15 @@ def _entrants(
         head, _, rest = key.lstrip("+").partition(".")
         if head in own:
             own[head].append(f"{rest}={value}")
-        elif head in RESERVED:
-            problems.add(f"'{override}': {RESERVED[head]}")
+        elif head in reserved:
+            problems.add(f"'{override}': {reserved[head]}")
         elif head in SETTINGS:
             general.append(override)
         else:
-            near = suggest(head, [*KEYS, *own, *SETTINGS])
-            problems.add(f"'{override}': no setting and no compared model is called '{head}'{near}")
+            near = suggest(head, [*keys, *own, *SETTINGS])
+            problems.add(
+                f"'{override}': no setting and none of the models is called '{head}'{near}"
+            )
     return [
         Entrant(e.label, model=e.model, recipe=e.recipe, overrides=tuple(own[e.label]))
         for e in found.values()
@@ -177,7 +187,7 @@ def _seeds(text: str, problems: Problems) -> list[int]:
     """`3` is three seeds from 0; `[4]` and `4,5` are those seeds."""
     try:
         if "," in text or text.startswith("["):
-            seeds = [int(part) for part in _split(text)]
+            seeds = [int(part) for part in split_list(text)]
         else:
             seeds = list(range(int(text)))
     except ValueError:
@@ -187,7 +197,7 @@ def _seeds(text: str, problems: Problems) -> list[int]:
     return seeds
 
 
-def _whole(text: str, key: str, problems: Problems) -> int:
+def whole_number(text: str, key: str, problems: Problems) -> int:
     if not text.isdigit() or int(text) < 1:
         problems.add(f"{key}={text} must be a whole number of at least 1")
         return 1
