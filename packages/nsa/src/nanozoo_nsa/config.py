@@ -211,7 +211,7 @@ class NSAConfig:
         )
 
     def _check_grid(self, p: Problems) -> None:
-        least = {key: 1 for key in DEFAULTS} | {"init_blocks": 0, "local_blocks": 1}
+        least = dict.fromkeys(DEFAULTS, 1) | {"init_blocks": 0, "local_blocks": 1}
         p.require_at_least(self, least)
         if any(getattr(self, key) < bound for key, bound in least.items()):
             return

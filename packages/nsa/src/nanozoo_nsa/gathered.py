@@ -2,8 +2,8 @@
 
 The forced blocks of a block of queries are the same for all of them: one product. The chosen ones
 are turned around: the queries that chose a block are gathered into tiles, which meet it in one
-product. A tile of R queries is read once for C keys, where gathering keys would read C keys for each
-query. Partial results meet by their normalisers (log of the sum of exponentials).
+product. A tile of R queries is read once for C keys, where gathering keys would read C keys for
+each query. Partial results meet by their normalisers (log of the sum of exponentials).
 
 B batch, Hk key and value heads, G query heads of each, S = B Hk sequences, T positions, padded to
 whole blocks, K head_dim, C tokens of a block, N blocks of a sequence, P forced blocks of a query, F
@@ -39,7 +39,7 @@ class Tiles(NamedTuple):
 
 def gathered_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, grid: Grid) -> Tensor:
     """As `selected_attention`."""
-    batch, heads, length, group, width = q.shape
+    length = q.shape[2]
     missing = -length % grid.block
     if missing:
         q = F.pad(q, (0, 0, 0, 0, 0, missing))

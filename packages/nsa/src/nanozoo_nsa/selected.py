@@ -28,7 +28,7 @@ def selected_attention(
     implementation: Implementation = "auto",
 ) -> Tensor:
     """softmax(q k^T / sqrt(K)) v over the tokens of a query's blocks up to its own position: forced
-    blocks, the query's own among them, and `chosen` ones. Query heads of a group share their blocks.
+    blocks, the query's own among them, and `chosen` ones, which the heads of a group share.
 
     Args:
         q: (B, Hk, T, G, K); k, v: (B, Hk, T, K).
@@ -48,7 +48,7 @@ def selected_attention(
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, grid: Grid) -> Tensor:
     """The same through torch's attention with a mask over all keys, B H T T booleans: the reference
     of the faster forms."""
-    batch, heads, length, group, _ = q.shape
+    _, heads, length, group, _ = q.shape
     positions = torch.arange(length, device=q.device)
     blocks = block_mask(all_blocks(chosen, positions, grid), grid.num_blocks(length))
     mask = blocks.repeat_interleave(grid.block, dim=-1)[..., :length]  # (B, Hk, T, T)
