@@ -81,7 +81,8 @@ def main() -> None:
             row[form] = statistics.median(ratios)
             cells.append(f"{row[form]:.2f} ({min(ratios):.2f}..{max(ratios):.2f})")
         results[name] = row
-        print(f"{name:16}{1e3 * row['causal_seconds']:12.1f}{cells[0]:>22}{cells[1]:>22}", flush=True)
+        causal = 1e3 * row["causal_seconds"]
+        print(f"{name:16}{causal:12.1f}{cells[0]:>22}{cells[1]:>22}", flush=True)
     if arguments.json:
         machine = {"device": device_name(torch.device("cpu")), "torch": torch.__version__}
         arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2))

@@ -1,5 +1,5 @@
-"""What NSA asks of training beyond the default: documents read alone, gates reported, roles, prefill
-of ragged prompts, FLOPs, and a picture of what was read.
+"""What NSA asks of training beyond the default: documents read alone, gates reported, roles,
+prefill of ragged prompts, FLOPs, and a picture of what was read.
 
 B batch, T sequence, H query heads, Hk key and value heads, n blocks of a query.
 """

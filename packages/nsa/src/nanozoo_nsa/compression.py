@@ -19,7 +19,7 @@ from nanozoo_nsa.config import Grid, NSAConfig
 from nanozoo_nsa.selection import choose, importance
 
 # Scores of a chunk of queries stay in a core's second-level cache.
-CHUNK_ELEMENTS = 1 << 19
+CHUNK_ELEMENTS = 1 << 18
 
 
 class Compressor(nn.Module):

@@ -113,8 +113,8 @@ class NSA(ControlModel):
         return rms_norm(x), routings
 
     def features(self, tokens: Tensor, cache: NSACache | None = None) -> Tensor:  # type: ignore[override]
-        """The final normalised stream (B, T, D) for tokens (B, T); `cache` continues a sequence, one
-        token after the other where it is not empty."""
+        """The final normalised stream (B, T, D) for tokens (B, T); `cache` continues a sequence,
+        one token after the other where it is not empty."""
         if cache is None or not bool(cache.lengths.any()):
             return self.encode(tokens, cache)[0]
         columns = []
