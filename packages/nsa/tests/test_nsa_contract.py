@@ -7,7 +7,7 @@ class TestContract(ModelContract):
         "num_layers": 2,
         "model_dim": 32,
         "num_heads": 2,
-        "sliding_window_size": 4,
+        "sliding_window_size": 3,
         "compress_block_size": 4,
         "compress_stride": 2,
         "selection_block_size": 4,

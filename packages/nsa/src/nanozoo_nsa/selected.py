@@ -6,6 +6,7 @@ query, C tokens of a block, N blocks, P forced blocks of a query.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Literal
 
 import torch
@@ -15,6 +16,8 @@ from nanozoo_core.nn.attention import sdpa
 from nanozoo_nsa.config import TRITON_BLOCKS, TRITON_HEADS, Grid
 from nanozoo_nsa.gathered import gathered_attention
 from nanozoo_nsa.selection import all_blocks, block_mask
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # it has no wheels for macOS, Windows
 
 Implementation = Literal["auto", "triton", "dense_mask", "gather"]
 
@@ -38,10 +41,15 @@ def selected_attention(
     """
     if implementation == "auto":
         fits = grid.block in TRITON_BLOCKS and q.shape[-1] in TRITON_HEADS
-        on_gpu = q.is_cuda and q.dtype != torch.float64 and fits
+        on_gpu = q.is_cuda and HAS_TRITON and q.dtype != torch.float64 and fits
         implementation = "triton" if on_gpu else "gather"
     if implementation == "dense_mask":
         return masked_attention(q, k, v, chosen, grid)
+    if implementation == "triton":
+        from nanozoo_nsa.kernels.selected import selected_attention_triton
+
+        positions = torch.arange(q.shape[2], device=q.device)
+        return selected_attention_triton(q, k, v, all_blocks(chosen, positions, grid), grid.block)
     return gathered_attention(q, k, v, chosen, grid)
 
 
