@@ -148,20 +148,19 @@ class NSAMixer(nn.Module):
             pairs = pairs * 3
         k_selected, v_selected, k_window, v_window, k_raw, v_raw = pairs
         angles = rotary_angles(positions, self.head_dim, base=self.config.rope_theta)
-        k_selected = apply_rotary(self._norm(k_selected), *angles)
+        k_selected = self._norm(apply_rotary(k_selected, *angles))
         if self.config.shared_kv:
             k_window = k_selected
         else:
-            k_window = apply_rotary(self._norm(k_window), *angles)
+            k_window = self._norm(apply_rotary(k_window, *angles))
         if self.config.cmp_rope == "post":
             k_raw = apply_rotary(k_raw, *angles)
-        plain = self._norm(q)
         # One angle for the heads of a group: (B or 1, 1, L, 1, K / 2).
         cos, sin = (a.reshape(-1, 1, q.shape[2], 1, a.shape[-1]) for a in angles)
-        q = apply_rotary(plain, cos, sin)
+        turned = self._norm(apply_rotary(q, cos, sin))  # (B, Hk, L, G, K)
         return Heads(
-            q=q,
-            q_compressed=plain if self.config.cmp_rope == "none" else q,
+            q=turned,
+            q_compressed=self._norm(q) if self.config.cmp_rope == "none" else turned,
             selected=(k_selected, v_selected),
             window=(k_window, v_window),
             raw=(k_raw, v_raw),
@@ -172,14 +171,14 @@ class NSAMixer(nn.Module):
 
         Args: first: number of the first block, an int or one per row, (B, 1).
         """
-        keys = self._norm(self.compress_keys(k))
+        keys = self.compress_keys(k)
         if self.config.cmp_rope == "block_start":
             blocks = torch.arange(keys.shape[2], device=k.device) + first
             angles = rotary_angles(
                 blocks * self.grid.stride, self.head_dim, base=self.config.rope_theta
             )
             keys = apply_rotary(keys, *angles)
-        return keys, self.compress_values(v)
+        return self._norm(keys), self.compress_values(v)
 
     def _norm(self, x: Tensor) -> Tensor:
         return rms_norm(x) if self.config.qk_norm else x
