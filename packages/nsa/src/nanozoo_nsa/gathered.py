@@ -97,8 +97,8 @@ def _spans(q: Tensor, chosen: Tensor, grid: Grid) -> list[tuple[int, int]]:
 class _Forced(NamedTuple):
     """The forced blocks of some blocks of queries."""
 
-    index: Tensor  # (blocks, P)
-    hidden: Tensor | None  # (blocks, P) bool: not there, or there twice; None where none is
+    blocks: Tensor  # (query blocks, P)
+    hidden: Tensor | None  # (query blocks, P) bool: not there, or there twice; None where none is
 
 
 def _forced(first: int, last: int, grid: Grid, device: torch.device) -> _Forced:
@@ -123,7 +123,7 @@ def _forced_scores(
     future = torch.ones(size, size, dtype=torch.bool, device=scores.device).triu(1)
     own.masked_fill_(future[:, None], -torch.inf)
     if forced.hidden is not None:
-        wide = scores.unflatten(-1, (-1, size)).unflatten(0, (-1, len(forced.index)))
+        wide = scores.unflatten(-1, (-1, size)).unflatten(0, (-1, len(forced.blocks)))
         wide.masked_fill_(forced.hidden[:, None, :, None], -torch.inf)
     return scores
 
@@ -175,7 +175,7 @@ class _Gathered(torch.autograd.Function):
 
 def _block_rows(x: Tensor, forced: _Forced, grid: Grid) -> Tensor:
     """(S blocks, P C, K): the forced blocks of x (S, T, K)."""
-    blocks = x.unflatten(1, (-1, grid.block))[:, forced.index]  # (S, blocks, P, C, K)
+    blocks = x.unflatten(1, (-1, grid.block))[:, forced.blocks]  # (S, blocks, P, C, K)
     return blocks.flatten(2, 3).flatten(0, 1)
 
 
@@ -284,7 +284,7 @@ def _backward_forced(
     d_scores = upper @ values.mT
     probs = _score_gradients(probs, d_scores, norm, mean)
     d_q[:, start:stop] = (d_scores @ keys).mul_(scale).view(d_q[:, start:stop].shape)
-    index = forced.index.flatten()
+    index = forced.blocks.flatten()
     for total, part in ((d_k, (d_scores.mT @ queries).mul_(scale)), (d_v, probs.mT @ upper)):
         blocks = total.view(num_sequences, -1, grid.block * width)
         blocks.index_add_(1, index, part.view(num_sequences, len(index), -1))

@@ -94,7 +94,7 @@ class NSAState:
         self.make_room(length)
         if lengths is None:
             lengths = torch.full_like(self.lengths, length)
-        self.lengths = lengths.to(self.lengths)
+        self.lengths = lengths.to(self.lengths, copy=True)
         pairs = [torch.stack([kept[i], kept[i + 1]]).detach() for i in (0, 2, 4, 6)]
         self.selected[..., :length, :] = pairs[0]
         self.compressed[..., : pairs[3].shape[3], :] = pairs[3]

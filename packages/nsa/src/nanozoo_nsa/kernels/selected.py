@@ -303,7 +303,7 @@ class Segments(NamedTuple):
     start: Tensor  # (segments,)
     end: Tensor  # (segments,)
     first: Tensor  # (S N,): first segment of each block
-    count: Tensor  # (S N,)
+    num: Tensor  # (S N,): how many it has
 
 
 def segments(blocks: Tensor, num_blocks: int) -> Segments:
@@ -359,7 +359,7 @@ def _backward(
         length, num_blocks, scale, R=max(1, TILE_ROWS // constants["GP"]), **constants,
     )  # fmt: skip
     _add_segments[(num_sequences * num_blocks,)](
-        partial, found.first, found.count, d_k, d_v, length, num_blocks, K=width, C=block_size
+        partial, found.first, found.num, d_k, d_v, length, num_blocks, K=width, C=block_size
     )
     return d_q, d_k, d_v
 
