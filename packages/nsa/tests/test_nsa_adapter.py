@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -121,3 +122,22 @@ def test_inspection_shows_what_is_read() -> None:
     for row in reads.values:
         assert sum(row) == 4
         assert row[0] == row[14] == row[15] == 1
+
+
+@torch.no_grad()
+def test_a_sample_marks_what_its_last_token_chose() -> None:
+    class Letters(ToyVocabulary):
+        def encode(self, text: str | bytes) -> list[int]:
+            return [ord(letter) - 96 for letter in str(text)]
+
+        def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+            return bytes(96 + token for token in tokens if token != self.separator)
+
+    vocabulary = Letters(50)
+    text = "abcdefghijklmnopqrstuvwxyz"
+    marked = ADAPTER.show_sample(build(), vocabulary, text)
+    assert marked is not None
+    assert marked.replace("[", "").replace("]", "") == text
+    assert marked.count("[") == marked.count("]") == 2  # one free block in each of two layers
+    assert marked[:3] == "abc"  # the first block, with the separator, is forced
+    assert marked[-7:] == "tuvwxyz"  # and so are the last two

@@ -92,6 +92,25 @@ class NSAAdapter(DefaultModelAdapter):
     # -- inspection -----------------------------------------------------------------------------
 
     @torch.no_grad()
+    def show_sample(self, model: nn.Module, vocabulary: Vocabulary, text: str) -> str | None:
+        """The text up to its last token, each block in as many [brackets] as there are choices of
+        that token for it, over layers and key heads; blocks that it must read are not marked."""
+        assert isinstance(model, NSA)
+        size = model.config.grid.block
+        tokens = [vocabulary.separator, *vocabulary.encode(text)]
+        device = model.embedding.weight.device
+        _, routings = model.encode(torch.tensor([tokens], device=device))
+        chosen = torch.cat([routing.chosen[0, :, -1].flatten() for routing in routings])
+        counts = torch.bincount(
+            chosen[chosen >= 0], minlength=model.config.grid.num_blocks(len(tokens))
+        )
+        pieces = [
+            b"[" * count + vocabulary.decode_bytes(tokens[i * size : (i + 1) * size]) + b"]" * count
+            for i, count in enumerate(counts.tolist())
+        ]
+        return b"".join(pieces).decode(errors="replace")
+
+    @torch.no_grad()
     def inspect(
         self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
     ) -> Inspection | None:
