@@ -1,19 +1,19 @@
 """Attention by torch's fused kernels, with windows and document masks.
 
 B batch, H query heads, Hk key and value heads (H is a multiple), T queries, S keys, K head_dim,
-C block length, N blocks.
+C block length, N blocks, M blocks of keys that a block of queries meets.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Below these, masked attention over the whole sequence is the faster form on a CPU.
-_MIN_BANDED_LENGTH = 512
-_MIN_BLOCKS = 4
-_MIN_BLOCK = 32
+# Blocks of queries waste up to a block of keys each, and small ones the width of a product.
+_MIN_BLOCK, _SMALL_BLOCK = 32, 64
 
 
 def attend(
@@ -46,8 +46,9 @@ def attend(
         window = None
 
     if window is not None and num_queries == num_keys:
-        block = max(window, _MIN_BLOCK)
-        if num_queries >= max(_MIN_BANDED_LENGTH, _MIN_BLOCKS * block):
+        block = max(_MIN_BLOCK, min((window + 1) // 2, _SMALL_BLOCK), (window + 1) // 4)
+        # Below twice the keys of a block a mask over all of them is the faster form on a CPU.
+        if num_queries >= 2 * block * (1 + math.ceil(window / block)):
             return _attend_banded(q, k, v, window, block, documents)
     if window is not None and num_queries == 1:
         k, v, window = k[:, :, -window - 1 :], v[:, :, -window - 1 :], None
@@ -72,29 +73,31 @@ def attend(
 def _attend_banded(
     q: Tensor, k: Tensor, v: Tensor, window: int, block: int, documents: Tensor | None
 ) -> Tensor:
-    """Windowed attention where each block of queries meets its own and the block of keys before.
-
-    Exact for window <= block; the work is 2 C keys per query instead of S.
-    """
+    """Windowed attention where each block of queries meets its own and the M - 1 blocks of keys
+    before that reach `window` back. The work is M C keys per query instead of S."""
     batch, _, length, _ = q.shape
-    num_blocks = -(-length // block)
-    end = num_blocks * block - length
+    num_blocks = math.ceil(length / block)
+    num_before = math.ceil(window / block)  # M - 1
+    start, end = num_before * block, num_blocks * block - length
     q_blocks = F.pad(q, (0, 0, 0, end)).unflatten(2, (num_blocks, block)).transpose(1, 2)
 
-    def pairs(x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, block, end)).unflatten(2, (num_blocks + 1, block)).transpose(1, 2)
-        return torch.cat([x[:, :-1], x[:, 1:]], dim=3).flatten(0, 1)  # (B N, Hk, 2 C, K)
+    def runs(x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, start, end)).unflatten(2, (-1, block)).transpose(1, 2)
+        parts = [x[:, i : i + num_blocks] for i in range(num_before + 1)]
+        return torch.cat(parts, dim=3).flatten(0, 1)  # (B N, Hk, M C, K)
 
-    steps = torch.arange(2 * block, device=q.device)
-    behind = steps[block:, None] - steps  # (C, 2 C)
-    mask = ((behind >= 0) & (behind <= window)).expand(num_blocks, 1, block, 2 * block).clone()
-    mask[0, :, :, :block] = False  # nothing stands before the first block
-    mask = mask.expand(batch, -1, -1, -1, -1)  # (B, N, 1, C, 2 C)
+    steps = torch.arange(start + block, device=q.device) - start
+    behind = steps[start:, None] - steps  # (C, M C)
+    first = torch.arange(num_blocks, device=q.device)[:, None] * block
+    exists = first + steps >= 0  # (N, M C): nothing stands before the first block
+    mask = ((behind >= 0) & (behind <= window)) & exists[:, None, None]
+    mask = mask.expand(batch, -1, -1, -1, -1)  # (B, N, 1, C, M C)
     if documents is not None:
-        padded = F.pad(documents, (block, end)).unflatten(1, (num_blocks + 1, block))
-        keys = torch.cat([padded[:, :-1], padded[:, 1:]], dim=2)  # (B, N, 2 C)
-        mask = mask & (padded[:, 1:, :, None] == keys[:, :, None, :])[:, :, None]
-    out = sdpa(q_blocks.flatten(0, 1), pairs(k), pairs(v), mask=mask.flatten(0, 1))
+        padded = F.pad(documents, (start, end)).unflatten(1, (-1, block))
+        parts = [padded[:, i : i + num_blocks] for i in range(num_before + 1)]
+        keys = torch.cat(parts, dim=2)  # (B, N, M C)
+        mask = mask & (padded[:, num_before:, :, None] == keys[:, :, None, :])[:, :, None]
+    out = sdpa(q_blocks.flatten(0, 1), runs(k), runs(v), mask=mask.flatten(0, 1))
     return out.unflatten(0, (batch, num_blocks)).transpose(1, 2).flatten(2, 3)[:, :, :length]
 
 

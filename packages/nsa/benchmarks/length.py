@@ -1,0 +1,135 @@
+"""Time and memory of NSA's attention against the length of the text, beside full causal attention.
+
+    python packages/nsa/benchmarks/length.py [--longest 65536] [--json FILE]
+
+One attention layer with its projections, forward and backward, one sequence; float32 on a CPU: CPU
+seconds of one thread, and the peak memory of a process of its own for each case less that before.
+Both read 4 heads of 64 over one key head; NSA has blocks of 32 every 16, 8 blocks of 64, window 256.
+`keys` is how many a position reads on average.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nanozoo_core.device import device_name, synchronize
+from nanozoo_core.nn.control_block import ControlAttention
+from nanozoo_core.nn.rotary import rotary_angles
+from nanozoo_core.process_settings import tune_process
+from nanozoo_nsa.config import NSAConfig
+from nanozoo_nsa.mixer import NSAMixer
+
+LENGTHS = [2**n for n in range(8, 17)]
+FORMS = ("full", "nsa")
+CONFIG = NSAConfig(
+    model_dim=256,
+    num_heads=4,
+    num_kv_heads=1,
+    compress_block_size=32,
+    compress_stride=16,
+    selection_block_size=64,
+    num_selected_blocks=8,
+    sliding_window_size=256,
+)
+
+
+class Full(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = ControlAttention(256, 4, num_kv_heads=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = torch.arange(x.shape[1], device=x.device)
+        return self.attention(x, rotary_angles(positions, self.attention.head_dim))
+
+
+def keys_read(form: str, length: int) -> float:
+    """Mean over positions; blocks and windows cut off by the start of the text."""
+    if form == "full":
+        return (length + 1) / 2
+    t = torch.arange(1, length + 1).double()
+    grid = CONFIG.grid
+    compressed = ((t - grid.window) / grid.stride + 1).floor().clamp(min=0)
+    own = (t - 1) % grid.block + 1
+    others = ((t - 1) / grid.block).floor().clamp(max=grid.num_selected - 1) * grid.block
+    window = t.clamp(max=float(CONFIG.sliding_window_size or 0))
+    return float((compressed + own + others + window).mean())
+
+
+def measure(form: str, length: int, device: torch.device, rounds: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    layer = (NSAMixer(CONFIG) if form == "nsa" else Full()).to(device)
+    nn.init.normal_((layer.out_proj if form == "nsa" else layer.attention.out).weight, std=0.02)
+    x = torch.randn(1, length, 256, device=device, requires_grad=True)
+    on_gpu = device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+
+    def step() -> float:
+        synchronize(device)
+        started = clock()
+        with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+            y = layer(x)
+        y.float().square().mean().backward()
+        synchronize(device)
+        return clock() - started
+
+    before = 0 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    times = [step()]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if on_gpu:
+        peak = torch.cuda.max_memory_allocated()
+    if times[0] < 10:
+        times = [step() for _ in range(rounds)]
+    return {"seconds": statistics.median(times), "bytes": peak - before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--longest", type=int, default=LENGTHS[-1])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--one", nargs=2, metavar=("FORM", "LENGTH"), help="measure one case")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tune_process()
+    device = torch.device(arguments.device)
+    if arguments.one:
+        form, length = arguments.one
+        print(json.dumps(measure(form, int(length), device, arguments.rounds)))
+        return
+    print(f"{device_name(device)}, torch {torch.__version__}")
+    head = ("length", "full s", "nsa s", "ratio", "full MB", "nsa MB", "full keys", "nsa keys")
+    print("".join(f"{word:>11}" for word in head))
+    results = {}
+    for length in (n for n in LENGTHS if n <= arguments.longest):
+        row = {}
+        for form in FORMS:
+            command = [sys.executable, __file__, "--device", str(device)]
+            command += ["--rounds", str(arguments.rounds), "--one", form, str(length)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            row[form] = json.loads(done.stdout.splitlines()[-1])
+            row[form]["keys"] = keys_read(form, length)
+        results[length] = row
+        full, nsa = row["full"], row["nsa"]
+        print(
+            f"{length:11}{full['seconds']:11.3f}{nsa['seconds']:11.3f}"
+            f"{full['seconds'] / nsa['seconds']:11.2f}{full['bytes'] / 1e6:11.0f}"
+            f"{nsa['bytes'] / 1e6:11.0f}{full['keys']:11.0f}{nsa['keys']:11.0f}",
+            flush=True,
+        )
+    if arguments.json is not None:
+        record = {"device": device_name(device), "torch": torch.__version__, "results": results}
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,369 @@
+"""Triton kernels of selected attention, forward and backward.
+
+Forward and the queries' gradient: one program per query and key head. Its G query heads, padded to
+the 16 rows of a tensor core's tile, meet the n blocks of the query one after the other: 2 n C K
+values are read, from the second-level cache, for G rows of results, so the cost follows the number
+of key heads. Gradients of keys and values: one program per segment of at most SEGMENT queries of
+one block, found by sorting; 64 rows of queries at a time meet the block, which stays in registers.
+Rows of q and of the gradient are read once for each block of a query. Segments of a block are added
+by a last kernel in a fixed order: no atomics.
+
+S sequences (batch times key heads), T positions, G query heads of a key head, padded to GP, K
+head_dim, C tokens of a block, N blocks of a sequence, n blocks of a query, P pairs of a query and a
+block, R queries of a tile.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SEGMENT = 512  # queries of one program: the first block has all T, which one would walk too long
+TILE_ROWS = 64
+
+
+@triton.jit
+def _attend(
+    q,  # (S, T, G, K)
+    k,  # (S, T, K)
+    v,  # (S, T, K)
+    blocks,  # (S, T, n)
+    out,  # (S, T, G, K)
+    norms,  # (S, T, G) float32: log of the sum of exponentials
+    length,
+    scale,
+    G: tl.constexpr,
+    GP: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    NUM: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    t = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64) * length + t
+    head, channel, token = tl.arange(0, GP), tl.arange(0, K), tl.arange(0, C)
+    real = (head < G)[:, None]
+    at = (row * G + head)[:, None] * K + channel[None, :]
+    query = tl.load(q + at, mask=real, other=0.0)
+    if UPCAST:  # the interpreter cannot multiply bfloat16
+        query = query.to(tl.float32)
+    top = tl.full((GP,), float("-inf"), tl.float32)
+    total = tl.zeros((GP,), tl.float32)
+    result = tl.zeros((GP, K), tl.float32)
+    first = (row - t) * K
+    for i in range(NUM):
+        block = tl.load(blocks + row * NUM + i)
+        if block >= 0:
+            place = block * C + token
+            seen = place <= t
+            source = first + place.to(tl.int64)[:, None] * K + channel[None, :]
+            key = tl.load(k + source, mask=seen[:, None], other=0.0)
+            value = tl.load(v + source, mask=seen[:, None], other=0.0)
+            if UPCAST:
+                key, value = key.to(tl.float32), value.to(tl.float32)
+            scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+            scores = tl.where(seen[None, :], scores, float("-inf"))
+            # A listed block is in the past: it has a token that is seen, so no maximum is -inf.
+            highest = tl.maximum(top, tl.max(scores, 1))
+            probs = tl.exp(scores - highest[:, None])
+            keep = tl.exp(top - highest)
+            total = total * keep + tl.sum(probs, 1)
+            result = result * keep[:, None]
+            result += tl.dot(probs.to(value.dtype), value, input_precision=PRECISION)
+            top = highest
+    result = result / total[:, None]
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=real)
+    tl.store(norms + row * G + head, top + tl.log(total), mask=head < G)
+
+
+@triton.jit
+def _query_gradients(
+    q,  # (S, T, G, K)
+    k,  # (S, T, K)
+    v,  # (S, T, K)
+    blocks,  # (S, T, n)
+    grad,  # (S, T, G, K)
+    norms,  # (S, T, G)
+    delta,  # (S, T, G): sums of grad * out
+    d_q,  # (S, T, G, K) out
+    length,
+    scale,
+    G: tl.constexpr,
+    GP: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    NUM: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    t = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64) * length + t
+    head, channel, token = tl.arange(0, GP), tl.arange(0, K), tl.arange(0, C)
+    real = (head < G)[:, None]
+    at = (row * G + head)[:, None] * K + channel[None, :]
+    query = tl.load(q + at, mask=real, other=0.0)
+    upper = tl.load(grad + at, mask=real, other=0.0)
+    if UPCAST:
+        query, upper = query.to(tl.float32), upper.to(tl.float32)
+    norm = tl.load(norms + row * G + head, mask=head < G, other=float("inf"))
+    mean = tl.load(delta + row * G + head, mask=head < G, other=0.0)
+    result = tl.zeros((GP, K), tl.float32)
+    first = (row - t) * K
+    for i in range(NUM):
+        block = tl.load(blocks + row * NUM + i)
+        if block >= 0:
+            place = block * C + token
+            seen = place <= t
+            source = first + place.to(tl.int64)[:, None] * K + channel[None, :]
+            key = tl.load(k + source, mask=seen[:, None], other=0.0)
+            value = tl.load(v + source, mask=seen[:, None], other=0.0)
+            if UPCAST:
+                key, value = key.to(tl.float32), value.to(tl.float32)
+            scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+            probs = tl.exp(tl.where(seen[None, :], scores, float("-inf")) - norm[:, None])
+            d_probs = tl.dot(upper, tl.trans(value), input_precision=PRECISION)
+            d_scores = (probs * (d_probs - mean[:, None])).to(key.dtype)
+            result += tl.dot(d_scores, key, input_precision=PRECISION)
+    tl.store(d_q + at, (result * scale).to(d_q.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _block_gradients(
+    q,  # (S, T, G, K)
+    k,  # (S, T, K)
+    v,  # (S, T, K)
+    grad,  # (S, T, G, K)
+    norms,  # (S, T, G)
+    delta,  # (S, T, G)
+    queries,  # (P,): rows of (S, T), sorted by block
+    block_of,  # (segments,): of S N
+    starts,  # (segments,): in queries
+    ends,  # (segments,)
+    partial,  # (segments, 2, C, K) float32 out: of keys, of values
+    length,
+    num_blocks,
+    scale,
+    G: tl.constexpr,
+    GP: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    R: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    segment = tl.program_id(0).to(tl.int64)
+    block = tl.load(block_of + segment)
+    start, end = tl.load(starts + segment), tl.load(ends + segment)
+    channel, token = tl.arange(0, K), tl.arange(0, C)
+    sequence = (block // num_blocks).to(tl.int64)
+    place = (block % num_blocks) * C + token
+    inside = (place < length)[:, None]
+    source = (sequence * length + place)[:, None] * K + channel[None, :]
+    key = tl.load(k + source, mask=inside, other=0.0)
+    value = tl.load(v + source, mask=inside, other=0.0)
+    if UPCAST:
+        key, value = key.to(tl.float32), value.to(tl.float32)
+    member, head = tl.arange(0, R * GP) // GP, tl.arange(0, R * GP) % GP
+    d_key = tl.zeros((C, K), tl.float32)
+    d_value = tl.zeros((C, K), tl.float32)
+    for begin in range(start, end, R):
+        real = (begin + member < end) & (head < G)
+        row = tl.load(queries + begin + member, mask=real, other=0).to(tl.int64)
+        at = (row * G + head)[:, None] * K + channel[None, :]
+        query = tl.load(q + at, mask=real[:, None], other=0.0)
+        upper = tl.load(grad + at, mask=real[:, None], other=0.0)
+        if UPCAST:
+            query, upper = query.to(tl.float32), upper.to(tl.float32)
+        # Rows that are not there get probability exp(-inf) = 0.
+        norm = tl.load(norms + row * G + head, mask=real, other=float("inf"))
+        mean = tl.load(delta + row * G + head, mask=real, other=0.0)
+        seen = place[None, :] <= (row - sequence * length)[:, None]
+        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+        probs = tl.exp(tl.where(seen, scores, float("-inf")) - norm[:, None])
+        d_value += tl.dot(tl.trans(probs.to(upper.dtype)), upper, input_precision=PRECISION)
+        d_probs = tl.dot(upper, tl.trans(value), input_precision=PRECISION)
+        d_scores = (probs * (d_probs - mean[:, None])).to(query.dtype)
+        d_key += tl.dot(tl.trans(d_scores), query, input_precision=PRECISION)
+    cell = segment * 2 * C * K + token[:, None] * K + channel[None, :]
+    tl.store(partial + cell, d_key * scale)
+    tl.store(partial + cell + C * K, d_value)
+
+
+@triton.jit
+def _add_segments(
+    partial,  # (segments, 2, C, K)
+    first,  # (S N,): the first segment of each block
+    count,  # (S N,)
+    d_k,  # (S, T, K) out
+    d_v,  # (S, T, K) out
+    length,
+    num_blocks,
+    K: tl.constexpr,
+    C: tl.constexpr,
+):
+    block = tl.program_id(0)
+    begin, size = tl.load(first + block).to(tl.int64), tl.load(count + block)
+    channel, token = tl.arange(0, K), tl.arange(0, C)
+    cell = token[:, None] * K + channel[None, :]
+    d_key = tl.zeros((C, K), tl.float32)
+    d_value = tl.zeros((C, K), tl.float32)
+    for i in range(size):
+        source = partial + (begin + i) * 2 * C * K + cell
+        d_key += tl.load(source)
+        d_value += tl.load(source + C * K)
+    place = (block % num_blocks) * C + token
+    at = ((block // num_blocks).to(tl.int64) * length + place)[:, None] * K + channel[None, :]
+    inside = (place < length)[:, None]
+    tl.store(d_k + at, d_key.to(d_k.dtype.element_ty), mask=inside)
+    tl.store(d_v + at, d_value.to(d_v.dtype.element_ty), mask=inside)
+
+
+def selected_attention_triton(
+    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, block_size: int
+) -> Tensor:
+    """Attention of q (B, Hk, T, G, K) over the tokens, up to its own position, of each query's
+    blocks (B, Hk, T, n) int32: all different, none of the future, -1 where there is none, and the
+    query's own among them. k, v: (B, Hk, T, K). Returns: (B, Hk, T, G, K).
+    """
+    assert min(block_size, q.shape[-1]) >= 16, "tl.dot needs tiles of at least 16"
+    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+    shape = q.shape
+    q, k, v, blocks = (x.flatten(0, 1) for x in (q, k, v, blocks))
+    q, k, v = (x.to(dtype).contiguous() for x in (q, k, v))
+    return _Selected.apply(q, k, v, blocks.int().contiguous(), block_size).view(shape)
+
+
+class _Selected(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, block_size: int
+    ) -> Tensor:
+        out, norms = _forward(q, k, v, blocks, block_size)
+        ctx.save_for_backward(q, k, v, blocks, out, norms)
+        ctx.block_size = block_size
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, blocks, out, norms = ctx.saved_tensors
+        grad = grad.to(q.dtype).contiguous()
+        gradients = _backward(grad, q, k, v, blocks, out, norms, ctx.block_size)
+        return (*gradients, None, None)
+
+
+def _constants(q: Tensor, block_size: int) -> dict[str, Any]:
+    group, width = q.shape[2:]
+    return {
+        "G": group,
+        "GP": max(16, triton.next_power_of_2(group)),
+        "K": width,
+        "C": block_size,
+        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
+        "UPCAST": not q.is_cuda,
+        "num_warps": 4 if block_size * width <= 4096 else 8,
+    }
+
+
+# Opaque to torch.compile: the kernels run as they are, and the graph around them stays whole.
+@torch.library.custom_op("nanozoo::nsa_selected_forward", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """The result and its normalisers (S, T, G)."""
+    num_sequences, length, _, width = q.shape
+    out = torch.empty_like(q)
+    norms = torch.empty(q.shape[:3], device=q.device, dtype=torch.float32)
+    if q.numel():
+        _attend[(length, num_sequences)](
+            q, k, v, blocks, out, norms, length, 1 / math.sqrt(width),
+            NUM=blocks.shape[-1], **_constants(q, block_size),
+        )  # fmt: skip
+    return out, norms
+
+
+@_forward.register_fake
+def _(q, k, v, blocks, block_size):
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+class Segments(NamedTuple):
+    """The queries of every block, in runs of at most SEGMENT; the last runs may be empty."""
+
+    queries: Tensor  # (P,) int32 or int64: rows of (S, T), sorted by block
+    block: Tensor  # (segments,)
+    start: Tensor  # (segments,)
+    end: Tensor  # (segments,)
+    first: Tensor  # (S N,): first segment of each block
+    num: Tensor  # (S N,): how many it has
+
+
+def segments(blocks: Tensor, num_blocks: int) -> Segments:
+    """Turns blocks (S, T, n) around, without waiting for the device."""
+    num_sequences, _, num = blocks.shape
+    sequence = torch.arange(num_sequences, device=blocks.device)[:, None, None]
+    total = num_sequences * num_blocks
+    flat = torch.where(blocks >= 0, blocks + sequence * num_blocks, total).flatten()
+    flat, order = flat.sort(stable=True)
+    bounds = torch.searchsorted(flat, torch.arange(total + 1, device=flat.device))
+    sizes = bounds.diff()
+    count = (sizes + SEGMENT - 1) // SEGMENT
+    last = count.cumsum(0)
+    first = last - count
+    number = torch.arange(total + blocks.numel() // SEGMENT, device=flat.device)
+    block = torch.searchsorted(last, number, right=True)
+    is_real = block < total
+    block = block.clamp(max=total - 1)
+    start = bounds[block] + (number - first[block]) * SEGMENT
+    end = torch.where(is_real, torch.minimum(start + SEGMENT, bounds[block + 1]), start)
+    return Segments(order // num, block, start, end, first, count)
+
+
+@torch.library.custom_op("nanozoo::nsa_selected_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    out: Tensor,
+    norms: Tensor,
+    block_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v."""
+    num_sequences, length, _, width = q.shape
+    d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    if q.numel() == 0:
+        return d_q, d_k, d_v
+    delta = (grad.float() * out.float()).sum(-1)
+    constants, scale = _constants(q, block_size), 1 / math.sqrt(width)
+    _query_gradients[(length, num_sequences)](
+        q, k, v, blocks, grad, norms, delta, d_q, length, scale,
+        NUM=blocks.shape[-1], **constants,
+    )  # fmt: skip
+    num_blocks = triton.cdiv(length, block_size)
+    found = segments(blocks, num_blocks)
+    partial = torch.empty(
+        len(found.block), 2, block_size, width, device=q.device, dtype=torch.float32
+    )
+    _block_gradients[(len(found.block),)](
+        q, k, v, grad, norms, delta, found.queries, found.block, found.start, found.end, partial,
+        length, num_blocks, scale, R=max(1, TILE_ROWS // constants["GP"]), **constants,
+    )  # fmt: skip
+    _add_segments[(num_sequences * num_blocks,)](
+        partial, found.first, found.num, d_k, d_v, length, num_blocks, K=width, C=block_size
+    )
+    return d_q, d_k, d_v
+
+
+@_backward.register_fake
+def _(grad, q, k, v, blocks, out, norms, block_size):
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanozoo_core.config import OptimConfig
+from nanozoo_core.contract import Batch, Draw, Step
+from nanozoo_core.testing.sources import ToyVocabulary, batch_of
+from nanozoo_nsa.adapter import NSAAdapter
+from nanozoo_nsa.config import NSAConfig
+from nanozoo_nsa.model import NSA
+
+ADAPTER = NSAAdapter(NSAConfig, NSA)
+SMALL: dict[str, Any] = {
+    "num_layers": 2,
+    "model_dim": 32,
+    "sliding_window_size": 4,
+    "compress_block_size": 4,
+    "compress_stride": 2,
+    "selection_block_size": 4,
+}
+
+
+def build(**settings: Any) -> NSA:
+    torch.manual_seed(0)
+    return NSA(NSAConfig(vocab_size=50, **SMALL | settings))
+
+
+def random_batch(length: int = 64, documents: Tensor | None = None) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    batch = batch_of(torch.randint(50, (3, length + 1), generator=generator))
+    if documents is None:
+        return batch
+    return Batch(batch.tokens, documents, batch.rows, batch.num_rows)
+
+
+def test_shared_weights_start_as_the_controls() -> None:
+    from nanozoo_core.nn.control_block import ControlModel
+
+    model = build()
+    torch.manual_seed(0)
+    control = ControlModel(50, num_layers=2, model_dim=32, num_heads=4, num_kv_heads=1)
+    ours, theirs = dict(model.named_parameters()), dict(control.named_parameters())
+    for name, weight in theirs.items():
+        if name.endswith("attention.qkv.weight"):
+            assert torch.equal(ours[name][: len(weight)], weight)
+        elif not name.endswith("attention.out.weight"):
+            assert torch.equal(ours[name], weight), name
+
+
+def test_the_loss_starts_at_a_uniform_guess() -> None:
+    loss = ADAPTER.training_loss(build(), random_batch(), Step(0, 0.0, 0))
+    assert float(loss.value.detach()) == pytest.approx(math.log(50), abs=0.01)
+    assert float(loss.metrics["block1_gate_window"]) == 0.5
+    assert len(loss.metrics) == 6
+
+
+def test_gates_and_positions_are_adamws_without_decay() -> None:
+    model = build(num_heads=2)
+    groups = ADAPTER.optimizer_groups(model, OptimConfig(name="muon", weight_decay=0.1))
+    where = {name: group for group in groups for name in group.names}
+    mixer = "blocks.0.attention."
+    for name in ("gate_weight", "gate_bias", "compress_keys.positions", "compress_values.up_bias"):
+        assert where[mixer + name].optimizer == "adamw"
+        assert where[mixer + name].weight_decay == 0
+    for name in ("qkv.weight", "out_proj.weight", "compress_keys.up"):
+        assert where[mixer + name].optimizer == "muon"
+    assert model.mixers()[0].qkv.weight.muon_split == (32, *[16] * 6)
+
+
+@torch.no_grad()
+def test_documents_count_only_when_asked() -> None:
+    documents = (torch.arange(65) >= 20).int().expand(3, -1)
+    for resets in (False, True):
+        model = build(reset_at_documents=resets)
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        one = ADAPTER.nll(model, random_batch(), Draw(0)).nats
+        two = ADAPTER.nll(model, random_batch(documents=documents), Draw(0)).nats
+        assert torch.equal(one, two) is not resets
+
+
+@torch.no_grad()
+def test_documents_are_scored_as_if_alone() -> None:
+    model = build(reset_at_documents=True).double()
+    for parameter in model.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    tokens = random_batch().inputs
+    documents = (torch.arange(64) >= 20).int().expand(3, -1)
+    features, _ = model.encode(tokens, documents=documents)
+    alone, _ = model.encode(tokens[:, 20:])
+    torch.testing.assert_close(features[:, 20:], alone, rtol=1e-10, atol=1e-10)
+
+
+def test_flops_of_the_default_by_hand() -> None:
+    config = NSAConfig(vocab_size=4096)
+    linear = 4 * (128 * (128 + 6 * 32) + 128**2 + 8 * 128**2) + 4096 * 128
+    phi = 2 * (8 * 32 * 64 + 64 * 32)
+    keys = (256 - 8) / 4 + 1 + 4 * 16 + 32
+    per_layer = 2 * 12 * 128 + 2 * phi / 4 + 4 * 128 * keys
+    assert ADAPTER.flops_per_token(config, 256) == 6 * linear + 3 * 4 * per_layer
+
+
+@torch.no_grad()
+def test_inspection_shows_what_is_read() -> None:
+    batches = [random_batch(), random_batch(48)]
+    found = ADAPTER.inspect(build(), batches, ToyVocabulary(50))
+    assert found is not None
+    assert found.metrics["block0_gate_selected"] == 0.5
+    assert 0.75 <= found.metrics["forced_share"] < 1  # 3 of 4 blocks, and all of the first three
+    distances, reads = found.pictures
+    for points in distances.series.values():
+        shares = dict(points)
+        assert shares[0.0] == shares[1.0] == 0  # forced
+        assert sum(shares.values()) == pytest.approx(1)
+    assert len(reads.values) == 2
+    for row in reads.values:
+        assert sum(row) == 4
+        assert row[0] == row[14] == row[15] == 1
+
+
+@torch.no_grad()
+def test_a_sample_marks_what_its_last_token_chose() -> None:
+    class Letters(ToyVocabulary):
+        def encode(self, text: str | bytes) -> list[int]:
+            return [ord(letter) - 96 for letter in str(text)]
+
+        def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+            return bytes(96 + token for token in tokens if token != self.separator)
+
+    vocabulary = Letters(50)
+    text = "abcdefghijklmnopqrstuvwxyz"
+    marked = ADAPTER.show_sample(build(), vocabulary, text)
+    assert marked is not None
+    assert marked.replace("[", "").replace("]", "") == text
+    assert marked.count("[") == marked.count("]") == 2  # one free block in each of two layers
+    assert marked[:3] == "abc"  # the first block, with the separator, is forced
+    assert marked[-7:] == "tuvwxyz"  # and so are the last two

@@ -1,0 +1,27 @@
+from nanozoo_core.testing import ModelContract
+
+
+class TestContract(ModelContract):
+    model = "nsa"
+    tiny = {  # noqa: RUF012
+        "num_layers": 2,
+        "model_dim": 32,
+        "num_heads": 2,
+        "sliding_window_size": 3,
+        "compress_block_size": 4,
+        "compress_stride": 2,
+        "selection_block_size": 4,
+        "num_selected_blocks": 3,
+        "local_blocks": 1,
+    }
+    initial_loss_above_uniform = (-0.01, 0.01)  # the head starts near zero
+    gradient_steps = 3  # the blocks' outputs start at zero, and so does the MLP of compression
+
+    def num_parameters(self, config):
+        dim, width, length = config.model_dim, config.head_dim, config.compress_block_size
+        projections = 2 * dim**2 + 6 * config.num_kv_heads * width * dim
+        hidden = int(config.compress_mlp_ratio * width)
+        phi = length * width * (1 + hidden) + hidden + hidden * width + width
+        gates = 3 * config.num_heads * (dim + 1)
+        block = projections + 2 * phi + gates + 8 * dim**2
+        return 2 * config.vocab_size * dim + config.num_layers * block

@@ -1,0 +1,133 @@
+"""Decoding with rings and compressed keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanozoo_core.contract import SamplingSettings
+from nanozoo_nsa.adapter import NSAAdapter
+from nanozoo_nsa.config import NSAConfig
+from nanozoo_nsa.model import NSA
+from nanozoo_nsa.state import SPARE
+
+ADAPTER = NSAAdapter(NSAConfig, NSA)
+LENGTH = 230
+SMALL: dict[str, Any] = {
+    "num_layers": 2,
+    "model_dim": 16,
+    "num_heads": 4,
+    "sliding_window_size": 9,
+    "compress_block_size": 8,
+    "compress_stride": 4,
+    "selection_block_size": 8,
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "two-kv-heads": {"num_kv_heads": 2, "num_selected_blocks": 6},
+    "shared-kv": {"shared_kv": True},
+    "no-positions": {"cmp_rope": "none"},
+    "turned-before": {"cmp_rope": "post"},
+}
+ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+def build(**settings: Any) -> NSA:
+    torch.manual_seed(0)
+    model = NSA(NSAConfig(vocab_size=31, **SMALL | settings)).eval().double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def random_tokens(batch: int = 2, length: int = LENGTH) -> Tensor:
+    return torch.randint(31, (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+def assert_equal(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@ways
+@torch.no_grad()
+def test_ragged_rows_decode_as_the_parallel_form(way: dict[str, Any]) -> None:
+    model, tokens = build(**way), random_tokens()
+    full = model(tokens)
+    lengths, rows = torch.tensor([3, 21]), torch.arange(2)
+    cache = ADAPTER.init_cache(model, 2, LENGTH)
+    assert_equal(ADAPTER.prefill(model, tokens[:, :21], lengths, cache), full[rows, lengths - 1])
+    for step in range(200):
+        new = tokens[rows, lengths + step][:, None]
+        assert_equal(ADAPTER.append(model, new, cache)[:, 0], full[rows, lengths + step])
+
+
+@torch.no_grad()
+def test_several_tokens_at_once_and_taken_back() -> None:
+    model, tokens = build(), random_tokens()
+    full = model(tokens)
+    lengths, rows = torch.tensor([30, 57]), torch.arange(2)
+    cache = ADAPTER.init_cache(model, 2, LENGTH)
+    ADAPTER.prefill(model, tokens[:, :57], lengths, cache)
+    for kept in (0, 2, 5, 3, 1, 12):
+        guess = torch.stack([tokens[r, n : n + SPARE] for r, n in enumerate(lengths.tolist())])
+        guess[:, kept:] = (guess[:, kept:] + 5) % 31
+        found = ADAPTER.append(model, guess, cache)
+        for offset in range(kept):
+            assert_equal(found[:, offset], full[rows, lengths + offset])
+        lengths = lengths + kept
+        ADAPTER.crop(model, lengths, cache)
+        assert torch.equal(cache.lengths, lengths)
+
+
+@torch.no_grad()
+def test_more_than_the_rings_hold_cannot_be_taken_back() -> None:
+    model, tokens = build(), random_tokens()
+    cache = ADAPTER.init_cache(model, 2, LENGTH)
+    model(tokens[:, :50], cache)
+    with pytest.raises(ValueError, match="17 positions cannot be taken back; at most 16 can"):
+        cache.crop(torch.tensor([50, 33]))
+    cache.crop(torch.tensor([50, 34]))
+
+
+@torch.no_grad()
+def test_room_grows_and_rows_go_on_one_by_one() -> None:
+    mixer = build().mixers()[0]
+    x = torch.randn(3, 100, 16, dtype=torch.float64)
+    expected = mixer(x)
+    state = mixer.empty_state(3, 1)
+    lengths = torch.tensor([0, 40, 7])
+    mixer(x[:, :40], state, lengths)
+    generator = torch.Generator().manual_seed(0)
+    while bool((lengths < 100).any()):
+        rows = ((torch.rand(3, generator=generator) < 0.6) & (lengths < 100)).nonzero()[:, 0]
+        found = mixer.step(x[rows, lengths[rows]], state, rows)
+        assert_equal(found, expected[rows, lengths[rows]])
+        lengths[rows] += 1
+    assert torch.equal(state.lengths, lengths)
+
+
+@torch.no_grad()
+def test_a_long_text_takes_the_room_of_keys_once_and_rings() -> None:
+    model = build(shared_kv=False)
+    cache = model.init_cache(1, 1024)
+    # Keys and values of 4 channels in float64, 2 blocks; compressed ones every 4 tokens.
+    row = 2 * 4 * 8 * 2
+    assert cache.num_bytes == row * (1024 + 255 + (9 + SPARE) + (8 + SPARE))
+    report = ADAPTER.report(model)
+    assert report["cache_bytes_per_token"] == row * 1.25
+
+
+@pytest.mark.parametrize("way", ["default", "no-positions"])
+def test_sampling_past_the_context_is_the_same_without_cache(way: str) -> None:
+    model = build(seq_len=96, **WAYS[way])
+
+    def draw(use_cache: bool) -> list[int]:
+        settings = SamplingSettings(max_tokens=110, use_cache=use_cache)
+        pieces = ADAPTER.generate(model, [1, 2], settings, torch.Generator().manual_seed(0))
+        return [token for piece in pieces for token in piece]
+
+    assert draw(True) == draw(False)

@@ -1,0 +1,157 @@
+"""Triton kernels of selected attention against masked attention; they run in the interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanozoo_nsa.config import Grid
+from nanozoo_nsa.selected import HAS_TRITON, masked_attention, selected_attention
+from nanozoo_nsa.selection import all_blocks, choose
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETING, reason="run by a test here in a child process")
+compiled = pytest.mark.skipif(INTERPRETING or not HAS_TRITON, reason="nothing to compile")
+
+# Sequences, key heads, positions, query heads of each, head width, and the blocks.
+CASES = {
+    "one-position": (1, 1, 1, 2, 16, Grid(8, 4, 16, 3, 1, 1)),
+    "three-heads": (1, 2, 35, 3, 16, Grid(8, 4, 16, 3, 1, 1)),
+    "one-head": (2, 1, 18, 1, 16, Grid(8, 8, 16, 2, 0, 1)),
+    "block-32": (1, 1, 40, 2, 32, Grid(8, 4, 32, 2, 1, 1)),
+    "many-heads": (1, 1, 17, 17, 16, Grid(16, 16, 16, 3, 1, 2)),
+}
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def make_inputs(case: tuple, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    batch, heads, length, group, width, grid = case
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    q = normal(batch, heads, length, group, width)
+    k, v = (normal(batch, heads, length, width) for _ in range(2))
+    scores = torch.rand(batch, heads, length, grid.num_blocks(length), generator=generator)
+    return q, k, v, choose(scores, torch.arange(length), grid)
+
+
+def triton_form(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, grid: Grid) -> Tensor:
+    from nanozoo_nsa.kernels.selected import selected_attention_triton
+
+    positions = torch.arange(q.shape[2], device=q.device)
+    return selected_attention_triton(q, k, v, all_blocks(chosen, positions, grid), grid.block)
+
+
+def value_and_gradients(form: Callable[..., Tensor], inputs: tuple, grid: Grid) -> list[Tensor]:
+    *tensors, chosen = inputs
+    leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    y = form(*leaves, chosen, grid)
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    return [y.detach(), *torch.autograd.grad(y, leaves, cotangent)]
+
+
+def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    """Root mean square of each difference, relative to that of the value."""
+    for name, one, two in zip(("y", "q", "k", "v"), found, expected, strict=True):
+        error = (one.double() - two.double()).square().mean().sqrt()
+        # The floor serves gradients that are zero, as that of a lone position's scores.
+        scale = two.double().square().mean().sqrt().clamp(min=0.1)
+        assert error <= tolerance * scale, f"{name}: {error / scale:.1e}"
+
+
+@compiled
+def test_kernels_agree_with_the_mask_in_a_child_process() -> None:
+    # TRITON_INTERPRET counts only before triton is imported.
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-k", "test_interpreted", __file__],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"{len(CASES) + 2} passed" in done.stdout, done.stdout
+
+
+@interpreted
+@cases
+def test_interpreted_kernels_equal_the_mask(case: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nanozoo_nsa.kernels import selected
+
+    monkeypatch.setattr(selected, "SEGMENT", 16)  # the first block's queries fill several
+    inputs, grid = make_inputs(case), case[-1]
+    expected = value_and_gradients(masked_attention, inputs, grid)
+    assert_close(value_and_gradients(triton_form, inputs, grid), expected, 1e-5)
+
+
+@interpreted
+def test_interpreted_kernels_take_bfloat16() -> None:
+    case = CASES["three-heads"]
+    low = make_inputs(case, torch.bfloat16)
+    exact = (*(x.float() for x in low[:3]), low[3])
+    expected = value_and_gradients(masked_attention, exact, case[-1])
+    # 8 significant bits: results, which the interpreter cuts off, are wrong by 2^-8 at most.
+    assert_close(value_and_gradients(triton_form, low, case[-1]), expected, 5e-3)
+
+
+@interpreted
+def test_interpreted_kernels_take_strided_inputs() -> None:
+    case = CASES["three-heads"]
+    inputs, grid = make_inputs(case), case[-1]
+    strided = (*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs[:3]), inputs[3])
+    assert not strided[0].is_contiguous()
+    assert torch.equal(triton_form(*strided, grid), triton_form(*inputs, grid))
+
+
+@compiled
+@pytest.mark.parametrize(
+    "kernel", ["_attend", "_query_gradients", "_block_gradients", "_add_segments"]
+)
+def test_kernel_compiles_for_sm_90(kernel: str) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from nanozoo_nsa.kernels import selected
+
+    constants = {"G": 6, "GP": 16, "K": 64, "C": 64, "NUM": 8, "R": 4}
+    constants |= {"PRECISION": "tf32", "UPCAST": False}
+    kinds = dict.fromkeys(("q", "k", "v", "grad", "out", "d_q", "d_k", "d_v"), "*bf16")
+    kinds |= dict.fromkeys(("norms", "delta", "partial"), "*fp32") | {"blocks": "*i32"}
+    kinds |= dict.fromkeys(("queries", "block_of", "starts", "ends", "first", "count"), "*i64")
+    kinds |= {"length": "i32", "num_blocks": "i32", "scale": "fp32"}
+    function = getattr(selected, kernel)
+    signature, given = {}, {}
+    for parameter in function.params:
+        if parameter.is_constexpr:
+            signature[parameter.name] = "constexpr"
+            given[parameter.name] = constants[parameter.name]
+        else:
+            signature[parameter.name] = kinds[parameter.name]
+    source = ASTSource(function, signature, constexprs=given)
+    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    assert binary.asm["cubin"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_kernels_equal_the_mask(length: int, dtype: torch.dtype) -> None:
+    case = (2, 2, length, 6, 64, Grid(32, 16, 64, 8, 1, 2))
+    inputs = tuple(x.cuda() for x in make_inputs(case, dtype))
+    exact = (*(x.float() for x in inputs[:3]), inputs[3])
+    expected = value_and_gradients(masked_attention, exact, case[-1])
+    found = value_and_gradients(
+        lambda *given: selected_attention(*given, "triton"), inputs, case[-1]
+    )
+    assert_close(found, expected, 5e-3 if dtype == torch.bfloat16 else 1e-5)
