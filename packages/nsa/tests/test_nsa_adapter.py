@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Batch, Draw, Step
-from nanozoo_core.testing.sources import ToyVocabulary, batch_of
+from nanozoo_core.testing.sources import batch_of
+from nanozoo_core.toy_vocabulary import ToyVocabulary
 from nanozoo_nsa.adapter import NSAAdapter
 from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.model import NSA
