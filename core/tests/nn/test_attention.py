@@ -62,7 +62,7 @@ def test_fewer_queries_than_keys_continue_the_sequence(num_queries, window):
     torch.testing.assert_close(attend(q, k, v, window=window), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("length", [512, 600, 513])
+@pytest.mark.parametrize("length", [128, 512, 600, 513])
 @pytest.mark.parametrize("window", [0, 5, 64])
 @pytest.mark.parametrize("num_kv_heads", [2, 1])
 def test_banded_blocks_equal_the_masked_form(length, window, num_kv_heads):

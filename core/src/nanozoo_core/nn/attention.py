@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Below these, masked attention over the whole sequence is the faster form on a CPU.
-_MIN_BANDED_LENGTH = 512
 _MIN_BLOCKS = 4
 _MIN_BLOCK = 32
 
@@ -47,7 +46,7 @@ def attend(
 
     if window is not None and num_queries == num_keys:
         block = max(window, _MIN_BLOCK)
-        if num_queries >= max(_MIN_BANDED_LENGTH, _MIN_BLOCKS * block):
+        if num_queries >= _MIN_BLOCKS * block:
             return _attend_banded(q, k, v, window, block, documents)
     if window is not None and num_queries == 1:
         k, v, window = k[:, :, -window - 1 :], v[:, :, -window - 1 :], None

@@ -1,0 +1,1 @@
+"""Native Sparse Attention: the control with compressed, selected and nearby keys."""

@@ -1,0 +1,210 @@
+"""The compressed branch: l tokens become one key and one value, every d tokens.
+
+B batch, Hk key and value heads, G query heads of each, T sequence, K head_dim, W compressed blocks,
+M hidden width of the MLP, C queries of a chunk, F free blocks of a query, N selection blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from nanozoo_core.nn.control_block import init_input_matrix
+from nanozoo_nsa.config import Grid, NSAConfig
+from nanozoo_nsa.selection import choose, importance
+
+# Scores of a chunk of queries stay in a core's second-level cache.
+CHUNK_ELEMENTS = 1 << 19
+
+
+class Compressor(nn.Module):
+    """phi: the tokens i d .. i d + l - 1 of a head become its block i.
+
+    phi(u) = mean(u) + W_2 gelu(W_1 vec(u + e) + b_1) + b_2, or W vec(u + e), or mean(u); e are
+    positions within the block (arXiv 2502.11089, eq. 7). Its matrices are parameters of their own,
+    not nn.Linear: a model that draws all its Linear weights anew leaves them alone.
+    """
+
+    def __init__(self, config: NSAConfig) -> None:
+        super().__init__()
+        assert config.head_dim is not None
+        self.window, self.stride = config.grid.window, config.grid.stride
+        self.mode, self.adds_mean = config.compress_mode, config.compress_residual_mean
+        width, size = config.head_dim, self.window * config.head_dim
+        if self.mode == "mean":
+            return
+        self.positions = nn.Parameter(torch.empty(self.window, width))
+        hidden = max(1, int(config.compress_mlp_ratio * width)) if self.mode == "mlp" else width
+        self.up = nn.Parameter(torch.empty(hidden, size))
+        if self.mode == "mlp":
+            self.up_bias = nn.Parameter(torch.empty(hidden))
+            self.down = nn.Parameter(torch.empty(width, hidden))
+            self.down_bias = nn.Parameter(torch.empty(width))
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """
+        positions, biases   0
+        up                  U(+-sqrt(3) * 0.5 / sqrt(fan_in))
+        down                0 beside the mean, else as up: without either all keys would be equal
+        """
+        if self.mode == "mean":
+            return
+        nn.init.zeros_(self.positions)
+        init_input_matrix(self.up)
+        if self.mode == "mlp":
+            nn.init.zeros_(self.up_bias)
+            nn.init.zeros_(self.down_bias)
+            if self.adds_mean:
+                nn.init.zeros_(self.down)
+            else:
+                init_input_matrix(self.down)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """(B, Hk, T, K) -> (B, Hk, W, K): complete blocks alone."""
+        length, width = u.shape[2:]
+        num = max(0, (length - self.window) // self.stride + 1)
+        parts = self.window // self.stride
+        if num == 0:
+            return u[:, :, :0]
+        steps = u[:, :, : (num + parts - 1) * self.stride].unflatten(2, (-1, self.stride))
+        mean = None
+        if self.mode == "mean" or (self.mode == "mlp" and self.adds_mean):
+            step_means = steps.mean(3)  # (B, Hk, W + parts - 1, K)
+            mean = sum(step_means[:, :, s : s + num] for s in range(parts)) / parts
+        if self.mode == "mean":
+            assert isinstance(mean, Tensor)
+            return mean
+        # Blocks overlap: each step of d tokens is multiplied once by all parts of W_1, and the
+        # products of a block's steps are added, which copies no token twice.
+        weight = self.up.unflatten(1, (parts, self.stride * width))  # (M, parts, d K)
+        products = F.linear(steps.flatten(3), weight.transpose(0, 1).flatten(0, 1))
+        products = products.unflatten(-1, (parts, -1))  # (B, Hk, W + parts - 1, parts, M)
+        hidden = F.linear(self.positions.flatten(), self.up)  # (M,)
+        if self.mode == "mlp":
+            hidden = hidden + self.up_bias
+        for s in range(parts):
+            hidden = hidden + products[:, :, s : s + num, s]
+        if self.mode == "linear":
+            return hidden
+        y = F.linear(F.gelu(hidden), self.down, self.down_bias)
+        return y if mean is None else y + mean
+
+
+def compressed_attention(
+    q: Tensor, keys: Tensor, values: Tensor, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """Attention over the compressed blocks that are complete at each query, and the blocks that its
+    probabilities choose. A query that sees no block gets zeros.
+
+    Args: q: (B, Hk, T, G, K); keys, values: (B, Hk, W, K).
+    Returns: (B, Hk, T, G, K), and (B, Hk, T, F) int32 for `selected_attention`, without gradient.
+    """
+    return _CompressedAttention.apply(q, keys, values, grid)
+
+
+def _chunks(q: Tensor, num_windows: int, grid: Grid) -> list[tuple[int, int]]:
+    """Runs of queries, whole steps each, whose scores fit CHUNK_ELEMENTS."""
+    batch, heads, length, group, _ = q.shape
+    widest = max(num_windows, 1, grid.num_blocks(length))
+    size = CHUNK_ELEMENTS // (batch * heads * group * widest)
+    size = max(grid.stride, size // grid.stride * grid.stride)
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _probabilities(
+    q: Tensor, keys: Tensor, start: int, stop: int, grid: Grid, scale: float
+) -> Tensor:
+    """(B Hk, C, G, visible blocks) for queries start .. stop - 1."""
+    group = q.shape[3]
+    visible = grid.num_windows(stop)
+    queries = q[:, :, start:stop].flatten(2, 3).flatten(0, 1)  # (B Hk, C G, K)
+    probs = queries @ keys[:, :visible].mT
+    probs = probs.mul_(scale).unflatten(1, (stop - start, group))
+    fixed = grid.num_windows(start + 1)  # the first query sees these, and so do all
+    ends = torch.arange(fixed, visible, device=q.device) * grid.stride + grid.window - 1
+    positions = torch.arange(start, stop, device=q.device)
+    hidden = ends > positions[:, None]  # (C, visible - fixed)
+    probs[..., fixed:].masked_fill_(hidden[:, None], -torch.inf)
+    probs = probs.softmax(-1)
+    blind = min(max(grid.window - 1 - start, 0), stop - start)  # queries before the first block
+    probs[:, :blind] = 0
+    return probs
+
+
+class _CompressedAttention(torch.autograd.Function):
+    """By hand, in chunks of queries: no (T, W) matrix is kept, and chunks stop at the last block
+    that they see. Everything is float32 (float64 for such inputs): rounded scores flip choices."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, keys: Tensor, values: Tensor, grid: Grid
+    ) -> tuple[Tensor, Tensor]:
+        ctx.grid, ctx.dtypes = grid, (q.dtype, keys.dtype, values.dtype)
+        q, keys, values = (_widened(x) for x in (q, keys, values))
+        ctx.save_for_backward(q, keys, values)
+        flat_keys, flat_values = keys.flatten(0, 1), values.flatten(0, 1)
+        batch, heads, length, _, width = q.shape
+        out = torch.zeros_like(q)
+        chosen = torch.empty(
+            batch, heads, length, grid.num_free, dtype=torch.int32, device=q.device
+        )
+        with torch.autocast(q.device.type, enabled=False):
+            for start, stop in _chunks(q, keys.shape[2], grid):
+                positions = torch.arange(start, stop, device=q.device)
+                visible = grid.num_windows(stop)
+                if visible == 0:  # then all blocks of the past are forced
+                    chosen[:, :, start:stop] = -1
+                    continue
+                probs = _probabilities(q, flat_keys, start, stop, grid, 1 / math.sqrt(width))
+                found = probs.flatten(1, 2) @ flat_values[:, :visible]
+                out[:, :, start:stop] = found.view_as(out[:, :, start:stop])
+                scores = importance(probs.sum(2).float(), grid, grid.num_blocks(stop))
+                choice = choose(scores, positions, grid)
+                chosen[:, :, start:stop] = choice.unflatten(0, (batch, heads))
+        ctx.mark_non_differentiable(chosen)
+        return out.to(ctx.dtypes[0]), chosen
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        q, keys, values = ctx.saved_tensors
+        grid, scale = ctx.grid, 1 / math.sqrt(q.shape[-1])
+        grad = _widened(grad)
+        flat_keys, flat_values = keys.flatten(0, 1), values.flatten(0, 1)
+        d_q, d_keys, d_values = (
+            torch.zeros_like(x, memory_format=torch.contiguous_format)
+            for x in (q, flat_keys, flat_values)
+        )
+        with torch.autocast(q.device.type, enabled=False):
+            for start, stop in _chunks(q, keys.shape[2], grid):
+                visible = grid.num_windows(stop)
+                if visible == 0:
+                    continue
+                probs = _probabilities(q, flat_keys, start, stop, grid, scale).flatten(1, 2)
+                queries = q[:, :, start:stop].flatten(2, 3).flatten(0, 1)
+                upper = grad[:, :, start:stop].flatten(2, 3).flatten(0, 1)  # (B Hk, C G, K)
+                d_values[:, :visible] += probs.mT @ upper
+                d_probs = upper @ flat_values[:, :visible].mT
+                d_probs -= torch.linalg.vecdot(d_probs, probs)[..., None]
+                d_scores = d_probs.mul_(probs).mul_(scale)
+                part = d_q[:, :, start:stop]
+                part.copy_((d_scores @ flat_keys[:, :visible]).view_as(part))
+                d_keys[:, :visible] += d_scores.mT @ queries
+        types = ctx.dtypes
+        return (
+            d_q.to(types[0]),
+            d_keys.view_as(keys).to(types[1]),
+            d_values.view_as(values).to(types[2]),
+            None,
+        )
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,141 @@
+"""The control decoder with Native Sparse Attention.
+
+B batch, T sequence, D model_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nanozoo_core.nn.control_block import ControlBlock, ControlModel
+from nanozoo_core.nn.norms import rms_norm
+from nanozoo_nsa.config import NSAConfig
+from nanozoo_nsa.mixer import NSAMixer, Routing
+from nanozoo_nsa.state import NSAState
+
+
+class NSACache:
+    """A decoding state for every block."""
+
+    def __init__(self, states: Sequence[NSAState]) -> None:
+        self.states = list(states)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,): tokens read so far."""
+        return self.states[0].lengths
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(state.num_bytes for state in self.states)
+
+    def crop(self, lengths: Tensor) -> None:
+        """Forgets all but the first `lengths` (B,) tokens of each row."""
+        for state in self.states:
+            state.crop(lengths)
+
+
+class NSABlock(nn.Module):
+    """The control block with another attention; its MLP is that of the block `dense`.
+
+    What the attention has in common with the control's, queries and one pair of keys and values,
+    starts as that block's, so that with one seed all shared weights are equal.
+    """
+
+    def __init__(self, config: NSAConfig, dense: ControlBlock) -> None:
+        super().__init__()
+        self.attention, self.mlp = NSAMixer(config), dense.mlp
+        with torch.no_grad():
+            shared = dense.attention.qkv.weight
+            self.attention.qkv.weight[: len(shared)] = shared
+
+    def forward(
+        self,
+        x: Tensor,
+        state: NSAState | None = None,
+        lengths: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> tuple[Tensor, Routing]:
+        """The stream (B, T, D) after the block, and what its positions read."""
+        attended, routing = self.attention.mix(rms_norm(x), state, lengths, documents)
+        return x + (attended + self.mlp(rms_norm(x + attended))), routing
+
+    def step(self, x: Tensor, state: NSAState) -> Tensor:
+        """One position of every row, (B, D) -> (B, D)."""
+        attended = self.attention.step(rms_norm(x), state)
+        return x + (attended + self.mlp(rms_norm(x + attended)))
+
+
+class NSA(ControlModel):
+    def __init__(self, config: NSAConfig) -> None:
+        assert config.vocab_size is not None
+        super().__init__(
+            config.vocab_size,
+            num_layers=config.num_layers,
+            model_dim=config.model_dim,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            mlp_ratio=config.mlp_ratio,
+            max_context=config.seq_len,
+        )
+        self.config = config
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, ControlBlock)
+            self.blocks[number] = NSABlock(config, block)
+
+    def encode(
+        self,
+        tokens: Tensor,
+        cache: NSACache | None = None,
+        *,
+        lengths: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> tuple[Tensor, list[Routing]]:
+        """The final normalised stream (B, T, D) for tokens (B, T), and what each block read.
+
+        Args:
+            cache: an empty one, to be filled with the first `lengths` (B,) tokens of each row.
+            documents: (B, T) numbers; they count only with reset_at_documents.
+        """
+        if not self.config.reset_at_documents:
+            documents = None
+        x = rms_norm(self.embedding(tokens))  # (B, T, D)
+        routings: list[Routing] = []
+        for layer, block in enumerate(self.blocks):
+            x, routing = block(
+                x, None if cache is None else cache.states[layer], lengths, documents
+            )
+            routings.append(routing)
+        return rms_norm(x), routings
+
+    def features(self, tokens: Tensor, cache: NSACache | None = None) -> Tensor:  # type: ignore[override]
+        """The final normalised stream (B, T, D) for tokens (B, T); `cache` continues a sequence, one
+        token after the other where it is not empty."""
+        if cache is None or not bool(cache.lengths.any()):
+            return self.encode(tokens, cache)[0]
+        columns = []
+        for token in tokens.unbind(1):
+            x = rms_norm(self.embedding(token))  # (B, D)
+            for block, state in zip(self.blocks, cache.states, strict=True):
+                assert isinstance(block, NSABlock)
+                x = block.step(x, state)
+            columns.append(rms_norm(x))
+        return torch.stack(columns, dim=1)
+
+    def forward(self, tokens: Tensor, cache: NSACache | None = None) -> Tensor:  # type: ignore[override]
+        """Logits (B, T, V) of the token after each of `tokens` (B, T)."""
+        return self.logits(self.features(tokens, cache))
+
+    def init_cache(self, batch_size: int, max_length: int) -> NSACache:  # type: ignore[override]
+        return NSACache([mixer.empty_state(batch_size, max_length) for mixer in self.mixers()])
+
+    def mixers(self) -> list[NSAMixer]:
+        """The attention of every block."""
+        return [block.attention for block in self.blocks if isinstance(block, NSABlock)]
+
+
+Model = NSA
