@@ -321,8 +321,8 @@ class Halved(ChunkedStage):
     def pool(self, h: Tensor, order: Tensor, documents: Tensor | None) -> Tensor:
         return super().pool(h, order, documents) / 2
 
-    def pool_step(self, h: Tensor, state: StageState, rows: Tensor | None) -> Tensor:
-        return h / 2
+    def pool_step(self, h: Tensor, new: Tensor, state: StageState, rows: Tensor | None) -> Tensor:
+        return h[new] / 2
 
     def refine(self, y: Tensor, chunks: Tensor, index: Tensor, order: Tensor) -> Tensor:
         return y + chunks.gather(1, index[..., None].expand_as(y))

@@ -130,9 +130,9 @@ class ChunkedStage(nn.Module):
         chunk, `order` (B, M) -> (B, M, D)."""
         return take_positions(h, order)
 
-    def pool_step(self, h: Tensor, state: StageState, rows: Tensor | None) -> Tensor:
-        """The same of one position, (R, D) -> (R, D), were it to start a chunk."""
-        return h
+    def pool_step(self, h: Tensor, new: Tensor, state: StageState, rows: Tensor | None) -> Tensor:
+        """The same of one position h (R, D), for those of its rows that start a chunk, `new`."""
+        return h[new]
 
     def refine(self, y: Tensor, chunks: Tensor, index: Tensor, order: Tensor) -> Tensor:
         """What the decoder reads, (B, L, D), from the dechunked y, `chunks` (B, M, D), the chunk of
@@ -233,13 +233,13 @@ class ChunkedStage(nn.Module):
         h = self.encoder.step(self.widen(x), state.encoder, rows)
         probs, remembered = self.chunker.step(h, tokens, state.chunker.take(rows))
         state.chunker.put(rows, remembered)
-        pooled = self.pool_step(h, state, rows)
         new = (probs > 0.5).nonzero()[:, 0]
+        pooled = self.pool_step(h, new, state, rows)
         if len(new):
             inner_rows = new if rows is None else rows[new]
             everyone = rows is None and len(new) == len(h)
             chunk = self.inner.step(
-                pooled[new], tokens[new], state.inner, None if everyone else inner_rows
+                pooled, tokens[new], state.inner, None if everyone else inner_rows
             )
             prob = self._clamp(probs[new])[:, None]
             mixed = prob * chunk + (1 - prob) * state.smoothed[inner_rows]
