@@ -124,7 +124,7 @@ def _keys_read(model: HNetXNSA, tokens: Tensor, routings: list[Routing]) -> tupl
     """Keys that all n layers read of a batch, and what full attention would, per key head."""
     lengths = torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
     keys = full = 0.0
-    for number, (stage, routing) in enumerate(zip(model.stages(), [*routings, None], strict=True)):
+    for stage, routing in zip(model.stages(), [*routings, None], strict=True):
         for network in stage.networks():
             for block in network.each_block():
                 if isinstance(block.mixer, SparseAttention):

@@ -19,13 +19,16 @@ from nanozoo_nsa.config import NSAConfig
 if TYPE_CHECKING:
     from nanozoo_core.config import TrainingConfig
 
+Preset = Literal["hnet_x_nsa_small", "hnet_x_nsa_2stage", "hnet_x_nsa_fixed"]
+
 LETTER = "n"
 """An NSA mixer; the capital adds an MLP."""
 
 
 @dataclass(frozen=True)
 class StageNSA:
-    """Sizes of the NSA mixers, in steps of their stage; null is the preset's, or the tiny model's."""
+    """Sizes of the NSA mixers, in steps of their stage; null is the preset's, or the tiny
+    model's."""
 
     compress_block_size: int | list[int] | None = None
     """l: positions that become one compressed key."""
@@ -65,10 +68,8 @@ class HNetXNSAConfig(HNetConfig):
         "d_intermediate": "mlp_dim",
     }
 
-    preset: Literal[  # type: ignore[assignment]
-        "hnet_x_nsa_small", "hnet_x_nsa_2stage", "hnet_x_nsa_fixed"
-    ] | None = None  # fmt: skip
-    """A size: sets the layout, all lists, ssm_cfg, nsa_cfg and the chunking where these are null."""
+    preset: Preset | None = None  # type: ignore[assignment]
+    """A size: sets the layout, all lists, ssm_cfg, nsa_cfg and the chunking where they are null."""
     chunking: Literal["dynamic", "fixed", "space"] | None = None  # type: ignore[assignment]
     """dynamic learns the boundaries, fixed takes every N-th position, space the starts of words;
     null is the preset's, or dynamic."""
@@ -80,10 +81,10 @@ class HNetXNSAConfig(HNetConfig):
     """A chunk's vector: that of its first position, or an MLP's of the positions up to there beside
     it; null is the preset's, or select."""
     pool_window: int | list[int] | None = None
-    """Positions that chunk_pool=mlp reads; null is the chunk length aimed at (the ladder: twice)."""
+    """Positions that chunk_pool=mlp reads; null is the chunk length aimed at (ladder: twice)."""
     unpool: Literal["repeat", "mlp"] | None = None
-    """What the positions of a chunk get: its vector, or with chunking=fixed also a part of their own
-    of an MLP of it; null is the preset's, or repeat."""
+    """What the positions of a chunk get: its vector, or with chunking=fixed also a part of their
+    own of an MLP of it; null is the preset's, or repeat."""
     num_inner_layers: int | None = None
     """Ladder, instead of arch_layout: N layers of the innermost network."""
     num_ladder_levels: int | None = None
@@ -174,8 +175,8 @@ class HNetXNSAConfig(HNetConfig):
             layout = ["T1", layout, "T1"]
         p.require(
             self.arch_layout in (None, layout),
-            f"{named} and model_cfg.arch_layout={self.arch_layout} both name the layers; set one of "
-            "them to null",
+            f"{named} and model_cfg.arch_layout={self.arch_layout} both name the layers; set one "
+            "of them to null",
         )
         ratios = [float(stride)] * levels
         p.require(
