@@ -109,3 +109,13 @@ def test_wrong_type_says_what_is_right(data: dict[str, object], message: str) ->
 
 def test_field_help_reads_the_line_under_a_field() -> None:
     assert schema.field_help(Outer) == {"num_layers": "How many blocks."}
+
+
+def test_field_help_has_inherited_fields_first() -> None:
+    @dataclass(frozen=True)
+    class Derived(Outer):
+        top_k: int = 1
+        """How many are taken."""
+
+    expected = {"num_layers": "How many blocks.", "top_k": "How many are taken."}
+    assert schema.field_help(Derived) == expected

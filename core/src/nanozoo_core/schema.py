@@ -57,7 +57,15 @@ def _plain(value: Any) -> Any:
 
 
 def field_help(cls: type) -> dict[str, str]:
-    """The docstring line under each field, read from the source."""
+    """The docstring line under each field, read from the source, inherited ones included."""
+    texts: dict[str, str] = {}
+    for owner in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(owner):
+            texts |= _own_field_help(owner)
+    return texts
+
+
+def _own_field_help(cls: type) -> dict[str, str]:
     import ast
     import inspect
     import textwrap

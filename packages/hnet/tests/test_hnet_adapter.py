@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -246,6 +247,12 @@ def test_measured_flops_follow_the_chunks() -> None:
 def test_small_model_costs_about_75_million_flops_per_byte() -> None:
     config = HNetConfig(preset="hnet_small", vocab_size=258, target_ratio=5)
     assert ADAPTER.flops_per_token(config, 1024) / 3 == pytest.approx(75e6, rel=0.1)
+
+
+def test_another_width_is_legal_where_one_number_stands_for_all_stages() -> None:
+    config = HNetConfig(model_dim=96, mlp_dim=256, num_heads=4)
+    wider = replace(config, **ADAPTER.at_width(config, 2.0))
+    assert (wider.model_dim, wider.mlp_dim) == ([192, 192], [512, 512])
 
 
 def test_report_counts_stages_and_caches() -> None:

@@ -12,8 +12,9 @@ from torch import Tensor
 from nanozoo_core import schema
 from nanozoo_core.errors import NanozooError
 from nanozoo_hnet.config import HNetConfig
-from nanozoo_hnet.model import HNet
+from nanozoo_hnet.model import ChunkedStage, HNet
 from nanozoo_hnet.routing import FixedStride, Router, chunk_order, ratio_loss
+from nanozoo_hnet.state import StageState
 
 SMALL: dict[str, Any] = {
     "vocab_size": 258,
@@ -309,3 +310,39 @@ def test_compiled_networks_around_eager_chunking() -> None:
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(tokens), model(tokens), rtol=1e-5, atol=1e-5)
     torch._dynamo.reset()
+
+
+# -- what a package may build on it ---------------------------------------------------------------
+
+
+class Halved(ChunkedStage):
+    """Chunk vectors by half, and as much beside them as a position's chunk holds."""
+
+    def pool(self, h: Tensor, order: Tensor, documents: Tensor | None) -> Tensor:
+        return super().pool(h, order, documents) / 2
+
+    def pool_step(self, h: Tensor, new: Tensor, state: StageState, rows: Tensor | None) -> Tensor:
+        return h[new] / 2
+
+    def refine(self, y: Tensor, chunks: Tensor, index: Tensor, order: Tensor) -> Tensor:
+        return y + chunks.gather(1, index[..., None].expand_as(y))
+
+    def refine_step(self, y: Tensor, state: StageState, rows: Tensor | None) -> Tensor:
+        return y + (state.smoothed if rows is None else state.smoothed[rows])
+
+
+class HalvedHNet(HNet):
+    stage_class = Halved
+
+
+def test_a_stage_of_another_kind_is_used_on_all_levels_and_in_decoding() -> None:
+    settings = TWO_STAGES | {"chunking": "fixed"}
+    torch.manual_seed(0)
+    model = HalvedHNet(schema.from_dict(HNetConfig, dict(settings))).eval()
+    assert [type(stage) for stage in model.stages()[:2]] == [Halved, Halved]
+    tokens, lengths = text(2, 40), torch.tensor([7, 18])
+    full = model(tokens).detach()
+    assert (full - build(settings)(tokens)).abs().max() > 1e-3
+    found = decode(model, tokens, lengths, 20, 40)
+    for row, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(found[row], full[row, length : length + 20], rtol=0, atol=1e-4)

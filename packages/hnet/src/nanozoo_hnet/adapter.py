@@ -16,13 +16,17 @@ from nanozoo_core.contract import Batch, Draw, Loss, Nll, Step, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
 from nanozoo_hnet.config import HNetConfig
-from nanozoo_hnet.model import ChunkedStage, HNet, HNetCache
+from nanozoo_hnet.model import ChunkedStage, HNet
 from nanozoo_hnet.routing import Router, Routing, ratio_loss
+from nanozoo_hnet.state import HNetCache
 
 WHITESPACE = tuple(b" \t\n\r\v\f")
 
 
 class HNetAdapter(DefaultModelAdapter):
+    # Between these lengths the states of layers grow evenly; a package that adds layers may differ.
+    cache_lengths = (1, 2)
+
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """Mean next-token cross-entropy + ratio_loss_coef * sum of the stages' ratio losses."""
         assert isinstance(model, HNet)
@@ -107,22 +111,24 @@ class HNetAdapter(DefaultModelAdapter):
         """Training FLOPs per token at the chunk lengths aimed at: 6 per weight that multiplies a
         position of its stage, scans and attention (in full), times the positions per token."""
         with torch.device("meta"):
-            model = HNet(config)
+            model = self.model_class(config)
+        assert isinstance(model, HNet)
         shares = 1 / torch.tensor([1.0, *config.ratios], dtype=torch.float64).cumprod(0)
         return 3 * float(model.forward_flops(seq_len, shares))
 
     def at_width(self, model_cfg: HNetConfig, factor: float) -> dict[str, object]:
         """Scales the width of every stage, and that of its MLP, to what the heads of its attention
         and of its state spaces divide."""
-        ssm = model_cfg.ssm_cfg
-        inner = ssm.head_dim // math.gcd(ssm.head_dim, ssm.expand)
-        units = [math.lcm(2 * heads, inner) for heads in model_cfg.num_heads]
+        head_dim = model_cfg.ssm("head_dim")
+        inner = head_dim // math.gcd(head_dim, model_cfg.ssm("expand"))
+        units = [math.lcm(2 * heads, inner) for heads in model_cfg.per_stage("num_heads")]
+        widths, hidden = model_cfg.per_stage("model_dim"), model_cfg.per_stage("mlp_dim")
         return {
             "model_dim": [
                 max(unit, round(factor * width / unit) * unit)
-                for unit, width in zip(units, model_cfg.model_dim, strict=True)
+                for unit, width in zip(units, widths, strict=True)
             ],
-            "mlp_dim": [round(factor * width / 8) * 8 for width in model_cfg.mlp_dim],
+            "mlp_dim": [round(factor * width / 8) * 8 for width in hidden],
         }
 
     def report(self, model: nn.Module) -> dict[str, float]:
@@ -136,10 +142,13 @@ class HNetAdapter(DefaultModelAdapter):
         share, growing, constant = 1.0, 0.0, 0.0
         for stage, ratio in zip(model.stages(), [*model.config.ratios, 1.0], strict=True):
             for network in stage.networks():
-                one = sum(state.num_bytes for state in network.empty_states(1, 1))
-                two = sum(state.num_bytes for state in network.empty_states(1, 2))
-                growing += share * (two - one)
-                constant += 2 * one - two
+                short, long = (
+                    sum(state.num_bytes for state in network.empty_states(1, length))
+                    for length in self.cache_lengths
+                )
+                per_position = (long - short) / (self.cache_lengths[1] - self.cache_lengths[0])
+                growing += share * per_position
+                constant += short - self.cache_lengths[0] * per_position
             share /= ratio
         return counts | {"cache_bytes_per_token": growing, "state_bytes": constant}
 

@@ -30,7 +30,8 @@ TINY: dict[str, Any] = {
 }
 _PUBLISHED_SSM = {"d_state": 128, "d_conv": 4, "expand": 2, "head_dim": 64, "chunk_size": 256}
 
-PRESETS: dict[str, dict[str, Any]] = {
+SIZES: dict[str | None, dict[str, Any]] = {
+    None: TINY,
     "hnet_small": {
         "arch_layout": ["m4", ["T12"], "m4"],
         "model_dim": [512, 768],
@@ -85,7 +86,9 @@ class HNetConfig:
         "m": "nanozoo_hnet.mixers:SSM",
         "t": "nanozoo_hnet.mixers:Attention",
     }
-    SIZES: ClassVar[dict[str, dict[str, Any]]] = PRESETS
+    # Preset, or none -> the values of keys that are null.
+    SIZES: ClassVar[dict[str | None, dict[str, Any]]] = SIZES
+    MAIN_LETTER: ClassVar[str] = "T"  # of the layers that num_main_layers counts
 
     vocab_size: int | None = None
     """Symbols; null takes the tokenizer's (258: bytes, separator, pad)."""
@@ -218,7 +221,7 @@ class HNetConfig:
 
     def _fill_in(self, p: Problems) -> None:
         """Replaces nulls: the layout by its shorthand, sizes by those of the preset."""
-        sizes = TINY if self.preset is None else self.SIZES[self.preset]
+        sizes = self.SIZES[self.preset]
         ssm = {f.name: getattr(self.ssm_cfg, f.name) for f in fields(SSMConfig)}
         ssm = {key: sizes["ssm_cfg"][key] if value is None else value for key, value in ssm.items()}
         object.__setattr__(self, "ssm_cfg", SSMConfig(**ssm))
@@ -229,7 +232,8 @@ class HNetConfig:
         }
         if given:
             named = " and ".join(f"model_cfg.{key}={value}" for key, value in given.items())
-            outer, main = f"m{self.num_compression_layers}", f"T{self.num_main_layers}"
+            outer = f"m{self.num_compression_layers}"
+            main = f"{self.MAIN_LETTER}{self.num_main_layers}"
             layout = [outer, [main], outer]
             p.require(
                 self.arch_layout is None or self.arch_layout == layout,

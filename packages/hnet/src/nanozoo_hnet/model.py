@@ -12,69 +12,28 @@ Reference: Hwang, Wang, Gu 2025, arXiv 2507.07955; section numbers below are the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanozoo_core.eager import eager
-from nanozoo_core.errors import NanozooError
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.isotropic import Block, Isotropic
 from nanozoo_hnet.kernels.dechunk import TAPS, dechunk, smooth
 from nanozoo_hnet.routing import (
     FixedStride,
     Router,
-    RouterState,
     Routing,
     SpaceStarts,
     chunk_order,
     take_positions,
 )
+from nanozoo_hnet.state import HNetCache, StageState
 
 GPU_BUCKET = 128  # chunks are padded to multiples of this on a GPU, so that shapes come back
 CHUNKS_PER_POSITION = 0.6  # room in the caches of an inner stage at first; it grows
-
-
-@dataclass
-class StageState:
-    """What one stage remembers while it decodes."""
-
-    encoder: list[Any]
-    chunker: RouterState
-    smoothed: Tensor  # (B, D) float32: the vector that each row's current chunk holds
-    inner: Any  # StageState, or the list of the main network
-    decoder: list[Any]
-
-    @property
-    def num_bytes(self) -> int:
-        inner = [self.inner] if isinstance(self.inner, StageState) else self.inner
-        return self.smoothed.nbytes + sum(
-            state.num_bytes for state in [*self.encoder, self.chunker, *inner, *self.decoder]
-        )
-
-
-@dataclass
-class HNetCache:
-    """The decoding state of a model; rows may differ in length and in their chunks."""
-
-    state: StageState
-    lengths: Tensor  # (B,) int64: tokens read
-    is_empty: bool = True
-
-    @property
-    def num_bytes(self) -> int:
-        return self.state.num_bytes
-
-    def crop(self, lengths: Tensor) -> None:
-        """Raises: NanozooError unless `lengths` (B,) are the present ones."""
-        if not torch.equal(lengths.to(self.lengths), self.lengths):
-            raise NanozooError(
-                "hnet cannot forget tokens it has read: its recurrent states keep no history; "
-                "start again with prefill"
-            )
 
 
 class Widen(nn.Module):
@@ -127,7 +86,11 @@ class MainStage(nn.Module):
 
 
 class ChunkedStage(nn.Module):
-    """Encoder, chunking, the stage inside, dechunking, decoder."""
+    """Encoder, chunking, the stage inside, dechunking, decoder.
+
+    A package that makes chunk vectors or spreads them otherwise overrides `pool` and `refine`, with
+    `pool_step`, `refine_step`, `remember` and `empty_state` for decoding, and `per_chunk`.
+    """
 
     def __init__(self, config: HNetConfig, stage: int) -> None:
         super().__init__()
@@ -148,13 +111,42 @@ class ChunkedStage(nn.Module):
         )
         is_last = stage + 1 == config.num_chunkings
         self.inner: ChunkedStage | MainStage = (
-            MainStage(config, stage + 1) if is_last else ChunkedStage(config, stage + 1)
+            MainStage(config, stage + 1) if is_last else type(self)(config, stage + 1)
         )
         self.residual = nn.Linear(dims[stage], dims[stage])
         self.decoder = Isotropic(config, stage, layout.decoder)
 
     def networks(self) -> list[Isotropic]:
         return [self.encoder, self.decoder]
+
+    def per_chunk(self) -> list[nn.Module]:
+        """Children that run once per chunk; all others run once per position."""
+        return []
+
+    # -- what a chunk's vector is, and what its positions get beside it ---------------------------
+
+    def pool(self, h: Tensor, order: Tensor, documents: Tensor | None) -> Tensor:
+        """What the stage inside reads of h (B, L, D): its vectors at the first position of each
+        chunk, `order` (B, M) -> (B, M, D)."""
+        return take_positions(h, order)
+
+    def pool_step(self, h: Tensor, new: Tensor, state: StageState, rows: Tensor | None) -> Tensor:
+        """The same of one position h (R, D), for those of its rows that start a chunk, `new`."""
+        return h[new]
+
+    def refine(self, y: Tensor, chunks: Tensor, index: Tensor, order: Tensor) -> Tensor:
+        """What the decoder reads, (B, L, D), from the dechunked y, `chunks` (B, M, D), the chunk of
+        each position `index` (B, L) and `order` (B, M)."""
+        return y
+
+    def refine_step(self, y: Tensor, state: StageState, rows: Tensor | None) -> Tensor:
+        """The same of one position, (R, D) -> (R, D)."""
+        return y
+
+    def remember(self, h: Tensor, lengths: Tensor, state: StageState) -> None:
+        """Puts into `state` what `pool_step` and `refine_step` need behind each row's end."""
+
+    # -- running --------------------------------------------------------------------------------
 
     def empty_state(self, batch_size: int, max_length: int) -> StageState:
         weight = self.residual.weight
@@ -203,7 +195,7 @@ class ChunkedStage(nn.Module):
         kept, order = self._pack(boundaries)  # (B, L), (B, M)
 
         chunks, routings = self.inner(
-            take_positions(h, order),
+            self.pool(h, order, documents),
             tokens.gather(1, order),
             kept.sum(1),
             None if documents is None else documents.gather(1, order),
@@ -227,6 +219,8 @@ class ChunkedStage(nn.Module):
             state.chunker.put(None, self.chunker.state_after(h, tokens, lengths))
             smoothed = smooth(chunks, chunk_probs, starts=chunk_starts, taps=taps)
             state.smoothed = smoothed[rows, kept.sum(1) - 1]
+            self.remember(h, lengths, state)
+        y = self.refine(y, chunks, kept.cumsum(1) - 1, order)
         y = self.decoder(y, state and state.decoder, ends, documents)
         return y[..., : x.shape[-1]], [Routing(probs, boundaries, valid), *routings]
 
@@ -240,17 +234,18 @@ class ChunkedStage(nn.Module):
         probs, remembered = self.chunker.step(h, tokens, state.chunker.take(rows))
         state.chunker.put(rows, remembered)
         new = (probs > 0.5).nonzero()[:, 0]
+        pooled = self.pool_step(h, new, state, rows)
         if len(new):
             inner_rows = new if rows is None else rows[new]
             everyone = rows is None and len(new) == len(h)
             chunk = self.inner.step(
-                h[new], tokens[new], state.inner, None if everyone else inner_rows
+                pooled, tokens[new], state.inner, None if everyone else inner_rows
             )
             prob = self._clamp(probs[new])[:, None]
             mixed = prob * chunk + (1 - prob) * state.smoothed[inner_rows]
             state.smoothed = state.smoothed.index_copy(0, inner_rows, mixed)
         held = state.smoothed if rows is None else state.smoothed[rows]
-        y = held + self._residual(h)
+        y = self.refine_step(held + self._residual(h), state, rows)
         return self.decoder.step(y, state.decoder, rows)[..., : x.shape[-1]]
 
     @eager(with_callees=True)
@@ -282,6 +277,7 @@ class HNet(nn.Module):
     """Logits for the next token at every position; no position limit."""
 
     max_context = None
+    stage_class: ClassVar[type[ChunkedStage]] = ChunkedStage
 
     def __init__(self, config: HNetConfig) -> None:
         super().__init__()
@@ -289,7 +285,7 @@ class HNet(nn.Module):
         self.config = config
         dim = config.per_stage("model_dim")[0]
         self.embedding = nn.Embedding(config.vocab_size, dim)
-        self.stage = ChunkedStage(config, 0)
+        self.stage = self.stage_class(config, 0)
         self.head = nn.Linear(dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -332,14 +328,18 @@ class HNet(nn.Module):
 
     def forward_flops(self, seq_len: int, shares: Tensor) -> Tensor:
         """FLOPs per token of a forward pass, when stage s has `shares[s]` positions per token."""
-        total = 2.0 * self.head.weight.numel()
+        total = torch.zeros_like(shares[0]) + 2.0 * self.head.weight.numel()
         for stage, share in zip(self.stages(), shares.unbind(), strict=True):
-            own = [m for m in stage.children() if not isinstance(m, ChunkedStage | MainStage)]
-            modules = [module for child in own for module in child.modules()]
-            weights = sum(m.weight.numel() for m in modules if isinstance(m, nn.Linear))
-            mixers = sum(m.mixer.flops(seq_len * share) for m in modules if isinstance(m, Block))
-            total = total + share * (2 * weights + mixers)
-        return torch.as_tensor(total)
+            inside: list[nn.Module] = []
+            if isinstance(stage, ChunkedStage):
+                inside = stage.per_chunk()
+                total = total + shares[stage.stage + 1] * 2 * _linear_weights(inside)
+                inside.append(stage.inner)
+            own = [child for child in stage.children() if child not in inside]
+            blocks = [m for child in own for m in child.modules() if isinstance(m, Block)]
+            mixers = sum(block.mixer.flops(seq_len * share) for block in blocks)
+            total = total + share * (2 * _linear_weights(own) + mixers)
+        return total
 
     @property
     def output_weight(self) -> Tensor:
@@ -394,6 +394,11 @@ class HNet(nn.Module):
 def _document_starts(documents: Tensor) -> Tensor:
     """(B, L) bool: positions whose document is not that of the position before; not the first."""
     return F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
+
+
+def _linear_weights(modules: list[nn.Module]) -> int:
+    found = [m for module in modules for m in module.modules()]
+    return sum(m.weight.numel() for m in found if isinstance(m, nn.Linear))
 
 
 def _full(x: Tensor) -> torch.dtype:

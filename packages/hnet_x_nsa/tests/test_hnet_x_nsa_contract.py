@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from typing import Any
+
+from nanozoo_core.testing import ModelContract
+
+
+class TestContract(ModelContract):
+    model = "hnet_x_nsa"
+    tiny = {  # noqa: RUF012
+        "model_dim": [32, 48],
+        "mlp_dim": [0, 64],
+        "num_heads": [2, 3],
+        "rotary_emb_dim": [8, 8],
+        "window_size": [15, -1],
+        "ssm_cfg": {"d_state": 8, "head_dim": 16, "chunk_size": 16},
+        "nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4},
+    }
+
+    def builds_on(self) -> tuple[str, ...]:
+        return ("hnet", "nsa")
+
+    def num_parameters(self, config: Any) -> int:
+        outer, inner, hidden, states, channels = 32, 48, 64, 8, 64
+        mixer = outer * (2 * channels + 2 * states) + outer * 4  # z, x, b, c and dt of 4 heads
+        mixer += (channels + 2 * states) * 5 + 3 * 4 + channels + channels * outer
+        outside = 2 * (mixer + 2 * outer)  # encoder and decoder, each with two norms
+        routing = 2 * outer**2 + outer**2 + outer  # W_q, W_k; W_res and its bias
+        head, block = 16, 4
+        phi = block * head + 2 * head * block * head + 2 * head + 2 * head * head + head
+        sparse = 2 * inner**2 + 6 * head * inner + 2 * phi + 3 * 3 * (inner + 1)  # one key head
+        main = 2 * (sparse + 3 * inner * hidden + 2 * inner) + inner
+        return outside + routing + main + (inner - outer) + 2 * config.vocab_size * outer
+
+
+class TestLadder(ModelContract):
+    """What depends on the chunking; the rest, such as two processes, the default answers."""
+
+    model = "hnet_x_nsa"
+    tiny = {  # noqa: RUF012
+        "num_inner_layers": 1,
+        "num_ladder_levels": 2,
+        "ladder_size": 4,
+        "model_dim": 32,
+        "mlp_dim": 48,
+        "num_heads": 2,
+        "rotary_emb_dim": 8,
+        "window_size": 15,
+        "nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4},
+    }
+    gradient_steps = 3  # V_2 and U_2 start at zero, and so do phi's outputs behind them
+
+    test_two_processes_train_as_one = None
+    test_needs_no_other_model = None
+    test_split_run_equals_whole_run = None
+    test_compiled_loss_agrees_with_eager = None
+    test_a_known_source_is_approached_and_never_beaten = None
+
+    def num_parameters(self, config: Any) -> int:
+        dim, hidden, head, window, stride, block = 32, 48, 16, 4, 2, 4
+        mlp = 3 * dim * hidden + 2 * dim  # with the two norms of a block
+        dense = 4 * dim**2 + mlp
+        phi = block * head + 2 * head * block * head + 2 * head + 2 * head * head + head
+        sparse = 2 * dim**2 + 6 * head * dim + 2 * phi + 3 * 2 * (dim + 1) + mlp
+        pool = window * dim + window * dim**2 + dim**2
+        unpool = dim**2 + stride * dim**2
+        level = 2 * (dense + dim) + dim**2 + dim + pool + unpool
+        return 2 * level + sparse + dim + 2 * config.vocab_size * dim

@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanozoo_core import schema
+from nanozoo_hnet.config import HNetConfig
+from nanozoo_hnet.model import HNet
+from nanozoo_hnet_x_nsa.config import HNetXNSAConfig
+from nanozoo_hnet_x_nsa.mixers import SparseAttention
+from nanozoo_hnet_x_nsa.model import HNetXNSA, PooledStage
+from nanozoo_hnet_x_nsa.pooling import ChunkPool
+
+pytestmark = pytest.mark.filterwarnings("ignore:stage . has about", "ignore:.*this is hnet")
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 258,
+    "model_dim": [32, 48],
+    "mlp_dim": [0, 64],
+    "num_heads": [2, 3],
+    "rotary_emb_dim": [8, 8],
+    "window_size": [15, -1],
+    "ssm_cfg": {"d_state": 8, "head_dim": 16, "chunk_size": 16},
+    "nsa_cfg": {"num_selected_blocks": 3, "sliding_window_size": 4},
+}
+TWO_STAGES: dict[str, Any] = SMALL | {
+    "arch_layout": ["m1", ["N1m1", ["N1"], "m1n1"], "m1"],
+    "model_dim": [32, 48, 64],
+    "mlp_dim": [0, 64, 64],
+    "num_heads": [2, 3, 4],
+    "num_kv_heads": 1,
+    "rotary_emb_dim": 8,
+    "window_size": [15, 7, -1],
+    "nsa_cfg": {
+        "compress_block_size": 4,
+        "compress_stride": 2,
+        "selection_block_size": 4,
+        "num_selected_blocks": 3,
+        "sliding_window_size": 4,
+    },
+}
+LADDER: dict[str, Any] = {
+    "vocab_size": 258,
+    "num_inner_layers": 1,
+    "num_ladder_levels": 2,
+    "ladder_size": 4,
+    "model_dim": 32,
+    "mlp_dim": 48,
+    "num_heads": 2,
+    "rotary_emb_dim": 8,
+    "window_size": 15,
+}
+MLP = {"chunk_pool": "mlp"}
+FIXED = {"chunking": "fixed", "target_ratio": 4}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "dynamic": SMALL,
+    "dynamic, pooled": SMALL | MLP,
+    "space": SMALL | {"chunking": "space"},
+    "space, pooled": SMALL | MLP | {"chunking": "space", "pool_window": 5},
+    "fixed": SMALL | FIXED,
+    "fixed, pooled": SMALL | MLP | FIXED,
+    "fixed, unpooled": SMALL | FIXED | {"unpool": "mlp"},
+    "fixed, pooled and unpooled": SMALL | MLP | FIXED | {"unpool": "mlp"},
+    "two stages": TWO_STAGES,
+    "two stages, pooled": TWO_STAGES | MLP,
+    "ladder": LADDER,
+    "outside too": SMALL | {"arch_layout": ["N1m1", ["N1"], "m1n1"], "mlp_dim": 64},
+}
+each_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=list(VARIANTS))
+
+
+def build(settings: dict[str, Any], *, noise: float = 0.02) -> HNetXNSA:
+    """A model whose zero-initialised parts are given noise, so that they matter."""
+    torch.manual_seed(0)
+    model = HNetXNSA(schema.from_dict(HNetXNSAConfig, dict(settings))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(noise * torch.randn_like(parameter))
+    return model
+
+
+def text(batch: int, length: int, seed: int = 0) -> Tensor:
+    """Random bytes, about one in five a space."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(97, 123, (batch, length), generator=generator)
+    return tokens.masked_fill(torch.rand(batch, length, generator=generator) < 0.2, 32)
+
+
+# -- equal to its parents where it must be --------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunking", ["dynamic", "fixed", "space"])
+def test_without_sparse_layers_it_is_hnet_to_the_bit(chunking: str) -> None:
+    plain = {k: v for k, v in SMALL.items() if k != "nsa_cfg"}
+    plain |= {"arch_layout": ["m1", ["T2"], "m1"], "chunking": chunking}
+    torch.manual_seed(0)
+    theirs = HNet(schema.from_dict(HNetConfig, dict(plain)))
+    torch.manual_seed(0)
+    ours = HNetXNSA(schema.from_dict(HNetXNSAConfig, dict(plain)))
+    expected, found = theirs.state_dict(), ours.state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    tokens = text(2, 90)
+    assert torch.equal(ours(tokens), theirs(tokens))
+
+
+def test_selection_of_all_blocks_is_hnets_attention() -> None:
+    """Gates closed but for the selected branch, one pair of keys and values, all blocks taken."""
+    dense = build(SMALL | {"arch_layout": ["m1", ["T2"], "m1"], "rotary_emb_dim": [8, 16]})
+    nsa = {"shared_kv": True, "num_selected_blocks": 50}
+    sparse = build(SMALL | {"num_kv_heads": [2, 3], "nsa_cfg": nsa})
+    weights = dict(dense.named_parameters())
+    with torch.no_grad():
+        for name, parameter in sparse.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+        for mixer in sparse.mixers().values():
+            mixer.gate_weight.zero_()
+            mixer.gate_bias.copy_(torch.tensor([-200.0, 200.0, -200.0]).repeat(mixer.num_heads))
+    tokens = text(2, 120)
+    torch.testing.assert_close(sparse(tokens), dense(tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_pooling_and_unpooling_start_as_selecting_and_repeating() -> None:
+    model = build(VARIANTS["fixed, pooled and unpooled"], noise=0)
+    plain = build(VARIANTS["fixed"], noise=0)
+    plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
+    tokens = text(2, 50)
+    torch.testing.assert_close(model(tokens), plain(tokens), rtol=0, atol=0)
+
+    def reached() -> set[str]:
+        model.zero_grad()
+        model(tokens).square().sum().backward()
+        return {
+            name
+            for name, p in model.named_parameters()
+            if "pooling" in name and p.grad is not None and p.grad.abs().max() > 0
+        }
+
+    assert reached() == {"stage.pooling.down.weight", "stage.unpooling.down.weight"}
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    names = {name for name, _ in model.named_parameters() if "pooling" in name}
+    assert reached() == names
+    assert len(names) == 5
+
+
+# -- causality ------------------------------------------------------------------------------------
+
+
+def moved_too_early(model: HNetXNSA, tokens: Tensor, place: int) -> float:
+    """How far the logits before `place` move when the byte there changes; those there must."""
+    changed = tokens.clone()
+    changed[:, place] = 300 - changed[:, place] - 97
+    with torch.no_grad():
+        before, after = model(tokens), model(changed)
+    assert (after[:, place] - before[:, place]).abs().max() > 1e-3
+    return float((after[:, :place] - before[:, :place]).abs().max())
+
+
+@each_variant
+def test_later_bytes_change_nothing_before_them(settings: dict[str, Any]) -> None:
+    model, tokens = build(settings), text(2, 90)
+    for place in (1, 40, 41, 42, 43, 88):  # on a border of groups of four, and within one
+        assert moved_too_early(model, tokens, place) <= 1e-5
+
+
+class Leaking(ChunkPool):
+    """Reads the group that begins, as if it had ended."""
+
+    def forward(self, h: Tensor, order: Tensor, documents: Tensor | None) -> Tensor:
+        end = (order + self.window - 1).clamp(max=h.shape[1] - 1)
+        return super().forward(h, end, documents)
+
+
+def test_pooling_the_group_that_begins_would_show() -> None:
+    model, tokens = build(VARIANTS["fixed, pooled"]), text(2, 90)
+    pooling = model.stage.pooling  # type: ignore[union-attr]
+    assert isinstance(pooling, ChunkPool)
+    pooling.__class__ = Leaking
+    assert moved_too_early(model, tokens, 42) > 1e-3
+
+
+def test_pooling_reads_up_to_the_first_byte_of_a_chunk_and_no_further_back_than_asked() -> None:
+    pooling = ChunkPool(4, 3)
+    torch.nn.init.normal_(pooling.down.weight)
+    h = torch.randn(1, 9, 4, requires_grad=True)
+    for first in (0, 1, 5):
+        (grad,) = torch.autograd.grad(pooling(h, torch.tensor([[first]]), None).sum(), h)
+        reached = grad[0].abs().amax(1).nonzero()[:, 0].tolist()
+        assert reached == list(range(max(first - 2, 0), first + 1))
+
+
+def test_pooling_before_the_start_reads_zeros() -> None:
+    pooling = ChunkPool(4, 3)
+    torch.nn.init.normal_(pooling.down.weight)
+    h = torch.randn(2, 5, 4)
+    padded = torch.cat([torch.zeros(2, 2, 4), h], dim=1)
+    order = torch.tensor([[0, 1], [0, 3]])
+    torch.testing.assert_close(pooling(h, order, None), pooling(padded, order + 2, None))
+
+
+# -- rows, padding and documents ------------------------------------------------------------------
+
+
+@each_variant
+def test_rows_in_a_batch_equal_rows_alone(settings: dict[str, Any]) -> None:
+    model, tokens = build(settings), text(3, 100)
+    alone = torch.cat([model(row[None]) for row in tokens])
+    torch.testing.assert_close(model(tokens), alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dynamic, pooled", "ladder", "two stages"])
+def test_documents_do_not_see_each_other(name: str) -> None:
+    model, tokens = build(VARIANTS[name] | {"reset_at_documents": True}), text(2, 90)
+    documents = (torch.arange(90) >= 37).int().expand(2, -1)
+    together = model.encode(tokens, documents)[0]
+    apart = torch.cat([model.features(tokens[:, :37]), model.features(tokens[:, 37:])], dim=1)
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+    model.config = replace(model.config, reset_at_documents=False)
+    assert (model.encode(tokens, documents)[0] - apart).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("with_documents", [False, True])
+def test_few_chunks_use_every_parameter_and_change_nothing(with_documents: bool) -> None:
+    """Processes that train together must agree on what takes part."""
+    config = schema.from_dict(HNetXNSAConfig, dict(SMALL))
+    torch.manual_seed(0)
+    mixer = SparseAttention(config, 1)
+    torch.nn.init.normal_(mixer.out_proj.weight)
+    x = torch.randn(2, 3, 48)  # fewer than the 4 of a compressed block
+    documents = torch.tensor([[0, 0, 1], [0, 1, 1]]) if with_documents else None
+    found = mixer(x, documents=documents)
+    with torch.no_grad():
+        expected = mixer(x, documents=documents)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    found.sum().backward()
+    assert all(p.grad is not None for p in mixer.parameters())
+
+
+# -- decoding -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def decode(model: HNetXNSA, tokens: Tensor, lengths: Tensor, steps: int, room: int) -> Tensor:
+    """Logits of prefilling ragged prompts and reading `steps` more tokens, (B, steps, V)."""
+    cache = model.init_cache(len(tokens), room)
+    model.read(tokens[:, : int(lengths.max())], lengths, cache)
+    rows = torch.arange(len(tokens))
+    return torch.cat(
+        [model(tokens[rows, lengths + i][:, None], cache=cache) for i in range(steps)], dim=1
+    )
+
+
+@each_variant
+def test_prefill_and_steps_equal_the_forward_pass(settings: dict[str, Any]) -> None:
+    model, tokens = build(settings), text(3, 170)
+    lengths = torch.tensor([1, 42, 90])
+    routings = model.encode(tokens)[1]
+    if model.config.chunking == "dynamic":
+        assert all((r.probs - 0.5).abs().min() > 1e-5 for r in routings)  # no doubtful decision
+    if settings is not LADDER:  # several compressed blocks, more chunks than the window holds
+        assert int(routings[0].boundaries.sum(1).min()) > 12
+    full = model(tokens).detach()
+    found = decode(model, tokens, lengths, 80, room=16)  # too little room: the caches grow
+    for row, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(found[row], full[row, length : length + 80], rtol=0, atol=1e-4)
+
+
+def test_the_sparse_network_runs_only_where_chunks_start() -> None:
+    model, tokens = build(VARIANTS["fixed, pooled"]), text(1, 60)
+    calls = []
+    step = model.stage.inner.step
+    model.stage.inner.step = lambda *args: calls.append(1) or step(*args)  # type: ignore[method-assign]
+    decode(model, tokens, torch.tensor([10]), 40, 60)
+    assert len(calls) == 10
+
+
+# -- the ladder -----------------------------------------------------------------------------------
+
+
+def test_the_ladder_has_a_block_at_each_resolution_on_both_sides() -> None:
+    model = build(LADDER)
+    kinds = [
+        [type(block.mixer).__name__ for network in stage.networks() for block in network.blocks]
+        for stage in model.stages()
+    ]
+    assert kinds == [["Attention"] * 2, ["Attention"] * 2, ["SparseAttention"]]
+    outer = model.stage
+    assert isinstance(outer, PooledStage)
+    assert outer.pooling is not None
+    assert outer.unpooling is not None
+    assert (outer.pooling.window, outer.unpooling.stride) == (4, 2)
+
+
+def test_each_byte_of_a_group_has_its_part_of_the_unpooled_vector() -> None:
+    stage = build(VARIANTS["fixed, unpooled"]).stage
+    assert isinstance(stage, PooledStage)
+    assert stage.unpooling is not None
+    chunks = torch.randn(1, 3, 32)
+    index = torch.arange(10)[None] // 4
+    found = stage.refine(torch.zeros(1, 10, 32), chunks, index, torch.tensor([[0, 4, 8]]))
+    parts = stage.unpooling.parts(chunks)  # (1, 3, 4, 32)
+    torch.testing.assert_close(found[0], parts[0].flatten(0, 1)[:10])
+
+
+@pytest.mark.parametrize("preset", ["hnet_x_nsa_small", "hnet_x_nsa_2stage", "hnet_x_nsa_fixed"])
+def test_presets_build_at_their_stated_size(preset: str) -> None:
+    millions = {"hnet_x_nsa_small": 96.4, "hnet_x_nsa_2stage": 93.0, "hnet_x_nsa_fixed": 100}
+    with torch.device("meta"), warnings.catch_warnings():
+        model = HNetXNSA(
+            schema.from_dict(
+                HNetXNSAConfig, {"preset": preset, "vocab_size": 258, "seq_len": 16384}
+            )
+        )
+    count = sum(p.numel() for p in model.parameters())
+    assert count / 1e6 == pytest.approx(millions[preset], abs=0.5)
