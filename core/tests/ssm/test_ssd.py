@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from nanozoo_core.ssm.ssd import HAS_TRITON, ssd, ssd_reference, ssd_step
+from nanozoo_core.ssm.arguments import HAS_TRITON
+from nanozoo_core.ssm.ssd import ssd, ssd_reference, ssd_step
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETING, reason="run by a test here in a child process")

@@ -9,15 +9,19 @@ Reference: arXiv 2405.21060, eq. 16-18 (recurrence), section 6 (blocks).
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None  # it has no wheels for macOS, Windows
+from nanozoo_core.ssm.arguments import (
+    Backend,
+    check_shapes,
+    segment_starts,
+    state_dtype,
+    use_triton,
+)
 
 
 def ssd(
@@ -31,6 +35,7 @@ def ssd(
     initial_state: Tensor | None = None,
     segments: Tensor | None = None,
     chunk_size: int = 64,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Runs the recurrence over a whole sequence, differentiably in every real argument.
 
@@ -45,13 +50,14 @@ def ssd(
             initial state belongs to the first segment.
         chunk_size: positions handled by one block of matrix products; a power of two. The best
             is near sqrt(P N); the result does not depend on it but for rounding.
+        backend: auto is triton on CUDA and torch elsewhere.
 
     Returns: y (B, L, H, P) of x's type, and the last state (B, H, P, N) in float32. Decays and
         states are float32 whatever the inputs (float64 if x is).
-    Raises: ValueError when the shapes do not fit.
+    Raises: ValueError when the shapes do not fit, or triton is asked for where it cannot run.
     """
     _check_shapes(x, delta, log_decay, b, c, skip, initial_state, segments)
-    if x.is_cuda and HAS_TRITON and x.dtype != torch.float64:
+    if use_triton(backend, x):
         from nanozoo_core.ssm.ssd_triton import ssd_triton as scan
     else:
         scan = ssd_chunked
@@ -108,14 +114,14 @@ def ssd_reference(
 ) -> tuple[Tensor, Tensor]:
     """The recurrence as it is written, one position after the other; arguments as in `ssd`."""
     batch, _, heads, channels = x.shape
-    dtype = _state_dtype(x)
+    dtype = state_dtype(x)
     if initial_state is None:
         state = torch.zeros(batch, heads, channels, b.shape[-1], dtype=dtype, device=x.device)
     else:
         state = initial_state.to(dtype)
     # unbind, not indexing: the backward of x[:, t] fills a zero tensor of x's size for every t.
     per_position = [tensor.to(dtype).unbind(1) for tensor in (x, delta, log_decay, b, c)]
-    keeps = None if segments is None else _starts(segments).logical_not().to(dtype).unbind(1)
+    keeps = None if segments is None else segment_starts(segments).logical_not().to(dtype).unbind(1)
     ys = []
     for t, inputs in enumerate(zip(*per_position, strict=True)):
         if keeps is not None:
@@ -140,14 +146,14 @@ def ssd_chunked(
     """`ssd` as matrix products inside chunks and a short recurrence between them, in plain torch
     with a hand-written backward pass (differentiable once)."""
     batch, _, heads, channels = x.shape
-    dtype = _state_dtype(x)
+    dtype = state_dtype(x)
     if skip is None:
         skip = torch.zeros(heads, dtype=dtype, device=x.device)
     if initial_state is None:
         shape = (batch, heads, channels, b.shape[-1])
         initial_state = torch.zeros(shape, dtype=dtype, device=x.device)
     tensors = [t.to(dtype) for t in (x, delta, log_decay, b, c, skip, initial_state)]
-    runs = None if segments is None else _starts(segments).cumsum(1)
+    runs = None if segments is None else segment_starts(segments).cumsum(1)
     y, state = _ChunkedSSD.apply(*tensors, runs, chunk_size)
     return y.to(x.dtype), state
 
@@ -273,15 +279,6 @@ def _head_major(x: Tensor, delta: Tensor) -> Tensor:
     return torch.mul(x, delta.mT[..., None], out=x.new_empty(x.shape))
 
 
-def _state_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _starts(segments: Tensor) -> Tensor:
-    """(B, L) bool: where the segment number differs from the one before (never at position 0)."""
-    return F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
-
-
 def _check_shapes(
     x: Tensor,
     delta: Tensor,
@@ -298,15 +295,14 @@ def _check_shapes(
             "(B, L, N) with L >= 1"
         )
     batch, length, heads, channels = x.shape
-    expected = {
-        "delta": (delta, (batch, length, heads)),
-        "log_decay": (log_decay, (batch, length, heads)),
-        "b": (b, (batch, length, b.shape[-1])),
-        "c": (c, (batch, length, b.shape[-1])),
-        "skip": (skip, (heads,)),
-        "initial_state": (initial_state, (batch, heads, channels, b.shape[-1])),
-        "segments": (segments, (batch, length)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; want {shape}")
+    check_shapes(
+        {
+            "delta": (delta, (batch, length, heads)),
+            "log_decay": (log_decay, (batch, length, heads)),
+            "b": (b, (batch, length, b.shape[-1])),
+            "c": (c, (batch, length, b.shape[-1])),
+            "skip": (skip, (heads,)),
+            "initial_state": (initial_state, (batch, heads, channels, b.shape[-1])),
+            "segments": (segments, (batch, length)),
+        }
+    )
