@@ -109,8 +109,7 @@ class _LinearRecurrence(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # lam_t = grad_t + a_{t+1} lam_{t+1}: the same recurrence from the end.
         decay, states, initial_state = ctx.saved_tensors
-        from_end = F.pad(decay.flip(1)[:, :-1], (0, 0, 1, 0))
-        lam = _recur(from_end, grad.flip(1), torch.zeros_like(initial_state)).flip(1)
+        lam = _recur(F.pad(decay[:, 1:], (0, 0, 0, 1)), grad, reverse=True)
         before = torch.cat([initial_state[:, None], states[:, :-1]], dim=1)
         if decay.shape[2] == 1:
             grad_decay = torch.linalg.vecdot(lam, before)[..., None]
@@ -119,36 +118,35 @@ class _LinearRecurrence(torch.autograd.Function):
         return grad_decay, lam, decay[:, 0] * lam[:, 0]
 
 
-def _recur(decay: Tensor, inputs: Tensor, initial_state: Tensor) -> Tensor:
-    """The states of a fresh tensor, one fused multiply-add per position. Narrow sequences are cut
+def _recur(
+    decay: Tensor, inputs: Tensor, initial_state: Tensor | None = None, *, reverse: bool = False
+) -> Tensor:
+    """The states in a fresh tensor, one fused multiply-add per position. Narrow sequences are cut
     into chunks that go side by side, after which each hands its last state to the next."""
     batch, length, channels = inputs.shape
     narrow = batch * channels < NARROW and length > 64
     size = math.isqrt(length - 1) + 1 if narrow else length
     num_chunks = -(-length // size)
     padding = (0, 0, 0, num_chunks * size - length)
-    h = F.pad(inputs, padding).unflatten(1, (num_chunks, size))  # (B, K, T, D)
-    if h.data_ptr() == inputs.data_ptr():
-        h = h.clone()
+    h = F.pad(inputs, padding) if padding[-1] else inputs.clone()
+    h = h.unflatten(1, (num_chunks, size))  # (B, K, T, D)
     a = F.pad(decay, padding).unflatten(1, (num_chunks, size))
-    h[:, 0, 0].addcmul_(a[:, 0, 0], initial_state)
-    _accumulate(a, h)
+    if initial_state is not None:
+        h[:, 0, 0].addcmul_(a[:, 0, 0], initial_state)
+    order = slice(None, None, -1 if reverse else 1)
+    states, decays = h.unbind(2)[order], a.unbind(2)[order]  # (B, K, D) each
+    for t in range(1, size):
+        states[t].addcmul_(decays[t], states[t - 1])
     if num_chunks > 1:
         through = a.clone()  # the product of a chunk's decays up to each position
-        products = through.unbind(2)
+        products = through.unbind(2)[order]
         for t in range(1, size):
             products[t].mul_(products[t - 1])
-        chunks = h.unbind(1)
+        chunks, factors = h.unbind(1)[order], through.unbind(1)[order]  # (B, T, D) each
+        end = slice(0, 1) if reverse else slice(size - 1, size)
         for k in range(1, num_chunks):
-            chunks[k].addcmul_(through[:, k], chunks[k - 1][:, -1:])
+            chunks[k].addcmul_(factors[k], chunks[k - 1][:, end])
     return h.flatten(1, 2)[:, :length]
-
-
-def _accumulate(a: Tensor, h: Tensor) -> None:
-    """h_t += a_t h_{t-1} along the third axis, in place."""
-    decays, states = a.unbind(2), h.unbind(2)
-    for t in range(1, len(states)):
-        states[t].addcmul_(decays[t], states[t - 1])
 
 
 def _check_shapes(

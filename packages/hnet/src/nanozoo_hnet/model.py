@@ -23,7 +23,7 @@ from nanozoo_core.eager import eager
 from nanozoo_core.errors import NanozooError
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.isotropic import Block, Isotropic
-from nanozoo_hnet.kernels.dechunk import TAPS, dechunk, smooth
+from nanozoo_hnet.kernels.dechunk import dechunk, smooth
 from nanozoo_hnet.routing import (
     FixedStride,
     Router,
@@ -211,7 +211,6 @@ class ChunkedStage(nn.Module):
         )
         chunk_probs = self._clamp(probs.gather(1, order))  # (B, M)
         chunk_starts = None if starts is None else starts.gather(1, order)
-        taps = TAPS if self.chunker.is_learned else 1
         y = dechunk(
             chunks,
             chunk_probs,
@@ -219,13 +218,12 @@ class ChunkedStage(nn.Module):
             torch.where(boundaries, probs, 1 - probs),
             self._residual(h),
             starts=chunk_starts,
-            taps=taps,
         )
         if state is not None:
             assert lengths is not None
             rows = torch.arange(h.shape[0], device=h.device)
             state.chunker.put(None, self.chunker.state_after(h, tokens, lengths))
-            smoothed = smooth(chunks, chunk_probs, starts=chunk_starts, taps=taps)
+            smoothed = smooth(chunks, chunk_probs, starts=chunk_starts)
             state.smoothed = smoothed[rows, kept.sum(1) - 1]
         y = self.decoder(y, state and state.decoder, ends, documents)
         return y[..., : x.shape[-1]], [Routing(probs, boundaries, valid), *routings]
