@@ -192,6 +192,13 @@ class Mamba2Mixer(nn.Module):
         return delta, -torch.exp(self.A_log.to(dtype)) * delta
 
     def _gate_and_project(self, y: Tensor, z: Tensor) -> Tensor:
-        """Gate first, norm second, both in float32 (or wider)."""
+        """Gate first, norm second, each group of heads by itself, in float32 (or wider)."""
         dtype = torch.promote_types(y.dtype, torch.float32)
-        return self.out_proj(self.norm(y.to(dtype) * F.silu(z.to(dtype))).to(y.dtype))
+        gated = y.to(dtype) * F.silu(z.to(dtype))
+        if self.num_groups == 1:
+            normed = self.norm(gated)
+        else:
+            gated = gated.unflatten(-1, (self.num_groups, -1))
+            normed = F.rms_norm(gated, gated.shape[-1:], eps=self.norm.eps).flatten(-2)
+            normed = normed * self.norm.weight
+        return self.out_proj(normed.to(y.dtype))
