@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nanozoo_core.ssm.arguments import HAS_TRITON
 from nanozoo_core.ssm.causal_conv import (
-    HAS_TRITON,
     causal_conv1d,
     causal_conv1d_reference,
     causal_conv1d_step,

@@ -44,6 +44,20 @@ def test_equals_its_definition(length):
     torch.testing.assert_close(mixer(u), mixer_by_definition(mixer, u), atol=1e-10, rtol=1e-10)
 
 
+def test_groups_and_biases_keep_steps_equal_to_the_whole_sequence():
+    torch.manual_seed(0)
+    mixer = Mamba2Mixer(16, state_dim=6, head_dim=8, num_groups=2, bias=True, conv_bias=False)
+    assert mixer.conv.bias is None
+    u, state = make_input(2, 12), mixer.init_state(2, CPU)
+    steps = [mixer.step(u_t, state) for u_t in u.unbind(1)]
+    torch.testing.assert_close(torch.stack(steps, 1), mixer(u), atol=1e-5, rtol=1e-5)
+
+
+def test_groups_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="num_groups=3 does not divide the 4 heads"):
+        Mamba2Mixer(16, head_dim=8, num_groups=3)
+
+
 @pytest.mark.slow  # importing transformers takes seconds
 def test_equals_the_transformers_layer():
     transformers = pytest.importorskip("transformers")

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from nanozoo_core.ssm.ssd import HAS_TRITON, ssd, ssd_reference, ssd_step
+from nanozoo_core.ssm.arguments import HAS_TRITON
+from nanozoo_core.ssm.ssd import ssd, ssd_reference, ssd_step
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETING, reason="run by a test here in a child process")
@@ -99,6 +100,25 @@ def test_optional_arguments_default_to_zero():
     for function, options in ((ssd, {"chunk_size": 16}), (ssd_reference, {})):
         actual = values_and_gradients(function, given, **options)
         assert_close(actual, {name: expected[name] for name in actual}, 1e-10)
+
+
+def test_groups_of_heads_equal_separate_scans():
+    """Heads 0 to 2 read the first b and c, heads 3 to 5 the second."""
+    inputs = make_inputs(2, 40, 6, 4, 3, dtype=torch.float64)
+    other = make_inputs(2, 40, 6, 4, 3, dtype=torch.float64, seed=1)
+    options = {"segments": make_segments(2, 40)}
+    grouped = inputs | {name: torch.stack([inputs[name], other[name]], 2) for name in ("b", "c")}
+    halves = []
+    for heads, vectors in ((slice(0, 3), inputs), (slice(3, 6), other)):
+        half = {name: inputs[name][:, :, heads] for name in ("x", "delta", "log_decay")}
+        half |= {"initial_state": inputs["initial_state"][:, heads], "skip": inputs["skip"][heads]}
+        half |= {name: vectors[name] for name in ("b", "c")}
+        halves.append(ssd(**half, **options, chunk_size=16))
+    y, last = ssd(**grouped, **options, chunk_size=16)
+    torch.testing.assert_close(y, torch.cat([half[0] for half in halves], 2))
+    torch.testing.assert_close(last, torch.cat([half[1] for half in halves], 1))
+    expected = values_and_gradients(ssd_reference, grouped, **options)
+    assert_close(values_and_gradients(ssd, grouped, **options, chunk_size=16), expected, 1e-10)
 
 
 def test_gradients_agree_with_finite_differences():

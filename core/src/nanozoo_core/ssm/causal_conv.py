@@ -5,7 +5,6 @@ Shapes: B batch, L sequence, C channels, K kernel width, T positions of a block.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None  # it has no wheels for macOS, Windows
+from nanozoo_core.ssm.arguments import check_shapes, use_triton
 
 Activation = Literal["silu"] | None
 
@@ -42,7 +41,7 @@ def causal_conv1d(
     Returns: (B, L, C) of x's type.
     """
     _check_shapes(x, weight, bias, initial_state, segments)
-    if x.is_cuda and HAS_TRITON and x.dtype != torch.float64:
+    if use_triton("auto", x):
         from nanozoo_core.ssm.causal_conv_triton import causal_conv1d_triton as convolve
     else:
         convolve = causal_conv1d_torch
@@ -212,12 +211,11 @@ def _check_shapes(
         )
     batch, length, channels = x.shape
     width = weight.shape[1]
-    expected = {
-        "weight": (weight, (channels, width)),
-        "bias": (bias, (channels,)),
-        "initial_state": (initial_state, (batch, channels, width - 1)),
-        "segments": (segments, (batch, length)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; want {shape}")
+    check_shapes(
+        {
+            "weight": (weight, (channels, width)),
+            "bias": (bias, (channels,)),
+            "initial_state": (initial_state, (batch, channels, width - 1)),
+            "segments": (segments, (batch, length)),
+        }
+    )

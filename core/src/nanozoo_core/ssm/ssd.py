@@ -3,21 +3,25 @@
     h_t = exp(log_decay_t) h_{t-1} + delta_t x_t b_t^T        y_t = h_t c_t + skip x_t
 
 Shapes: B batch, L sequence, H heads, P channels of a head, N state size, Q positions of a chunk,
-M chunks. b and c are shared by all heads.
+M chunks, G groups of heads that share b and c.
 Reference: arXiv 2405.21060, eq. 16-18 (recurrence), section 6 (blocks).
 """
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None  # it has no wheels for macOS, Windows
+from nanozoo_core.ssm.arguments import (
+    Backend,
+    check_shapes,
+    segment_starts,
+    state_dtype,
+    use_triton,
+)
 
 
 def ssd(
@@ -31,6 +35,7 @@ def ssd(
     initial_state: Tensor | None = None,
     segments: Tensor | None = None,
     chunk_size: int = 64,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Runs the recurrence over a whole sequence, differentiably in every real argument.
 
@@ -38,20 +43,34 @@ def ssd(
         x: (B, L, H, P), any floating type.
         delta: (B, L, H) step sizes; 0 with log_decay 0 leaves the state as it is (padding).
         log_decay: (B, L, H), finite and at most 0.
-        b, c: (B, L, N).
+        b, c: (B, L, N) for all heads, or (B, L, G, N) for groups of H / G successive heads each.
         skip: (H,), or None for no direct path.
         initial_state: (B, H, P, N) before the first position, or None for zeros.
         segments: (B, L) integers; the state starts from zero wherever the number changes. The
             initial state belongs to the first segment.
         chunk_size: positions handled by one block of matrix products; a power of two. The best
             is near sqrt(P N); the result does not depend on it but for rounding.
+        backend: auto is triton on CUDA and torch elsewhere.
 
     Returns: y (B, L, H, P) of x's type, and the last state (B, H, P, N) in float32. Decays and
         states are float32 whatever the inputs (float64 if x is).
-    Raises: ValueError when the shapes do not fit.
+    Raises: ValueError when the shapes do not fit, or triton is asked for where it cannot run.
     """
     _check_shapes(x, delta, log_decay, b, c, skip, initial_state, segments)
-    if x.is_cuda and HAS_TRITON and x.dtype != torch.float64:
+    if b.dim() == 4:
+        return _ssd_in_groups(
+            x,
+            delta,
+            log_decay,
+            b,
+            c,
+            skip,
+            initial_state,
+            segments,
+            chunk_size=chunk_size,
+            backend=backend,
+        )
+    if use_triton(backend, x):
         from nanozoo_core.ssm.ssd_triton import ssd_triton as scan
     else:
         scan = ssd_chunked
@@ -69,6 +88,42 @@ def ssd(
         )
 
 
+def _ssd_in_groups(
+    x: Tensor,
+    delta: Tensor,
+    log_decay: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skip: Tensor | None,
+    initial_state: Tensor | None,
+    segments: Tensor | None,
+    *,
+    chunk_size: int,
+    backend: Backend,
+) -> tuple[Tensor, Tensor]:
+    """`ssd` with a group of heads in place of a row of the batch."""
+    groups = b.shape[2]
+
+    def fold(t: Tensor) -> Tensor:
+        """(B, L, H, ..) -> (B G, L, H / G, ..)."""
+        return t.unflatten(2, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+    if initial_state is not None:
+        initial_state = initial_state.unflatten(1, (groups, -1)).flatten(0, 1)
+    y, last = ssd(
+        *(fold(t) for t in (x, delta, log_decay)),
+        *(t.transpose(1, 2).flatten(0, 1) for t in (b, c)),
+        initial_state=initial_state,
+        segments=None if segments is None else segments.repeat_interleave(groups, 0),
+        chunk_size=chunk_size,
+        backend=backend,
+    )
+    y = y.unflatten(0, (-1, groups)).transpose(1, 2).flatten(2, 3)
+    if skip is not None:
+        y = (y + skip[:, None] * x).to(x.dtype)
+    return y, last.unflatten(0, (-1, groups)).flatten(1, 2)
+
+
 def ssd_step(
     state: Tensor,
     x: Tensor,
@@ -83,13 +138,17 @@ def ssd_step(
 
     Args:
         state: (B, H, P, N) float32.
-        x: (B, H, P); delta, log_decay: (B, H); b, c: (B, N); skip: (H,) or None.
+        x: (B, H, P); delta, log_decay: (B, H); b, c: (B, N) or (B, G, N); skip: (H,) or None.
 
     Returns: y (B, H, P) of x's type and the new state.
     """
-    inputs = (delta.to(state.dtype)[..., None] * x)[..., None] * b[:, None, None, :]
+    if b.dim() == 2:
+        b, c = b[:, None], c[:, None]  # (B, 1, N)
+    else:
+        b, c = (t.repeat_interleave(x.shape[1] // t.shape[1], dim=1) for t in (b, c))  # (B, H, N)
+    inputs = (delta.to(state.dtype)[..., None] * x)[..., None] * b[:, :, None]
     state = torch.exp(log_decay.to(state.dtype))[..., None, None] * state + inputs  # (B, H, P, N)
-    y = (state * c[:, None, None, :]).sum(-1)  # (B, H, P)
+    y = (state * c[:, :, None]).sum(-1)  # (B, H, P)
     if skip is not None:
         y = y + skip[:, None] * x
     return y.to(x.dtype), state
@@ -108,14 +167,14 @@ def ssd_reference(
 ) -> tuple[Tensor, Tensor]:
     """The recurrence as it is written, one position after the other; arguments as in `ssd`."""
     batch, _, heads, channels = x.shape
-    dtype = _state_dtype(x)
+    dtype = state_dtype(x)
     if initial_state is None:
         state = torch.zeros(batch, heads, channels, b.shape[-1], dtype=dtype, device=x.device)
     else:
         state = initial_state.to(dtype)
     # unbind, not indexing: the backward of x[:, t] fills a zero tensor of x's size for every t.
     per_position = [tensor.to(dtype).unbind(1) for tensor in (x, delta, log_decay, b, c)]
-    keeps = None if segments is None else _starts(segments).logical_not().to(dtype).unbind(1)
+    keeps = None if segments is None else segment_starts(segments).logical_not().to(dtype).unbind(1)
     ys = []
     for t, inputs in enumerate(zip(*per_position, strict=True)):
         if keeps is not None:
@@ -140,14 +199,14 @@ def ssd_chunked(
     """`ssd` as matrix products inside chunks and a short recurrence between them, in plain torch
     with a hand-written backward pass (differentiable once)."""
     batch, _, heads, channels = x.shape
-    dtype = _state_dtype(x)
+    dtype = state_dtype(x)
     if skip is None:
         skip = torch.zeros(heads, dtype=dtype, device=x.device)
     if initial_state is None:
         shape = (batch, heads, channels, b.shape[-1])
         initial_state = torch.zeros(shape, dtype=dtype, device=x.device)
     tensors = [t.to(dtype) for t in (x, delta, log_decay, b, c, skip, initial_state)]
-    runs = None if segments is None else _starts(segments).cumsum(1)
+    runs = None if segments is None else segment_starts(segments).cumsum(1)
     y, state = _ChunkedSSD.apply(*tensors, runs, chunk_size)
     return y.to(x.dtype), state
 
@@ -273,15 +332,6 @@ def _head_major(x: Tensor, delta: Tensor) -> Tensor:
     return torch.mul(x, delta.mT[..., None], out=x.new_empty(x.shape))
 
 
-def _state_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _starts(segments: Tensor) -> Tensor:
-    """(B, L) bool: where the segment number differs from the one before (never at position 0)."""
-    return F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
-
-
 def _check_shapes(
     x: Tensor,
     delta: Tensor,
@@ -292,21 +342,23 @@ def _check_shapes(
     initial_state: Tensor | None,
     segments: Tensor | None,
 ) -> None:
-    if x.dim() != 4 or b.dim() != 3 or x.shape[1] == 0:
+    if x.dim() != 4 or b.dim() not in (3, 4) or x.shape[1] == 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)} and b {tuple(b.shape)}; want (B, L, H, P) and "
-            "(B, L, N) with L >= 1"
+            "(B, L, N) or (B, L, G, N) with L >= 1"
         )
     batch, length, heads, channels = x.shape
-    expected = {
-        "delta": (delta, (batch, length, heads)),
-        "log_decay": (log_decay, (batch, length, heads)),
-        "b": (b, (batch, length, b.shape[-1])),
-        "c": (c, (batch, length, b.shape[-1])),
-        "skip": (skip, (heads,)),
-        "initial_state": (initial_state, (batch, heads, channels, b.shape[-1])),
-        "segments": (segments, (batch, length)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; want {shape}")
+    if b.dim() == 4 and heads % b.shape[2]:
+        raise ValueError(f"the {b.shape[2]} groups of b do not divide the {heads} heads of x")
+    vectors = (batch, length, *b.shape[2:])
+    check_shapes(
+        {
+            "delta": (delta, (batch, length, heads)),
+            "log_decay": (log_decay, (batch, length, heads)),
+            "b": (b, vectors),
+            "c": (c, vectors),
+            "skip": (skip, (heads,)),
+            "initial_state": (initial_state, (batch, heads, channels, b.shape[-1])),
+            "segments": (segments, (batch, length)),
+        }
+    )

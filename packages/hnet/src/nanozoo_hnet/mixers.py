@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.cache import KVCache
 from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
-from nanozoo_core.ssm.mamba2 import Mamba2Mixer, Mamba2State
+from nanozoo_core.ssm.mamba2 import Mamba2Mixer
+from nanozoo_core.ssm.state import MixerState
 from nanozoo_hnet.config import HNetConfig
 
 
@@ -38,16 +39,9 @@ class SSM(Mamba2Mixer):
             norm_eps=config.norm_eps,
         )
 
-    def empty_state(self, batch_size: int, max_length: int) -> Mamba2State:
+    def empty_state(self, batch_size: int, max_length: int) -> MixerState:
         weight = self.out_proj.weight
         return self.init_state(batch_size, weight.device, weight.dtype)
-
-    def flops(self, length: Tensor) -> Tensor:
-        """Convolution; scores and outputs inside a block in full; state updates and reads."""
-        inner, states = self.inner_dim, self.state_dim
-        convolution = 2 * self.conv.weight.numel()
-        blocks = 2 * length.clamp(max=self.chunk_size) * (states + inner)
-        return convolution + blocks + 4 * inner * states
 
 
 @dataclass

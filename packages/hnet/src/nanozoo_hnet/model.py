@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nanozoo_core.eager import eager
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.isotropic import Block, Isotropic
-from nanozoo_hnet.kernels.dechunk import TAPS, dechunk, smooth
+from nanozoo_hnet.kernels.dechunk import dechunk, smooth
 from nanozoo_hnet.routing import (
     FixedStride,
     Router,
@@ -203,7 +203,6 @@ class ChunkedStage(nn.Module):
         )
         chunk_probs = self._clamp(probs.gather(1, order))  # (B, M)
         chunk_starts = None if starts is None else starts.gather(1, order)
-        taps = TAPS if self.chunker.is_learned else 1
         y = dechunk(
             chunks,
             chunk_probs,
@@ -211,13 +210,12 @@ class ChunkedStage(nn.Module):
             torch.where(boundaries, probs, 1 - probs),
             self._residual(h),
             starts=chunk_starts,
-            taps=taps,
         )
         if state is not None:
             assert lengths is not None
             rows = torch.arange(h.shape[0], device=h.device)
             state.chunker.put(None, self.chunker.state_after(h, tokens, lengths))
-            smoothed = smooth(chunks, chunk_probs, starts=chunk_starts, taps=taps)
+            smoothed = smooth(chunks, chunk_probs, starts=chunk_starts)
             state.smoothed = smoothed[rows, kept.sum(1) - 1]
             self.remember(h, lengths, state)
         y = self.refine(y, chunks, kept.cumsum(1) - 1, order)

@@ -1,0 +1,108 @@
+"""What Mamba asks of training beyond the default: the groups of its parameters, documents kept
+apart where asked, prefill of ragged prompts, and what a scan costs.
+
+Shapes: B batch, T sequence, D model_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nanozoo_core.config import OptimConfig
+from nanozoo_core.contract import Batch, Draw, Loss, Nll, Step, Vocabulary
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.errors import ConfigError
+from nanozoo_core.optim.groups import Own, ParameterGroup, default_roles, make_groups
+from nanozoo_core.ssm.arguments import is_interpreting
+from nanozoo_mamba.config import MambaConfig
+from nanozoo_mamba.model import Mamba, MambaCache
+
+# AdamW's by what they are, not by their shape, and with decay like the matrices.
+DECAYING_VECTORS = ("conv.weight", "x_proj.weight", "dt_proj.weight")
+
+
+class MambaAdapter(DefaultModelAdapter):
+    def build(self, config: MambaConfig, vocabulary: Vocabulary) -> nn.Module:
+        """Raises: ConfigError also when the kernels are asked for and cannot run."""
+        device = torch.get_default_device().type
+        if config.scan_backend == "triton" and device == "cpu" and not is_interpreting():
+            raise ConfigError(
+                "model_cfg.scan_backend=triton needs a GPU, and this run is on the CPU; use auto "
+                "or torch"
+            )
+        return super().build(config, vocabulary)
+
+    # -- loss and score -------------------------------------------------------------------------
+
+    def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
+        """Mean next-token cross-entropy; with reset_at_documents each document starts afresh."""
+        return Loss(self._cross_entropy(model, batch, "mean", self._features(model, batch)))
+
+    def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
+        """Exact; the state before a window is zero."""
+        features = self._features(model, batch)
+        nll = self._cross_entropy(model, batch, "none", features).double()  # (B, T)
+        return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
+
+    @staticmethod
+    def _features(model: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(model, Mamba)
+        documents = None
+        if model.config.reset_at_documents:
+            documents = batch.documents[:, : -batch.lookahead].long()
+        return model.features(batch.inputs, documents=documents)
+
+    # -- optimisation ---------------------------------------------------------------------------
+
+    def parameter_roles(self, model: nn.Module) -> dict[str, str]:
+        """Muon takes the projections into and out of the mixers, and MLPs. What sets the scan (A,
+        step sizes, b and c) is AdamW's, whatever its shape."""
+        assert isinstance(model, Mamba)
+        own = ("A_log", *DECAYING_VECTORS)
+        roles = default_roles(model)
+        return roles | {name: "vector" for name in roles if name.endswith(own)}
+
+    def optimizer_groups(self, model: nn.Module, optim: OptimConfig) -> list[ParameterGroup]:
+        """Of AdamW's parameters in the mixers, only projections and filters decay."""
+        own = {
+            name: Own(decay_mult=1.0)
+            for name, _ in model.named_parameters()
+            if name.endswith(DECAYING_VECTORS)
+        }
+        return make_groups(model, self.parameter_roles(model), optim, own=own)
+
+    # -- decoding -------------------------------------------------------------------------------
+
+    def prefill(
+        self, model: nn.Module, tokens: Tensor, lengths: Tensor, cache: MambaCache
+    ) -> Tensor:
+        """Reads right-padded prompts (B, T) into an empty cache -> logits (B, V) after the last."""
+        assert isinstance(model, Mamba)
+        features = model.features(tokens, cache, lengths=lengths.to(cache.lengths))  # (B, T, D)
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
+        return model.logits(features[rows, lengths - 1])
+
+    # -- accounting -----------------------------------------------------------------------------
+
+    def flops_per_token(self, config: MambaConfig, seq_len: int) -> float:
+        """Training FLOPs per token: 6 per weight of a projection and of the output, and three times
+        a forward pass of convolutions and scans."""
+        with torch.device("meta"):
+            model = Mamba(config)
+        length = torch.tensor(float(seq_len))
+        weights = sum(
+            module.weight.numel() for block in model.each_block() for module in block.modules()
+            if isinstance(module, nn.Linear)
+        )  # fmt: skip
+        scans = sum(float(block.mixer.flops(length)) for block in model.each_block())
+        return 6.0 * (weights + model.output_weight.numel()) + 3 * scans
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        """Adds what decoding keeps of a text, however long it is."""
+        assert isinstance(model, Mamba)
+        state = float(model.init_cache(1, 1).num_bytes)
+        return super().report(model) | {"cache_bytes_per_token": 0.0, "state_bytes": state}
+
+
+Adapter = MambaAdapter

@@ -1,0 +1,167 @@
+"""The Mamba-1 mixer: a gate, a short causal convolution, and a scan whose steps follow the input.
+
+Shapes: B batch, L sequence, D model_dim, E = expand * D inner width, N state_dim, R rank of the
+step sizes, K conv_kernel.
+Reference: arXiv 2312.00752, section 3.4 and algorithm 2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from nanozoo_core.ssm.arguments import Backend
+from nanozoo_core.ssm.causal_conv import causal_conv1d, causal_conv1d_step
+from nanozoo_core.ssm.selective_scan import selective_scan, selective_scan_step
+from nanozoo_core.ssm.state import MixerState
+
+
+class Mamba1Mixer(nn.Module):
+    """u (B, L, D) -> (B, L, D), mixing along L with a state of constant size."""
+
+    def __init__(
+        self,
+        model_dim: int,
+        *,
+        state_dim: int = 16,
+        conv_kernel: int = 4,
+        expand: int = 2,
+        rank: int | None = None,
+        bias: bool = False,
+        conv_bias: bool = True,
+        delta_range: tuple[float, float] = (1e-3, 1e-1),
+        delta_floor: float = 1e-4,
+        rank_init: str = "random",
+        rank_scale: float = 1.0,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        inner = expand * model_dim
+        rank = rank or math.ceil(model_dim / 16)
+        self.split = (rank, state_dim, state_dim)  # of x_proj's outputs
+        self.delta_range, self.delta_floor = delta_range, delta_floor
+        self.rank_init, self.rank_scale = rank_init, rank_scale
+        self.backend = backend
+        self.in_proj = nn.Linear(model_dim, 2 * inner, bias=bias)  # [x | z]
+        self.in_proj.weight.muon_split = (inner, inner)  # type: ignore[attr-defined]
+        # Holds weights only.
+        self.conv = nn.Conv1d(inner, inner, conv_kernel, groups=inner, bias=conv_bias)
+        self.x_proj = nn.Linear(inner, sum(self.split), bias=False)  # [step sizes | b | c]
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.empty(inner, state_dim))
+        self.skip = nn.Parameter(torch.empty(inner))
+        self.out_proj = nn.Linear(inner, model_dim, bias=bias)
+        self.init_scan_parameters()
+
+    @torch.no_grad()
+    def init_scan_parameters(self) -> None:
+        """
+        A_log           log(1 .. N), for every channel
+        skip            1
+        dt_proj.weight  U(+-scale / sqrt(R)), or that constant
+        dt_proj.bias    step sizes log-uniform over their range
+        """
+        states = torch.arange(1, self.A_log.shape[1] + 1, dtype=torch.float32)
+        self.A_log.copy_(states.log().expand_as(self.A_log))
+        self.skip.fill_(1.0)
+        limit = self.rank_scale / math.sqrt(self.split[0])
+        if self.rank_init == "constant":
+            self.dt_proj.weight.fill_(limit)
+        else:
+            self.dt_proj.weight.uniform_(-limit, limit)
+        low, high = (math.log(bound) for bound in self.delta_range)
+        delta = self.dt_proj.bias.uniform_(low, high).exp_().clamp_(min=self.delta_floor)
+        self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # softplus undone
+
+    def init_state(
+        self, batch_size: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> MixerState:
+        """The state before the first position; `dtype` is that of the convolution's inputs."""
+        inner, _, width = self.conv.weight.shape
+        return MixerState(
+            conv=torch.zeros(batch_size, inner, width - 1, device=device, dtype=dtype),
+            ssm=torch.zeros(batch_size, *self.A_log.shape, device=device, dtype=torch.float32),
+        )
+
+    def forward(
+        self,
+        u: Tensor,
+        state: MixerState | None = None,
+        lengths: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        """Mixes a whole sequence.
+
+        Args:
+            u: (B, L, D).
+            state: where to start from; afterwards it is the state behind each row's end.
+            lengths: (B,) valid positions of right-padded rows, needed only with `state`; outputs
+                behind a row's end mean nothing.
+            segments: (B, L) integers; nothing passes where the number changes.
+        """
+        inputs, z = self.in_proj(u).chunk(2, dim=-1)  # (B, L, E) each
+        x = causal_conv1d(
+            inputs,
+            self.conv.weight.squeeze(1),
+            self.conv.bias,
+            initial_state=None if state is None else state.conv,
+            segments=segments,
+        )
+        delta, b, c = self._select(x)
+        y, last = selective_scan(
+            x,
+            delta,
+            self.rates(),
+            b,
+            c,
+            skip=self.skip,
+            gate=z,
+            delta_bias=self.dt_proj.bias,
+            delta_softplus=True,
+            initial_state=None if state is None else state.ssm,
+            segments=segments,
+            lengths=lengths,
+            backend=self.backend,
+        )
+        if state is not None:
+            state.put(None, state.read_inputs(inputs, lengths), last)
+        return self.out_proj(y)
+
+    def step(self, u: Tensor, state: MixerState, rows: Tensor | None = None) -> Tensor:
+        """One position, (B, D) -> (B, D), replacing `state`. With `rows` (R,) only these rows of
+        the state take part, and u and the result have R rows."""
+        inputs, z = self.in_proj(u).chunk(2, dim=-1)
+        conv, ssm = state.take(rows)
+        x, conv = causal_conv1d_step(conv, inputs, self.conv.weight.squeeze(1), self.conv.bias)
+        delta, b, c = self._select(x)
+        y, ssm = selective_scan_step(
+            ssm,
+            x,
+            delta,
+            self.rates(),
+            b,
+            c,
+            skip=self.skip,
+            gate=z,
+            delta_bias=self.dt_proj.bias,
+            delta_softplus=True,
+        )
+        state.put(rows, conv, ssm)
+        return self.out_proj(y)
+
+    def rates(self) -> Tensor:
+        """A (E, N), in float32 (or wider)."""
+        return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+
+    def flops(self, length: Tensor) -> Tensor:
+        """FLOPs per position of a forward pass, beside those of the projections: the convolution,
+        and nine for each state."""
+        return torch.as_tensor(2.0 * self.conv.weight.numel() + 9 * self.A_log.numel())
+
+    def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the convolved inputs choose: step sizes before bias and softplus (.., E), and b and
+        c (.., N)."""
+        low_rank, b, c = self.x_proj(x).split(self.split, dim=-1)
+        return nn.functional.linear(low_rank, self.dt_proj.weight), b, c
