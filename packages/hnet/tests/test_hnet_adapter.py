@@ -217,6 +217,29 @@ def test_sample_shows_nested_chunks() -> None:
     assert ADAPTER.show_sample(model, Bytes(), "abcdefg") == "a|bc||de|fg"
 
 
+def test_inspection_measures_the_chunks() -> None:
+    model = build(SMALL | {"chunking": "space"})
+    tokens = torch.tensor([[256, *b"im port, os a", 0]])
+    found = ADAPTER.inspect(model, [batch_of(tokens)], Bytes())
+    assert found is not None
+    # Chunks start at the separator and behind "im", "port" and "os": 3, 5 and 4 long, one cut off.
+    assert found.metrics["stage0_mean_length"] == pytest.approx(4)
+    assert found.metrics["starts_behind_letter"] == pytest.approx(3 / 8)
+    assert found.metrics["starts_behind_punctuation"] == 0
+    assert found.metrics["starts_behind_space"] == 0
+    assert "starts_behind_digit" not in found.metrics
+    (curves,) = found.pictures
+    assert dict(curves.series["stage 0"])[3.0] == pytest.approx(1 / 3)  # type: ignore[union-attr]
+
+
+def test_inspection_of_nested_chunks_counts_in_chunks() -> None:
+    model = build(TWO_STAGES | {"chunking": "fixed", "target_ratio": [3, 2]})
+    found = ADAPTER.inspect(model, [batch_of(words(2, 61))], Bytes())
+    assert found is not None
+    assert found.metrics["stage0_mean_length"] == 3
+    assert found.metrics["stage1_mean_length"] == 2
+
+
 # -- accounting ---------------------------------------------------------------------------------
 
 

@@ -7,12 +7,22 @@ Shapes: B batch, T sequence, K new tokens, D model_dim, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from nanozoo_core.config import OptimConfig
-from nanozoo_core.contract import Batch, Draw, Loss, Nll, Step, Vocabulary
+from nanozoo_core.contract import (
+    Batch,
+    Curves,
+    Draw,
+    Inspection,
+    Loss,
+    Nll,
+    Step,
+    Vocabulary,
+)
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
 from nanozoo_hnet.config import HNetConfig
@@ -21,6 +31,16 @@ from nanozoo_hnet.routing import Router, Routing, ratio_loss
 from nanozoo_hnet.state import HNetCache
 
 WHITESPACE = tuple(b" \t\n\r\v\f")
+LETTERS = tuple(byte for byte in range(256) if chr(byte).isalpha() or byte >= 128)
+CLASSES = {
+    "line_break": tuple(b"\n\r"),
+    "space": tuple(b" \t\v\f"),
+    "letter": (*LETTERS, ord("_")),
+    "digit": tuple(b"0123456789"),
+}
+PUNCTUATION = tuple(set(range(128)) - {byte for group in CLASSES.values() for byte in group})
+CLASSES["punctuation"] = PUNCTUATION
+LONGEST_SHOWN = 16  # bytes of a chunk
 
 
 class HNetAdapter(DefaultModelAdapter):
@@ -153,6 +173,41 @@ class HNetAdapter(DefaultModelAdapter):
         return counts | {"cache_bytes_per_token": growing, "state_bytes": constant}
 
     @torch.no_grad()
+    def inspect(
+        self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
+    ) -> Inspection | None:
+        """How long chunks are, and how often one starts behind each class of bytes."""
+        assert isinstance(model, HNet)
+        lengths: list[list[Tensor]] = [[] for _ in model.config.ratios]
+        starts = dict.fromkeys(CLASSES, 0)
+        places = dict.fromkeys(CLASSES, 0)
+        for batch in batches:
+            _, routings = model.encode(batch.inputs, batch.documents[:, : -batch.lookahead])
+            for found, routing in zip(lengths, routings, strict=True):
+                found += _chunk_lengths(routing)
+            before, begins = batch.inputs[:, :-1], routings[0].boundaries[:, 1:]
+            for name, members in CLASSES.items():
+                behind = torch.isin(before, torch.tensor(members, device=before.device))
+                starts[name] += int((begins & behind).sum())
+                places[name] += int(behind.sum())
+        metrics = {
+            f"starts_behind_{name}": starts[name] / places[name] for name in CLASSES if places[name]
+        }
+        series = {}
+        for stage, found in enumerate(lengths):
+            sizes = torch.cat(found) if found else torch.zeros(0)
+            if len(sizes) == 0:
+                continue
+            metrics[f"stage{stage}_mean_length"] = float(sizes.double().mean())
+            counts = torch.bincount(sizes.clamp(max=LONGEST_SHOWN), minlength=LONGEST_SHOWN + 1)
+            shares = (counts[1:] / len(sizes)).tolist()
+            series[f"stage {stage}"] = [(float(n + 1), share) for n, share in enumerate(shares)]
+        if not series:
+            return None
+        label = f"positions of the stage in a chunk ({LONGEST_SHOWN}: or more)"
+        return Inspection(metrics, (Curves("Lengths of chunks", label, "share", series),))
+
+    @torch.no_grad()
     def show_sample(self, model: nn.Module, vocabulary: Vocabulary, text: str) -> str | None:
         """The text with a | where a chunk starts, || where one of the second chunking does."""
         assert isinstance(model, HNet)
@@ -170,6 +225,14 @@ class HNetAdapter(DefaultModelAdapter):
             for i, (token, count) in enumerate(zip(tokens, depth[1:].tolist(), strict=True))
         ]
         return b"".join(pieces).decode(errors="replace")
+
+
+def _chunk_lengths(routing: Routing) -> list[Tensor]:
+    """Of the chunks in each row that begin and end inside it, int64 on the CPU."""
+    boundaries = routing.boundaries
+    if routing.valid is not None:
+        boundaries = boundaries & routing.valid
+    return [row.nonzero()[:, 0].diff().cpu() for row in boundaries]
 
 
 Adapter = HNetAdapter
