@@ -4,8 +4,8 @@
 
 One attention layer with its projections, forward and backward, one sequence; float32 on a CPU: CPU
 seconds of one thread, and the peak memory of a process of its own for each case less that before.
-Both read 4 heads of 64 over one key head; NSA has blocks of 32 every 16, 8 blocks of 64, window 256.
-`keys` is how many a position reads on average.
+Both have 4 heads of 64 over one key head; NSA has blocks of 32 every 16, 8 blocks of 64 and a
+window of 256. `keys` is how many a position reads on average.
 """
 
 import argparse

@@ -18,8 +18,8 @@ from nanozoo_core.nn.control_block import init_input_matrix
 from nanozoo_nsa.config import Grid, NSAConfig
 from nanozoo_nsa.selection import choose, importance
 
-# Scores of a chunk of queries stay in a core's second-level cache.
-CHUNK_ELEMENTS = 1 << 18
+# Scores of a chunk of queries stay in a core's second-level cache; a GPU needs them to be many.
+CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS = 1 << 18, 1 << 26
 
 
 class Compressor(nn.Module):
@@ -110,10 +110,11 @@ def compressed_attention(
 
 
 def _chunks(q: Tensor, num_windows: int, grid: Grid) -> list[tuple[int, int]]:
-    """Runs of queries, whole steps each, whose scores fit CHUNK_ELEMENTS."""
+    """Runs of queries, whole steps each, whose scores fit into one chunk."""
     batch, heads, length, group, _ = q.shape
     widest = max(num_windows, 1, grid.num_blocks(length))
-    size = CHUNK_ELEMENTS // (batch * heads * group * widest)
+    elements = CHUNK_ELEMENTS if q.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    size = elements // (batch * heads * group * widest)
     size = max(grid.stride, size // grid.stride * grid.stride)
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
