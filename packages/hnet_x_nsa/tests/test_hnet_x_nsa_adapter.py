@@ -15,6 +15,7 @@ from nanozoo_core.testing.sources import batch_of
 from nanozoo_hnet_x_nsa.adapter import HNetXNSAAdapter, keys_of
 from nanozoo_hnet_x_nsa.config import HNetXNSAConfig
 from nanozoo_hnet_x_nsa.model import HNetXNSA
+from nanozoo_hnet_x_nsa.reads import blocks_read, show
 from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.mixer import NSAMixer
 
@@ -31,6 +32,21 @@ SMALL: dict[str, Any] = {
     "nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4},
 }
 ADAPTER = HNetXNSAAdapter(HNetXNSAConfig, HNetXNSA)
+
+
+class Bytes:
+    """Just enough of a byte tokenizer."""
+
+    name, size, separator, token_bytes = "bytes", 258, 256, torch.ones(258)
+
+    def encode(self, text: str | bytes) -> list[int]:
+        return list(text.encode() if isinstance(text, str) else text)
+
+    def decode_bytes(self, found: Any) -> bytes:
+        return bytes(token for token in found if token < 256)
+
+    def decode(self, found: Any) -> str:
+        return self.decode_bytes(found).decode(errors="replace")
 
 
 def build(**settings: Any) -> HNetXNSA:
@@ -155,3 +171,30 @@ def test_a_step_of_the_tiny_model_at_16384_bytes(chunking: str) -> None:
     assert math.log(258) - 0.1 < float(loss.detach()) < math.log(258) + 0.2
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert all(bool(grad.isfinite().all()) for grad in gradients)
+
+
+# -- what is read, shown --------------------------------------------------------------------------
+
+
+def test_the_bytes_read_are_those_of_the_chosen_blocks() -> None:
+    """Groups of four bytes, blocks of four groups: the first, the own, and one that is chosen."""
+    sizes = {"num_selected_blocks": 3, "selection_block_size": [16, 4], "init_blocks": 1}
+    model = build(chunking="fixed", target_ratio=4, nsa_cfg=SMALL["nsa_cfg"] | sizes).eval()
+    for heads in blocks_read(model, tokens(1, 130)[0], place=100).values():
+        (places,) = heads
+        assert set(range(16)) <= set(places)  # the first block
+        assert set(range(96, 104)) <= set(places)  # the own: groups 24 and 25 of it
+        assert max(places) == 103
+        assert len(places) == 16 + 16 + 8
+
+
+def test_the_page_of_a_text_has_its_chunks_and_reads() -> None:
+    model = build(chunking="fixed", target_ratio=4).eval()
+    shown = show(model, Bytes(), "a|bcd", list(b"abcdefgh"), 7)
+    assert shown.splitlines() == [
+        "a|bcd",
+        "",
+        "byte 7, 'h', reads:",
+        "stage1_main_0, key head 0: abcdefgh",
+        "stage1_main_1, key head 0: abcdefgh",
+    ]

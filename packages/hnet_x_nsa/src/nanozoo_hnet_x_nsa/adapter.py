@@ -102,7 +102,7 @@ class HNetXNSAAdapter(HNetAdapter):
         metrics |= {"keys_per_byte": keys / num_bytes, "full_keys_per_byte": full / num_bytes}
         for name, total in gates.items():
             for branch, mean in zip(BRANCHES, (total / max(seen[name], 1)).tolist(), strict=True):
-                metrics[f"{_short(name)}_gate_{branch}"] = mean
+                metrics[f"{layer_name(name)}_gate_{branch}"] = mean
         picture = Curves(
             "score by place in the window", "up to byte", "bits per token", {"all windows": curve}
         )
@@ -139,7 +139,7 @@ def _keys_read(model: HNetXNSA, tokens: Tensor, routings: list[Routing]) -> tupl
     return keys, full
 
 
-def _short(name: str) -> str:
+def layer_name(name: str) -> str:
     """`stage.inner.network.blocks.0.mixer` as `stage1_main_0`."""
     parts = name.split(".")
     depth = parts.count("inner")
