@@ -45,6 +45,9 @@ class Peculiar(DefaultModelAdapter):
         metrics = {"weight": weight, "bytes": num_bytes, "threshold": float(model.threshold)}
         return Inspection(metrics, PICTURES)
 
+    def show_sample(self, model: nn.Module, vocabulary: Vocabulary, text: str) -> str:
+        return f"<{text}>"
+
 
 original = registry.load_adapter
 
@@ -91,7 +94,11 @@ def test_a_run_is_inspected_again(finished: Path, capsys: pytest.CaptureFixture[
     (finished / "inspection.json").unlink()
     cli.main(["inspect", str(finished), "--device", "cpu"])
     assert (finished / "inspection.json").read_text() == before
-    assert "loss by depth (nats)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "loss by depth (nats)" in out
+    assert f"<{inspection.SHOWN_TEXT}>" in out
+    cli.main(["inspect", str(finished), "--device", "cpu", "--text", "my text"])
+    assert "<my text>" in capsys.readouterr().out
 
 
 def test_curves_are_a_table_with_gaps() -> None:

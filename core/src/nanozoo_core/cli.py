@@ -96,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         "inspect", help="draw what is peculiar to a run's model (expert loads, depth, routing)"
     )
     _add_run_arguments(inspect)
+    inspect.add_argument("--text", help="text to mark, where the model does (hnet its chunks)")
     inspect.set_defaults(handler=inspect_run)
 
     export = commands.add_parser("export", help="write a run in another project's format")
@@ -305,14 +306,18 @@ def inspect_run(arguments: argparse.Namespace) -> None:
 
     run = _load(arguments, _model_overrides(arguments))
     found = runs.inspect(run)
-    if found is None:
+    text = inspection.SHOWN_TEXT if arguments.text is None else arguments.text
+    shown = run.adapter.show_sample(run.model, run.vocabulary, text)
+    if found is None and shown is None:
         out(
             f"{run.config.model} has nothing to draw; nanozoo show {arguments.run} tells its result"
         )
-        return
-    out(inspection.describe(found))
-    files = "inspection.json, inspection.png" if found.pictures else "inspection.json"
-    out(f"written to {arguments.run}: {files}")
+    if found is not None:
+        out(inspection.describe(found))
+        files = "inspection.json, inspection.png" if found.pictures else "inspection.json"
+        out(f"written to {arguments.run}: {files}")
+    if shown is not None:
+        out(f"shown on a text:\n{shown}")
 
 
 def export_run(arguments: argparse.Namespace) -> None:

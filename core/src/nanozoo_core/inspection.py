@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from nanozoo_core.default_model_adapter import DefaultModelAdapter
 
 INSPECTED_BYTES = 65_536
+SHOWN_TEXT = (
+    "def read_lines(path):\n    with open(path) as file:\n        return file.readlines()\n"
+)
 
 
 @torch.no_grad()

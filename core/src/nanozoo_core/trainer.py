@@ -579,7 +579,7 @@ class Trainer:
             tokens = generate_tokens(self.adapter, model, vocabulary, prompt, settings)
             text = vocabulary.decode([token for new in tokens for token in new])
             texts.append(f"--- prompt: {prompt!r}\n{prompt}{text}\n")
-        shown = self.adapter.show_sample(model, vocabulary, SHOWN_TEXT)
+        shown = self.adapter.show_sample(model, vocabulary, inspection.SHOWN_TEXT)
         if shown is not None:
             texts.append(f"--- shown\n{shown}\n")
         self.records.write_samples("\n".join(texts))
@@ -621,9 +621,6 @@ class Trainer:
 
 
 SAMPLE_TOKENS = 128
-SHOWN_TEXT = (
-    "def read_lines(path):\n    with open(path) as file:\n        return file.readlines()\n"
-)
 
 
 def _is_due(step: int, every: int) -> bool:
