@@ -22,10 +22,10 @@ compiled = pytest.mark.skipif(INTERPRETING or not HAS_TRITON, reason="nothing to
 # Sequences, key heads, positions, query heads of each, head width, and the blocks.
 CASES = {
     "one-position": (1, 1, 1, 2, 16, Grid(8, 4, 16, 3, 1, 1)),
-    "three-heads": (1, 2, 35, 3, 16, Grid(8, 4, 16, 3, 1, 1)),
-    "one-head": (2, 1, 18, 1, 16, Grid(8, 8, 16, 2, 0, 1)),
-    "block-32": (1, 1, 40, 2, 32, Grid(8, 4, 32, 2, 1, 1)),
-    "many-heads": (1, 1, 17, 17, 16, Grid(16, 16, 16, 3, 1, 2)),
+    "three-heads": (1, 2, 21, 3, 16, Grid(8, 4, 16, 3, 1, 1)),
+    "one-head": (2, 1, 17, 1, 16, Grid(8, 8, 16, 2, 0, 1)),
+    "block-32": (1, 1, 34, 2, 32, Grid(8, 4, 32, 2, 1, 1)),
+    "many-heads": (1, 1, 5, 17, 16, Grid(16, 16, 16, 3, 1, 2)),
 }
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
