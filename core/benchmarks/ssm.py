@@ -1,6 +1,6 @@
-"""The SSD scan, the causal convolution and the Mamba-2 mixer against their plain forms.
+"""The scans, the causal convolution and the Mamba-2 mixer against their plain forms.
 
-    python core/benchmarks/ssm.py [--json FILE]
+    python core/benchmarks/ssm.py [--only 'selective scan'] [--json FILE]
 
 Forward plus backward. Both forms of a pair run in one process, alternating: CPU seconds of one
 thread, which other jobs hardly disturb, or wall seconds on a GPU.
@@ -20,7 +20,9 @@ from torch import Tensor
 from nanozoo_core.device import device_name, synchronize
 from nanozoo_core.process_settings import tune_process
 from nanozoo_core.ssm.causal_conv import causal_conv1d
+from nanozoo_core.ssm.linear_recurrence import linear_recurrence, linear_recurrence_reference
 from nanozoo_core.ssm.mamba2 import Mamba2Mixer
+from nanozoo_core.ssm.selective_scan import selective_scan, selective_scan_reference
 from nanozoo_core.ssm.ssd import ssd, ssd_reference
 
 # Batch, sequence, heads, channels of a head, state size, chunk.
@@ -30,6 +32,12 @@ SCANS = {
     "wide": (1, 1024, 16, 64, 128, 64),
 }
 GPU_SCANS = {"wide": (8, 1024, 16, 64, 128, 128), "wide, chunk 256": (8, 1024, 16, 64, 128, 256)}
+# Batch, sequence, channels, state size.
+SELECTIVE_SCANS = {"tiny": (16, 256, 256, 16), "wide": (1, 512, 1536, 16)}
+GPU_SELECTIVE_SCANS = {"wide": (8, 1024, 1536, 16)}
+# Batch, sequence, channels.
+RECURRENCES = {"tiny": (8, 256, 96), "long": (1, 8192, 96)}
+GPU_RECURRENCES = {"long": (8, 8192, 512)}
 # Batch, sequence, channels.
 CONVOLUTIONS = {"tiny": (8, 256, 256), "wide": (1, 1024, 1280)}
 GPU_CONVOLUTIONS = {"wide": (8, 8192, 1280)}
@@ -65,6 +73,61 @@ def scan_forms(shape: tuple[int, ...], device: torch.device) -> dict[str, Run]:
 
     def fast(*tensors: Tensor) -> Tensor:
         return ssd(*tensors[:-1], skip=tensors[-1], chunk_size=chunk_size)[0]
+
+    return {"plain": differentiated(plain, *inputs()), "ours": differentiated(fast, *inputs())}
+
+
+def indexing_scan(
+    x: Tensor, delta: Tensor, rates: Tensor, b: Tensor, c: Tensor, skip: Tensor
+) -> Tensor:
+    """The selective scan as it is often written: all decays and inputs at once, then a loop that
+    indexes them."""
+    decays = torch.exp(delta[..., None] * rates)  # (B, L, D, N)
+    inputs = (delta * x)[..., None] * b[:, :, None]
+    state, ys = torch.zeros_like(decays[:, 0]), []
+    for t in range(x.shape[1]):
+        state = decays[:, t] * state + inputs[:, t]
+        ys.append((state * c[:, t, None]).sum(-1))
+    return torch.stack(ys, dim=1) + skip * x
+
+
+def selective_scan_forms(
+    shape: tuple[int, ...], device: torch.device, *, indexing: bool
+) -> dict[str, Run]:
+    """The loop that indexes positions, or the one over unbound positions, against ours."""
+    batch, length, channels, states = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def inputs() -> list[Tensor]:
+        x = torch.randn(batch, length, channels, generator=generator)
+        delta = F.softplus(torch.randn(batch, length, channels, generator=generator) - 4)
+        rates = -torch.arange(1.0, states + 1).expand(channels, -1).contiguous()
+        b, c = torch.randn(2, batch, length, states, generator=generator)
+        return [t.to(device) for t in (x, delta, rates, b, c, torch.ones(channels))]
+
+    def unbound(*tensors: Tensor) -> Tensor:
+        return selective_scan_reference(*tensors[:-1], skip=tensors[-1])[0]
+
+    def fast(*tensors: Tensor) -> Tensor:
+        return selective_scan(*tensors[:-1], skip=tensors[-1])[0]
+
+    plain = indexing_scan if indexing else unbound
+    return {"plain": differentiated(plain, *inputs()), "ours": differentiated(fast, *inputs())}
+
+
+def recurrence_forms(shape: tuple[int, ...], device: torch.device) -> dict[str, Run]:
+    batch, length, channels = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def inputs() -> list[Tensor]:
+        shapes = (batch, length), (batch, length, channels)
+        return [torch.rand(shape, generator=generator).to(device) for shape in shapes]
+
+    def plain(*tensors: Tensor) -> Tensor:
+        return linear_recurrence_reference(*tensors)[0]
+
+    def fast(*tensors: Tensor) -> Tensor:
+        return linear_recurrence(*tensors)[0]
 
     return {"plain": differentiated(plain, *inputs()), "ours": differentiated(fast, *inputs())}
 
@@ -139,6 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="the cases whose name begins so")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -146,13 +210,20 @@ def main() -> None:
     device = torch.device(arguments.device)
     on_gpu = device.type == "cuda"
     cases = {
-        f"scan, {name}: loop over positions": scan_forms(shape, device)
+        f"ssd, {name}: loop over positions": scan_forms(shape, device)
         for name, shape in (GPU_SCANS if on_gpu else SCANS).items()
     }
+    for name, shape in (GPU_SELECTIVE_SCANS if on_gpu else SELECTIVE_SCANS).items():
+        for loop in ("unbind", "indexing"):
+            forms = selective_scan_forms(shape, device, indexing=loop == "indexing")
+            cases[f"selective scan, {name}: {loop} loop"] = forms
+    for name, shape in (GPU_RECURRENCES if on_gpu else RECURRENCES).items():
+        cases[f"recurrence, {name}: loop"] = recurrence_forms(shape, device)
     for name, shape in (GPU_CONVOLUTIONS if on_gpu else CONVOLUTIONS).items():
         cases[f"convolution, {name}: conv1d"] = convolution_forms(shape, device)
     cases["mixer, prefill: steps"] = mixer_forms(device)
 
+    cases = {name: forms for name, forms in cases.items() if name.startswith(arguments.only)}
     results = {}
     print(f"{'against':42}{'plain ms':>10}{'ours ms':>10}{'speed':>8}   range")
     for name, forms in cases.items():

@@ -1,7 +1,8 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
-from nanozoo_core.nn.norms import rms_norm
+from nanozoo_core.nn.norms import RMSNorm, rms_norm
 
 
 def test_gradient_matches_finite_differences():
@@ -25,3 +26,18 @@ def test_rows_of_zeros_stay_zero_with_finite_gradient():
 def test_statistics_of_bfloat16_are_taken_in_float32():
     x = torch.randn(4, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert torch.equal(rms_norm(x), rms_norm(x.float()).bfloat16())
+
+
+@pytest.mark.parametrize("eps", [None, 1e-3])
+def test_the_layer_with_a_gain_equals_torchs(eps):
+    x = torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours, theirs = (kind(16, eps=eps, dtype=torch.float64) for kind in (RMSNorm, torch.nn.RMSNorm))
+    with torch.no_grad():
+        for norm in (ours, theirs):
+            norm.weight.copy_(torch.linspace(0.5, 2, 16))
+    results = []
+    for norm in (ours, theirs):
+        leaf = x.clone().requires_grad_()
+        y = norm(leaf)
+        results.append((y, *torch.autograd.grad(y.sin().sum(), (leaf, norm.weight))))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)

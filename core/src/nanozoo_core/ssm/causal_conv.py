@@ -141,8 +141,8 @@ class _CausalConv(torch.autograd.Function):
         batch, padded_length, channels = padded.shape
         length = padded_length - weight.shape[1] + 1
         taps = weight.T.contiguous()  # (K, C)
-        # 2^16 values are 256 kB, a part of a core's second-level cache.
-        block = max(16, 2**16 // (batch * channels)) if padded.device.type == "cpu" else length
+        # 2^17 values are 512 kB, a part of a core's second-level cache.
+        block = max(16, 2**17 // (batch * channels)) if padded.device.type == "cpu" else length
         blocks = [slice(at, min(at + block, length)) for at in range(0, length, block)]
         y = padded.new_empty(batch, length, channels)
         for at in blocks:
@@ -159,6 +159,9 @@ class _CausalConv(torch.autograd.Function):
         grad_padded, grad_taps, grad_bias = (torch.zeros_like(t) for t in (padded, taps, bias))
         for at in ctx.blocks:
             grad = grad_y[:, at]  # (B, T, C)
+            products = torch.empty_like(grad, memory_format=torch.contiguous_format)
+            by_position = products.flatten(0, 1).mT  # (C, B T)
+            ones = grad.new_ones(by_position.shape[1])
             if ctx.activation == "silu":
                 total = _weighted_sum(padded, taps, bias, keeps, at)
                 grad = torch.ops.aten.silu_backward(grad, total)
@@ -167,7 +170,8 @@ class _CausalConv(torch.autograd.Function):
                 seen = slice(at.start + j, at.stop + j)
                 grad_j = grad if keeps is None else grad * keeps[:, at, j, None]
                 grad_padded[:, seen].addcmul_(grad_j, tap)
-                grad_taps[j] += (grad_j * padded[:, seen]).sum((0, 1))
+                torch.mul(grad_j, padded[:, seen], out=products)
+                grad_taps[j].addmv_(by_position, ones)  # faster than a sum over two axes
         return grad_padded, grad_taps.T, grad_bias, None, None
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.nn.norms import RMSNorm, rms_norm
 from nanozoo_core.ssm.arguments import Backend, valid_positions
 from nanozoo_core.ssm.causal_conv import causal_conv1d, causal_conv1d_step
 from nanozoo_core.ssm.ssd import ssd, ssd_step
@@ -59,7 +60,7 @@ class Mamba2Mixer(nn.Module):
         self.chunk_size = chunk_size
         self.delta_range, self.delta_floor = delta_range, delta_floor
         self.decay_range = decay_range
-        self.backend = backend
+        self.backend, self.norm_eps = backend, norm_eps
         num_heads, rest = divmod(self.inner_dim, head_dim)
         if rest:
             raise ValueError(
@@ -78,7 +79,7 @@ class Mamba2Mixer(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(num_heads))
         self.A_log = nn.Parameter(torch.empty(num_heads))
         self.skip = nn.Parameter(torch.empty(num_heads))
-        self.norm = nn.RMSNorm(self.inner_dim, eps=norm_eps)
+        self.norm = RMSNorm(self.inner_dim, eps=norm_eps)
         self.out_proj = nn.Linear(self.inner_dim, model_dim, bias=bias)
         self.init_scan_parameters()
 
@@ -199,6 +200,5 @@ class Mamba2Mixer(nn.Module):
             normed = self.norm(gated)
         else:
             gated = gated.unflatten(-1, (self.num_groups, -1))
-            normed = F.rms_norm(gated, gated.shape[-1:], eps=self.norm.eps).flatten(-2)
-            normed = normed * self.norm.weight
+            normed = rms_norm(gated, self.norm_eps).flatten(-2) * self.norm.weight
         return self.out_proj(normed.to(y.dtype))

@@ -243,21 +243,14 @@ class MambaConfig:
     @property
     def steps(self) -> StepSettings:
         """What only mamba1 reads."""
-        return StepSettings(
-            self.time_step_rank,
-            self.time_step_init_scheme,
-            self.time_step_scale,  # type: ignore[arg-type]
-        )
+        given = (self.time_step_rank, self.time_step_init_scheme, self.time_step_scale)
+        return StepSettings(*given)  # type: ignore[arg-type]
 
     @property
     def heads(self) -> HeadSettings:
         """What only mamba2 reads."""
-        return HeadSettings(
-            self.head_dim,
-            self.num_groups,
-            self.A_init_range,
-            self.chunk_size,  # type: ignore[arg-type]
-        )
+        given = (self.head_dim, self.num_groups, self.A_init_range, self.chunk_size)
+        return HeadSettings(*given)  # type: ignore[arg-type]
 
     def check_training(self, training: TrainingConfig) -> list[str]:
         """Problems between these settings and the run's."""

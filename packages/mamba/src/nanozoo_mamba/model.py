@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nanozoo_core.errors import NanozooError
 from nanozoo_core.nn.feed_forward import SwiGLU
+from nanozoo_core.nn.norms import RMSNorm
 from nanozoo_core.ssm.mamba2 import Mamba2Mixer
 from nanozoo_core.ssm.state import MixerState
 from nanozoo_mamba.config import MambaConfig
@@ -85,11 +86,11 @@ class Block(nn.Module):
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
         dim = config.shape.model_dim
-        self.norm = nn.RMSNorm(dim, eps=config.norm_eps)
+        self.norm = RMSNorm(dim, eps=config.norm_eps)
         self.mixer = make_mixer(config)
         self.mlp: SwiGLU | None = None
         if config.mlp_dim:
-            self.mlp_norm = nn.RMSNorm(dim, eps=config.norm_eps)
+            self.mlp_norm = RMSNorm(dim, eps=config.norm_eps)
             self.mlp = SwiGLU(dim, config.mlp_dim)
 
     def outputs(self) -> list[nn.Linear]:
@@ -126,7 +127,7 @@ class Mamba(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(num_layers))
-        self.norm = nn.RMSNorm(dim, eps=config.norm_eps)
+        self.norm = RMSNorm(dim, eps=config.norm_eps)
         if not config.tie_embeddings:
             self.head = nn.Linear(dim, config.vocab_size, bias=False)
         self.init_weights()

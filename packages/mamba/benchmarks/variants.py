@@ -1,0 +1,113 @@
+"""A training step of Mamba-2 beside Mamba-1 of the same shape: ratio of speed.
+
+    python packages/mamba/benchmarks/variants.py [--json FILE]
+
+A step is loss, gradients, AdamW(fused=True) and zero_grad, in float32 (bfloat16 on a GPU). Both
+alternate in one process: CPU seconds of one thread, or wall seconds on a GPU.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanozoo_core.contract import Step
+from nanozoo_core.device import autocast, device_name, synchronize
+from nanozoo_core.process_settings import tune_process
+from nanozoo_core.testing.sources import batch_of
+from nanozoo_mamba.adapter import MambaAdapter
+from nanozoo_mamba.config import MambaConfig
+from nanozoo_mamba.model import Mamba
+
+TINY = {"vocab_size": 4096, "seq_len": 256}
+WIDE = {"vocab_size": 4096, "seq_len": 512, "num_layers": 2, "model_dim": 768}
+LARGE = {"vocab_size": 50257, "seq_len": 1024, "preset": "130m"}
+# Settings of both, settings of Mamba-2, windows in a batch.
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
+    "tiny, 64 states": (TINY, {"d_state": 64}, 16),
+    "tiny, 16 states": (TINY, {"d_state": 16}, 16),
+    "wide, 128 states": (WIDE, {"d_state": 128, "head_dim": 64, "chunk_size": 64}, 1),
+}
+GPU_CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {"130m": (LARGE, {}, 16)}
+Run = Callable[[], None]
+ADAPTER = MambaAdapter(MambaConfig, Mamba)
+
+
+def training_step(
+    config: MambaConfig, num_windows: int, device: torch.device
+) -> Callable[[], None]:
+    torch.manual_seed(0)
+    assert config.vocab_size is not None
+    assert config.seq_len is not None
+    model = Mamba(config).to(device)
+    tokens = torch.randint(config.vocab_size, (num_windows, config.seq_len + 1), device=device)
+    batch, where = batch_of(tokens), Step(0, 0.0, 0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+
+    def step() -> None:
+        with autocast(device, dtype):
+            loss = ADAPTER.training_loss(model, batch, where).value
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def seconds(step: Run, device: torch.device, repeats: int = 2) -> float:
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    synchronize(device)
+    started = clock()
+    for _ in range(repeats):
+        step()
+    synchronize(device)
+    return (clock() - started) / repeats
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tune_process()
+    device = torch.device(arguments.device)
+    results = {}
+    print(f"{device_name(device)}, torch {torch.__version__}")
+    print(f"{'shape':20}{'mamba1 tok/s':>14}{'mamba2 tok/s':>14}{'ratio':>8}   range")
+    for name, (shared, second, num_windows) in (
+        GPU_CASES if device.type == "cuda" else CASES
+    ).items():
+        configs = {
+            "mamba1": MambaConfig(**shared),
+            "mamba2": MambaConfig(**shared, variant="mamba2", **second),
+        }
+        steps = {key: training_step(c, num_windows, device) for key, c in configs.items()}
+        times = [
+            {key: seconds(step, device) for key, step in steps.items()}
+            for _ in range(arguments.rounds + 1)
+        ][1:]  # the first warms up
+        ratios = [t["mamba1"] / t["mamba2"] for t in times]
+        num_tokens = num_windows * shared["seq_len"]
+        row = {key: num_tokens / statistics.median(t[key] for t in times) for key in steps}
+        row |= {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+        results[name] = row
+        print(
+            f"{name:20}{row['mamba1']:>14,.0f}{row['mamba2']:>14,.0f}{row['ratio']:>8.2f}   "
+            f"{row['least']:.2f} .. {row['most']:.2f}",
+            flush=True,
+        )
+    if arguments.json is not None:
+        record = {"device": device_name(device), "torch": torch.__version__, "results": results}
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
