@@ -16,6 +16,7 @@ class TestContract(ModelContract):
         "ssm_cfg": {"d_state": 8, "head_dim": 16, "chunk_size": 16},
         "nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4},
     }
+    entropy_steps = 150
 
     def builds_on(self) -> tuple[str, ...]:
         return ("hnet", "nsa")
