@@ -3,7 +3,8 @@
     python core/benchmarks/ssm.py [--only 'selective scan'] [--json FILE]
 
 Forward plus backward. Both forms of a pair run in one process, alternating: CPU seconds of one
-thread, which other jobs hardly disturb, or wall seconds on a GPU.
+thread, which other jobs hardly disturb, or wall seconds on a GPU. The process has the settings that
+our trainer makes, or with --untuned torch's own, under which large temporaries cost more.
 """
 
 import argparse
@@ -203,10 +204,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="the cases whose name begins so")
+    parser.add_argument("--untuned", action="store_true", help="leave the process as torch has it")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    tune_process()
+    if not arguments.untuned:
+        tune_process()
     device = torch.device(arguments.device)
     on_gpu = device.type == "cuda"
     cases = {
