@@ -1,13 +1,17 @@
 """Checks, each in an environment of its own. `nox` runs what a change must pass.
 
 Environments come from uv.lock. `test-<model>` holds that package and core alone; `alone-<model>`
-installs built wheels outside the workspace.
+installs built wheels outside the workspace, and `alone` does so for every model.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nox
@@ -25,7 +29,7 @@ nox.options.sessions = [
     "test-extras",
     "test-configs",
     *(f"test-{model}" for model in MODELS),
-    *(f"alone-{model}" for model in MODELS),
+    "alone",
 ]
 
 
@@ -105,6 +109,23 @@ def make_alone_session(model: str) -> None:
             train_from_wheels(session, model, Path(folder))
 
     alone.__doc__ = f"Builds the wheels of {model}, installs them elsewhere and trains 20 steps."
+
+
+@nox.session(venv_backend="none")
+def alone(session: nox.Session) -> None:
+    """The session alone-<model> of every model, one for each core at a time."""
+
+    def run(model: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "nox", "-s", f"alone-{model}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ended = dict(zip(MODELS, pool.map(run, MODELS), strict=True))
+    failed = [model for model, process in ended.items() if process.returncode]
+    for model in failed:
+        session.log(f"alone-{model}:\n{ended[model].stdout}\n{ended[model].stderr}")
+    if failed:
+        session.error(f"these do not train alone: {', '.join(failed)}")
 
 
 def workspace_needs(model: str) -> list[str]:
