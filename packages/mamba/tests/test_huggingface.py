@@ -5,8 +5,10 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from nanozoo_core.errors import CheckpointError
+from nanozoo_mamba.adapter import MambaAdapter
 from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.huggingface import (
     from_hf_config,
@@ -160,3 +162,13 @@ def test_weights_of_another_shape_are_refused(tmp_path):
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         load_pretrained(tmp_path)
+
+
+@torch.no_grad()
+def test_the_adapter_exports_the_same(ours, tmp_path):
+    adapter = MambaAdapter(MambaConfig, Mamba)
+    config, tensors = adapter.to_hf(ours)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(tokens()).logits, ours(tokens()), rtol=0, atol=1e-5)

@@ -114,8 +114,18 @@ def test_the_published_size_has_its_number_of_parameters():
 
 def test_kernels_without_a_gpu_are_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    model = build(scan_backend="triton")  # always made on the CPU, then moved
     with pytest.raises(ConfigError, match=r"scan_backend=triton needs a GPU"):
-        build(scan_backend="triton")
+        ADAPTER.prepare_model(model, [])
+
+
+@pytest.mark.parametrize("settings", [{}, MAMBA2], ids=["mamba1", "mamba2"])
+def test_a_wider_model_is_legal(settings):
+    config = build(**settings).config
+    shape = {"vocab_size": 29, "num_layers": 2} | settings
+    for factor in (0.6, 1.7, 3.1):
+        wider = MambaConfig(**shape | ADAPTER.at_width(config, factor))
+        assert wider.model_dim == pytest.approx(factor * config.model_dim, rel=0.35)
 
 
 @pytest.mark.slow

@@ -6,16 +6,21 @@ Shapes: B batch, T sequence, D model_dim, V vocabulary.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from nanozoo_core.config import OptimConfig
-from nanozoo_core.contract import Batch, Draw, Loss, Nll, Step, Vocabulary
+from nanozoo_core.contract import Batch, Draw, Loss, Nll, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.optim.groups import Own, ParameterGroup, default_roles, make_groups
 from nanozoo_core.ssm.arguments import is_interpreting
 from nanozoo_mamba.config import MambaConfig
+from nanozoo_mamba.huggingface import to_hf_config, to_hf_state_dict
 from nanozoo_mamba.model import Mamba, MambaCache
 
 # AdamW's by what they are, not by their shape, and with decay like the matrices.
@@ -23,15 +28,16 @@ DECAYING_VECTORS = ("conv.weight", "x_proj.weight", "dt_proj.weight")
 
 
 class MambaAdapter(DefaultModelAdapter):
-    def build(self, config: MambaConfig, vocabulary: Vocabulary) -> nn.Module:
-        """Raises: ConfigError also when the kernels are asked for and cannot run."""
-        device = torch.get_default_device().type
-        if config.scan_backend == "triton" and device == "cpu" and not is_interpreting():
+    def prepare_model(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        """Raises: ConfigError when the kernels are asked for and cannot run on the model's
+        device."""
+        assert isinstance(model, Mamba)
+        on_cpu = model.embedding.weight.device.type == "cpu"
+        if model.config.scan_backend == "triton" and on_cpu and not is_interpreting():
             raise ConfigError(
                 "model_cfg.scan_backend=triton needs a GPU, and this run is on the CPU; use auto "
                 "or torch"
             )
-        return super().build(config, vocabulary)
 
     # -- loss and score -------------------------------------------------------------------------
 
@@ -103,6 +109,20 @@ class MambaAdapter(DefaultModelAdapter):
         assert isinstance(model, Mamba)
         state = float(model.init_cache(1, 1).num_bytes)
         return super().report(model) | {"cache_bytes_per_token": 0.0, "state_bytes": state}
+
+    def at_width(self, model_cfg: MambaConfig, factor: float) -> dict[str, object]:
+        """Scales the width, with mamba2 to what its heads divide."""
+        unit = 8
+        if model_cfg.variant == "mamba2":
+            head_dim = model_cfg.heads.head_dim
+            unit = head_dim // math.gcd(head_dim, model_cfg.expand)
+        return {"model_dim": max(unit, round(factor * model_cfg.shape.model_dim / unit) * unit)}
+
+    def to_hf(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """For MambaForCausalLM or Mamba2ForCausalLM. Raises: CheckpointError for MLPs, which they
+        have not."""
+        assert isinstance(model, Mamba)
+        return to_hf_config(model.config), to_hf_state_dict(model)
 
 
 Adapter = MambaAdapter
