@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanozoo_core.nn.norms import RMSNorm, rms_norm
+from nanozoo_core.nn.norms import RMSNorm, gated_rms_norm, rms_norm
 
 
 def test_gradient_matches_finite_differences():
@@ -41,3 +41,22 @@ def test_the_layer_with_a_gain_equals_torchs(eps):
         y = norm(leaf)
         results.append((y, *torch.autograd.grad(y.sin().sum(), (leaf, norm.weight))))
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_the_gated_norm_equals_its_definition():
+    generator = torch.Generator().manual_seed(0)
+    x, gate = torch.randn(2, 3, 5, 16, generator=generator, dtype=torch.float64)
+    weight = torch.linspace(0.5, 2, 16, dtype=torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in (x, gate, weight)]
+    results = []
+    for y in (gated_rms_norm(x, gate, weight, 1e-3), rms_norm(x * F.silu(gate), 1e-3) * weight):
+        results.append((y, *torch.autograd.grad(y.sin().sum(), leaves)))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_the_gated_norm_passes_gradcheck():
+    generator = torch.Generator().manual_seed(0)
+    x, gate = torch.randn(2, 2, 6, generator=generator, dtype=torch.float64)
+    weight = torch.linspace(0.5, 2, 6, dtype=torch.float64)
+    leaves = tuple(tensor.requires_grad_() for tensor in (x, gate, weight))
+    assert torch.autograd.gradcheck(lambda *inputs: gated_rms_norm(*inputs, 1e-3), leaves)

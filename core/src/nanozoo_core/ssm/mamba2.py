@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanozoo_core.nn.norms import RMSNorm, rms_norm
+from nanozoo_core.nn.norms import gated_rms_norm
 from nanozoo_core.ssm.arguments import Backend, valid_positions
 from nanozoo_core.ssm.causal_conv import causal_conv1d, causal_conv1d_step
 from nanozoo_core.ssm.ssd import ssd, ssd_step
@@ -79,7 +79,7 @@ class Mamba2Mixer(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(num_heads))
         self.A_log = nn.Parameter(torch.empty(num_heads))
         self.skip = nn.Parameter(torch.empty(num_heads))
-        self.norm = RMSNorm(self.inner_dim, eps=norm_eps)
+        self.norm = nn.RMSNorm(self.inner_dim, eps=norm_eps)  # holds its gain only
         self.out_proj = nn.Linear(self.inner_dim, model_dim, bias=bias)
         self.init_scan_parameters()
 
@@ -195,10 +195,6 @@ class Mamba2Mixer(nn.Module):
     def _gate_and_project(self, y: Tensor, z: Tensor) -> Tensor:
         """Gate first, norm second, each group of heads by itself, in float32 (or wider)."""
         dtype = torch.promote_types(y.dtype, torch.float32)
-        gated = y.to(dtype) * F.silu(z.to(dtype))
-        if self.num_groups == 1:
-            normed = self.norm(gated)
-        else:
-            gated = gated.unflatten(-1, (self.num_groups, -1))
-            normed = rms_norm(gated, self.norm_eps).flatten(-2) * self.norm.weight
-        return self.out_proj(normed.to(y.dtype))
+        y, z, weight = (t.unflatten(-1, (self.num_groups, -1)) for t in (y, z, self.norm.weight))
+        normed = gated_rms_norm(y.to(dtype), z.to(dtype), weight.to(dtype), self.norm_eps)
+        return self.out_proj(normed.flatten(-2).to(y.dtype))
