@@ -69,7 +69,7 @@ def _ranking(
 
 def _curves(plt: Any, entries: Sequence[Entry], paint: dict[str, str]) -> Any:
     figure, panels = plt.subplots(1, 3, figsize=(14, 5.5), sharey=True, layout="constrained")
-    highest = 0.0
+    values: list[float] = []
     for entry in entries:
         train, val = curve(entry, "train_bpb"), curve(entry, "val_bpb")
         style = {"color": paint[entry.label], "linestyle": "--" if entry.is_bound else "-"}
@@ -80,7 +80,7 @@ def _curves(plt: Any, entries: Sequence[Entry], paint: dict[str, str]) -> Any:
             dots = [getattr(point, axis) / unit for point in val]
             axes.plot(dots, [p.bpb for p in val], "o", markersize=4, color=paint[entry.label],
                       label=entry.label)  # fmt: skip
-        highest = max([highest, *(p.bpb for p in train[1:])])
+        values += [p.bpb for p in (*train[1:], *val)]
     for axis, axes in zip(AXES, panels, strict=True):
         axes.set_xlabel(AXIS_LABELS[axis][0])
         for name, bpb in baselines(entries).items():
@@ -89,8 +89,8 @@ def _curves(plt: Any, entries: Sequence[Entry], paint: dict[str, str]) -> Any:
                           fontsize=8, va="bottom")  # fmt: skip
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("bits per byte: lines training, dots validation")
-    if highest:
-        panels[0].set_ylim(top=1.02 * highest)
+    if values:  # without the first steps, beside which what follows would be flat
+        panels[0].set_ylim(0.97 * min(values), min(1.02 * max(values), 2.2 * min(values)))
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, frameon=False
     )
