@@ -99,7 +99,8 @@ class _SelectiveScan(torch.autograd.Function):
                 torch.bmm(reads[m], block.h_matrices, out=outputs[m])
             y[rows] = y_rows.transpose(0, 1)
         y.addcmul_(x, skip)
-        ctx.save_for_backward(x, steps, rates, b, c, skip, gate, starts, valid, states, y)
+        before_gate = None if gate is None else y
+        ctx.save_for_backward(x, steps, rates, b, c, skip, gate, starts, valid, states, before_gate)
         ctx.delta_bias, ctx.delta_softplus = delta_bias is not None, delta_softplus
         return y if gate is None else y * F.silu(gate), states[-1].mT.contiguous()
 
