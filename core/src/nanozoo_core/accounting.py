@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,15 +21,22 @@ def count_parameters(model: nn.Module, roles: dict[str, str]) -> dict[str, float
 
 def count_cache(adapter: DefaultModelAdapter, model: nn.Module) -> dict[str, float]:
     """`cache_bytes_per_token`, by which the decoding state grows with every token, and
-    `state_bytes`, what it holds from the start; empty where the cache has no `num_bytes`."""
+    `state_bytes`, what it holds from the start, from the adapter's `cache_lengths`; empty where
+    the cache has no `num_bytes`."""
     if not hasattr(model, "init_cache"):
         return {}
-    one, two = (
-        getattr(adapter.init_cache(model, 1, length), "num_bytes", None) for length in (1, 2)
-    )
-    if one is None or two is None:
+    lengths = adapter.cache_lengths
+    caches = [adapter.init_cache(model, 1, length) for length in lengths]
+    if not all(hasattr(cache, "num_bytes") for cache in caches):
         return {}
-    return {"cache_bytes_per_token": two - one, "state_bytes": 2 * one - two}
+    return cache_growth(lengths, [cache.num_bytes for cache in caches])
+
+
+def cache_growth(lengths: tuple[int, int], num_bytes: Sequence[int]) -> dict[str, float]:
+    """Of a decoding state that has `num_bytes` at these two lengths and grows evenly."""
+    (short, long), (few, many) = lengths, num_bytes
+    per_token = (many - few) / (long - short)
+    return {"cache_bytes_per_token": per_token, "state_bytes": few - short * per_token}
 
 
 def transformer_flops_per_token(adapter: DefaultModelAdapter, config: Any, seq_len: int) -> float:

@@ -73,6 +73,9 @@ class DefaultModelAdapter:
     """
 
     likelihood: Likelihood = "exact"
+    cache_lengths = (1, 2)
+    """Tokens between which the decoding state grows evenly, for `report`; a model with windows
+    names two beyond them."""
 
     def __init__(self, config_class: type, model_class: type[nn.Module]) -> None:
         self.config_class = config_class

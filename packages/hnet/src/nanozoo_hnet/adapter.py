@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nanozoo_core.accounting import cache_growth
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import (
     Batch,
@@ -44,9 +45,6 @@ LONGEST_SHOWN = 16  # bytes of a chunk
 
 
 class HNetAdapter(DefaultModelAdapter):
-    # Between these lengths the states of layers grow evenly; a package that adds layers may differ.
-    cache_lengths = (1, 2)
-
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """Mean next-token cross-entropy + ratio_loss_coef * sum of the stages' ratio losses."""
         assert isinstance(model, HNet)
@@ -162,13 +160,13 @@ class HNetAdapter(DefaultModelAdapter):
         share, growing, constant = 1.0, 0.0, 0.0
         for stage, ratio in zip(model.stages(), [*model.config.ratios, 1.0], strict=True):
             for network in stage.networks():
-                short, long = (
+                sizes_at = [
                     sum(state.num_bytes for state in network.empty_states(1, length))
                     for length in self.cache_lengths
-                )
-                per_position = (long - short) / (self.cache_lengths[1] - self.cache_lengths[0])
-                growing += share * per_position
-                constant += short - self.cache_lengths[0] * per_position
+                ]
+                growth = cache_growth(self.cache_lengths, sizes_at)
+                growing += share * growth["cache_bytes_per_token"]
+                constant += growth["state_bytes"]
             share /= ratio
         return counts | {"cache_bytes_per_token": growing, "state_bytes": constant}
 

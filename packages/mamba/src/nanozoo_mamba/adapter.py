@@ -104,12 +104,6 @@ class MambaAdapter(DefaultModelAdapter):
         scans = sum(float(block.mixer.flops(length)) for block in model.each_block())
         return 6.0 * (weights + model.output_weight.numel()) + 3 * scans
 
-    def report(self, model: nn.Module) -> dict[str, float]:
-        """Adds what decoding keeps of a text, however long it is."""
-        assert isinstance(model, Mamba)
-        state = float(model.init_cache(1, 1).num_bytes)
-        return super().report(model) | {"cache_bytes_per_token": 0.0, "state_bytes": state}
-
     def at_width(self, model_cfg: MambaConfig, factor: float) -> dict[str, object]:
         """Scales the width, with mamba2 to what its heads divide."""
         unit = 8

@@ -78,16 +78,11 @@ class MTMAdapter(DefaultModelAdapter):
         return super().flops_per_token(config, seq_len) + config.num_mtp_modules * more
 
     def report(self, model: nn.Module) -> dict[str, float]:
-        """Adds the parameters that plain decoding uses, and what its cache holds for a token."""
+        """Adds the parameters that plain decoding uses."""
         assert isinstance(model, MTM)
         total = sum(p.numel() for p in model.parameters())
         modules = sum(p.numel() for p in model.modules_ahead.parameters())
-        itemsize = model.embedding.weight.element_size()
-        width = 2 * model.config.num_layers * model.config.model_dim
-        return super().report(model) | {
-            "params_inference": total - modules,
-            "cache_bytes_per_token": width * itemsize,
-        }
+        return super().report(model) | {"params_inference": total - modules}
 
     # -- inspection -----------------------------------------------------------------------------
 

@@ -54,20 +54,14 @@ class MTPAdapter(DefaultModelAdapter):
         return super().flops_per_token(config, seq_len) + projections
 
     def report(self, model: nn.Module) -> dict[str, float]:
-        """Adds the parameters that plain decoding uses, and what its cache holds for a token."""
+        """Adds the parameters that plain decoding uses."""
         assert isinstance(model, MTP)
         config = model.config
         total = sum(p.numel() for p in model.parameters())
         idle = sum(p.numel() for p in model.maps.parameters())
-        num_layers = config.num_layers
         if config.head_type == "block":
             idle = sum(p.numel() for p in model.blocks[config.num_trunk_layers + 1 :].parameters())
-            num_layers = config.num_trunk_layers + 1
-        itemsize = model.embedding.weight.element_size()
-        return super().report(model) | {
-            "params_inference": total - idle,
-            "cache_bytes_per_token": 2 * num_layers * config.model_dim * itemsize,
-        }
+        return super().report(model) | {"params_inference": total - idle}
 
     # -- inspection -----------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ BRANCHES = ("compressed", "selected", "window")
 
 
 class NSAAdapter(DefaultModelAdapter):
+    cache_lengths = (4096, 8192)  # beyond all windows, in whole blocks
+
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """Mean next-token cross-entropy; it reports how open the gates are."""
         assert isinstance(model, NSA)
@@ -80,14 +82,6 @@ class NSAAdapter(DefaultModelAdapter):
                 m.flops(torch.tensor(float(seq_len), device="cpu")) for m in model.mixers()
             )
         return 6.0 * linear + 3 * float(mixers)
-
-    def report(self, model: nn.Module) -> dict[str, float]:
-        """Adds what decoding keeps per token, and once."""
-        assert isinstance(model, NSA)
-        long = 64 * model.config.grid.block
-        one, two = (model.init_cache(1, length).num_bytes for length in (long, 2 * long))
-        sizes = {"cache_bytes_per_token": (two - one) / long, "state_bytes": 2.0 * one - two}
-        return super().report(model) | sizes
 
     # -- inspection -----------------------------------------------------------------------------
 

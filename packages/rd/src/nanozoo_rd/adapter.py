@@ -82,17 +82,13 @@ class RDAdapter(DefaultModelAdapter):
         )
 
     def report(self, model: nn.Module) -> dict[str, float]:
-        """Adds the mean training depth, the layers that a token passes when scored, and what the
-        cache holds for it."""
+        """Adds the mean training depth, and the layers that a token passes when scored."""
         assert isinstance(model, RecurrentDepth)
         config, decoding = model.config, model.decoding
         outside = config.num_prelude_layers + config.num_coda_layers
-        cached = outside + config.num_core_layers * decoding.num_slots
-        itemsize = model.embedding.weight.itemsize
         return super().report(model) | {
             "mean_training_depth": config.expected_depths()[0],
             "layers_per_token": outside + config.num_core_layers * decoding.num_iterations,
-            "cache_bytes_per_token": 2 * cached * config.model_dim * itemsize,
         }
 
     # -- inspection -----------------------------------------------------------------------------
