@@ -12,6 +12,7 @@ from nanozoo_core import compose, registry, schema
 from nanozoo_core.config import DataConfig, TrainingConfig
 
 if TYPE_CHECKING:
+    from nanozoo_core.batches import BatchShape
     from nanozoo_core.default_model_adapter import DefaultModelAdapter
 
 
@@ -43,6 +44,7 @@ def describe_model(
     muon = sum(n for name, n in params.items() if roles[name] == "matrix")
     state = 8 * total - (4 * muon if config.optim.name == "muon" else 0)
     flops = adapter.flops_per_token(model_cfg, config.data.seq_len)
+    plan = estimate.plan(config, adapter, model_cfg)
     counted = ("params", "params_non_embedding")
     extra = {name: n for name, n in adapter.report(model).items() if name not in counted}
     lines = [f"{config.model}: {registry.model_summaries()[config.model]}", "", "model_cfg:"]
@@ -60,17 +62,18 @@ def describe_model(
         + ")",
         *(f"{name}: {value:,.6g}" for name, value in extra.items()),
         f"training FLOPs per token: {flops:.3e} at data.seq_len={config.data.seq_len}",
-        *estimate.plan(config, adapter, model_cfg).lines(),
+        *plan.lines(),
         f"memory of weights, gradients and optimiser ({config.optim.name}): "
         f"{(8 * total + state) / 2**20:,.1f} MiB",
-        _activations(config, adapter, model_cfg) if activations else "",
+        *([_activations(config, adapter, model_cfg, plan.shapes[-1])] if activations else []),
         f"train it: train {f'--config {recipe}' if recipe else f'--model {config.model}'}",
     ]
-    lines = [line for number, line in enumerate(lines) if line or number < 2]
     return "\n".join(lines)
 
 
-def _activations(config: TrainingConfig, adapter: DefaultModelAdapter, model_cfg: Any) -> str:
+def _activations(
+    config: TrainingConfig, adapter: DefaultModelAdapter, model_cfg: Any, shape: BatchShape
+) -> str:
     """What one micro-batch keeps for its gradient, from one window computed on this machine."""
     import torch
 
@@ -81,7 +84,6 @@ def _activations(config: TrainingConfig, adapter: DefaultModelAdapter, model_cfg
     vocabulary = ToyVocabulary(vocabulary_size(config.data))  # no tokenizer is there yet
     with torch.random.fork_rng(devices=[]):
         model = adapter.build(model_cfg, vocabulary)
-    shape = estimate.plan(config, adapter, model_cfg).shapes[-1]
     window = estimate.activation_bytes(
         adapter,
         model,

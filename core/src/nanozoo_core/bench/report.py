@@ -109,7 +109,6 @@ def write(
         for entry in entries
     ]
     path = request.folder / "bench.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**about, "results": results, "failures": failures}, indent=2)
     path.write_text(text + "\n", encoding="utf-8")
     return path

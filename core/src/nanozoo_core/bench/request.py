@@ -8,7 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanozoo_core import compose
-from nanozoo_core.compare.request import Entrant, parse_entrants, split_list, whole_number
+from nanozoo_core.compare.request import (
+    Entrant,
+    parse_entrants,
+    split_list,
+    split_words,
+    whole_number,
+)
 from nanozoo_core.errors import CheckpointError, ConfigError, Problems, suggest
 
 TASKS = ("train", "decode")
@@ -63,16 +69,7 @@ def parse(words: Sequence[str]) -> Request:
         folder in models= that is no run.
     """
     problems = Problems()
-    own: dict[str, str] = {}
-    shared: list[str] = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            problems.add(f"'{word}' is not key=value; usage: {USAGE}")
-        elif key in KEYS:
-            own[key] = value
-        else:
-            shared.append(word)
+    own, shared = split_words(words, KEYS, USAGE, problems)
     names = split_list(own.get("models", ""))
     problems.require(bool(names), f"nothing to measure: give models=A,B; usage: {USAGE}")
     entrants, general = parse_entrants(names, shared, problems, keys=KEYS, reserved=RESERVED)

@@ -77,18 +77,30 @@ def _as_keyboard_interrupt(_number: int, _frame: object) -> None:
 def _start(plan: Path, number: int, member: Member, jobs: int) -> Running:
     """A process group of its own: Ctrl-C reaches it through `_stop`, once."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {})
+    environment = {"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {}
+    process = start_member(plan, number, member, environment, start_new_session=True)
+    return Running(number, member, process)
+
+
+def start_member(
+    plan: Path,
+    number: int,
+    member: Member,
+    environment: dict[str, str] | None = None,
+    *,
+    start_new_session: bool = False,
+) -> subprocess.Popen[bytes]:
+    """A process that trains one member of a plan and writes what it says beside the run."""
     log = member.beside("log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "nanozoo_core.compare.member", str(plan), str(number)],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
+            env=os.environ | (environment or {}),
+            start_new_session=start_new_session,
         )
-    return Running(number, member, process)
 
 
 def _stop(running: list[Running]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from nanozoo_core.compare.execute import failure_sentence, is_done
+from nanozoo_core.compare.execute import failure_sentence, is_done, start_member
 from nanozoo_core.compare.plan import Member, read_member
 from nanozoo_core.errors import ConfigError
 
@@ -22,16 +22,8 @@ from nanozoo_core.errors import ConfigError
 @hydra.main(version_base=None, config_path=None)
 def job(config: DictConfig) -> None:
     """One job of the sweep."""
-    member = read_member(Path(config.plan), int(config.member))
-    log = member.beside("log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file:
-        subprocess.run(
-            [sys.executable, "-m", "nanozoo_core.compare.member", config.plan, str(config.member)],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
+    plan, number = Path(config.plan), int(config.member)
+    start_member(plan, number, read_member(plan, number)).wait()
 
 
 def launch_members(plan: Path, members: list[Member], launcher: Sequence[str]) -> dict[str, str]:

@@ -60,7 +60,7 @@ def make_plan(request: Request) -> tuple[list[Member], dict[str, str]]:
     composed: list[tuple[Entrant, list[str], TrainingConfig]] = []
     problems: list[str] = []
     for entrant in entrants:
-        arguments = [*budget_overrides(request), *request.overrides, *entrant.overrides]
+        arguments = arguments_of(request, entrant)
         try:
             composed.append((entrant, arguments, compose_entrant(entrant, arguments)))
         except ConfigError as error:
@@ -85,6 +85,11 @@ def budget_overrides(request: Request) -> list[str]:
     whole = int(amount) if unit in ("steps", "tokens", "bytes") else amount
     others = [f"train.max_{other}=null" for other in UNITS if other != unit]
     return [f"train.max_{unit}={whole}", *others]
+
+
+def arguments_of(request: Request, entrant: Entrant) -> list[str]:
+    """The overrides of an entrant, its own last."""
+    return [*budget_overrides(request), *request.overrides, *entrant.overrides]
 
 
 def compose_entrant(entrant: Entrant, arguments: list[str]) -> TrainingConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from nanozoo_core.compare.results import Entry
 
@@ -79,14 +80,11 @@ def _significant(entries: list[Entry]) -> list[list[bool]] | None:
     size, freedom = len(entries), degrees_of_freedom(entries)
     variance = pooled_variance(entries)
     table = [[False] * size for _ in range(size)]
-    for n, one in enumerate(entries):
-        for m, other in enumerate(entries):
-            if n == m:
-                continue
-            error = (variance / 2 * (1 / len(one.runs) + 1 / len(other.runs))) ** 0.5
-            gap = abs(one.mean - other.mean)
-            chance = studentized_range.sf(gap / error, size, freedom) if error else float(gap == 0)
-            table[n][m] = bool(chance < LEVEL)
+    for (n, one), (m, other) in combinations(enumerate(entries), 2):
+        error = (variance / 2 * (1 / len(one.runs) + 1 / len(other.runs))) ** 0.5
+        gap = abs(one.mean - other.mean)
+        chance = studentized_range.sf(gap / error, size, freedom) if error else float(gap == 0)
+        table[n][m] = table[m][n] = bool(chance < LEVEL)
     return table
 
 

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class Report:
     entries: list[Entry]
     failures: dict[str, str]
 
-    @property
+    @cached_property
     def groups(self) -> list[Group]:
         return rank(self.entries)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ class Request:
     @property
     def command(self) -> str:
         """The command to type for the same comparison."""
-        return " ".join(["nanozoo compare", *self.words])
+        return shlex.join(["nanozoo", "compare", *self.words])
 
 
 def parse(words: Sequence[str]) -> Request:
@@ -69,19 +70,9 @@ def parse(words: Sequence[str]) -> Request:
     Raises: ConfigError with a sentence for every argument that makes no sense.
     """
     problems = Problems()
-    own: dict[str, str] = {}
-    shared: list[str] = []
-    launcher: list[str] = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            problems.add(f"'{word}' is not key=value; usage: {USAGE}")
-        elif key in KEYS:
-            own[key] = value
-        elif key.startswith("hydra"):
-            launcher.append(word)
-        else:
-            shared.append(word)
+    own, others = split_words(words, KEYS, USAGE, problems)
+    launcher = [word for word in others if word.startswith("hydra")]
+    shared = [word for word in others if word not in launcher]
     problems.require(
         "models" in own or "runs" in own,
         f"nothing to compare: give models=A,B or runs=RUN,RUN; usage: {USAGE}",
@@ -105,6 +96,23 @@ def parse(words: Sequence[str]) -> Request:
         launcher=tuple(launcher),
         words=tuple(words),
     )
+
+
+def split_words(
+    words: Sequence[str], keys: Sequence[str], usage: str, problems: Problems
+) -> tuple[dict[str, str], list[str]]:
+    """The values of a command's own `keys`, and all other key=value words."""
+    own: dict[str, str] = {}
+    others: list[str] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            problems.add(f"'{word}' is not key=value; usage: {usage}")
+        elif key in keys:
+            own[key] = value
+        else:
+            others.append(word)
+    return own, others
 
 
 def split_list(value: str) -> list[str]:

@@ -77,7 +77,7 @@ class Entry:
             run.result["train_bytes"] / run.result["train_seconds"] for run in self.runs
         )
 
-    @property
+    @cached_property
     def context_bytes(self) -> float:
         """The text that a window holds on average: what the model can look back on."""
         config = compose.stored_config(self.runs[0].folder)

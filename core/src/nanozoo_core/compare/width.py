@@ -9,7 +9,7 @@ import json
 import torch
 
 from nanozoo_core import compose, registry
-from nanozoo_core.compare.plan import budget_overrides, compose_entrant
+from nanozoo_core.compare.plan import arguments_of, compose_entrant
 from nanozoo_core.compare.request import Entrant, Request
 from nanozoo_core.config import TrainingConfig
 from nanozoo_core.errors import ConfigError
@@ -30,8 +30,7 @@ def match_widths(request: Request) -> tuple[tuple[Entrant, ...], dict[str, str]]
     target = _target(request)
     matched, failures = [], {}
     for entrant in request.entrants:
-        arguments = [*budget_overrides(request), *request.overrides, *entrant.overrides]
-        config = compose_entrant(entrant, arguments)
+        config = compose_entrant(entrant, arguments_of(request, entrant))
         try:
             added = width_overrides(config, target)
         except ConfigError as error:
@@ -45,8 +44,7 @@ def _target(request: Request) -> float:
     text = str(request.match)
     for entrant in request.entrants:
         if entrant.label == text:
-            arguments = [*budget_overrides(request), *request.overrides, *entrant.overrides]
-            return count(compose_entrant(entrant, arguments), {})
+            return count(compose_entrant(entrant, arguments_of(request, entrant)), {})
     try:
         return float(text)
     except ValueError:
