@@ -1,24 +1,17 @@
 """The convolution and its Triton twin against the plain sum; kernels run in the interpreter."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nanozoo_core.ssm.arguments import HAS_TRITON
 from nanozoo_core.ssm.causal_conv import (
     causal_conv1d,
     causal_conv1d_reference,
     causal_conv1d_step,
 )
-
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETING, reason="run by a test here in a child process")
-compiled = pytest.mark.skipif(INTERPRETING or not HAS_TRITON, reason="nothing to compile")
+from nanozoo_core.testing.kernels import compiled, interpreted, run_interpreted
 
 
 def make_inputs(batch, length, channels, width, dtype=torch.float32, seed=0):
@@ -134,17 +127,7 @@ def test_bfloat16_input_is_summed_in_float32():
 
 @compiled
 def test_kernels_agree_with_the_reference_in_a_child_process():
-    # TRITON_INTERPRET counts only before triton is imported.
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "test_interpreted", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "5 passed" in done.stdout, done.stdout
+    run_interpreted(__file__, num_tests=5)
 
 
 @interpreted

@@ -1,23 +1,17 @@
 """The chunked loop and its Triton twin against the recurrence; kernels run in the interpreter."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from nanozoo_core.ssm.arguments import HAS_TRITON
 from nanozoo_core.ssm.linear_recurrence import (
     NARROW,
     linear_recurrence,
     linear_recurrence_reference,
 )
+from nanozoo_core.testing.kernels import compiled, interpreted, run_interpreted
 
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETING, reason="run by a test here in a child process")
-compiled = pytest.mark.skipif(INTERPRETING or not HAS_TRITON, reason="nothing to compile")
 each_decay = pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 
 
@@ -166,17 +160,7 @@ def test_wrong_shape_is_named():
 
 @compiled
 def test_kernels_agree_with_the_recurrence_in_a_child_process():
-    # TRITON_INTERPRET counts only before triton is imported.
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "test_interpreted", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "6 passed" in done.stdout, done.stdout
+    run_interpreted(__file__, num_tests=6)
 
 
 @interpreted

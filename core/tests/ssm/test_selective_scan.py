@@ -1,9 +1,7 @@
 """The block form and its Triton twin against the recurrence; kernels run in the interpreter."""
 
 import itertools
-import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -11,17 +9,14 @@ import pytest
 import torch
 
 from nanozoo_core.ssm import selective_scan_torch as blocks
-from nanozoo_core.ssm.arguments import HAS_TRITON
+from nanozoo_core.ssm.arguments import is_interpreting
 from nanozoo_core.ssm.selective_scan import (
     selective_scan,
     selective_scan_reference,
     selective_scan_step,
 )
 from nanozoo_core.ssm.ssd import ssd
-
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETING, reason="run by a test here in a child process")
-compiled = pytest.mark.skipif(INTERPRETING or not HAS_TRITON, reason="nothing to compile")
+from nanozoo_core.testing.kernels import compiled, interpreted, run_interpreted
 
 SEQUENCES = ("x", "delta", "b", "c", "gate")
 
@@ -324,7 +319,7 @@ def test_wrong_shape_is_named():
         selective_scan(**inputs)
 
 
-@pytest.mark.skipif(INTERPRETING, reason="there the kernels do run on a CPU")
+@pytest.mark.skipif(is_interpreting(), reason="there the kernels do run on a CPU")
 def test_triton_on_a_cpu_is_refused():
     inputs = make_inputs(1, 3, 4, 3)
     with pytest.raises(ValueError, match="backend=triton needs"):
@@ -336,17 +331,7 @@ def test_triton_on_a_cpu_is_refused():
 
 @compiled
 def test_kernels_agree_with_the_recurrence_in_a_child_process():
-    # TRITON_INTERPRET counts only before triton is imported.
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "test_interpreted", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "6 passed" in done.stdout, done.stdout
+    run_interpreted(__file__, num_tests=6)
 
 
 @interpreted

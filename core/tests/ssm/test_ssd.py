@@ -1,19 +1,12 @@
 """The chunked scan and its Triton twin against the recurrence; kernels run in the interpreter."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from nanozoo_core.ssm.arguments import HAS_TRITON
 from nanozoo_core.ssm.ssd import ssd, ssd_reference, ssd_step
-
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETING, reason="run by a test here in a child process")
-compiled = pytest.mark.skipif(INTERPRETING or not HAS_TRITON, reason="nothing to compile")
+from nanozoo_core.testing.kernels import compiled, interpreted, run_interpreted
 
 GRADIENTS = ("x", "delta", "log_decay", "b", "c", "skip", "initial_state")
 
@@ -233,17 +226,7 @@ def test_wrong_shape_is_named():
 
 @compiled
 def test_kernels_agree_with_the_recurrence_in_a_child_process():
-    # TRITON_INTERPRET counts only before triton is imported.
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "test_interpreted", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "5 passed" in done.stdout, done.stdout
+    run_interpreted(__file__, num_tests=5)
 
 
 @interpreted

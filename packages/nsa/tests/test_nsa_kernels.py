@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from nanozoo_core.testing.kernels import compiled, interpreted, run_interpreted
 from nanozoo_nsa.config import Grid
-from nanozoo_nsa.selected import HAS_TRITON, masked_attention, selected_attention
+from nanozoo_nsa.selected import masked_attention, selected_attention
 from nanozoo_nsa.selection import all_blocks, choose
-
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETING, reason="run by a test here in a child process")
-compiled = pytest.mark.skipif(INTERPRETING or not HAS_TRITON, reason="nothing to compile")
 
 # Sequences, key heads, positions, query heads of each, head width, and the blocks.
 CASES = {
@@ -69,17 +63,7 @@ def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float) 
 
 @compiled
 def test_kernels_agree_with_the_mask_in_a_child_process() -> None:
-    # TRITON_INTERPRET counts only before triton is imported.
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "test_interpreted", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert f"{len(CASES) + 2} passed" in done.stdout, done.stdout
+    run_interpreted(__file__, num_tests=len(CASES) + 2)
 
 
 @interpreted
