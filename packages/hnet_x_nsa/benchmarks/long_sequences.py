@@ -10,7 +10,6 @@ the step, or on a GPU wall seconds and the peak that torch allocates.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import torch
 
 from nanozoo_core import compose, registry
 from nanozoo_core.contract import Step
-from nanozoo_core.device import autocast, device_name, resolve_dtype, synchronize
+from nanozoo_core.device import autocast, device_name, peak_memory_bytes, resolve_dtype, synchronize
 from nanozoo_core.process_settings import tune_process
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.toy_vocabulary import ToyVocabulary
@@ -71,7 +70,7 @@ def measure(model_name: str, length: int, device: torch.device, steps: int) -> d
     batch = batch_of(torch.randint(258, (1, length + 1), generator=generator)).to(device)
     on_gpu = device.type == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
-    before = torch.cuda.memory_allocated() if on_gpu else resident()
+    before = torch.cuda.memory_allocated() if on_gpu else peak_memory_bytes(device)
     seconds = []
     for _ in range(1 + steps):
         synchronize(device)
@@ -82,7 +81,7 @@ def measure(model_name: str, length: int, device: torch.device, steps: int) -> d
         synchronize(device)
         seconds.append(clock() - started)
         model.zero_grad(set_to_none=True)
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resident()
+    peak = peak_memory_bytes(device)
     report = adapter.report(model)
     state = report["cache_bytes_per_token"] * length + report["state_bytes"]
     return {
@@ -91,12 +90,6 @@ def measure(model_name: str, length: int, device: torch.device, steps: int) -> d
         "decoding_bytes": state,
         "parameters": report["params"],
     }
-
-
-def resident() -> int:
-    """The most memory that this process has had so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def in_process(model: str, length: int, arguments: argparse.Namespace) -> dict[str, float]:

@@ -10,7 +10,6 @@ times are CPU seconds of one thread, or wall seconds on a GPU.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.device import device_name, synchronize
+from nanozoo_core.device import device_name, peak_memory_bytes, synchronize
 from nanozoo_core.process_settings import tune_process
 from nanozoo_core.ssm.selective_scan import selective_scan
 from nanozoo_core.ssm.ssd import ssd
@@ -74,19 +73,13 @@ def mixing(kind: str, length: int, device: torch.device) -> Callable[[], None]:
     return run
 
 
-def peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def measure(kind: str, length: int, device: torch.device) -> dict[str, float]:
     """Seconds and bytes of one pass, in this process."""
     torch.set_num_threads(1)
     tune_process()
     mixing(kind, 64, device)()  # loads what the first pass loads
     run = mixing(kind, length, device)
-    before = peak_bytes(device)
+    before = peak_memory_bytes(device)
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     times = []
     for _ in range(3):
@@ -95,7 +88,7 @@ def measure(kind: str, length: int, device: torch.device) -> dict[str, float]:
         times.append(clock() - started)
         if sum(times) > 20:
             break
-    return {"seconds": statistics.median(times), "bytes": peak_bytes(device) - before}
+    return {"seconds": statistics.median(times), "bytes": peak_memory_bytes(device) - before}
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ window of 256. `keys` is how many a position reads on average.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.device import device_name, synchronize
+from nanozoo_core.device import device_name, peak_memory_bytes, synchronize
 from nanozoo_core.nn.control_block import ControlAttention
 from nanozoo_core.nn.rotary import rotary_angles
 from nanozoo_core.process_settings import tune_process
@@ -81,11 +80,9 @@ def measure(form: str, length: int, device: torch.device, rounds: int) -> dict[s
         synchronize(device)
         return clock() - started
 
-    before = 0 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = 0 if on_gpu else peak_memory_bytes(device)
     times = [step()]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if on_gpu:
-        peak = torch.cuda.max_memory_allocated()
+    peak = peak_memory_bytes(device)
     if times[0] < 10:
         times = [step() for _ in range(rounds)]
     return {"seconds": statistics.median(times), "bytes": peak - before}
