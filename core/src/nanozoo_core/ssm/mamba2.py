@@ -25,6 +25,15 @@ DELTA_FLOOR = 1e-4
 DECAY_RANGE = (1.0, 16.0)  # -A at the start, uniform
 
 
+@torch.no_grad()
+def init_step_bias(bias: Tensor, delta_range: tuple[float, float], floor: float) -> None:
+    """Sets a bias in front of a softplus so that step sizes start log-uniform over their range, and
+    not below `floor`. Reference: arXiv 2312.00752, section 3.6."""
+    low, high = (math.log(bound) for bound in delta_range)
+    delta = bias.uniform_(low, high).exp_().clamp_(min=floor)
+    bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus
+
+
 class Mamba2Mixer(nn.Module):
     """u (B, L, D) -> (B, L, D), mixing along L with a state of constant size.
 
@@ -88,9 +97,7 @@ class Mamba2Mixer(nn.Module):
         """Sets A_log, dt_bias and skip as published; the other parameters keep torch's defaults
         (the convolution's is the published one) until a model sets them."""
         self.A_log.uniform_(*self.decay_range).log_()
-        low, high = (math.log(bound) for bound in self.delta_range)
-        delta = self.dt_bias.uniform_(low, high).exp_().clamp_(min=self.delta_floor)
-        self.dt_bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus
+        init_step_bias(self.dt_bias, self.delta_range, self.delta_floor)
         self.skip.fill_(1.0)
 
     def init_state(

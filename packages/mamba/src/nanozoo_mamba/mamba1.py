@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nanozoo_core.ssm.arguments import Backend
 from nanozoo_core.ssm.causal_conv import causal_conv1d, causal_conv1d_step
+from nanozoo_core.ssm.mamba2 import init_step_bias
 from nanozoo_core.ssm.selective_scan import selective_scan, selective_scan_step
 from nanozoo_core.ssm.state import MixerState
 
@@ -71,9 +72,7 @@ class Mamba1Mixer(nn.Module):
             self.dt_proj.weight.fill_(limit)
         else:
             self.dt_proj.weight.uniform_(-limit, limit)
-        low, high = (math.log(bound) for bound in self.delta_range)
-        delta = self.dt_proj.bias.uniform_(low, high).exp_().clamp_(min=self.delta_floor)
-        self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # softplus undone
+        init_step_bias(self.dt_proj.bias, self.delta_range, self.delta_floor)
 
     def init_state(
         self, batch_size: int, device: torch.device, dtype: torch.dtype = torch.float32
