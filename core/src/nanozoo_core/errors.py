@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class NanozooError(Exception):
@@ -63,6 +63,26 @@ class Problems:
                 f"model_cfg.{key}={value} must be at least {bound}{' or null' if or_null else ''}",
             )
 
+    def take_preset(
+        self,
+        config: object,
+        preset: str | None,
+        published: Mapping[str, object],
+        defaults: Mapping[str, object],
+    ) -> None:
+        """Fills every setting of `config` that is null: from what the preset publishes, else from
+        `defaults`; records each other that contradicts the preset."""
+        for key, value in {**defaults, **published}.items():
+            mine = getattr(config, key)
+            if mine is None:
+                object.__setattr__(config, key, value)
+            elif key in published:
+                self.require(
+                    mine == value,
+                    f"model_cfg.{key}={show_value(mine)} contradicts model_cfg.preset={preset}, "
+                    f"which has {show_value(value)}; leave out one of the two",
+                )
+
     def require_heads(self, num_heads: int, model_dim: int) -> bool:
         """Records heads that do not divide the width; returns whether they do, which for sizes
         below 1, a problem of its own, is no."""
@@ -78,6 +98,13 @@ class Problems:
         """Raises: ConfigError with every message recorded so far."""
         if self._problems:
             raise ConfigError(self._problems)
+
+
+def show_value(value: object) -> str:
+    """A setting as one would type it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:

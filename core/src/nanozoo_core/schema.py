@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar, Union
 
-from nanozoo_core.errors import ConfigError, suggest
+from nanozoo_core.errors import ConfigError, show_value, suggest
 
 T = TypeVar("T")
 
@@ -138,12 +138,14 @@ def _convert(hint: Any, value: Any, path: str, owner: str, problems: list[str]) 
         if isinstance(value, hint):
             return value
         if not isinstance(value, dict):
-            problems.append(f"{path}={_show(value)} must be a section with keys of its own")
+            problems.append(f"{path}={show_value(value)} must be a section with keys of its own")
             return None
         return _build(hint, value, path, owner, problems)
     ok, converted = _match(hint, value)
     if not ok:
-        problems.append(f"{path}={_show(value)} must be {_describe(hint)}{_nearest(hint, value)}")
+        problems.append(
+            f"{path}={show_value(value)} must be {_describe(hint)}{_nearest(hint, value)}"
+        )
         return None
     return converted
 
@@ -198,7 +200,7 @@ def _match_sequence(hint: Any, origin: type, value: Any) -> tuple[bool, Any]:
 def _describe(hint: Any) -> str:
     origin = typing.get_origin(hint)
     if origin is Literal:
-        return "one of " + ", ".join(_show(c) for c in typing.get_args(hint))
+        return "one of " + ", ".join(show_value(c) for c in typing.get_args(hint))
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(option) for option in typing.get_args(hint))
     if origin in (list, tuple):
@@ -219,11 +221,3 @@ def _nearest(hint: Any, value: Any) -> str:
     if not isinstance(value, str):
         return ""
     return suggest(value, [word for word in words if isinstance(word, str)])
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)

@@ -57,17 +57,8 @@ class GPT2Config:
     def __post_init__(self) -> None:
         p = Problems()
         released = PRESETS.get(self.preset or "")
-        for key in Shape._fields:
-            value = getattr(self, key)
-            if value is None:
-                object.__setattr__(self, key, getattr(released or TINY, key))
-            elif released is not None:
-                theirs = getattr(released, key)
-                p.require(
-                    value == theirs,
-                    f"model_cfg.{key}={value} contradicts model_cfg.preset={self.preset}, which "
-                    f"has {theirs}; leave out one of the two",
-                )
+        published = {} if released is None else released._asdict()
+        p.take_preset(self, self.preset, published, TINY._asdict())
         _, num_heads, model_dim = self.shape
         p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
         p.require_at_least(

@@ -125,7 +125,9 @@ class MambaConfig:
 
     def __post_init__(self) -> None:
         p = Problems()
-        self._take_preset(p)
+        released = PRESETS.get(self.preset or "")
+        published = {} if released is None else released._asdict()
+        p.take_preset(self, self.preset, published, TINY._asdict())
         self._resolve_variant(p)
         p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
         p.require_at_least(
@@ -154,20 +156,6 @@ class MambaConfig:
 
     def _set(self, key: str, value: Any) -> None:
         object.__setattr__(self, key, value)
-
-    def _take_preset(self, p: Problems) -> None:
-        released = PRESETS.get(self.preset or "")
-        for key in Shape._fields:
-            value = getattr(self, key)
-            if value is None:
-                self._set(key, getattr(released or TINY, key))
-            elif released is not None:
-                theirs = getattr(released, key)
-                p.require(
-                    value == theirs,
-                    f"model_cfg.{key}={value} contradicts model_cfg.preset={self.preset}, which "
-                    f"has {theirs}; leave out one of the two",
-                )
 
     def _resolve_variant(self, p: Problems) -> None:
         """Fills in what the variant reads; what only the other reads must be null."""

@@ -96,7 +96,11 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         p = Problems()
-        self._take_preset(p)
+        single: dict[str, Any] = {}
+        if self.num_experts == 1:
+            single = {"top_k": 1, "num_shared_experts": 0, "balance": "none"}
+        published = PRESETS.get(self.preset or "", {})
+        p.take_preset(self, self.preset, published, DEFAULTS | single)
         self._check_shape(p)
         self._resolve_balance(p)
         self._check_routing(p)
@@ -104,22 +108,6 @@ class MoEConfig:
 
     def _set(self, key: str, value: Any) -> None:
         object.__setattr__(self, key, value)
-
-    def _take_preset(self, p: Problems) -> None:
-        published = PRESETS.get(self.preset or "", {})
-        single = {}
-        if self.num_experts == 1:
-            single = {"top_k": 1, "num_shared_experts": 0, "balance": "none"}
-        for key, value in (DEFAULTS | single | published).items():
-            mine = getattr(self, key)
-            if mine is None:
-                self._set(key, value)
-            elif key in published:
-                p.require(
-                    mine == value,
-                    f"model_cfg.{key}={_show(mine)} contradicts model_cfg.preset={self.preset}, "
-                    f"which has {_show(value)}; leave out one of the two",
-                )
 
     def _check_shape(self, p: Problems) -> None:
         p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
@@ -264,10 +252,6 @@ class MoEConfig:
             for key, value in (("model_dim", self.model_dim), ("moe_hidden", self.expert_dim))
             if value % step != 0
         ]
-
-
-def _show(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 Config = MoEConfig

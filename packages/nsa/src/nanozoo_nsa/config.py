@@ -145,7 +145,7 @@ class NSAConfig:
 
     def __post_init__(self) -> None:
         p = Problems()
-        self._take_preset(p)
+        p.take_preset(self, self.preset, PRESETS.get(self.preset or "", {}), DEFAULTS)
         self._check_shape(p)
         self._check_grid(p)
         self._check_compression(p)
@@ -154,19 +154,6 @@ class NSAConfig:
 
     def _set(self, key: str, value: Any) -> None:
         object.__setattr__(self, key, value)
-
-    def _take_preset(self, p: Problems) -> None:
-        published = PRESETS.get(self.preset or "", {})
-        for key, value in (DEFAULTS | published).items():
-            mine = getattr(self, key)
-            if mine is None:
-                self._set(key, value)
-            elif key in published:
-                p.require(
-                    mine == value,
-                    f"model_cfg.{key}={mine} contradicts model_cfg.preset={self.preset}, which has "
-                    f"{value}; leave out one of the two",
-                )
 
     def _check_shape(self, p: Problems) -> None:
         p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from nanozoo_core.errors import Problems
+from nanozoo_core.errors import Problems, show_value
 
 if TYPE_CHECKING:
     from nanozoo_core.config import TrainingConfig
@@ -153,7 +153,7 @@ class SEDDConfig:
             ),
         }
         for key, (refused, reason) in refusals.items():
-            value = _shown(getattr(self, key))
+            value = show_value(getattr(self, key))
             p.require(
                 not refused,
                 f"model_cfg.{key}={value} does not go with model_cfg.transition_type=uniform: "
@@ -235,10 +235,6 @@ class SEDDConfig:
     def chunk_size(self) -> int:
         assert self.seq_len is not None
         return self.sar_chunk_size or max(1, self.seq_len // 4)
-
-
-def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 Config = SEDDConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from nanozoo_core.config import TrainingConfig
-from nanozoo_core.errors import Problems
+from nanozoo_core.errors import Problems, show_value
 
 Position = Literal["sinusoidal", "learned", "rope"]
 NormPosition = Literal["post", "pre"]
@@ -157,8 +157,8 @@ class VanillaConfig:
             for key in self._set_by_hand():
                 value = getattr(self, key)
                 p.add(
-                    f"model_cfg.{key}={_show(value)} is decided by model_cfg.preset={self.preset}; "
-                    "leave it null, or use model_cfg.preset=custom"
+                    f"model_cfg.{key}={show_value(value)} is decided by "
+                    f"model_cfg.preset={self.preset}; leave it null, or use model_cfg.preset=custom"
                 )
         if self.preset == "control":
             p.require(
@@ -244,10 +244,6 @@ class VanillaConfig:
 
 
 SWITCH_KEYS = tuple(field.name for field in fields(Switches))
-
-
-def _show(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 Config = VanillaConfig
