@@ -56,10 +56,6 @@ class Entry:
     def mean(self) -> float:
         return statistics.mean(self.bpbs)
 
-    @property
-    def deviation(self) -> float | None:
-        return statistics.stdev(self.bpbs) if len(self.runs) > 1 else None
-
     @cached_property
     def text(self) -> tuple[str, int]:
         """What was scored; only entries with the same are compared."""
