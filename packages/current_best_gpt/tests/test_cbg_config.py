@@ -7,6 +7,7 @@ import torch
 
 from nanozoo_core import compose, registry
 from nanozoo_core.errors import ConfigError
+from nanozoo_current_best_gpt import schedule
 from nanozoo_current_best_gpt.config import CurrentBestConfig
 from nanozoo_current_best_gpt.model import CurrentBestGPT
 
@@ -93,5 +94,10 @@ def test_the_recipes_build_the_record(recipe):
     assert sizes["bigram.table.weight"] == 377_280 * 768
     # The record stores a twelfth MLP that nothing reads.
     assert sum(sizes.values()) == pytest.approx(640.6e6 - 8 * 768**2, abs=0.1e6)
-    tables = adapter.report(model)
-    assert tables["params"] - tables["params_tables"] == pytest.approx(152.9e6, abs=0.2e6)
+    report = adapter.report(model)
+    assert report["params"] - report["params_tables"] == pytest.approx(152.9e6, abs=0.2e6)
+    # Decoding keeps rings as long as the windows of a trained model, whatever the text's length.
+    assert report["cache_bytes_per_token"] == 0
+    cache = model.init_cache(1, 8192)
+    assert max(cache.sizes.values()) == schedule.windows(model_cfg, model_cfg.num_stages)[1] + 17
+    assert report["state_bytes"] == cache.num_bytes

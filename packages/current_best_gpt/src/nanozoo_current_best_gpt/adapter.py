@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanozoo_core.accounting import count_cache
 from nanozoo_core.config import OptimConfig, TrainingConfig
 from nanozoo_core.contract import (
     Batch,
@@ -59,6 +60,8 @@ TABLE = Own(betas=(0.75, 0.95), decay_mult=5)
 
 
 class CurrentBestAdapter(DefaultModelAdapter):
+    cache_lengths = (8192, 16384)  # beyond all windows
+
     def build(self, config: CurrentBestConfig, vocabulary: Vocabulary) -> nn.Module:
         """Adds what the model needs to know of the tokens: where documents begin, and prefixes."""
         model = super().build(config, vocabulary)
@@ -232,6 +235,7 @@ class CurrentBestAdapter(DefaultModelAdapter):
             "params": total,
             "params_non_embedding": total - tables - model.embedding.weight.numel(),
             "params_tables": tables,
+            **count_cache(self, model),
         }
 
     def inspect(

@@ -253,7 +253,9 @@ class CurrentBestGPT(nn.Module):
 
     def init_cache(self, batch_size: int, max_length: int) -> RingCache:
         config = self.config
-        short, long = schedule.windows(config, int(self.stage))
+        # A model without values is only counted: as it is once trained.
+        stage = config.num_stages if self.stage.is_meta else int(self.stage)
+        short, long = schedule.windows(config, stage)
         reaches = {}
         for layer in filter(config.attends, range(config.num_layers)):
             reach = long if config.window_pattern[layer] == "L" else short
