@@ -61,8 +61,8 @@ class D3PMConfig:
     """Rate of jumps to any token, over that of jumps to neighbours."""
     terminal_mask: Literal["auto", True, False] = "auto"
     """Step T masks everything, so the prior term is 0; auto: for gaussian and nearest_neighbor."""
-    time_conditioning: bool = True
-    """Tell the network t by adaLN; only absorbing can do without."""
+    time_conditioning: Literal["auto", True, False] = True
+    """Tell the network t by adaLN; only absorbing can do without. auto: not to absorbing."""
     cond_dim: int = 64
     """Width of the time embedding."""
     sampling_timesteps: int = 50
@@ -121,7 +121,7 @@ class D3PMConfig:
             f"model_cfg.num_timesteps={self.num_timesteps}",
         )
         p.require(
-            self.time_conditioning or self.transition_type == "absorbing",
+            self.knows_time or self.transition_type == "absorbing",
             f"model_cfg.time_conditioning=false needs model_cfg.transition_type=absorbing: with "
             f"{self.transition_type} the level of noise cannot be seen from the tokens; use true",
         )
@@ -195,6 +195,13 @@ class D3PMConfig:
                 f"model_cfg.seq_len={self.seq_len} that the model reads"
             ]
         return []
+
+    @property
+    def knows_time(self) -> bool:
+        """Whether the network is told t."""
+        if self.time_conditioning == "auto":
+            return self.transition_type != "absorbing"
+        return self.time_conditioning
 
     @property
     def has_terminal_mask(self) -> bool:

@@ -63,7 +63,7 @@ class D3PM(nn.Module):
             mlp_ratio=config.mlp_ratio,
             seq_len=self.max_context,
             dropout=config.dropout,
-            time_conditioning=config.time_conditioning,
+            time_conditioning=config.knows_time,
             cond_dim=config.cond_dim,
             tie_embeddings=config.tie_embeddings,
         )
