@@ -75,7 +75,6 @@ def mixing(kind: str, length: int, device: torch.device) -> Callable[[], None]:
 
 def measure(kind: str, length: int, device: torch.device) -> dict[str, float]:
     """Seconds and bytes of one pass, in this process."""
-    torch.set_num_threads(1)
     tune_process()
     mixing(kind, 64, device)()  # loads what the first pass loads
     run = mixing(kind, length, device)
@@ -98,6 +97,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     parser.add_argument("--one", nargs=2, metavar=("KIND", "LENGTH"), help="one case, as JSON")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     device = torch.device(arguments.device)
     if arguments.one:
         print(json.dumps(measure(arguments.one[0], int(arguments.one[1]), device)))
