@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class NanozooError(Exception):
@@ -93,6 +94,33 @@ class Problems:
             f"model_cfg.num_heads={num_heads} does not divide model_cfg.model_dim={model_dim}; "
             f"use {divisors(model_dim)}",
         )
+
+    def require_rotary_heads(self, num_heads: int, model_dim: int) -> bool:
+        """As `require_heads`; records odd widths too, which rotary positions cannot turn."""
+        if not self.require_heads(num_heads, model_dim):
+            return False
+        width = model_dim // num_heads
+        advice = "an even model_cfg.model_dim" if model_dim % 2 else divisors(model_dim // 2)
+        return self.require(
+            width % 2 == 0,
+            f"model_cfg.num_heads={num_heads} makes heads of odd width {width}, which rotary "
+            f"positions cannot turn; use {advice}",
+        )
+
+    def require_mlp(self, config: Any) -> None:
+        """Records an MLP without a channel."""
+        self.require(
+            config.mlp_ratio > 0 and int(config.mlp_ratio * config.model_dim) >= 1,
+            f"model_cfg.mlp_ratio={config.mlp_ratio} must be positive and leave at least one "
+            "channel",
+        )
+
+    def require_stack(self, config: Any) -> None:
+        """Records sizes of which no stack of control blocks can be made."""
+        self.require_at_least(config, {"vocab_size": 2, "seq_len": 1}, or_null=True)
+        self.require_at_least(config, {"num_layers": 1, "num_heads": 1, "model_dim": 1})
+        self.require_rotary_heads(config.num_heads, config.model_dim)
+        self.require_mlp(config)
 
     def raise_if_any(self) -> None:
         """Raises: ConfigError with every message recorded so far."""

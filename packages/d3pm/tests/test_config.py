@@ -18,7 +18,7 @@ NEIGHBORS = {"transition_type": "nearest_neighbor"}
     ("changes", "message"),
     [
         ({"model_dim": 128, "num_heads": 5}, r"num_heads=5 does not divide .*model_dim=128"),
-        ({"model_dim": 12, "num_heads": 4}, r"num_heads=4 makes heads of the odd width 3"),
+        ({"model_dim": 12, "num_heads": 4}, r"num_heads=4 makes heads of odd width 3"),
         ({"num_layers": 0}, r"num_layers=0 must be at least 1"),
         ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
         ({"absorbing_state_idx": 7}, r"absorbing_state_idx=7 would collide with a data token"),

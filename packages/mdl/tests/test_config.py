@@ -18,7 +18,7 @@ from nanozoo_mdl.model import MDLM
     ("changes", "message"),
     [
         ({"model_dim": 128, "num_heads": 5}, r"num_heads=5 does not divide .*model_dim=128"),
-        ({"model_dim": 12, "num_heads": 4}, r"num_heads=4 makes heads of the odd width 3"),
+        ({"model_dim": 12, "num_heads": 4}, r"num_heads=4 makes heads of odd width 3"),
         ({"num_layers": 0}, r"num_layers=0 must be at least 1"),
         ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
         ({"alpha_min": 0.1}, r"alpha_min=0.1 must be 0: .* the bound is not a bound"),

@@ -14,7 +14,7 @@ from nanozoo_mod.config import MoDConfig
     ("changes", "message"),
     [
         ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
-        ({"num_heads": 128}, "num_heads=128 makes heads of width 1"),
+        ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1"),
         ({"num_heads": 0}, "num_heads=0 must be at least 1"),
         ({"num_layers": 0}, "num_layers=0 must be at least 1"),
         ({"num_layers": 1}, "every_other=true routes block 1, which model_cfg.num_layers=1 lacks"),

@@ -55,7 +55,7 @@ def test_experts_share_the_dense_width(settings, width):
     ("changes", "message"),
     [
         ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
-        ({"num_heads": 128}, "num_heads=128 leaves heads of odd width 1"),
+        ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1"),
         ({"num_layers": 0, "first_k_dense": 0}, "num_layers=0 must be at least 1"),
         ({"seq_len": 0}, "seq_len=0 must be at least 1 or null"),
         ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),

@@ -14,7 +14,7 @@ from nanozoo_mtm.config import MTMConfig
     ("changes", "message"),
     [
         ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
-        ({"num_heads": 128}, "num_heads=128 makes heads of width 1"),
+        ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1"),
         ({"num_layers": 0}, "num_layers=0 must be at least 1"),
         ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
         ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be positive"),

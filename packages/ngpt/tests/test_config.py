@@ -9,7 +9,7 @@ from nanozoo_ngpt.config import NGPTConfig
     ("changes", "message"),
     [
         ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
-        ({"model_dim": 12}, "num_heads=4 makes heads of odd width 3, .* use a divisor of 6"),
+        ({"model_dim": 12}, "num_heads=4 makes heads of odd width 3, .* use 1, 2, 3, 6"),
         ({"num_layers": 0}, "num_layers=0 must be at least 1"),
         ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
         ({"seq_len": 0}, "seq_len=0 must be at least 1 or null"),

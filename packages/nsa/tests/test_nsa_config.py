@@ -14,7 +14,7 @@ from nanozoo_nsa.config import NSAConfig
     ("changes", "message"),
     [
         ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
-        ({"num_heads": 128}, "num_heads=128 makes heads of width 1, which rotary positions need"),
+        ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1, which rotary"),
         ({"num_kv_heads": 3}, "num_kv_heads=3 does not divide model_cfg.num_heads=4"),
         ({"num_kv_heads": 0}, "num_kv_heads=0 must be at least 1"),
         ({"head_dim": 48}, "head_dim=48 times model_cfg.num_heads=4 is not model_cfg.model_dim"),

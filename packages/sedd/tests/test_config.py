@@ -22,7 +22,7 @@ LOGLINEAR = UNIFORM | {"noise_schedule": "loglinear"}
     ("changes", "message"),
     [
         ({"model_dim": 128, "num_heads": 5}, r"num_heads=5 does not divide .*model_dim=128"),
-        ({"model_dim": 12, "num_heads": 4}, r"num_heads=4 makes heads of the odd width 3"),
+        ({"model_dim": 12, "num_heads": 4}, r"num_heads=4 makes heads of odd width 3"),
         ({"num_layers": 0}, r"num_layers=0 must be at least 1"),
         ({"vocab_size": 1}, r"vocab_size=1 must be at least 2"),
         ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from nanozoo_core.errors import Problems, divisors
+from nanozoo_core.errors import Problems
 
 if TYPE_CHECKING:
     from nanozoo_core.config import TrainingConfig
@@ -81,24 +81,10 @@ class D3PMConfig:
         p.raise_if_any()
 
     def _check_network(self, p: Problems) -> None:
-        for key in ("model_dim", "num_layers", "num_heads", "mlp_ratio", "cond_dim"):
-            value = getattr(self, key)
-            p.require(value >= 1, f"model_cfg.{key}={value} must be at least 1")
-        for key, least in (("vocab_size", 2), ("seq_len", 2)):
-            value = getattr(self, key)
-            p.require(
-                value is None or value >= least, f"model_cfg.{key}={value} must be at least {least}"
-            )
-        if self.num_heads >= 1 and self.model_dim % self.num_heads:
-            p.add(
-                f"model_cfg.num_heads={self.num_heads} does not divide "
-                f"model_cfg.model_dim={self.model_dim}; use {divisors(self.model_dim)}"
-            )
-        elif self.num_heads >= 1 and (self.model_dim // self.num_heads) % 2:
-            p.add(
-                f"model_cfg.num_heads={self.num_heads} makes heads of the odd width "
-                f"{self.model_dim // self.num_heads}; rotary positions need an even one"
-            )
+        sizes = ("model_dim", "num_layers", "num_heads", "mlp_ratio", "cond_dim")
+        p.require_at_least(self, dict.fromkeys(sizes, 1))
+        p.require_at_least(self, {"vocab_size": 2, "seq_len": 2}, or_null=True)
+        p.require_rotary_heads(self.num_heads, self.model_dim)
         p.require(0 <= self.dropout < 1, f"model_cfg.dropout={self.dropout} must be in [0, 1)")
 
     def _check_diffusion(self, p: Problems) -> None:

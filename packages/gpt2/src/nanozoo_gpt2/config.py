@@ -65,10 +65,7 @@ class GPT2Config:
             self, dict.fromkeys(("num_layers", "num_heads", "model_dim", "pad_vocab_to"), 1)
         )
         p.require_heads(num_heads, model_dim)
-        p.require(
-            self.mlp_ratio > 0 and self.mlp_ratio * model_dim >= 1,
-            f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive and leave at least one channel",
-        )
+        p.require_mlp(self)
         p.require(0 <= self.dropout < 1, f"model_cfg.dropout={self.dropout} must be in [0, 1)")
         p.raise_if_any()
         if (num_heads, model_dim) == (6, 768):

@@ -75,13 +75,7 @@ class MDLMConfig:
             dict.fromkeys(("model_dim", "num_layers", "num_heads", "mlp_ratio", "cond_dim"), 1)
             | {"num_sampling_steps": 1},
         )
-        if p.require_heads(self.num_heads, self.model_dim):
-            head_dim = self.model_dim // self.num_heads
-            p.require(
-                head_dim % 2 == 0,
-                f"model_cfg.num_heads={self.num_heads} makes heads of the odd width {head_dim}; "
-                "rotary positions need an even one",
-            )
+        p.require_rotary_heads(self.num_heads, self.model_dim)
         p.require(0 <= self.dropout < 1, f"model_cfg.dropout={self.dropout} must be in [0, 1)")
         self._check_bound(p)
         if self.sar_chunk_size is not None:

@@ -51,25 +51,10 @@ class MoDConfig:
 
     def __post_init__(self) -> None:
         p = Problems()
-        p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
-        p.require_at_least(self, dict.fromkeys(("num_layers", "num_heads", "model_dim"), 1))
-        p.require(
-            self.mlp_ratio > 0 and self.mlp_dim >= 1,
-            f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive and leave at least one channel",
-        )
-        self._check_heads(p)
+        p.require_stack(self)
         self._check_routing(p)
         p.raise_if_any()
         self._warn_of_unused()
-
-    def _check_heads(self, p: Problems) -> None:
-        if p.require_heads(self.num_heads, self.model_dim):
-            head_dim = self.model_dim // self.num_heads
-            p.require(
-                head_dim % 2 == 0,
-                f"model_cfg.num_heads={self.num_heads} makes heads of width {head_dim}, which "
-                f"rotary positions need even",
-            )
 
     def _check_routing(self, p: Problems) -> None:
         p.require(

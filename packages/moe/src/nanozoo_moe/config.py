@@ -110,20 +110,8 @@ class MoEConfig:
         object.__setattr__(self, key, value)
 
     def _check_shape(self, p: Problems) -> None:
-        p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
-        p.require_at_least(
-            self, dict.fromkeys(("num_layers", "num_heads", "model_dim", "num_experts", "top_k"), 1)
-        )
-        if p.require_heads(self.num_heads, self.model_dim):
-            p.require(
-                (self.model_dim // self.num_heads) % 2 == 0,
-                f"model_cfg.num_heads={self.num_heads} leaves heads of odd width "
-                f"{self.model_dim // self.num_heads}, which rotary positions cannot turn",
-            )
-        p.require(
-            self.mlp_ratio > 0 and self.mlp_dim >= 1,
-            f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive and leave at least one channel",
-        )
+        p.require_stack(self)
+        p.require_at_least(self, {"num_experts": 1, "top_k": 1})
         p.require(
             0 <= self.first_k_dense <= self.num_layers,
             f"model_cfg.first_k_dense={self.first_k_dense} must be between 0 and "

@@ -50,18 +50,7 @@ class MTPConfig:
 
     def __post_init__(self) -> None:
         p = Problems()
-        p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
-        p.require_at_least(self, dict.fromkeys(("num_layers", "num_heads", "model_dim"), 1))
-        p.require(
-            self.mlp_ratio > 0 and int(self.mlp_ratio * self.model_dim) >= 1,
-            f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive and leave at least one channel",
-        )
-        if p.require_heads(self.num_heads, self.model_dim):
-            p.require(
-                self.model_dim // self.num_heads % 2 == 0,
-                f"model_cfg.num_heads={self.num_heads} makes heads of width "
-                f"{self.model_dim // self.num_heads}, which rotary positions need even",
-            )
+        p.require_stack(self)
         self._check_horizons(p)
         self._check_weights(p)
         p.raise_if_any()

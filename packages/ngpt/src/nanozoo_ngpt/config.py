@@ -54,13 +54,7 @@ class NGPTConfig:
         p.require_at_least(
             self, dict.fromkeys(("num_layers", "model_dim", "num_heads", "pad_vocab_to"), 1)
         )
-        if p.require_heads(self.num_heads, self.model_dim):
-            p.require(
-                self.model_dim // self.num_heads % 2 == 0,
-                f"model_cfg.num_heads={self.num_heads} makes heads of odd width "
-                f"{self.model_dim // self.num_heads}, which rotary positions cannot pair; use a "
-                f"divisor of {self.model_dim / 2:g}",
-            )
+        p.require_rotary_heads(self.num_heads, self.model_dim)
         p.require(self.mlp_ratio > 0, f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive")
         alpha = self.alpha_init
         p.require(

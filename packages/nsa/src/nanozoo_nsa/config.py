@@ -160,7 +160,7 @@ class NSAConfig:
         p.require_at_least(
             self, dict.fromkeys(("num_layers", "model_dim", "num_heads", "num_kv_heads"), 1)
         )
-        if p.require_heads(self.num_heads, self.model_dim):
+        if p.require_rotary_heads(self.num_heads, self.model_dim):
             width = self.model_dim // self.num_heads
             if self.head_dim is None:
                 self._set("head_dim", width)
@@ -169,11 +169,6 @@ class NSAConfig:
                 f"model_cfg.head_dim={self.head_dim} times model_cfg.num_heads={self.num_heads} is "
                 f"not model_cfg.model_dim={self.model_dim}, the input width of the output "
                 f"projection; use {width} or null",
-            )
-            p.require(
-                width % 2 == 0,
-                f"model_cfg.num_heads={self.num_heads} makes heads of width {width}, which rotary "
-                f"positions need even",
             )
             if self.num_kv_heads >= 1:
                 p.require(
@@ -188,10 +183,7 @@ class NSAConfig:
                     f"{', '.join(map(str, TRITON_HEADS))}; model_dim / num_heads is {width}; use "
                     f"auto",
                 )
-        p.require(
-            self.mlp_ratio > 0 and self.mlp_dim >= 1,
-            f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive and leave at least one channel",
-        )
+        p.require_mlp(self)
         p.require(
             math.isfinite(self.rope_theta) and self.rope_theta > 1,
             f"model_cfg.rope_theta={self.rope_theta} must be greater than 1",

@@ -114,12 +114,8 @@ class RDConfig:
             f"model_cfg.num_layers={self.num_layers} is not the sum of num_prelude_layers, "
             f"num_core_layers and num_coda_layers, {total}; leave it null and set those",
         )
-        if self.model_dim >= 2 and p.require_heads(self.num_heads, self.model_dim):
-            p.require(
-                self.head_dim % 2 == 0,
-                f"model_cfg.num_heads={self.num_heads} makes heads of odd width "
-                f"{self.head_dim}; rotary positions turn pairs of channels",
-            )
+        if self.model_dim >= 2:
+            p.require_rotary_heads(self.num_heads, self.model_dim)
         p.require(self.rope_base > 1, f"model_cfg.rope_base={self.rope_base} must be above 1")
 
     def _check_depth(self, p: Problems) -> None:

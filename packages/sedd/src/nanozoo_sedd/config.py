@@ -83,13 +83,7 @@ class SEDDConfig:
         sizes = ("model_dim", "num_layers", "num_heads", "mlp_ratio", "cond_dim")
         p.require_at_least(self, dict.fromkeys(sizes, 1))
         p.require_at_least(self, {"vocab_size": 2, "seq_len": 2}, or_null=True)
-        if p.require_heads(self.num_heads, self.model_dim):
-            width = self.model_dim // self.num_heads
-            p.require(
-                width % 2 == 0,
-                f"model_cfg.num_heads={self.num_heads} makes heads of the odd width {width}; "
-                "rotary positions need an even one",
-            )
+        p.require_rotary_heads(self.num_heads, self.model_dim)
         p.require(0 <= self.dropout < 1, f"model_cfg.dropout={self.dropout} must be in [0, 1)")
 
     def _check_noise(self, p: Problems) -> None:

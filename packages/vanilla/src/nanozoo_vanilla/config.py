@@ -142,10 +142,7 @@ class VanillaConfig:
             self, dict.fromkeys(("num_layers", "model_dim", "num_heads", "pad_vocab_to"), 1)
         )
         p.require_heads(self.num_heads, self.model_dim)
-        p.require(
-            self.mlp_ratio > 0 and self.mlp_ratio * self.model_dim >= 1,
-            f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive and leave at least one channel",
-        )
+        p.require_mlp(self)
         p.require(
             self.norm_eps is None or self.norm_eps > 0,
             f"model_cfg.norm_eps={self.norm_eps} must be positive or null",
