@@ -156,7 +156,9 @@ def main() -> None:
         if error > TOLERANCE:
             sys.exit(f"{name}: the two differ by {error:.3g} of their size; no race")
         count = max(1, round(0.3 / seconds(runs["theirs"], 3)))
-        times = [{who: seconds(r, count) for who, r in runs.items()} for _ in range(arguments.rounds)]
+        times = [
+            {who: seconds(run, count) for who, run in runs.items()} for _ in range(arguments.rounds)
+        ]
         ratios = [t["theirs"] / t["ours"] for t in times]
         results[name] = {"speed": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
         print(
