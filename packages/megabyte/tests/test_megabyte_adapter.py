@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Batch, Draw
+from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing import ToyVocabulary
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_megabyte.adapter import MegabyteAdapter
@@ -169,3 +170,10 @@ def test_inspection_has_the_loss_at_each_place_of_a_patch() -> None:
         expected = -float(scores[:, int(place) :: 4].mean()) / math.log(2)
         assert bits == pytest.approx(expected, rel=1e-5)
     assert found.metrics["bits_last_in_patch"] == points[3][1]
+
+
+def test_a_kernel_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    model = build(local_backend="triton")  # always made on the CPU, then moved
+    with pytest.raises(ConfigError, match=r"local_backend=triton needs a GPU"):
+        ADAPTER.prepare_model(model, [])

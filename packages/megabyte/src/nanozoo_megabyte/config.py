@@ -5,6 +5,7 @@ A null size is the preset's, or that of a model that trains in minutes on a CPU.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -44,6 +45,9 @@ PRESETS: dict[str, dict[str, int]] = {
     },
 }
 """98.6M parameters with a global model of GPT-2 small's size, and 95.2M, each at 8192 bytes."""
+
+TRITON_PATCH_SIZE, TRITON_HEAD_DIM = 32, 128
+"""The most that the local model's kernel takes."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,10 @@ class MegabyteConfig:
     """Last bytes of the patch before that local attention also sees, 0 .. patch_size; 0 is none."""
     patch_conv: bool = False
     """Causal convolutions over the bytes' embeddings before they are put together to patches."""
+    local_backend: Literal["auto", "torch", "triton"] = "auto"
+    """How the local model attends: a Triton kernel for patches of at most 32 bytes, or torch's
+    attention, which cross_patch needs; auto is triton on a GPU where it fits, and torch
+    elsewhere."""
     eval_strided: bool = False
     """Score each byte in the first half of a patch, from two passes: twice the cost, fewer bits."""
     lr_multipliers: list[float] = field(default_factory=lambda: [1.0, 1.0])
@@ -177,11 +185,26 @@ class MegabyteConfig:
             0 <= self.cross_patch <= size,
             f"model_cfg.cross_patch={self.cross_patch} must be in 0 .. model_cfg.patch_size={size}",
         )
+        if self.local_backend == "triton":
+            self._check_kernel(p)
         p.require(
             not self.eval_strided or size >= 2,
             "model_cfg.eval_strided=true shifts a window by half a patch, but "
             "model_cfg.patch_size=1 has no half; use false",
         )
+
+    def _check_kernel(self, p: Problems) -> None:
+        width = self.size("local_dim") // self.size("num_local_heads")
+        limits = (
+            (f"model_cfg.patch_size={self.patch_size}", self.size("patch_size"), TRITON_PATCH_SIZE),
+            (f"model_cfg.local_dim / model_cfg.num_local_heads = {width}", width, TRITON_HEAD_DIM),
+            (f"model_cfg.cross_patch={self.cross_patch}", self.cross_patch, 0),
+        )
+        for named, value, most in limits:
+            p.require(
+                value <= most,
+                f"{named} must be at most {most} with model_cfg.local_backend=triton; use auto",
+            )
 
     def check_training(self, training: TrainingConfig) -> list[str]:
         """Problems between these settings and those of the data."""
@@ -196,6 +219,11 @@ class MegabyteConfig:
             problems.append(
                 f"model_cfg.vocab_size={self.vocab_size} must be at least 258 (256 bytes, "
                 "separator, pad) with data.tokenizer=bytes; or leave it null"
+            )
+        interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+        if self.local_backend == "triton" and training.device == "cpu" and not interpreting:
+            problems.append(
+                "model_cfg.local_backend=triton does not run with device=cpu; use auto or torch"
             )
         return problems
 

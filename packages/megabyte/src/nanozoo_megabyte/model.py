@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanozoo_core.errors import NanozooError
-from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.rotary import rotary_angles
 from nanozoo_megabyte.config import MegabyteConfig
 from nanozoo_megabyte.decoding import MegabyteCache, read_on
+from nanozoo_megabyte.patch_attention import patch_attention
 from nanozoo_megabyte.transformer import Angles, Look, Transformer, attend_across
 
 CONV_KERNELS = (3, 5, 7)
@@ -189,7 +189,7 @@ class Megabyte(nn.Module):
         """The local model on all patches at once, (B * M, P, L) -> the same."""
         positions = torch.arange(self.patch_size, device=a.device)
         overlap = self.config.cross_patch
-        look: Look = attend
+        look: Look = partial(patch_attention, backend=self.config.local_backend)
         if overlap:
             look = partial(attend_across, num_patches=num_patches, overlap=overlap)
             # The bytes of the patch before stand at other distances than their places tell.

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from nanozoo_core.nn.control_block import init_input_matrix
 from nanozoo_nsa.config import Grid, NSAConfig
+from nanozoo_nsa.selected import Implementation, uses_triton
 from nanozoo_nsa.selection import choose, importance
 
 # Scores of a chunk of queries stay in a core's second-level cache; a GPU needs them to be many.
@@ -98,14 +99,35 @@ class Compressor(nn.Module):
 
 
 def compressed_attention(
-    q: Tensor, keys: Tensor, values: Tensor, grid: Grid
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    grid: Grid,
+    implementation: Implementation = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Attention over the compressed blocks that are complete at each query, and the blocks that its
     probabilities choose. A query that sees no block gets zeros.
 
+    By Triton kernels where `selected_attention` is, whatever the size of a group; its torch forms
+    go with the plain one here. Documents come as rows of their own, which both forms take.
+
     Args: q: (B, Hk, T, G, K); keys, values: (B, Hk, W, K).
     Returns: (B, Hk, T, G, K), and (B, Hk, T, F) int32 for `selected_attention`, without gradient.
     """
+    if uses_triton(q, grid, implementation):
+        from nanozoo_nsa.kernels.compressed import compressed_attention_triton
+
+        return compressed_attention_triton(
+            q,
+            keys,
+            values,
+            window=grid.window,
+            stride=grid.stride,
+            block=grid.block,
+            init_blocks=grid.init_blocks,
+            local_blocks=grid.local_blocks,
+            num_free=grid.num_free,
+        )
     return _CompressedAttention.apply(q, keys, values, grid)
 
 

@@ -134,8 +134,8 @@ class NSAConfig:
     reset_at_documents: bool = False
     """Each document of a window is read alone, its blocks counted from its start."""
     nsa_impl: Literal["auto", "triton", "dense_mask", "gather"] = "auto"
-    """How selected blocks are read: Triton kernels, a mask over all keys, or gathered blocks; auto
-    is Triton on CUDA, else gather."""
+    """How selected blocks are read: Triton kernels, which then choose them too, a mask over all
+    keys, or gathered blocks; auto is Triton on CUDA, else gather."""
 
     renamed: ClassVar[dict[str, str]] = {
         "kv_heads": "num_kv_heads",

@@ -129,7 +129,9 @@ class NSAMixer(nn.Module):
         """The three attentions (B, L, H, K), the chosen blocks, and what decoding keeps."""
         heads = self.project(x, torch.arange(x.shape[1], device=x.device))
         keys, values = self.compress(*heads.raw)
-        compressed, chosen = compressed_attention(heads.q_compressed, keys, values, self.grid)
+        compressed, chosen = compressed_attention(
+            heads.q_compressed, keys, values, self.grid, self.config.nsa_impl
+        )
         selected = selected_attention(
             heads.q, *heads.selected, chosen, self.grid, self.config.nsa_impl
         )

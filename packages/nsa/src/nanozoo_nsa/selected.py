@@ -39,18 +39,22 @@ def selected_attention(
 
     Returns: (B, Hk, T, G, K).
     """
-    if implementation == "auto":
-        fits = grid.block in TRITON_BLOCKS and q.shape[-1] in TRITON_HEADS
-        on_gpu = q.is_cuda and HAS_TRITON and q.dtype != torch.float64 and fits
-        implementation = "triton" if on_gpu else "gather"
     if implementation == "dense_mask":
         return masked_attention(q, k, v, chosen, grid)
-    if implementation == "triton":
+    if uses_triton(q, grid, implementation):
         from nanozoo_nsa.kernels.selected import selected_attention_triton
 
         positions = torch.arange(q.shape[2], device=q.device)
         return selected_attention_triton(q, k, v, all_blocks(chosen, positions, grid), grid.block)
     return gathered_attention(q, k, v, chosen, grid)
+
+
+def uses_triton(q: Tensor, grid: Grid, implementation: Implementation) -> bool:
+    """Whether attention of q (..., K) runs by kernels: if asked for, and under auto on a GPU where
+    they take its sizes and type."""
+    fits = grid.block in TRITON_BLOCKS and q.shape[-1] in TRITON_HEADS
+    on_gpu = q.is_cuda and HAS_TRITON and q.dtype != torch.float64 and fits
+    return implementation == "triton" or (implementation == "auto" and on_gpu)
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, grid: Grid) -> Tensor:

@@ -1,1 +1,1 @@
-"""Triton kernels of NSA; their plain forms are in selected.py and gathered.py."""
+"""Triton kernels of NSA; their plain forms are in selected.py, gathered.py and compression.py."""

@@ -1,0 +1,1 @@
+"""Triton kernels of MEGABYTE; their plain form is in patch_attention.py beside this folder."""
