@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import resource
@@ -10,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from nanozoo_core.config import TrainingConfig
 from nanozoo_core.errors import ConfigError
@@ -53,6 +55,18 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device=mps is not available on this machine; use device=auto")
     return torch.device(name)
+
+
+def is_interpreting() -> bool:
+    """Whether Triton runs its kernels on the CPU, to test them."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def require_gpu(setting: str, model: nn.Module) -> None:
+    """Raises: ConfigError when `model`, of which `setting` asks for kernels, is on the CPU."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu and not is_interpreting():
+        raise ConfigError(f"{setting} needs a GPU, and this run is on the CPU; leave it out")
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -122,13 +122,3 @@ def test_a_length_other_than_the_data_is_refused():
     assert MambaConfig(seq_len=256).check_training(training) == []
     (problem,) = MambaConfig(seq_len=128).check_training(training)
     assert "model_cfg.seq_len=128" in problem
-
-
-def test_kernels_on_a_cpu_are_refused(monkeypatch):
-    training = TrainingConfig("mamba", {}, device="cpu")
-    config = MambaConfig(scan_backend="triton")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    (problem,) = config.check_training(training)
-    assert "model_cfg.scan_backend=triton does not run with device=cpu" in problem
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert config.check_training(training) == []

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Batch, Draw, Step
+from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.toy_vocabulary import ToyVocabulary
 from nanozoo_nsa.adapter import NSAAdapter
@@ -142,3 +143,10 @@ def test_a_sample_marks_what_its_last_token_chose() -> None:
     assert marked.count("[") == marked.count("]") == 2  # one free block in each of two layers
     assert marked[:3] == "abc"  # the first block, with the separator, is forced
     assert marked[-7:] == "tuvwxyz"  # and so are the last two
+
+
+def test_kernels_without_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    model = NSA(NSAConfig(vocab_size=8, num_heads=2, model_dim=64, nsa_impl="triton"))
+    with pytest.raises(ConfigError, match=r"nsa_impl=triton needs a GPU"):
+        NSAAdapter(NSAConfig, NSA).prepare_model(model, [])

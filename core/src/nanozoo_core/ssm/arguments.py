@@ -6,12 +6,13 @@ Shapes: B batch, L sequence.
 from __future__ import annotations
 
 import importlib.util
-import os
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nanozoo_core.device import is_interpreting
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # it has no wheels for macOS, Windows
 
@@ -34,11 +35,6 @@ def use_triton(backend: Backend, x: Tensor) -> bool:
             "auto"
         )
     return True
-
-
-def is_interpreting() -> bool:
-    """Whether Triton runs its kernels on the CPU, to test them."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def state_dtype(x: Tensor) -> torch.dtype:

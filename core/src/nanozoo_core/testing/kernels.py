@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from nanozoo_core.ssm.arguments import HAS_TRITON, is_interpreting
+from nanozoo_core.device import is_interpreting
+from nanozoo_core.ssm.arguments import HAS_TRITON
 
 interpreted = pytest.mark.skipif(
     not is_interpreting(), reason="run by a test here in a child process"

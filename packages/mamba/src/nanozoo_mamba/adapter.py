@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Batch, Draw, Loss, Nll, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.errors import ConfigError
+from nanozoo_core.device import require_gpu
 from nanozoo_core.optim.groups import Own, ParameterGroup, default_roles, make_groups
-from nanozoo_core.ssm.arguments import is_interpreting
 from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.huggingface import to_hf_config, to_hf_state_dict
 from nanozoo_mamba.model import Mamba, MambaCache
@@ -29,15 +28,10 @@ DECAYING_VECTORS = ("conv.weight", "x_proj.weight", "dt_proj.weight")
 
 class MambaAdapter(DefaultModelAdapter):
     def prepare_model(self, model: nn.Module, batches: Iterable[Batch]) -> None:
-        """Raises: ConfigError when the kernels are asked for and cannot run on the model's
-        device."""
+        """Raises: ConfigError when kernels are asked for that cannot run."""
         assert isinstance(model, Mamba)
-        on_cpu = model.embedding.weight.device.type == "cpu"
-        if model.config.scan_backend == "triton" and on_cpu and not is_interpreting():
-            raise ConfigError(
-                "model_cfg.scan_backend=triton needs a GPU, and this run is on the CPU; use auto "
-                "or torch"
-            )
+        if model.config.scan_backend == "triton":
+            require_gpu("model_cfg.scan_backend=triton", model)
 
     # -- loss and score -------------------------------------------------------------------------
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Batch, Curves, Draw, Inspection, Nll, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.errors import ConfigError
+from nanozoo_core.device import require_gpu
 from nanozoo_core.optim.groups import ParameterGroup, make_groups
-from nanozoo_core.ssm.arguments import is_interpreting
 from nanozoo_megabyte.config import MegabyteConfig
 from nanozoo_megabyte.model import CONV_KERNELS, Megabyte
 
@@ -27,14 +26,10 @@ GLOBAL_PARTS = ("global_", "position", "convolutions")
 
 class MegabyteAdapter(DefaultModelAdapter):
     def prepare_model(self, model: nn.Module, batches: Iterable[Batch]) -> None:
-        """Raises: ConfigError when the kernel is asked for and cannot run on the model's device."""
+        """Raises: ConfigError when the kernel is asked for and cannot run."""
         assert isinstance(model, Megabyte)
-        on_cpu = model.global_pad.device.type == "cpu"
-        if model.config.local_backend == "triton" and on_cpu and not is_interpreting():
-            raise ConfigError(
-                "model_cfg.local_backend=triton needs a GPU, and this run is on the CPU; use auto "
-                "or torch"
-            )
+        if model.config.local_backend == "triton":
+            require_gpu("model_cfg.local_backend=triton", model)
 
     # -- score ----------------------------------------------------------------------------------
 

@@ -6,26 +6,26 @@ N patches, H heads, P bytes of a patch, K head_dim.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from nanozoo_core.nn.attention import attend
-from nanozoo_core.ssm.arguments import Backend, use_triton
-from nanozoo_megabyte.config import TRITON_HEAD_DIM, TRITON_PATCH_SIZE
+from nanozoo_core.ssm.arguments import use_triton
 
 
-def patch_attention(q: Tensor, k: Tensor, v: Tensor, *, backend: Backend = "auto") -> Tensor:
-    """softmax(q k^T / sqrt(K)) v over the bytes of a patch up to the query's own.
-
-    Under auto by a Triton kernel on a GPU, for patches of at most 32 bytes and heads of at most 128
-    channels, and by torch's attention elsewhere. What sees more than its patch is not for it.
+def patch_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, backend: Literal["torch", "triton"] = "torch"
+) -> Tensor:
+    """softmax(q k^T / sqrt(K)) v over the bytes of a patch up to the query's own, by torch's
+    attention or by the Triton kernel, which takes patches of at most 32 bytes and heads of at most
+    128 channels. What sees more than its patch is not for it.
 
     Args: q, k, v: (N, H, P, K). Returns: (N, H, P, K).
     Raises: ValueError when backend=triton cannot run.
     """
-    fits = q.shape[2] <= TRITON_PATCH_SIZE and q.shape[3] <= TRITON_HEAD_DIM
-    if (fits or backend == "triton") and use_triton(backend, q):
+    if backend == "triton" and use_triton(backend, q):
         from nanozoo_megabyte.kernels.patch_attention import patch_attention_triton
 
         return patch_attention_triton(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)

@@ -6,7 +6,7 @@ B batch, T sequence, H query heads, Hk key and value heads, n blocks of a query.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from nanozoo_core.contract import (
     Vocabulary,
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.device import require_gpu
 from nanozoo_core.optim.groups import default_roles
 from nanozoo_nsa.config import Grid, NSAConfig
 from nanozoo_nsa.mixer import Routing, nsa_roles
@@ -33,6 +34,12 @@ BRANCHES = ("compressed", "selected", "window")
 
 class NSAAdapter(DefaultModelAdapter):
     cache_lengths = (4096, 8192)  # beyond all windows, in whole blocks
+
+    def prepare_model(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        """Raises: ConfigError when kernels are asked for that cannot run."""
+        assert isinstance(model, NSA)
+        if model.config.nsa_impl == "triton":
+            require_gpu("model_cfg.nsa_impl=triton", model)
 
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """Mean next-token cross-entropy; it reports how open the gates are."""
