@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanozoo_core.testing.kernels import compiled, interpreted, run_interpreted
+from nanozoo_core.testing.kernels import (
+    compile_for_sm_90,
+    compiled,
+    interpreted,
+    run_interpreted,
+)
 from nanozoo_megabyte.config import MegabyteConfig
 from nanozoo_megabyte.model import Megabyte
 from nanozoo_megabyte.patch_attention import patch_attention, patch_attention_reference
@@ -153,8 +158,6 @@ def test_interpreted_model_equals_that_of_torchs_attention(settings: dict[str, o
 @pytest.mark.parametrize("kernel", ["_attend", "_gradients"])
 def test_kernel_compiles_for_sm_90(kernel: str, size: int, width: int, dtype: str) -> None:
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     from nanozoo_megabyte.kernels import patch_attention as module
 
@@ -165,17 +168,8 @@ def test_kernel_compiles_for_sm_90(kernel: str, size: int, width: int, dtype: st
     kinds = dict.fromkeys(("q", "k", "v", "grad", "out", "d_q", "d_k", "d_v"), f"*{dtype}")
     kinds |= dict.fromkeys(("num_patches", "patch_stride", "place_stride", "head_stride"), "i32")
     kinds |= {"scale": "fp32"}
-    function = getattr(module, kernel)
-    signature, given = {}, {}
-    for parameter in function.params:
-        if parameter.is_constexpr:
-            signature[parameter.name] = "constexpr"
-            given[parameter.name] = constants[parameter.name]
-        else:
-            signature[parameter.name] = kinds[parameter.name]
-    source = ASTSource(function, signature, constexprs=given)
-    options = {"num_warps": 4 if dtype == "bf16" and width <= 64 else 8}
-    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    num_warps = 4 if dtype == "bf16" and width <= 64 else 8
+    binary = compile_for_sm_90(getattr(module, kernel), kinds, constants, num_warps=num_warps)
     assert binary.asm["cubin"]
     assert binary.metadata.shared <= 227 * 1024  # what a program of an H100 may have
 
@@ -189,5 +183,5 @@ def test_kernel_compiles_for_sm_90(kernel: str, size: int, width: int, dtype: st
 def test_gpu_kernels_equal_the_reference(case: tuple, dtype: torch.dtype) -> None:
     inputs = [x.cuda() for x in make_inputs(case, dtype)]
     expected = value_and_gradients(patch_attention_reference, [x.float() for x in inputs])
-    found = value_and_gradients(patch_attention, inputs)
+    found = value_and_gradients(kernels, inputs)
     assert_close(found, expected, 5e-3 if dtype == torch.bfloat16 else 1e-5)

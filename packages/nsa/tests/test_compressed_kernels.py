@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanozoo_core.testing.kernels import compiled, interpreted, run_interpreted
+from nanozoo_core.testing.kernels import (
+    compile_for_sm_90,
+    compiled,
+    interpreted,
+    run_interpreted,
+)
 from nanozoo_nsa.compression import compressed_attention
 from nanozoo_nsa.config import Grid, NSAConfig
 from nanozoo_nsa.mixer import NSAMixer
@@ -163,10 +168,6 @@ def _wide(inputs: list[Tensor]) -> list[Tensor]:
 )
 @pytest.mark.parametrize("kernel", ["_attend", "_query_gradients", "_key_gradients", "_choose"])
 def test_kernel_compiles_for_sm_90(kernel: str, dtype: str, width: int, tile: int) -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from nanozoo_nsa.kernels import compressed
 
     constants = {"G": 3, "K": width, "WINDOW": 32, "STRIDE": 16, "BLOCK": 64, "INIT": 1, "LOCAL": 2}
@@ -177,17 +178,8 @@ def test_kernel_compiles_for_sm_90(kernel: str, dtype: str, width: int, tile: in
     kinds = dict.fromkeys(("q", "keys", "values", "grad", "out", "d_q"), f"*{dtype}")
     kinds |= dict.fromkeys(("norms", "delta", "partial"), "*fp32") | {"chosen": "*i32"}
     kinds |= dict.fromkeys(("length", "num_windows", "num_parts"), "i32") | {"scale": "fp32"}
-    function = getattr(compressed, kernel)
-    signature, given = {}, {}
-    for parameter in function.params:
-        if parameter.is_constexpr:
-            signature[parameter.name] = "constexpr"
-            given[parameter.name] = constants[parameter.name]
-        else:
-            signature[parameter.name] = kinds[parameter.name]
-    source = ASTSource(function, signature, constexprs=given)
-    options = {"num_warps": 4 if dtype == "bf16" and width <= 64 else 8}
-    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    num_warps = 4 if dtype == "bf16" and width <= 64 else 8
+    binary = compile_for_sm_90(getattr(compressed, kernel), kinds, constants, num_warps=num_warps)
     assert binary.asm["cubin"]
     assert binary.metadata.shared <= 227 * 1024  # what a program of an H100 may have
 

@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanozoo_core.testing.kernels import compiled, interpreted, run_interpreted
+from nanozoo_core.testing.kernels import (
+    compile_for_sm_90,
+    compiled,
+    interpreted,
+    run_interpreted,
+)
 from nanozoo_nsa.config import Grid
 from nanozoo_nsa.selected import masked_attention, selected_attention
 from nanozoo_nsa.selection import all_blocks, choose
@@ -101,10 +106,6 @@ def test_interpreted_kernels_take_strided_inputs() -> None:
     "kernel", ["_attend", "_query_gradients", "_block_gradients", "_add_segments"]
 )
 def test_kernel_compiles_for_sm_90(kernel: str) -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from nanozoo_nsa.kernels import selected
 
     constants = {"G": 6, "GP": 16, "K": 64, "C": 64, "NUM": 8, "R": 4}
@@ -113,16 +114,7 @@ def test_kernel_compiles_for_sm_90(kernel: str) -> None:
     kinds |= dict.fromkeys(("norms", "delta", "partial"), "*fp32") | {"blocks": "*i32"}
     kinds |= dict.fromkeys(("queries", "block_of", "starts", "ends", "first", "count"), "*i64")
     kinds |= {"length": "i32", "num_blocks": "i32", "scale": "fp32"}
-    function = getattr(selected, kernel)
-    signature, given = {}, {}
-    for parameter in function.params:
-        if parameter.is_constexpr:
-            signature[parameter.name] = "constexpr"
-            given[parameter.name] = constants[parameter.name]
-        else:
-            signature[parameter.name] = kinds[parameter.name]
-    source = ASTSource(function, signature, constexprs=given)
-    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    binary = compile_for_sm_90(getattr(selected, kernel), kinds, constants, num_warps=4)
     assert binary.asm["cubin"]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -32,3 +34,26 @@ def run_interpreted(path: str, *, num_tests: int) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert f"{num_tests} passed" in done.stdout, done.stdout
+
+
+def compile_for_sm_90(
+    kernel: Any, kinds: Mapping[str, str], constants: Mapping[str, object], *, num_warps: int
+) -> Any:
+    """A kernel compiled for an H100, which needs no GPU, with its machine code and the memory that
+    its programs share.
+
+    Args:
+        kinds: types of its parameters, as "*bf16"; constants: its constexprs. Both by name, and
+            either may hold those of other kernels.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = {parameter.name: parameter.is_constexpr for parameter in kernel.params}
+    signature = {name: "constexpr" if fixed else kinds[name] for name, fixed in names.items()}
+    given = {name: constants[name] for name, fixed in names.items() if fixed}
+    source = ASTSource(kernel, signature, constexprs=given)
+    return triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps}
+    )

@@ -6,18 +6,16 @@ query, C tokens of a block, N blocks, P forced blocks of a query.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from nanozoo_core.nn.attention import sdpa
+from nanozoo_core.ssm.arguments import use_triton
 from nanozoo_nsa.config import TRITON_BLOCKS, TRITON_HEADS, Grid
 from nanozoo_nsa.gathered import gathered_attention
 from nanozoo_nsa.selection import all_blocks, block_mask
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None  # it has no wheels for macOS, Windows
 
 Implementation = Literal["auto", "triton", "dense_mask", "gather"]
 
@@ -51,10 +49,11 @@ def selected_attention(
 
 def uses_triton(q: Tensor, grid: Grid, implementation: Implementation) -> bool:
     """Whether attention of q (..., K) runs by kernels: if asked for, and under auto on a GPU where
-    they take its sizes and type."""
-    fits = grid.block in TRITON_BLOCKS and q.shape[-1] in TRITON_HEADS
-    on_gpu = q.is_cuda and HAS_TRITON and q.dtype != torch.float64 and fits
-    return implementation == "triton" or (implementation == "auto" and on_gpu)
+    they take its sizes and type. Raises: ValueError when they are asked for and cannot run."""
+    if implementation == "auto":
+        fits = grid.block in TRITON_BLOCKS and q.shape[-1] in TRITON_HEADS
+        return fits and use_triton("auto", q)
+    return implementation == "triton" and use_triton("triton", q)
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, grid: Grid) -> Tensor:
