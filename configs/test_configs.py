@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nanozoo_core import compose, registry, show
-from nanozoo_core.config import TrainingConfig
+from nanozoo_core import registry
+from nanozoo_core.commands import show
+from nanozoo_core.config import TrainingConfig, compose
 from nanozoo_core.errors import ConfigError
 
 CONFIGS = Path(__file__).parent

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanozoo_core.device import device_name
+from nanozoo_core.machine.device import device_name
+from nanozoo_core.machine.process import tune_process
 from nanozoo_core.nn.attention import attend, sdpa
-from nanozoo_core.process_settings import tune_process
 
 # Batch, heads, sequence, head width, earlier tokens that a query sees.
 SHAPES = {

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.device import device_name, peak_memory_bytes, synchronize
-from nanozoo_core.kernels.linear_cross_entropy import linear_cross_entropy
-from nanozoo_core.process_settings import tune_process
+from nanozoo_core.machine.device import device_name, peak_memory_bytes, synchronize
+from nanozoo_core.machine.process import tune_process
+from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 
 # Tokens, width, vocabulary: byte models, the default recipes, and GPT-2's head.
 SHAPES = {

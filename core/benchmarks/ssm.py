@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.device import device_name, synchronize
-from nanozoo_core.process_settings import tune_process
-from nanozoo_core.ssm.causal_conv import causal_conv1d
-from nanozoo_core.ssm.linear_recurrence import linear_recurrence, linear_recurrence_reference
-from nanozoo_core.ssm.mamba2 import Mamba2Mixer
-from nanozoo_core.ssm.selective_scan import selective_scan, selective_scan_reference
-from nanozoo_core.ssm.ssd import ssd, ssd_reference
+from nanozoo_core.machine.device import device_name, synchronize
+from nanozoo_core.machine.process import tune_process
+from nanozoo_core.nn.mamba2 import Mamba2Mixer
+from nanozoo_core.ops.causal_conv import causal_conv1d
+from nanozoo_core.ops.linear_recurrence import linear_recurrence, linear_recurrence_reference
+from nanozoo_core.ops.selective_scan import selective_scan, selective_scan_reference
+from nanozoo_core.ops.ssd import ssd, ssd_reference
 
 # Batch, sequence, heads, channels of a head, state size, chunk.
 SCANS = {

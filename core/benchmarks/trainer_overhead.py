@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from nanozoo_core import compose
+from nanozoo_core.config import compose
 from nanozoo_core.contract import Batch, Step
-from nanozoo_core.distributed import Ranks
-from nanozoo_core.process_settings import tune_process
-from nanozoo_core.trainer import Trainer
+from nanozoo_core.machine.process import tune_process
+from nanozoo_core.machine.ranks import Ranks
+from nanozoo_core.training.trainer import Trainer
 
 
 def bare_step(trainer: Trainer, batch: Batch, number: int) -> None:

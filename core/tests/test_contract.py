@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from nanozoo_core.contract import Batch, Draw, Step, seeded_generator
+from nanozoo_core.contract import Batch, Draw, Step
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import ModelContract
 
 

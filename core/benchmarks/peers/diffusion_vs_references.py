@@ -32,8 +32,10 @@ from race import Step as TimedStep
 from race import adamw_step, begin, end, race, show_race
 from torch import Tensor, nn
 
-from nanozoo_core import compose, registry
+from nanozoo_core import registry
+from nanozoo_core.config import compose
 from nanozoo_core.contract import Step
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.diffusion.bounds import MaskDraw, network_draw_sum
 from nanozoo_core.diffusion.dit import DiT
 from nanozoo_core.testing.sources import batch_of
@@ -223,12 +225,12 @@ def our_model(model: str, name: str) -> nn.Module:
     if model == "sedd":
         settings |= {"cond_dim": COND_DIM, "transition_type": "absorbing"}
     config = compose.model_config(model, settings, seq_len=seq_len, vocab_size=vocab_size)
-    return registry.load_adapter(model).model_class(config)
+    return load_adapter(model).model_class(config)
 
 
 def our_loss(model: str, ours: nn.Module, tokens: Tensor) -> Callable[[], Tensor]:
     """As in training: every call is the next step, with noise of its own."""
-    adapter, batch, numbers = registry.load_adapter(model), batch_of(tokens), itertools.count()
+    adapter, batch, numbers = load_adapter(model), batch_of(tokens), itertools.count()
     return lambda: adapter.training_loss(ours, batch, Step(next(numbers), 0.0, 0)).value
 
 

@@ -21,8 +21,8 @@ import torch
 from race import adamw_step, begin, end, race, show_race
 from torch import Tensor, nn
 
-from nanozoo_core import registry
 from nanozoo_core.contract import Step
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_gpt2.config import GPT2Config
 from nanozoo_gpt2.model import GPT2
@@ -90,7 +90,7 @@ def losses(
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """Each contestant's loss on a batch, as its own training makes it."""
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    adapter = registry.load_adapter("gpt2")
+    adapter = load_adapter("gpt2")
     batch, step = batch_of(tokens), Step(number=0, progress=0.0, seed=0)
     return (
         lambda: theirs(inputs, targets)[1],

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.device import device_name, synchronize
-from nanozoo_core.ssm.selective_scan import selective_scan
-from nanozoo_core.ssm.ssd import ssd
+from nanozoo_core.machine.device import device_name, synchronize
+from nanozoo_core.ops.selective_scan import selective_scan
+from nanozoo_core.ops.ssd import ssd
 from nanozoo_nsa.config import Grid
 from nanozoo_nsa.selected import selected_attention
 from nanozoo_nsa.selection import all_blocks

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from race import adamw_step, begin, end, race, show_race
 from torch import Tensor, nn
 
-from nanozoo_core import registry
 from nanozoo_core.contract import Step
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.huggingface import to_hf_config, to_hf_state_dict
@@ -88,7 +88,7 @@ def compare(peer: str, name: str, rounds: int) -> dict[str, float]:
     theirs, their_loss = {"transformers": transformers_loss, "mambapy": mambapy_loss}[peer](
         ours, tokens
     )
-    adapter, batch, step = registry.load_adapter("mamba"), batch_of(tokens), Step(0, 0.0, 0)
+    adapter, batch, step = load_adapter("mamba"), batch_of(tokens), Step(0, 0.0, 0)
 
     def our_loss() -> Tensor:
         return adapter.training_loss(ours, batch, step).value

@@ -17,8 +17,8 @@ import torch
 from race import adamw_step, begin, end, race, show_race
 from torch import Tensor, nn
 
-from nanozoo_core import registry
 from nanozoo_core.contract import Step
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_megabyte.config import MegabyteConfig
 from nanozoo_megabyte.model import Megabyte
@@ -86,7 +86,7 @@ def build_peer(shape: Shape) -> nn.Module:
 
 
 def our_loss(model: nn.Module, tokens: Tensor) -> Callable[[], Tensor]:
-    adapter = registry.load_adapter("megabyte")
+    adapter = load_adapter("megabyte")
     batch, step = batch_of(tokens), Step(number=0, progress=0.0, seed=0)
     return lambda: adapter.training_loss(model, batch, step).value
 

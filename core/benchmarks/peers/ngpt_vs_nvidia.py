@@ -25,8 +25,8 @@ from race import begin, end, race, show_race
 from torch import Tensor, nn
 
 import nanozoo_ngpt.model as our_module
-from nanozoo_core import registry
 from nanozoo_core.contract import Step
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_ngpt.config import NGPTConfig
 from nanozoo_ngpt.model import NGPT
@@ -157,7 +157,7 @@ def contestants(
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """A training step of each, as its own training makes it."""
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    adapter = registry.load_adapter("ngpt")
+    adapter = load_adapter("ngpt")
     batch, step = batch_of(tokens), Step(number=0, progress=0.0, seed=0)
     with contextlib.redirect_stdout(io.StringIO()):
         their_adam = theirs.configure_optimizers(0.0, LR, (0.9, 0.95), "cpu")

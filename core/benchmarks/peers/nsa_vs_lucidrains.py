@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from race import adamw_step, begin, end, race, show_race
 
-from nanozoo_core import registry
 from nanozoo_core.contract import Step
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.model import NSA
@@ -89,7 +89,7 @@ def theirs(shape: Shape) -> torch.nn.Module:
 
 def main() -> None:
     arguments = begin(__doc__, SHAPES)
-    adapter = registry.load_adapter("nsa")
+    adapter = load_adapter("nsa")
     results = {}
     for name in arguments.shapes:
         shape = SHAPES[name]

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.device import device_name
-from nanozoo_core.process_settings import tune_process
+from nanozoo_core.machine.device import device_name
+from nanozoo_core.machine.process import tune_process
 
 Step = Callable[[], None]
 

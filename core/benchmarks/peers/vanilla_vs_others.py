@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from race import adamw_step, begin, end, race, show_race
 from torch import Tensor, nn
 
-from nanozoo_core import registry
 from nanozoo_core.contract import Step
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_vanilla.config import VanillaConfig
 from nanozoo_vanilla.model import Control
@@ -237,7 +237,7 @@ def block_weights(weights: dict[str, Tensor], layer: int) -> list[Tensor]:
 
 
 def our_loss(model: nn.Module, tokens: Tensor) -> Callable[[], Tensor]:
-    adapter = registry.load_adapter("vanilla")
+    adapter = load_adapter("vanilla")
     batch, step = batch_of(tokens), Step(number=0, progress=0.0, seed=0)
     return lambda: adapter.training_loss(model, batch, step).value
 

@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from nanozoo_core.randomness import seeded_generator
+
 Likelihood = Literal["exact", "upper"]
 
 PartialText = Sequence[int | None]
@@ -156,18 +158,6 @@ class Draw:
         return seeded_generator(self.seed, 4, self.number, row)
 
 
-def seeded_generator(*key: int) -> torch.Generator:
-    """A CPU generator whose state is a pure function of `key`, by a splitmix64 hash."""
-    mask = (1 << 64) - 1
-    state = 0x9E3779B97F4A7C15
-    for part in key:
-        state = (state + (part & mask) + 0x9E3779B97F4A7C15) & mask
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
-        state ^= state >> 31
-    return torch.Generator().manual_seed(state >> 1)
-
-
 @dataclass(frozen=True)
 class Loss:
     """What `training_loss` returns: `value` is differentiated, `metrics` are only logged."""
@@ -244,3 +234,40 @@ class SamplingSettings:
     use_cache: bool = True  # False recomputes everything for every token: slow, for checks
     on_step: Callable[[PartialText], object] | None = None
     """Called by models that denoise with the whole text after every step, for `--trace`."""
+
+
+Choose = Callable[[Tensor], Tensor]  # tokens (B,) from logits (B, V)
+
+
+class Drafter(Protocol):
+    """A model that can propose, and the state of the rows that it is decoding.
+
+    Each row has tokens that the model has read, and after them one that it has not: chosen, but not
+    yet seen by any cache. A pass drafts behind that token, checks it and the drafts, and keeps as
+    many of them as were right.
+    """
+
+    num_drafts: int  # K >= 1
+    max_context: int | None  # the longest text worth reading
+    device: torch.device
+
+    def begin(self, tokens: Tensor, lengths: Tensor, max_length: int) -> Tensor:
+        """Forgets all rows and reads right-padded prompts (B, T) with `lengths` (B,), which may
+        grow to `max_length`. Returns: the model's logits (B, V) after each."""
+        ...
+
+    def draft(self, token: Tensor, choose: Choose) -> Tensor:
+        """Proposes (B, K) tokens to follow the unread `token` (B,), each by one call of `choose`
+        on the logits that it comes from, in order. No other draft may depend on it but through its
+        token."""
+        ...
+
+    def check(self, tokens: Tensor) -> Tensor:
+        """Reads the unread token and the drafts, (B, K + 1). Returns: the model's logits after
+        each, (B, K + 1, V)."""
+        ...
+
+    def keep(self, counts: Tensor) -> None:
+        """Of the tokens just checked only the first `counts` (B,), 0 .. K + 1, are true: the state
+        becomes what reading those alone would have made it."""
+        ...

@@ -6,18 +6,23 @@ methods that differ. Shapes: B batch, T sequence, K new tokens, D model_dim, V v
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core import registry
 from nanozoo_core.config import OptimConfig, TrainingConfig
 from nanozoo_core.contract import (
     Batch,
     DataPlan,
     DataStage,
+    Drafter,
     Draw,
     Inspection,
     Likelihood,
@@ -29,11 +34,9 @@ from nanozoo_core.contract import (
     Vocabulary,
 )
 from nanozoo_core.errors import ConfigError
-from nanozoo_core.kernels.linear_cross_entropy import linear_cross_entropy
+from nanozoo_core.nn.accounting import cache_growth, count_parameters, decoder_flops_per_token
+from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
-
-if TYPE_CHECKING:
-    from nanozoo_core.speculative import Drafter
 
 
 class NextTokenModel(Protocol):
@@ -218,23 +221,6 @@ class DefaultModelAdapter:
         """Forgets all but the first `lengths` (B,) tokens of each row."""
         cache.crop(lengths)
 
-    def generate(
-        self,
-        model: nn.Module,
-        prompt: Sequence[int],
-        settings: SamplingSettings,
-        generator: torch.Generator,
-    ) -> Iterator[list[int]]:
-        """Yields newly drawn tokens, one or several at a time, after a prompt of >= 1 token: with
-        the cache, or window by window from a model that denoises."""
-        from nanozoo_core.diffusion.generation import continue_text
-        from nanozoo_core.generate import autoregressive
-
-        if self.can_denoise:
-            yield from continue_text(self, model, prompt, settings, generator)
-        else:
-            yield from autoregressive(self, model, prompt, settings, generator)
-
     @property
     def can_denoise(self) -> bool:
         """Whether `denoise` is there: without it a text can only be continued."""
@@ -244,6 +230,11 @@ class DefaultModelAdapter:
     def takes_steps(self) -> bool:
         """Whether `settings.num_steps` says how long a token or a window is worked on."""
         return self.can_denoise
+
+    def at_steps(self, model: nn.Module, num_steps: int | None) -> AbstractContextManager[object]:
+        """Inside it a model that reads from left to right works `num_steps` on every token; None is
+        the config's own number. Models that denoise read it from their settings instead."""
+        return nullcontext()
 
     def denoise(
         self,
@@ -272,16 +263,20 @@ class DefaultModelAdapter:
 
     def flops_per_token(self, config: Any, seq_len: int) -> float:
         """Training FLOPs per token: 6 per weight that multiplies it, plus attention in full."""
-        from nanozoo_core.accounting import transformer_flops_per_token
-
-        return transformer_flops_per_token(self, config, seq_len)
+        with torch.device("meta"):
+            model = self.model_class(config)
+        return decoder_flops_per_token(model, self.parameter_roles(model), config, seq_len)
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Counts for result.json: params, params_non_embedding, what decoding keeps in memory for
         each token where the cache tells (`num_bytes`), and what the model adds."""
-        from nanozoo_core.accounting import count_cache, count_parameters
-
-        return count_parameters(model, self.parameter_roles(model)) | count_cache(self, model)
+        counts = count_parameters(model, self.parameter_roles(model))
+        if not hasattr(model, "init_cache"):
+            return counts
+        caches = [self.init_cache(model, 1, length) for length in self.cache_lengths]
+        if not all(hasattr(cache, "num_bytes") for cache in caches):
+            return counts
+        return counts | cache_growth(self.cache_lengths, [cache.num_bytes for cache in caches])
 
     def at_width(self, model_cfg: Any, factor: float) -> dict[str, object]:
         """Changes to `model_cfg` that make the model `factor` times as wide, to the nearest width
@@ -308,3 +303,14 @@ class DefaultModelAdapter:
         """Numbers and pictures of what is peculiar to this model, from some validation batches:
         diagnostics, never the score."""
         return None
+
+
+def load_adapter(name: str) -> DefaultModelAdapter:
+    """The adapter of an installed model: its own where it has one, else the default."""
+    config_class = registry.config_class(name)
+    module = registry.model_modules()[name]
+    model_class = importlib.import_module(f"{module}.model").Model
+    adapter_class = DefaultModelAdapter
+    if importlib.util.find_spec(f"{module}.adapter") is not None:
+        adapter_class = importlib.import_module(f"{module}.adapter").Adapter
+    return adapter_class(config_class, model_class)

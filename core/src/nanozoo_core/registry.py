@@ -8,15 +8,11 @@ free of torch), `nanozoo_hnet.model.Model` (built from that config alone), optio
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from functools import cache
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nanozoo_core.errors import ConfigError, suggest
-
-if TYPE_CHECKING:
-    from nanozoo_core.default_model_adapter import DefaultModelAdapter
 
 GROUP = "nanozoo.models"
 
@@ -51,15 +47,3 @@ def config_class(name: str) -> type[Any]:
     """The config dataclass of a model."""
     check_model_name(name)
     return importlib.import_module(f"{model_modules()[name]}.config").Config
-
-
-def load_adapter(name: str) -> DefaultModelAdapter:
-    """The adapter of a model: its own where it has one, else the default."""
-    check_model_name(name)
-    module = model_modules()[name]
-    model_class = importlib.import_module(f"{module}.model").Model
-    if importlib.util.find_spec(f"{module}.adapter") is not None:
-        adapter_class = importlib.import_module(f"{module}.adapter").Adapter
-    else:
-        from nanozoo_core.default_model_adapter import DefaultModelAdapter as adapter_class
-    return adapter_class(config_class(name), model_class)

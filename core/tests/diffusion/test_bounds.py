@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from nanozoo_core.contract import seeded_generator
 from nanozoo_core.diffusion.bounds import (
     DiscreteCounts,
     MaskDraw,
@@ -26,6 +25,7 @@ from nanozoo_core.diffusion.bounds import (
 from nanozoo_core.diffusion.dit import DiT
 from nanozoo_core.diffusion.sampling import WindowNoise
 from nanozoo_core.diffusion.schedules import Cosine, CosineSquared, Linear
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
 
 SCHEDULES = [Linear(), Cosine(), CosineSquared()]

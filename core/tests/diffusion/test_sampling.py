@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from nanozoo_core.contract import Draw, Step, seeded_generator
-from nanozoo_core.diffusion.categorical import draw_categorical
+from nanozoo_core.contract import Draw, Step
 from nanozoo_core.diffusion.sampling import choose_masked, draw_noise, mask_counts, masked_times
+from nanozoo_core.ops.categorical import draw_categorical
+from nanozoo_core.randomness import seeded_generator
 
 SOURCES = [Step(number=3, progress=0.1, seed=7), Draw(seed=7, number=1)]
 

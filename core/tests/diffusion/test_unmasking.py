@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanozoo_core.contract import seeded_generator
 from nanozoo_core.diffusion.schedules import Cosine, CosineSquared, Linear, Schedule
 from nanozoo_core.diffusion.unmasking import (
     ancestral,
@@ -18,6 +17,7 @@ from nanozoo_core.diffusion.unmasking import (
     most_confident,
     partial_text,
 )
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
 
 MASK = toy.MASK_ID

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanozoo_core import checkpoint, compose, registry
+from nanozoo_core.config import compose
 from nanozoo_core.data.tokenizers import ByteTokenizer
-from nanozoo_core.runs import LoadedRun
+from nanozoo_core.default_model_adapter import load_adapter
+from nanozoo_core.training import checkpoint
+from nanozoo_core.training.runs import LoadedRun
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def run(tmp_path: Path) -> LoadedRun:
     """An untrained toy model of bytes, with a window of 32, as if it came from a run folder."""
     config = compose.training_config(compose.compose_config(["model=toy"]))
     vocabulary = ByteTokenizer()
-    adapter = registry.load_adapter("toy")
+    adapter = load_adapter("toy")
     model_cfg = compose.model_config("toy", config.model_cfg, vocab_size=vocabulary.size)
     torch.manual_seed(0)
     model = adapter.build(model_cfg, vocabulary).eval()

@@ -14,9 +14,9 @@ pytest.importorskip("lm_eval")
 
 from lm_eval.api.instance import Instance
 
+from nanozoo_core.commands.tasks import RunLM, evaluate_tasks
 from nanozoo_core.errors import ConfigError
-from nanozoo_core.runs import LoadedRun
-from nanozoo_core.tasks import RunLM, evaluate_tasks
+from nanozoo_core.training.runs import LoadedRun
 
 WINDOW = 32
 

@@ -16,10 +16,10 @@ import statistics
 import sys
 from pathlib import Path
 
-from nanozoo_core.compare.command import train
-from nanozoo_core.compare.report import conditions
-from nanozoo_core.compare.request import Entrant, Request
-from nanozoo_core.compare.results import Entry
+from nanozoo_core.comparing.compare.command import train
+from nanozoo_core.comparing.compare.report import conditions
+from nanozoo_core.comparing.compare.request import Entrant, Request
+from nanozoo_core.comparing.compare.results import Entry
 
 MODEL = "current_best_gpt"
 FULL = "default"

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanozoo_core import compose, registry
+from nanozoo_core.config import compose
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_current_best_gpt import schedule
 from nanozoo_current_best_gpt.config import CurrentBestConfig
@@ -83,7 +84,7 @@ def test_the_recipes_build_the_record(recipe):
     with torch.device("meta"):
         model = CurrentBestGPT(model_cfg)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    adapter = registry.load_adapter("current_best_gpt")
+    adapter = load_adapter("current_best_gpt")
     roles = adapter.parameter_roles(model)
     matrices = {n: size for n, size in sizes.items() if roles[n] == "matrix"}
     attention = sum(size for n, size in matrices.items() if ".attention." in n)

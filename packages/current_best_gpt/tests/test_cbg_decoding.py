@@ -5,7 +5,7 @@ import torch
 from cbg_models import FULL, make_model, perturb, tokens_of
 
 from nanozoo_core.contract import SamplingSettings
-from nanozoo_core.registry import load_adapter
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_current_best_gpt.cache import SPARE
 
 ADAPTER = load_adapter("current_best_gpt")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nanozoo_core import compose
+from nanozoo_core.config import compose
 from nanozoo_core.optim.schedule import lr_factor, muon_momentum
 from nanozoo_current_best_gpt import schedule
 from nanozoo_current_best_gpt.config import CurrentBestConfig

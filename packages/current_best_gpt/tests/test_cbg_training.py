@@ -7,10 +7,10 @@ from cbg_models import FULL, make_config, make_model, perturb, tokens_of
 
 from nanozoo_core.config import AdamWConfig, MuonConfig, OptimConfig, TrainingConfig
 from nanozoo_core.contract import Step
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.optim.build import build_optimizers
-from nanozoo_core.registry import load_adapter
 from nanozoo_core.testing.sources import batch_of
-from nanozoo_core.toy_vocabulary import ToyVocabulary
+from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_current_best_gpt.config import CurrentBestConfig
 
 ADAPTER = load_adapter("current_best_gpt")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanozoo_core.contract import seeded_generator
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_d3pm.graph import unit_rows
 from nanozoo_d3pm.graph_transitions import Clusters, Spectral
 from nanozoo_d3pm.transitions import Absorbing, Gaussian, Transition, Uniform

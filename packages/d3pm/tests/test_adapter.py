@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from nanozoo_core.contract import Batch, Draw, Step, seeded_generator
+from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.diffusion.levels import INSPECTION_SEED
 from nanozoo_core.errors import ConfigError
-from nanozoo_core.toy_vocabulary import ToyVocabulary
+from nanozoo_core.randomness import seeded_generator
+from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_d3pm.adapter import D3PMAdapter, bound_terms
 from nanozoo_d3pm.config import D3PMConfig
 from nanozoo_d3pm.graph import cluster_order, cooccurrence_vectors, unit_rows

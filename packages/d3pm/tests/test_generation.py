@@ -11,9 +11,10 @@ import toy_cases
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nanozoo_core.contract import PartialText, SamplingSettings, seeded_generator
-from nanozoo_core.diffusion.generation import denoised
+from nanozoo_core.contract import PartialText, SamplingSettings
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.generation.denoising import denoised
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_d3pm.adapter import D3PMAdapter

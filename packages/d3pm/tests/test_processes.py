@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from nanozoo_core.contract import seeded_generator
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_d3pm import schedules
 from nanozoo_d3pm.graph_transitions import Clusters, Spectral
 from nanozoo_d3pm.transitions import Absorbing, Gaussian, Uniform

@@ -8,7 +8,8 @@ import pytest
 import torch
 import toy_cases
 
-from nanozoo_core.contract import Draw, seeded_generator
+from nanozoo_core.contract import Draw
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_d3pm.adapter import D3PMAdapter

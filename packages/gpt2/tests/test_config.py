@@ -2,8 +2,7 @@ import dataclasses
 
 import pytest
 
-from nanozoo_core import compose
-from nanozoo_core.config import DataConfig, TrainingConfig
+from nanozoo_core.config import DataConfig, TrainingConfig, compose
 from nanozoo_core.errors import ConfigError
 from nanozoo_gpt2.config import PRESETS, GPT2Config
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanozoo_core import checkpoint, compose, registry
+from nanozoo_core.commands.export import export_hf, exportable_models
+from nanozoo_core.config import compose
 from nanozoo_core.data.tokenizers import train_bpe
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.errors import CheckpointError
-from nanozoo_core.export import export_hf, exportable_models
-from nanozoo_core.runs import LoadedRun
+from nanozoo_core.training import checkpoint
+from nanozoo_core.training.runs import LoadedRun
 
 transformers = pytest.importorskip("transformers")
 
@@ -25,7 +27,7 @@ def run(tmp_path: Path) -> LoadedRun:
     """An untrained model over a byte-pair vocabulary of 300, as if it came from a run folder."""
     vocabulary = train_bpe([TEXT], vocab_size=300)
     config = compose.training_config(compose.compose_config(["model=gpt2", "data.seq_len=64"]))
-    adapter = registry.load_adapter("gpt2")
+    adapter = load_adapter("gpt2")
     changes = {"num_layers": 2, "model_dim": 32, "pad_vocab_to": 64}
     model_cfg = compose.model_config(
         "gpt2", config.model_cfg | changes, seq_len=64, vocab_size=vocabulary.size

@@ -3,6 +3,7 @@ import torch
 
 from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.generation.text import draw_text
 from nanozoo_gpt2.config import GPT2Config
 from nanozoo_gpt2.model import GPT2
 
@@ -24,7 +25,7 @@ def model():
 def draw(model, prompt=PROMPT, seed=0, **settings):
     adapter = DefaultModelAdapter(GPT2Config, GPT2)
     generator = torch.Generator().manual_seed(seed)
-    pieces = adapter.generate(model, prompt, SamplingSettings(**settings), generator)
+    pieces = draw_text(adapter, model, prompt, SamplingSettings(**settings), generator)
     return [token for piece in pieces for token in piece]
 
 

@@ -11,7 +11,7 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.optim.groups import default_roles
 from nanozoo_core.testing.sources import batch_of
-from nanozoo_core.toy_vocabulary import ToyVocabulary
+from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_gpt2.config import GPT2Config
 from nanozoo_gpt2.model import GPT2
 

@@ -1,7 +1,7 @@
 import pytest
 
-from nanozoo_core import compose
-from nanozoo_core.trainer import train
+from nanozoo_core.config import compose
+from nanozoo_core.training.trainer import train
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanozoo_core.device import device_name, synchronize
-from nanozoo_core.process_settings import tune_process
+from nanozoo_core.machine.device import device_name, synchronize
+from nanozoo_core.machine.process import tune_process
 from nanozoo_hnet.kernels.dechunk import dechunk, dechunk_reference
 
 # Rows, positions, channels; a chunk has five positions on average.

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanozoo_core import schema
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, schema
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import ParameterGroup

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core import schema
-from nanozoo_core.config import DataConfig, TrainingConfig
+from nanozoo_core.config import DataConfig, TrainingConfig, schema
 from nanozoo_core.errors import ConfigError
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.layout import parse_layout, parse_network

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core import schema
+from nanozoo_core.config import schema
 from nanozoo_core.errors import NanozooError
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.model import ChunkedStage, HNet

@@ -19,12 +19,19 @@ from typing import Any
 
 import torch
 
-from nanozoo_core import compose, registry
+from nanozoo_core.config import compose
 from nanozoo_core.contract import Step
-from nanozoo_core.device import autocast, device_name, peak_memory_bytes, resolve_dtype, synchronize
-from nanozoo_core.process_settings import tune_process
+from nanozoo_core.default_model_adapter import load_adapter
+from nanozoo_core.machine.device import (
+    autocast,
+    device_name,
+    peak_memory_bytes,
+    resolve_dtype,
+    synchronize,
+)
+from nanozoo_core.machine.process import tune_process
 from nanozoo_core.testing.sources import batch_of
-from nanozoo_core.toy_vocabulary import ToyVocabulary
+from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 
 CHUNKS = {"chunking": "fixed", "target_ratio": 6.0}
 # The blocks of the preset, which suit long windows; those of the tiny model suit 1024 bytes.
@@ -62,7 +69,7 @@ def measure(model_name: str, length: int, device: torch.device, steps: int) -> d
     """Median seconds of a step, peak bytes above those before, and what decoding keeps."""
     package, settings = (GPU_MODELS if device.type == "cuda" else MODELS)[model_name]
     config = compose.model_config(package, settings, seq_len=length, vocab_size=258)
-    adapter = registry.load_adapter(package)
+    adapter = load_adapter(package)
     torch.manual_seed(0)
     with device:
         model = adapter.build(config, ToyVocabulary(258))

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanozoo_core import schema
-from nanozoo_core.config import DataConfig, OptimConfig, TrainConfig, TrainingConfig
+from nanozoo_core.config import DataConfig, OptimConfig, TrainConfig, TrainingConfig, schema
 from nanozoo_core.contract import Step
 from nanozoo_core.testing import ToyVocabulary
 from nanozoo_core.testing.sources import batch_of

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from nanozoo_core import schema
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, schema
 from nanozoo_core.contract import Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing.sources import batch_of

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanozoo_core import schema
+from nanozoo_core.config import schema
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.model import HNet
 from nanozoo_hnet_x_nsa.config import HNetXNSAConfig

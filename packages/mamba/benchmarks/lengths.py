@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.device import device_name, peak_memory_bytes, synchronize
-from nanozoo_core.process_settings import tune_process
-from nanozoo_core.ssm.selective_scan import selective_scan
-from nanozoo_core.ssm.ssd import ssd
+from nanozoo_core.machine.device import device_name, peak_memory_bytes, synchronize
+from nanozoo_core.machine.process import tune_process
+from nanozoo_core.ops.selective_scan import selective_scan
+from nanozoo_core.ops.ssd import ssd
 
 KINDS = ("mamba1", "mamba2", "attention")
 CHANNELS, STATES, HEADS = 256, {"mamba1": 16, "mamba2": 64}, 4

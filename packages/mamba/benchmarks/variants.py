@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from nanozoo_core.contract import Step
-from nanozoo_core.device import autocast, device_name, synchronize
-from nanozoo_core.process_settings import tune_process
+from nanozoo_core.machine.device import autocast, device_name, synchronize
+from nanozoo_core.machine.process import tune_process
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_mamba.adapter import MambaAdapter
 from nanozoo_mamba.config import MambaConfig

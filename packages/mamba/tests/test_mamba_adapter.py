@@ -8,8 +8,8 @@ from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing.sources import MarkovSource, batch_of
+from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_core.testing.training import train
-from nanozoo_core.toy_vocabulary import ToyVocabulary
 from nanozoo_mamba.adapter import MambaAdapter
 from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.model import Mamba

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from nanozoo_core.errors import NanozooError
-from nanozoo_core.ssm.selective_scan import selective_scan_reference
+from nanozoo_core.ops.selective_scan import selective_scan_reference
 from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.mamba1 import Mamba1Mixer
 from nanozoo_mamba.model import Mamba

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nanozoo_core.contract import Batch, Draw, Step, seeded_generator
+from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.diffusion.bounds import exact_masked_bound, network_loss
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_mdl.adapter import MDLMAdapter

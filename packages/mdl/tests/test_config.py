@@ -7,8 +7,8 @@ import warnings
 import pytest
 import torch
 
-from nanozoo_core.compose import model_config
 from nanozoo_core.config import DataConfig, TrainingConfig
+from nanozoo_core.config.compose import model_config
 from nanozoo_core.errors import ConfigError
 from nanozoo_mdl.config import MDLMConfig
 from nanozoo_mdl.model import MDLM

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from nanozoo_core import cli
-from nanozoo_core.contract import SamplingSettings, seeded_generator
+from nanozoo_core.commands import cli
+from nanozoo_core.contract import SamplingSettings
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import ModelContract, ToyVocabulary
 
 

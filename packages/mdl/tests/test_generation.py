@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanozoo_core.contract import PartialText, SamplingSettings, seeded_generator
-from nanozoo_core.diffusion.generation import denoised
+from nanozoo_core.contract import PartialText, SamplingSettings
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.generation.denoising import denoised
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_mdl.adapter import MDLMAdapter
 from nanozoo_mdl.config import MDLMConfig
 from nanozoo_mdl.model import MDLM

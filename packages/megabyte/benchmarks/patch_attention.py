@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanozoo_core.device import device_name, synchronize
+from nanozoo_core.machine.device import device_name, synchronize
 from nanozoo_megabyte.patch_attention import patch_attention, patch_attention_reference
 
 NUM_BYTES, NUM_HEADS, HEAD_DIM = 65536, 8, 64

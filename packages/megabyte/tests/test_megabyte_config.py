@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core import compose, schema
-from nanozoo_core.config import DataConfig, TrainingConfig
+from nanozoo_core.config import DataConfig, TrainingConfig, compose, schema
 from nanozoo_core.errors import ConfigError
 from nanozoo_megabyte.config import MegabyteConfig
 

@@ -21,9 +21,9 @@ from torch import nn
 
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.device import autocast, device_name, synchronize
-from nanozoo_core.nn.control_block import ControlModel
-from nanozoo_core.process_settings import tune_process
+from nanozoo_core.machine.device import autocast, device_name, synchronize
+from nanozoo_core.machine.process import tune_process
+from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_mod.adapter import MoDAdapter
 from nanozoo_mod.config import MoDConfig

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core import compose
+from nanozoo_core.config import compose
 from nanozoo_core.errors import ConfigError
 from nanozoo_mod.config import MoDConfig
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanozoo_core.nn.control_block import ControlModel
+from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import rotary_angles
 from nanozoo_mod.config import MoDConfig

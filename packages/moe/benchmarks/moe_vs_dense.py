@@ -20,10 +20,10 @@ from torch import nn
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.device import autocast, device_name, resolve_dtype, synchronize
-from nanozoo_core.nn.control_block import ControlModel
+from nanozoo_core.machine.device import autocast, device_name, resolve_dtype, synchronize
+from nanozoo_core.machine.process import tune_process
+from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.optim.build import build_optimizers
-from nanozoo_core.process_settings import tune_process
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_moe.adapter import MoEAdapter
 from nanozoo_moe.config import MoEConfig

@@ -4,13 +4,12 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from nanozoo_core import compose
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, compose
 from nanozoo_core.contract import Draw, HeatMap, Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.muon import Muon
 from nanozoo_core.testing.sources import batch_of
-from nanozoo_core.toy_vocabulary import ToyVocabulary
+from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_moe.adapter import MoEAdapter
 from nanozoo_moe.config import MoEConfig
 from nanozoo_moe.model import MoE

@@ -2,8 +2,7 @@ import dataclasses
 
 import pytest
 
-from nanozoo_core import compose
-from nanozoo_core.config import TrainingConfig
+from nanozoo_core.config import TrainingConfig, compose
 from nanozoo_core.errors import ConfigError
 from nanozoo_moe.config import PRESETS, MoEConfig
 

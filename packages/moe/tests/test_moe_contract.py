@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from nanozoo_core import checkpoint
 from nanozoo_core.testing import ModelContract
 from nanozoo_core.testing.processes import train_in_processes
+from nanozoo_core.training import checkpoint
 
 
 class TestContract(ModelContract):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.nn.control_block import ControlModel
+from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_moe.adapter import MoEAdapter

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.nn.control_block import ControlBlock, ControlModel
+from nanozoo_core.nn.control import ControlBlock, ControlModel
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.training import gradients, move

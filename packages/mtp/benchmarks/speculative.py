@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 
-from nanozoo_core import compose, runs
+from nanozoo_core.config import compose
 from nanozoo_core.contract import SamplingSettings
-from nanozoo_core.device import device_name
-from nanozoo_core.draft_report import first_halves, measure, race
-from nanozoo_core.process_settings import tune_process
+from nanozoo_core.generation.draft_report import first_halves, measure, race
+from nanozoo_core.machine.device import device_name
+from nanozoo_core.machine.process import tune_process
+from nanozoo_core.training import runs
 
 
 def main() -> None:

@@ -47,8 +47,8 @@ class TestContract(ModelContract):
 def test_other_ways_to_the_gradient_compile(way: str) -> None:
     from mtp_models import ADAPTER, STEP, build, random_batch
 
-    from nanozoo_core.distributed import LossModule
     from nanozoo_core.testing.training import gradients
+    from nanozoo_core.training.distributed import LossModule
 
     model, batch = build(head_backward=way), random_batch()
     module = LossModule(model, ADAPTER)

@@ -9,8 +9,9 @@ import torch
 from mtp_models import ADAPTER, SMALL, VOCAB, all_logits, build, random_tokens
 from torch import Tensor
 
-from nanozoo_core.contract import SamplingSettings, seeded_generator
-from nanozoo_core.speculative import Tally, speculative
+from nanozoo_core.contract import SamplingSettings
+from nanozoo_core.generation.speculative import Tally, speculative
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing.speculation import (
     check_greedy_rows,
     check_greedy_text,

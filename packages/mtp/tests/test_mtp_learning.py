@@ -10,13 +10,15 @@ import torch
 from mtp_models import ADAPTER, all_logits, build
 from torch import Tensor
 
-from nanozoo_core import cli, compose
-from nanozoo_core.contract import Batch, SamplingSettings, seeded_generator
-from nanozoo_core.speculative import Tally, decode
+from nanozoo_core.commands import cli
+from nanozoo_core.config import compose
+from nanozoo_core.contract import Batch, SamplingSettings
+from nanozoo_core.generation.speculative import Tally, decode
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import ToyVocabulary
 from nanozoo_core.testing.sources import MarkovSource, batch_of
 from nanozoo_core.testing.training import train
-from nanozoo_core.trainer import train as run_training
+from nanozoo_core.training.trainer import train as run_training
 from nanozoo_mtp.losses import token_losses
 from nanozoo_mtp.model import MTP
 

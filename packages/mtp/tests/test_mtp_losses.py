@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nanozoo_core.contract import Batch, Draw
-from nanozoo_core.device import autocast
+from nanozoo_core.machine.device import autocast
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.training import gradients
 from nanozoo_mtp.losses import targets_of, token_losses

@@ -20,7 +20,7 @@ from mtp_models import (
 )
 
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.nn.control_block import ControlModel
+from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.optim.groups import default_roles
 from nanozoo_core.testing.training import gradients, move

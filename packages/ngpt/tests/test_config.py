@@ -1,6 +1,6 @@
 import pytest
 
-from nanozoo_core import compose
+from nanozoo_core.config import compose
 from nanozoo_core.errors import ConfigError
 from nanozoo_ngpt.config import NGPTConfig
 

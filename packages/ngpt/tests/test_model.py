@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanozoo_core.accounting import count_parameters
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Step
+from nanozoo_core.nn.accounting import count_parameters
 from nanozoo_core.nn.rotary import rotary_angles
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing.sources import batch_of
-from nanozoo_core.toy_vocabulary import ToyVocabulary
+from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_ngpt.adapter import Adapter
 from nanozoo_ngpt.config import NGPTConfig
 from nanozoo_ngpt.model import NGPT, UnitEmbedding, UnitLinear, project_, scaled_linear

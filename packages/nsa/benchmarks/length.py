@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.device import device_name, peak_memory_bytes, synchronize
-from nanozoo_core.nn.control_block import ControlAttention
+from nanozoo_core.machine.device import device_name, peak_memory_bytes, synchronize
+from nanozoo_core.machine.process import tune_process
+from nanozoo_core.nn.control import ControlAttention
 from nanozoo_core.nn.rotary import rotary_angles
-from nanozoo_core.process_settings import tune_process
 from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.mixer import NSAMixer
 

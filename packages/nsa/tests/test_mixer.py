@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanozoo_core.nn.control_block import ControlAttention
+from nanozoo_core.nn.control import ControlAttention
 from nanozoo_core.nn.rotary import rotary_angles
 from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.mixer import NSAMixer

@@ -12,7 +12,7 @@ from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing.sources import batch_of
-from nanozoo_core.toy_vocabulary import ToyVocabulary
+from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_nsa.adapter import NSAAdapter
 from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.model import NSA
@@ -42,7 +42,7 @@ def random_batch(length: int = 64, documents: Tensor | None = None) -> Batch:
 
 
 def test_shared_weights_start_as_the_controls() -> None:
-    from nanozoo_core.nn.control_block import ControlModel
+    from nanozoo_core.nn.control import ControlModel
 
     model = build()
     torch.manual_seed(0)

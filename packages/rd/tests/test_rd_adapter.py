@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Draw, Step
-from nanozoo_core.distributed import LossModule
 from nanozoo_core.testing.sources import batch_of
-from nanozoo_core.toy_vocabulary import ToyVocabulary
+from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
+from nanozoo_core.training.distributed import LossModule
 from nanozoo_rd.adapter import RDAdapter, draw_step, forward_flops, state_metrics
 from nanozoo_rd.config import RDConfig
 from nanozoo_rd.model import RecurrentDepth

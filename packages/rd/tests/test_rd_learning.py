@@ -11,7 +11,7 @@ from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Draw, Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing.sources import MarkovSource, batch_of
-from nanozoo_core.toy_vocabulary import ToyVocabulary
+from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_rd.adapter import RDAdapter
 from nanozoo_rd.config import RDConfig
 from nanozoo_rd.model import RecurrentDepth

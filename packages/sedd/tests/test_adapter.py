@@ -11,10 +11,11 @@ import toy_scores as exact
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nanozoo_core.contract import Batch, Draw, Step, seeded_generator
+from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.diffusion.bounds import MaskDraw, exact_masked_bound, network_draw_sum
 from nanozoo_core.diffusion.sampling import draw_noise
-from nanozoo_core.kernels.linear_cross_entropy import linear_cross_entropy
+from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import ToyVocabulary, toy
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_sedd import uniform

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from nanozoo_core import compose
-from nanozoo_core.config import DataConfig, TrainingConfig
+from nanozoo_core.config import DataConfig, TrainingConfig, compose
 from nanozoo_core.diffusion.schedules import Geometric, Linear
 from nanozoo_core.errors import ConfigError
 from nanozoo_sedd.config import SEDDConfig

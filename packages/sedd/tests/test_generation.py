@@ -11,10 +11,11 @@ import toy_scores as exact
 from torch import Tensor
 from torch.testing import assert_close
 
-from nanozoo_core.contract import PartialText, SamplingSettings, seeded_generator
-from nanozoo_core.diffusion.generation import denoised
+from nanozoo_core.contract import PartialText, SamplingSettings
 from nanozoo_core.diffusion.schedules import Geometric, Linear, Schedule
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.generation.denoising import denoised
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
 from nanozoo_sedd import uniform
 from nanozoo_sedd.adapter import SEDDAdapter

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from nanozoo_core.contract import seeded_generator
-from nanozoo_core.kernels import reduced_head
+from nanozoo_core.ops import reduced_head
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_sedd.kernels import score_sums as module
 from nanozoo_sedd.kernels.score_sums import score_sums, score_sums_reference
 
@@ -172,5 +172,5 @@ def test_module_needs_torch_and_triton_alone():
     for path in (module.__file__, reduced_head.__file__):
         lines = [line.split() for line in Path(path).read_text().splitlines()]
         found = {words[1] for words in lines if words[:1] in (["import"], ["from"])}
-        found -= {"nanozoo_core.kernels.reduced_head"}  # which is held to the same
+        found -= {"nanozoo_core.ops.reduced_head"}  # which is held to the same
         assert {name.partition(".")[0] for name in found} <= allowed

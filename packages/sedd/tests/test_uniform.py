@@ -10,9 +10,9 @@ import toy_scores as exact
 from torch import Tensor
 from torch.testing import assert_close
 
-from nanozoo_core.contract import seeded_generator
 from nanozoo_core.diffusion.schedules import Geometric, Linear
-from nanozoo_core.kernels.log_mixture import log_mixture_reference
+from nanozoo_core.ops.log_mixture import log_mixture_reference
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
 from nanozoo_sedd import uniform
 

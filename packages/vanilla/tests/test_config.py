@@ -2,8 +2,7 @@ import dataclasses
 
 import pytest
 
-from nanozoo_core import compose
-from nanozoo_core.config import DataConfig, OptimConfig, TrainingConfig
+from nanozoo_core.config import DataConfig, OptimConfig, TrainingConfig, compose
 from nanozoo_core.errors import ConfigError
 from nanozoo_vanilla.config import CONTROL, PRESETS, VanillaConfig
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from nanozoo_core.contract import Draw, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.nn.control_block import ControlModel
+from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.optim.groups import default_roles
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_vanilla.config import PRESETS, VanillaConfig

@@ -10,6 +10,6 @@ from nanozoo_core.registry import model_modules
 
 class NanozooSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("nanozoo", "pkg://nanozoo_core.conf")
+        search_path.append("nanozoo", "pkg://nanozoo_core.config")
         for name, module in model_modules().items():
             search_path.append(f"nanozoo-{name}", f"pkg://{module}.conf")

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from nanozoo_core.contract import Batch
 from nanozoo_core.data.prepare import PreparedData
-from nanozoo_core.data.windows import Align, Windows, hash_integers
+from nanozoo_core.data.windows import Align, Windows
 from nanozoo_core.errors import DataError
+from nanozoo_core.randomness import hash_integers
 
 
 @dataclass(frozen=True)

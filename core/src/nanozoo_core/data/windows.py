@@ -17,23 +17,12 @@ import numpy.typing as npt
 
 from nanozoo_core.data.shards import Shard, document_starts
 from nanozoo_core.errors import DataError
+from nanozoo_core.randomness import hash_integers
 
 Align = Literal["stream", "documents"]
 Ints = npt.NDArray[np.int64]
 
 _ROUNDS = 6
-_MASK = (1 << 64) - 1
-
-
-def hash_integers(*key: int) -> int:
-    """A 64-bit hash of some integers (splitmix64 steps)."""
-    state = 0x9E3779B97F4A7C15
-    for part in key:
-        state = (state + (part & _MASK) + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return state
 
 
 def permute(index: Ints, size: int, *key: int) -> Ints:

@@ -24,7 +24,7 @@ from nanozoo_core.diffusion.sampling import (
     masked_times,
 )
 from nanozoo_core.diffusion.schedules import Schedule
-from nanozoo_core.kernels.linear_cross_entropy import linear_cross_entropy
+from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(corrupted (B, L), time (B,)) -> log-probabilities (B, L, V) of the clean tokens."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from nanozoo_core.contract import PartialText
-from nanozoo_core.diffusion.categorical import draw_categorical
 from nanozoo_core.diffusion.schedules import Schedule
+from nanozoo_core.ops.categorical import draw_categorical
 
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(windows (B, S) with masks, time (B,), rows (N,)) -> p of the clean tokens there, (N, V) float64.

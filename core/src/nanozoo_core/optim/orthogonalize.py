@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nanozoo_core.kernels.symmetric_matmul import poly2, syrk
+from nanozoo_core.ops.symmetric_matmul import poly2, syrk
 
 Method = Literal["polar_express", "ns5", "exact"]
 Coefficients = tuple[tuple[float, float, float], ...]

@@ -16,6 +16,6 @@ pytest.register_assert_rewrite("nanozoo_core.testing.speculation")
 
 from nanozoo_core.testing.contract_kit import ModelContract  # noqa: E402
 from nanozoo_core.testing.sources import MarkovSource  # noqa: E402
-from nanozoo_core.toy_vocabulary import ToyVocabulary  # noqa: E402
+from nanozoo_core.testing.toy_vocabulary import ToyVocabulary  # noqa: E402
 
 __all__ = ["MarkovSource", "ModelContract", "ToyVocabulary"]

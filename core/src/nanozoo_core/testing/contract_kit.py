@@ -14,19 +14,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core import checkpoint, compose, registry, runs, schema
-from nanozoo_core.config import OptimConfig
+from nanozoo_core import registry
+from nanozoo_core.config import OptimConfig, compose, schema
 from nanozoo_core.contract import Draw, SamplingSettings, Step, Vocabulary
-from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.device import autocast
-from nanozoo_core.distributed import LossModule
+from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.generation.text import draw_text
+from nanozoo_core.machine.device import autocast
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import make_groups
 from nanozoo_core.testing.processes import train_in_processes
 from nanozoo_core.testing.sources import MarkovSource, batch_of
-from nanozoo_core.toy_vocabulary import ToyVocabulary
-from nanozoo_core.trainer import train
+from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
+from nanozoo_core.training import checkpoint, runs
+from nanozoo_core.training.distributed import LossModule
+from nanozoo_core.training.trainer import train
 
 CPU = torch.device("cpu")
 
@@ -70,7 +72,7 @@ class ModelContract:
     def build(
         self, vocabulary: Vocabulary, seq_len: int | None = None, *, seed: int = 0
     ) -> tuple[DefaultModelAdapter, nn.Module]:
-        adapter = registry.load_adapter(self.model)
+        adapter = load_adapter(self.model)
         torch.manual_seed(seed)
         config = self.config(vocabulary.size, seq_len)
         model = adapter.build(config, vocabulary)
@@ -300,7 +302,8 @@ class ModelContract:
         def draw(seed: int, **changes: Any) -> list[int]:
             settings = SamplingSettings(max_tokens=8, seed=seed, num_steps=4, **changes)
             generator = torch.Generator().manual_seed(seed)
-            return [t for new in adapter.generate(model, [1, 2], settings, generator) for t in new]
+            pieces = draw_text(adapter, model, [1, 2], settings, generator)
+            return [token for new in pieces for token in new]
 
         assert draw(3) == draw(3)
         assert draw(3) == draw(3, use_cache=False)

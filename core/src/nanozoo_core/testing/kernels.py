@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core.device import is_interpreting
-from nanozoo_core.ssm.arguments import HAS_TRITON
+from nanozoo_core.machine.device import is_interpreting
+from nanozoo_core.ops.backend import HAS_TRITON
 
 interpreted = pytest.mark.skipif(
     not is_interpreting(), reason="run by a test here in a child process"

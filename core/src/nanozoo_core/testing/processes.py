@@ -14,7 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TIMEOUT_SECONDS = 300
-PRELOADED = ["nanozoo_core.trainer", "nanozoo_core.compose", "torch._dynamo", "hydra"]
+PRELOADED = [
+    "nanozoo_core.training.trainer",
+    "nanozoo_core.config.compose",
+    "torch._dynamo",
+    "hydra",
+]
 
 
 def train_in_processes(
@@ -72,7 +77,7 @@ def _train(
         sys.modules[name] = None  # type: ignore[assignment]
     # Left open: multiprocessing writes a traceback there after this function.
     sys.stdout = sys.stderr = log.open("w", buffering=1)
-    from nanozoo_core import compose
-    from nanozoo_core.trainer import train
+    from nanozoo_core.config import compose
+    from nanozoo_core.training.trainer import train
 
     train(compose.training_config(compose.compose_config(overrides)))

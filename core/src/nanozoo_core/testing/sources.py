@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanozoo_core.contract import Batch, seeded_generator
+from nanozoo_core.contract import Batch
+from nanozoo_core.randomness import seeded_generator
 
 
 class MarkovSource:

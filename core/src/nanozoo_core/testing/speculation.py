@@ -8,10 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.contract import SamplingSettings, seeded_generator
+from nanozoo_core.contract import Drafter, SamplingSettings
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.generate import autoregressive, probabilities
-from nanozoo_core.speculative import Drafter, Tally, decode, speculative
+from nanozoo_core.generation.autoregressive import autoregressive
+from nanozoo_core.generation.speculative import Tally, decode, speculative
+from nanozoo_core.ops.sampling import probabilities
+from nanozoo_core.randomness import seeded_generator
 
 GREEDY = SamplingSettings(temperature=0)
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from nanozoo_core.nn.control_block import ControlModel
+from nanozoo_core.nn.control import ControlModel
 from nanozoo_toy.config import ToyConfig
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.accounting import count_cache
 from nanozoo_core.config import OptimConfig, TrainingConfig
 from nanozoo_core.contract import (
     Batch,
@@ -25,7 +24,8 @@ from nanozoo_core.contract import (
     Vocabulary,
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.kernels.linear_cross_entropy import multi_target_cross_entropy
+from nanozoo_core.nn.accounting import count_cache
+from nanozoo_core.ops.linear_cross_entropy import multi_target_cross_entropy
 from nanozoo_core.optim.groups import Own, ParameterGroup, make_groups
 from nanozoo_current_best_gpt import schedule
 from nanozoo_current_best_gpt.config import CurrentBestConfig

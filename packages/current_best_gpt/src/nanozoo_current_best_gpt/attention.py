@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanozoo_core.nn.attention import attend, sdpa
-from nanozoo_core.nn.control_block import init_input_matrix
+from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import apply_rotary
 from nanozoo_current_best_gpt.cache import RingCache

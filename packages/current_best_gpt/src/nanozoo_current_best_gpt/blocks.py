@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanozoo_core.nn.control_block import init_input_matrix
+from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_core.nn.feed_forward import ReluSquared
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_current_best_gpt.attention import EPS, Attention, View

@@ -35,7 +35,7 @@ from nanozoo_core.diffusion.sampling import (
     draw_noise,
     mask_counts,
 )
-from nanozoo_core.kernels.log_mixture import log_mixture
+from nanozoo_core.ops.log_mixture import log_mixture
 from nanozoo_d3pm import generate, graph
 from nanozoo_d3pm.config import D3PMConfig
 from nanozoo_d3pm.graph_transitions import GraphTransition

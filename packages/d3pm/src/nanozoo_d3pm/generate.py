@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from nanozoo_core.contract import PartialText, SamplingSettings
-from nanozoo_core.diffusion.categorical import draw_categorical
 from nanozoo_core.diffusion.unmasking import Predictor, ancestral, partial_text
 from nanozoo_core.errors import ConfigError
-from nanozoo_core.generate import probabilities
+from nanozoo_core.ops.categorical import draw_categorical
+from nanozoo_core.ops.sampling import probabilities
 from nanozoo_d3pm.model import D3PM
 from nanozoo_d3pm.transitions import Absorbing, Transition
 

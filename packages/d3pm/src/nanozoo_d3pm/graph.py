@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanozoo_core.contract import seeded_generator
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.randomness import seeded_generator
 
 WINDOW = 4  # tokens on either side that count as context
 VECTOR_DIM = 64

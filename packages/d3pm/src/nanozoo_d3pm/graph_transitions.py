@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.diffusion.categorical import draw_categorical
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.ops.categorical import draw_categorical
 from nanozoo_d3pm import graph, schedules
 from nanozoo_d3pm.transitions import (
     Transition,

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanozoo_core.diffusion.bounds import DiscreteCounts
-from nanozoo_core.diffusion.categorical import draw_categorical
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.ops.categorical import draw_categorical
 from nanozoo_d3pm import schedules
 
 MAX_PRIOR_KL = 0.05  # nats per token

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.accounting import cache_growth
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import (
     Batch,
@@ -25,6 +24,7 @@ from nanozoo_core.contract import (
     Vocabulary,
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.nn.accounting import cache_growth
 from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.model import ChunkedStage, HNet

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.cache import KVCache
+from nanozoo_core.nn.mamba2 import Mamba2Mixer
+from nanozoo_core.nn.mixer_state import MixerState
 from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
-from nanozoo_core.ssm.mamba2 import Mamba2Mixer
-from nanozoo_core.ssm.state import MixerState
 from nanozoo_hnet.config import HNetConfig
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanozoo_core.eager import eager
+from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.isotropic import Block, Isotropic
 from nanozoo_hnet.kernels.dechunk import dechunk, smooth
@@ -162,7 +162,7 @@ class ChunkedStage(nn.Module):
         )
 
     # The networks inside are worth compiling; the data-dependent shapes between them are not.
-    @eager(with_callees=False)
+    @uncompiled(with_callees=False)
     def forward(
         self,
         x: Tensor,
@@ -246,7 +246,7 @@ class ChunkedStage(nn.Module):
         y = self.refine_step(held + self._residual(h), state, rows)
         return self.decoder.step(y, state.decoder, rows)[..., : x.shape[-1]]
 
-    @eager(with_callees=True)
+    @uncompiled(with_callees=True)
     def _pack(self, boundaries: Tensor) -> tuple[Tensor, Tensor]:
         """The boundaries that become chunks (B, L), and their positions in order (B, M).
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanozoo_core.eager import eager
+from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.nn.norms import rms_norm
 
 
@@ -209,7 +209,7 @@ def chunk_order(boundaries: Tensor, num_chunks: int) -> Tensor:
     return torch.argsort((~boundaries).byte(), dim=1, stable=True)[:, :num_chunks]
 
 
-@eager(with_callees=True)
+@uncompiled(with_callees=True)
 def take_positions(x: Tensor, order: Tensor) -> Tensor:
     """x (B, L, D) at positions (B, M) that are distinct within a row -> (B, M, D)."""
     return _TakePositions.apply(x, order)

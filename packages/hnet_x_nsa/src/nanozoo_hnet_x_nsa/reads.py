@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanozoo_core import runs
 from nanozoo_core.contract import Vocabulary
 from nanozoo_core.errors import ConfigError, NanozooError
+from nanozoo_core.training import runs
 from nanozoo_hnet_x_nsa.adapter import layer_name
 from nanozoo_hnet_x_nsa.model import HNetXNSA
 from nanozoo_nsa.mixer import Routing as Reads

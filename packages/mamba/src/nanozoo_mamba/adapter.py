@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Batch, Draw, Loss, Nll, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.device import require_gpu
+from nanozoo_core.machine.device import require_gpu
 from nanozoo_core.optim.groups import Own, ParameterGroup, default_roles, make_groups
 from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.huggingface import to_hf_config, to_hf_state_dict

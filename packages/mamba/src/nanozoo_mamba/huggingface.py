@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanozoo_core import schema
+from nanozoo_core.config import schema
 from nanozoo_core.errors import CheckpointError, ConfigError
 from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.model import Mamba

@@ -12,11 +12,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.ssm.arguments import Backend
-from nanozoo_core.ssm.causal_conv import causal_conv1d, causal_conv1d_step
-from nanozoo_core.ssm.mamba2 import init_step_bias
-from nanozoo_core.ssm.selective_scan import selective_scan, selective_scan_step
-from nanozoo_core.ssm.state import MixerState
+from nanozoo_core.nn.mamba2 import init_step_bias
+from nanozoo_core.nn.mixer_state import MixerState
+from nanozoo_core.ops.backend import Backend
+from nanozoo_core.ops.causal_conv import causal_conv1d, causal_conv1d_step
+from nanozoo_core.ops.selective_scan import selective_scan, selective_scan_step
 
 
 class Mamba1Mixer(nn.Module):

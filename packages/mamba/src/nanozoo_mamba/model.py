@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from nanozoo_core.errors import NanozooError
 from nanozoo_core.nn.feed_forward import SwiGLU
+from nanozoo_core.nn.mamba2 import Mamba2Mixer
+from nanozoo_core.nn.mixer_state import MixerState
 from nanozoo_core.nn.norms import RMSNorm
-from nanozoo_core.ssm.mamba2 import Mamba2Mixer
-from nanozoo_core.ssm.state import MixerState
 from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.mamba1 import Mamba1Mixer
 

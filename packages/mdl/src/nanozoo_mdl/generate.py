@@ -20,7 +20,7 @@ from nanozoo_core.diffusion.unmasking import (
     partial_text,
 )
 from nanozoo_core.errors import ConfigError
-from nanozoo_core.generate import probabilities
+from nanozoo_core.ops.sampling import probabilities
 from nanozoo_mdl.model import MDLM
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Batch, Curves, Draw, Inspection, Nll, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.device import require_gpu
+from nanozoo_core.machine.device import require_gpu
 from nanozoo_core.optim.groups import ParameterGroup, make_groups
 from nanozoo_megabyte.config import MegabyteConfig
 from nanozoo_megabyte.model import CONV_KERNELS, Megabyte

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nanozoo_core.nn.attention import attend
-from nanozoo_core.ssm.arguments import use_triton
+from nanozoo_core.ops.backend import use_triton
 
 
 def patch_attention(

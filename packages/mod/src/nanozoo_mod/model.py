@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanozoo_core.contract import seeded_generator
 from nanozoo_core.nn.cache import KVCache
-from nanozoo_core.nn.control_block import Angles, ControlBlock, ControlModel
+from nanozoo_core.nn.control import Angles, ControlBlock, ControlModel
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import rotary_angles
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_mod.cache import MoDCache, SelectedCache, SelectedKeys
 from nanozoo_mod.config import MoDConfig
 from nanozoo_mod.rows import add_rows, take_rows

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanozoo_core.nn.control_block import init_input_matrix
+from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_moe.config import MoEConfig
 from nanozoo_moe.experts import count_tokens
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from nanozoo_core.contract import Batch, Curves, Inspection, Loss, Step, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.draft_report import inspect_drafts
-from nanozoo_core.eager import eager
-from nanozoo_core.kernels.linear_cross_entropy import linear_cross_entropy
+from nanozoo_core.generation.draft_report import inspect_drafts
+from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.nn.norms import rms_norm
+from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 from nanozoo_mtm.config import MTMConfig
 from nanozoo_mtm.drafter import ChainDrafter
 from nanozoo_mtm.model import MTM
@@ -176,7 +176,7 @@ def _single_rows(batches: Sequence[Batch]) -> Iterator[Batch]:
         left -= min(left, len(batch.tokens))
 
 
-@eager(with_callees=True)  # lambda of a step, not a constant of the graph
+@uncompiled(with_callees=True)  # lambda of a step, not a constant of the graph
 def module_weight(config: MTMConfig, step: Step) -> Tensor:
     return torch.tensor(config.module_weight(step.progress))
 

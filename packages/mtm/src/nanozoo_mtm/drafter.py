@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nanozoo_core.contract import Choose
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import rotary_angles
-from nanozoo_core.speculative import Choose
 from nanozoo_mtm.model import MTM
 
 

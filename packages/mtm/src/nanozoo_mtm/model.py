@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core.nn.cache import KVCache
-from nanozoo_core.nn.control_block import Angles, ControlBlock, ControlModel, init_input_matrix
+from nanozoo_core.nn.control import Angles, ControlBlock, ControlModel, init_input_matrix
 from nanozoo_core.nn.feed_forward import ReluSquared
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_mtm.config import MTMConfig

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from nanozoo_core.contract import Batch, Curves, Inspection, Loss, Step, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.draft_report import inspect_drafts
-from nanozoo_core.eager import eager
+from nanozoo_core.generation.draft_report import inspect_drafts
+from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_mtp.config import MTPConfig
 from nanozoo_mtp.drafter import HeadDrafter
 from nanozoo_mtp.losses import horizon_losses, targets_of, token_losses
@@ -104,7 +104,7 @@ def _total(losses: Tensor, counts: Tensor) -> Tensor:
     return torch.stack([(losses * counts).sum(), counts.sum().double()]).cpu()
 
 
-@eager(with_callees=True)  # the weights of a step, not a constant of the graph
+@uncompiled(with_callees=True)  # the weights of a step, not a constant of the graph
 def loss_weights(config: MTPConfig, step: Step) -> Tensor:
     return torch.tensor(config.loss_weights(step.progress))
 

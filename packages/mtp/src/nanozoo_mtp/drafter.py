@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanozoo_core.speculative import Choose
+from nanozoo_core.contract import Choose
 from nanozoo_mtp.model import MTP
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nanozoo_core.contract import Batch
-from nanozoo_core.eager import eager
-from nanozoo_core.kernels.linear_cross_entropy import linear_cross_entropy
-from nanozoo_core.nn.control_block import Angles
+from nanozoo_core.machine.uncompiled import uncompiled
+from nanozoo_core.nn.control import Angles
+from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 from nanozoo_mtp.model import MTP
 
 
@@ -114,7 +114,7 @@ def _mean(losses: Tensor, counts: Tensor) -> Tensor:
 # -- each head's gradients before the next head --------------------------------------------------
 
 
-@eager(with_callees=True)  # a compiler cannot trace a backward pass inside the forward one
+@uncompiled(with_callees=True)  # a compiler cannot trace a backward pass inside the forward one
 def _head_by_head(
     model: MTP, batch: Batch, weights: Tensor, z: Tensor, angles: Angles
 ) -> tuple[Tensor, Tensor]:

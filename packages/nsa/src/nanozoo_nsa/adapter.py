@@ -23,7 +23,7 @@ from nanozoo_core.contract import (
     Vocabulary,
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.device import require_gpu
+from nanozoo_core.machine.device import require_gpu
 from nanozoo_core.optim.groups import default_roles
 from nanozoo_nsa.config import Grid, NSAConfig
 from nanozoo_nsa.mixer import Routing, nsa_roles

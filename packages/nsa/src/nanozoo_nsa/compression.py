@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nanozoo_core.nn.control_block import init_input_matrix
+from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_nsa.config import Grid, NSAConfig
 from nanozoo_nsa.selected import Implementation, uses_triton
 from nanozoo_nsa.selection import choose, importance

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nanozoo_core.nn.attention import attend
-from nanozoo_core.nn.control_block import init_input_matrix
+from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
 from nanozoo_nsa.compression import Compressor, compressed_attention

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.nn.control_block import ControlBlock, ControlModel
+from nanozoo_core.nn.control import ControlBlock, ControlModel
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.mixer import NSAMixer, Routing

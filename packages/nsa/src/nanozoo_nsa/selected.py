@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nanozoo_core.nn.attention import sdpa
-from nanozoo_core.ssm.arguments import use_triton
+from nanozoo_core.ops.backend import use_triton
 from nanozoo_nsa.config import TRITON_BLOCKS, TRITON_HEADS, Grid
 from nanozoo_nsa.gathered import gathered_attention
 from nanozoo_nsa.selection import all_blocks, block_mask

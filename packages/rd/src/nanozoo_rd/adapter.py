@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,11 @@ from nanozoo_core.contract import (
     Curves,
     Inspection,
     Loss,
-    SamplingSettings,
     Step,
     Vocabulary,
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.eager import eager
+from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_rd.config import RDConfig
 from nanozoo_rd.model import EVAL_KEY, RecurrentDepth
 
@@ -32,7 +32,7 @@ INSPECTED_SEEDS = 4
 
 class RDAdapter(DefaultModelAdapter):
     # The depth decides the graph: what is compiled is the parts that it calls.
-    @eager(with_callees=False)
+    @uncompiled(with_callees=False)
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """Mean next-token cross-entropy after a drawn number of iterations on a drawn state."""
         assert isinstance(model, RecurrentDepth)
@@ -54,19 +54,14 @@ class RDAdapter(DefaultModelAdapter):
     def takes_steps(self) -> bool:
         return True
 
-    def generate(
-        self,
-        model: nn.Module,
-        prompt: Sequence[int],
-        settings: SamplingSettings,
-        generator: torch.Generator,
-    ) -> Iterator[list[int]]:
-        """As usual; `settings.num_steps` is the number of iterations, None the config's."""
+    @contextmanager
+    def at_steps(self, model: nn.Module, num_steps: int | None) -> Iterator[None]:
+        """Inside it every token has `num_steps` iterations; None is the config's number."""
         assert isinstance(model, RecurrentDepth)
         own = model.decoding
-        model.decoding = own.at(settings.num_steps)
+        model.decoding = own.at(num_steps)
         try:
-            yield from super().generate(model, prompt, settings, generator)
+            yield
         finally:
             model.decoding = own
 
@@ -149,7 +144,7 @@ class RDAdapter(DefaultModelAdapter):
         return found
 
 
-@eager(with_callees=True)
+@uncompiled(with_callees=True)
 def draw_step(config: RDConfig, step: Step) -> tuple[int, Tensor]:
     """The depth of a step and the key of its initial states, the same on all ranks and
     micro-steps."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nanozoo_core.eager import eager
+from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.feed_forward import SwiGLU
 from nanozoo_core.nn.norms import rms_norm
@@ -203,7 +203,7 @@ class RecurrentDepth(nn.Module):
         return self.norm(x)
 
     # A graph of the loop would be built anew for every depth: only its step is compiled.
-    @eager(with_callees=False)
+    @uncompiled(with_callees=False)
     def iterate(
         self,
         state: Tensor,

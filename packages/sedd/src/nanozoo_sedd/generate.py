@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from nanozoo_core.contract import PartialText, SamplingSettings
-from nanozoo_core.diffusion.categorical import draw_categorical
 from nanozoo_core.diffusion.schedules import Linear, Schedule
 from nanozoo_core.diffusion.unmasking import partial_text
 from nanozoo_core.errors import ConfigError
-from nanozoo_core.generate import probabilities
+from nanozoo_core.ops.categorical import draw_categorical
+from nanozoo_core.ops.sampling import probabilities
 from nanozoo_sedd import uniform
 from nanozoo_sedd.model import SEDD
 

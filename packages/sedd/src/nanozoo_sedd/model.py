@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nanozoo_core.diffusion.dit import DiT
 from nanozoo_core.diffusion.schedules import Geometric, Linear, Schedule
-from nanozoo_core.kernels.log_mixture import log_mixture
+from nanozoo_core.ops.log_mixture import log_mixture
 from nanozoo_sedd.config import SEDDConfig
 from nanozoo_sedd.kernels.score_sums import score_sums
 from nanozoo_sedd.uniform import ScoreSums, mixture_sums

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.cache import KVCache
-from nanozoo_core.nn.control_block import Angles, ControlModel, init_input_matrix
+from nanozoo_core.nn.control import Angles, ControlModel, init_input_matrix
 from nanozoo_core.nn.feed_forward import relu_squared
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.padding import padded_size, padding_bias

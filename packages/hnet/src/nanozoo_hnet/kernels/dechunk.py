@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanozoo_core.ssm.linear_recurrence import linear_recurrence
+from nanozoo_core.ops.linear_recurrence import linear_recurrence
 
 try:
     import triton

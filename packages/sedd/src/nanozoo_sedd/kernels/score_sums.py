@@ -20,7 +20,7 @@ try:
 except ImportError:  # no Triton on macOS and Windows
     triton = None
 
-from nanozoo_core.kernels.reduced_head import Reduction, launch, reduced_head
+from nanozoo_core.ops.reduced_head import Reduction, launch, reduced_head
 
 
 def score_sums(

@@ -1,0 +1,220 @@
+"""`nanozoo new`: a model package that trains and passes its tests as it is written.
+
+Inside a uv workspace that holds nanozoo-core the package becomes a member of it; anywhere else it
+stands alone and depends on the released core.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import keyword
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata, resources
+from pathlib import Path, PurePath
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from nanozoo_core import registry
+from nanozoo_core.config.compose import SETTINGS
+from nanozoo_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+SUFFIX = ".template"
+LONGEST_NAME = 30  # longer ones would break the lines of the templates
+# Names whose module or class is core's own.
+RESERVED = {"core", "control"}
+
+
+@dataclass(frozen=True)
+class NewPackage:
+    """Where the package was written and what the user may do with it."""
+
+    folder: Path
+    files: tuple[Path, ...]  # written or, in a workspace, changed
+    next_commands: tuple[str, ...]
+
+    def describe(self) -> str:
+        lines = ["written:", *(f"  {path}" for path in self.files)]
+        lines += ["next:", *(f"  {command}" for command in self.next_commands)]
+        return "\n".join(lines)
+
+
+def new_model(name: str, *, folder: Path | None = None) -> NewPackage:
+    """Writes the package of model `name` under `folder`.
+
+    Args: folder: None is `packages` of the workspace, and the current folder outside of one.
+
+    Raises: ConfigError for a name that cannot be used, or a place that cannot be written; nothing
+        is then written.
+    """
+    _check_name(name)
+    if folder is None:
+        root = _workspace_around(Path.cwd())
+        folder = Path() if root is None else _shown(root / "packages")
+    target = folder / name
+    if target.exists():
+        raise ConfigError(f"{target} exists already; choose another name or another --folder")
+    workspace = _workspace_of(target)
+    files = dict(_render_package(target, _values(name, in_workspace=workspace is not None)))
+    if workspace is not None:
+        files |= _joined_workspace(workspace, target, name)
+    try:
+        for path, text in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written: {error.strerror or error}") from error
+    return NewPackage(target, tuple(files), _next_commands(name, target, workspace))
+
+
+def _check_name(name: str) -> None:
+    """Raises: ConfigError unless `name` can be a model, a module and a label."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or len(name) > LONGEST_NAME:
+        plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).lstrip("0123456789_")
+        plain = plain[:LONGEST_NAME].rstrip("_")
+        hint = f", such as {plain}" if plain else ""
+        raise ConfigError(
+            f"'{name}' cannot name a model; use lower-case letters, digits and underscores, "
+            f"beginning with a letter, {LONGEST_NAME} at most{hint}"
+        )
+    if keyword.iskeyword(name):
+        raise ConfigError(f"'{name}' is a word of Python's own; use another, such as my_{name}")
+    if name in SETTINGS or name in RESERVED:
+        raise ConfigError(f"'{name}' has a meaning in nanozoo; use another, such as my_{name}")
+    if name in registry.model_modules() or importlib.util.find_spec(f"nanozoo_{name}"):
+        raise ConfigError(f"'{name}' is taken by an installed model; `nanozoo models` lists them")
+
+
+def _values(name: str, *, in_workspace: bool) -> dict[str, str]:
+    return {
+        "name": name,
+        "dist": f"nanozoo-{name.replace('_', '-')}",
+        "Class": "".join(part.capitalize() for part in name.split("_")),
+        "core_version": metadata.version("nanozoo-core"),
+        "run": "uv run " if in_workspace else "",
+        "kind": "workspace" if in_workspace else "standalone",
+    }
+
+
+# -- rendering ------------------------------------------------------------------------------------
+
+
+def _render_package(target: Path, values: dict[str, str]) -> Iterator[tuple[Path, str]]:
+    templates = resources.files("nanozoo_core.commands") / "templates"
+    project = templates / f"pyproject.{values['kind']}.toml{SUFFIX}"
+    yield target / "pyproject.toml", _render(project, values)
+    for parts, template in _walk(templates / "package"):
+        path = target.joinpath(*(part.replace("NAME", values["name"]) for part in parts))
+        yield path, _render(template, values)
+
+
+def _walk(folder: Traversable) -> Iterator[tuple[tuple[str, ...], Traversable]]:
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from (((entry.name, *parts), template) for parts, template in _walk(entry))
+        elif entry.name.endswith(SUFFIX):
+            yield (entry.name.removesuffix(SUFFIX),), entry
+
+
+def _render(template: Traversable, values: dict[str, str]) -> str:
+    text = Template(template.read_text(encoding="utf-8")).substitute(values)
+    return _with_sorted_imports(text)
+
+
+def _with_sorted_imports(text: str) -> str:
+    """The name decides whether the package's own modules come before core's."""
+    block = re.compile(r"(?:^from nanozoo_.*\n)+", re.MULTILINE)
+    return block.sub(lambda found: "".join(sorted(found[0].splitlines(keepends=True))), text)
+
+
+# -- the workspace --------------------------------------------------------------------------------
+
+
+def _workspace_around(place: Path) -> Path | None:
+    """The root of the workspace with nanozoo-core that `place` lies in."""
+    for parent in (place, *place.parents):
+        if _members(parent) is not None:
+            return parent
+    return None
+
+
+def _workspace_of(target: Path) -> Path | None:
+    """The root of the workspace that would have `target` as a member."""
+    absolute = target.absolute()
+    root = _workspace_around(absolute.parent)
+    if root is None:
+        return None
+    relative = absolute.relative_to(root)
+    patterns = [PurePath(pattern) for pattern in _members(root) or []]
+    fits = (len(p.parts) == len(relative.parts) and relative.match(str(p)) for p in patterns)
+    return root if any(fits) else None
+
+
+def _members(root: Path) -> list[str] | None:
+    """The member patterns of a workspace that holds nanozoo-core; None where there is none."""
+    path = root / "pyproject.toml"
+    if not path.is_file() or not (root / "core" / "pyproject.toml").is_file():
+        return None
+    try:
+        tool: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    uv = tool.get("uv", {})
+    if "workspace" not in uv or "nanozoo-core" not in uv.get("sources", {}):
+        return None
+    return list(uv["workspace"].get("members", []))
+
+
+def _joined_workspace(root: Path, target: Path, name: str) -> dict[Path, str]:
+    """The recipe, and the workspace's pyproject.toml with the package in its three lists.
+
+    Raises: ConfigError when the recipe is there already or a list is not found.
+    """
+    values = _values(name, in_workspace=True)
+    recipe = _shown(root / "configs" / f"{name}.yaml")
+    if recipe.exists():
+        raise ConfigError(f"{recipe} exists already; choose another name")
+    project = _shown(root / "pyproject.toml")
+    text = project.read_text(encoding="utf-8")
+    source = target.absolute().relative_to(root) / "src"
+    dist = values["dist"]
+    text = _insert(text, "dependencies = [", f'    "{dist}",', project)
+    text = _insert(text, "[tool.uv.sources]", f"{dist} = {{ workspace = true }}", project)
+    text = _insert(text, "mypy_path = [", f'    "{source.as_posix()}",', project)
+    template = resources.files("nanozoo_core.commands") / "templates" / f"recipe.yaml{SUFFIX}"
+    return {recipe: _render(template, values), project: text}
+
+
+def _insert(text: str, heading: str, line: str, project: Path) -> str:
+    """`text` with `line` in its place among the sorted lines under `heading`."""
+    lines = text.splitlines()
+    if heading not in lines:
+        raise ConfigError(f"{project} has no line '{heading}' to put the new package under")
+    place = lines.index(heading) + 1
+    while place < len(lines) and lines[place] not in ("", "]") and lines[place] < line:
+        place += 1
+    return "\n".join([*lines[:place], line, *lines[place:]]) + "\n"
+
+
+def _shown(path: Path) -> Path:
+    """The path as one would type it here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _next_commands(name: str, target: Path, workspace: Path | None) -> tuple[str, ...]:
+    if workspace is None:
+        return (
+            f"uv pip install -e '{target}[test]'   # into the environment that nanozoo is in",
+            f"train --model {name}",
+            f"pytest {target}",
+        )
+    return (
+        f"uv run train --model {name}   # installs the package, locks it and trains",
+        f"uv run nox -s test-{name}",
+    )

@@ -1,0 +1,251 @@
+"""The `train` command: flags and Hydra overrides in, one run (or a sweep of runs) out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanozoo_core import registry
+from nanozoo_core.config import compose
+from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
+from nanozoo_core.machine.terminal import reported_errors
+
+USAGE = """\
+usage: train --model NAME [key=value ...]           train a model on the default data
+       train --config PATH [key=value ...]          train by a recipe (also --hydra_model_cfg)
+       train resume=RUN | --model NAME resume=auto  continue a run
+       train -m model=A,B seed=1,2 [key=value ...]  a sweep: one run for every combination
+       torchrun --nproc-per-node N -m nanozoo_core.train --model NAME ...
+
+installed models: {models}
+
+The settings, with their defaults before the model's own YAML changes them:
+{settings}
+A model's own settings are under model_cfg; `nanozoo show NAME` lists them.
+All other flags are Hydra's: --cfg job prints the composed config, --hydra-help tells of the rest.
+"""
+
+
+@dataclass
+class CommandLine:
+    """What `train` was asked for, before Hydra sees it."""
+
+    flags: list[str]
+    overrides: list[str]
+    recipe: Path | None = None
+
+    @property
+    def is_sweep(self) -> bool:
+        return "-m" in self.flags or "--multirun" in self.flags
+
+    def value(self, key: str) -> str | None:
+        """The value of the last plain override of `key`."""
+        for override in reversed(self.overrides):
+            name, _, value = override.lstrip("+").partition("=")
+            if name == key:
+                return value.strip("'\"")
+        return None
+
+    def without(self, *keys: str) -> list[str]:
+        return [o for o in self.overrides if o.lstrip("+").partition("=")[0] not in keys]
+
+
+OWN_FLAGS = ("--model", "--config", "--hydra_model_cfg")
+HYDRA_FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp",
+                          "--config-name", "-cn", "--config-dir", "-cd")  # fmt: skip
+
+
+def parse(argv: Sequence[str]) -> CommandLine:
+    """Splits the arguments into our flags, Hydra's flags and overrides.
+
+    Raises: ConfigError for a flag without its value, or two recipes.
+    """
+    line = CommandLine([], [])
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag in OWN_FLAGS:
+            if not equals:
+                if not rest:
+                    raise ConfigError(f"{flag} needs a value")
+                value = rest.pop(0)
+            if flag == "--model":
+                line.overrides.append(f"model={value}")
+            elif line.recipe is not None:
+                raise ConfigError(f"two recipes are given, {line.recipe} and {value}; give one")
+            else:
+                line.recipe = Path(value)
+        elif word.startswith("-"):
+            line.flags.append(word)
+            if word in HYDRA_FLAGS_WITH_VALUE and rest:
+                line.flags.append(rest.pop(0))
+        else:
+            line.overrides.append(word)
+    return line
+
+
+def main() -> None:
+    """Entry point of `train` and of `python -m nanozoo_core.train`."""
+    with reported_errors():
+        line = parse(sys.argv[1:])
+        if "--help" in line.flags or "-h" in line.flags:
+            sys.stdout.write(help_text())
+            return
+        run_hydra(prepare_arguments(line))
+
+
+def prepare_arguments(line: CommandLine) -> list[str]:
+    """The arguments for Hydra: quiet defaults first, then the user's.
+
+    Raises: ConfigError, CheckpointError for what can be judged before composing.
+    """
+    resume = line.value("resume")
+    overrides = line.overrides
+    source: list[str] = []
+    if resume not in (None, "", "null"):
+        run = find_run(str(resume), line)
+        if run is not None:
+            check_resumable(run, line)
+            source = ["--config-dir", str(run.resolve()), "--config-name", "config"]
+            overrides = [*line.without("resume", "model"), f"resume={quoted(run)}"]
+        else:
+            overrides = [*line.without("resume"), "resume=null"]
+            sys.stderr.write("resume=auto finds no unfinished run; starting a new one\n")
+    if not source and line.recipe is not None:
+        compose.check_recipe(line.recipe)
+        parent = str(line.recipe.parent.resolve())
+        source = ["--config-dir", parent, "--config-name", line.recipe.stem]
+    elif not source and line.value("model") is None and "--hydra-help" not in line.flags:
+        raise ConfigError(compose.no_model_message())
+    normalised = [compose.normalise_override(o) for o in overrides]
+    compose.check_overrides(normalised)
+    return [*line.flags, *source, *compose.QUIET, *normalised]
+
+
+def quoted(path: Path) -> str:
+    """A path as a Hydra override value, whatever characters it holds."""
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def find_run(resume: str, line: CommandLine) -> Path | None:
+    """The run folder that `resume` names; None when auto finds nothing to continue."""
+    if line.is_sweep:
+        raise ConfigError("resume works on one run; leave out -m")
+    if resume != "auto":
+        return Path(resume)
+    model = line.value("model")
+    if model is None:
+        raise ConfigError("resume=auto needs --model NAME to know which runs to look at")
+    folder = Path("runs") / model
+    unfinished = [
+        path.parent
+        for path in folder.glob("*/checkpoints")
+        if not (path.parent / "result.json").exists() and any(path.glob("step_*"))
+    ]
+    return max(unfinished, key=lambda run: run.stat().st_mtime, default=None)
+
+
+def check_resumable(run: Path, line: CommandLine) -> None:
+    stored = compose.stored_config(run)
+    asked = line.value("model")
+    if asked is not None and asked != stored["model"]:
+        raise CheckpointError(
+            f"resume={run} is a run of model {stored['model']}, not {asked}; "
+            f"leave out --model or name the right run"
+        )
+
+
+def run_hydra(arguments: list[str]) -> None:
+    """Hands over to Hydra, which composes and calls `run` once per job."""
+    import hydra
+
+    user_wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR")
+    # Hydra prints and exits by itself unless this is set; we want its exceptions.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+
+    failures: list[NanozooError] = []
+
+    def job(composed: Any) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import open_dict
+
+        with open_dict(composed):
+            composed.hydra = {"runtime": {"choices": HydraConfig.get().runtime.choices}}
+        try:
+            return run(compose.plain(composed))
+        except NanozooError as error:  # Hydra would print more about it; a sweep goes on
+            failures.append(error)
+            return None
+
+    argv, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    try:
+        hydra.main(
+            version_base=None, config_path="pkg://nanozoo_core.config", config_name="training"
+        )(job)()
+    except NanozooError:
+        raise
+    except Exception as error:
+        if user_wants_tracebacks == "1" or not is_composition_error(error):
+            raise
+        raise compose.as_config_error(error) from error
+    finally:
+        sys.argv = argv
+        del os.environ["HYDRA_FULL_ERROR"]
+        if user_wants_tracebacks is not None:
+            os.environ["HYDRA_FULL_ERROR"] = user_wants_tracebacks
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise NanozooError("\n".join(str(error) for error in failures))
+
+
+def is_composition_error(error: BaseException) -> bool:
+    """Whether an exception came out of composing the config, not out of the run itself."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    return isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
+
+
+def run(settings: dict[str, Any]) -> float | None:
+    """Trains one composed run; returns its validation bits per byte (for Hydra's sweepers)."""
+    config = compose.training_config(settings)
+    from nanozoo_core.training.trainer import train
+
+    result = train(config)
+    if result.signal is not None:
+        sys.exit(128 + result.signal)
+    return result.val_bpb
+
+
+def help_text() -> str:
+    from dataclasses import fields, is_dataclass
+
+    from nanozoo_core.config import TrainingConfig
+    from nanozoo_core.config.schema import field_help
+
+    def rows(cls: type, prefix: str) -> list[str]:
+        texts = field_help(cls)
+        lines = []
+        for field in fields(cls):
+            factory = field.default_factory
+            if isinstance(factory, type) and is_dataclass(factory):
+                lines += rows(factory, f"{prefix}{field.name}.")
+            elif field.name in texts:
+                default = "null" if field.default is None else field.default
+                lines.append(f"  {prefix}{field.name}={default}\n      {texts[field.name]}")
+        return lines
+
+    models = ", ".join(registry.model_modules())
+    return USAGE.format(models=models, settings="\n".join(rows(TrainingConfig, "")))
+
+
+if __name__ == "__main__":
+    main()

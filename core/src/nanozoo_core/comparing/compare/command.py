@@ -1,0 +1,62 @@
+"""`nanozoo compare`, from its arguments to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nanozoo_core.comparing.compare.execute import run_members
+from nanozoo_core.comparing.compare.launch import launch_members
+from nanozoo_core.comparing.compare.plan import make_plan, write_plan
+from nanozoo_core.comparing.compare.report import Report, markdown, write_report
+from nanozoo_core.comparing.compare.request import Request, parse
+from nanozoo_core.comparing.compare.results import Entry, collect
+from nanozoo_core.errors import NanozooError
+from nanozoo_core.machine.terminal import say
+
+
+def compare(words: Sequence[str]) -> None:
+    """Trains what the request asks for and is not there yet, and writes the report.
+
+    Raises: ConfigError, CheckpointError before anything runs; Interrupted; NanozooError at the end
+        when some runs failed, the report being written all the same.
+    """
+    request = parse(words)
+    entries, failures = train(request)
+    report = Report(title(request), request.command, entries, failures)
+    write_report(request.folder, report)
+    say("\n" + _summary(report, request.folder))
+    if failures:
+        raise NanozooError("\n".join(f"{name}: {text}" for name, text in failures.items()))
+
+
+def train(request: Request) -> tuple[list[Entry], dict[str, str]]:
+    """Trains what the request asks for and is not there yet.
+
+    Returns: the entries with a finished run, and a sentence for everything that failed, by name.
+    Raises: ConfigError, CheckpointError before anything runs; Interrupted.
+    """
+    members, failures = make_plan(request)
+    if members:
+        plan = write_plan(request.folder, members)
+        if request.launcher:
+            failures |= launch_members(plan, members, request.launcher)
+        else:
+            failures |= run_members(plan, members, jobs=request.jobs, command=request.command)
+    return collect(members, request.runs), failures
+
+
+def title(request: Request) -> str:
+    names = [entrant.label for entrant in request.entrants]
+    shown = ", ".join(names) if len(names) <= 6 else f"{len(names)} models"
+    parts = [f"Comparison of {shown}" if names else "Comparison of finished runs"]
+    if names and request.budget is not None:
+        unit, amount = request.budget
+        parts.append(f"{amount:g} {unit} of training each")
+    return ", ".join(parts)
+
+
+def _summary(report: Report, folder: Path) -> str:
+    tables = markdown(report).split("## How it was made")[0]
+    shown = [line for line in tables.splitlines() if not line.startswith(("![", "# "))]
+    return "\n".join(shown).strip() + f"\n\nthe report: {folder / 'report.html'}"

@@ -1,0 +1,151 @@
+"""Running the members: each in a process of its own, several at a time, or through Hydra's
+launchers on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nanozoo_core.comparing.compare.plan import Member
+from nanozoo_core.errors import NanozooError
+from nanozoo_core.machine.terminal import say
+
+POLL_SECONDS = 0.2
+TAIL_LINES = 3
+
+
+class Interrupted(NanozooError):
+    """The user stopped the comparison; what ran has written checkpoints."""
+
+
+@dataclass
+class Running:
+    number: int
+    member: Member
+    process: subprocess.Popen[bytes]
+
+
+def run_members(plan: Path, members: list[Member], *, jobs: int, command: str) -> dict[str, str]:
+    """Trains what is not done yet, `jobs` at a time, each with its share of the CPU's threads.
+
+    Returns: one sentence for every member that failed, by name; a failure stops nothing else.
+    Raises: Interrupted on Ctrl-C or SIGTERM, after the trainings have written their checkpoints.
+    """
+    failures: dict[str, str] = {}
+    waiting = [(n, m) for n, m in enumerate(members) if not is_done(m)]
+    if len(waiting) < len(members):
+        say(f"{len(members) - len(waiting)} of {len(members)} runs are there already")
+    running: list[Running] = []
+    previous = signal.signal(signal.SIGTERM, _as_keyboard_interrupt)
+    bar = tqdm(total=len(members), initial=len(members) - len(waiting), unit="run", smoothing=0)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_start(plan, *waiting.pop(0), jobs))
+            time.sleep(POLL_SECONDS)
+            bar.set_postfix_str(", ".join(map(_progress, running)))
+            for one in [r for r in running if r.process.poll() is not None]:
+                running.remove(one)
+                _conclude(one, failures)
+                bar.update()
+    except KeyboardInterrupt:
+        _stop(running)
+        raise Interrupted(f"stopped; the same command goes on where it was: {command}") from None
+    finally:
+        bar.close()
+        signal.signal(signal.SIGTERM, previous)
+    return failures
+
+
+def is_done(member: Member) -> bool:
+    return (member.folder / "result.json").is_file()
+
+
+def _as_keyboard_interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _start(plan: Path, number: int, member: Member, jobs: int) -> Running:
+    """A process group of its own: Ctrl-C reaches it through `_stop`, once."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = {"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {}
+    process = start_member(plan, number, member, environment, start_new_session=True)
+    return Running(number, member, process)
+
+
+def start_member(
+    plan: Path,
+    number: int,
+    member: Member,
+    environment: dict[str, str] | None = None,
+    *,
+    start_new_session: bool = False,
+) -> subprocess.Popen[bytes]:
+    """A process that trains one member of a plan and writes what it says beside the run."""
+    log = member.beside("log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "nanozoo_core.comparing.compare.member", str(plan), str(number)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | (environment or {}),
+            start_new_session=start_new_session,
+        )
+
+
+def _stop(running: list[Running]) -> None:
+    for one in running:
+        with contextlib.suppress(ProcessLookupError):
+            one.process.send_signal(signal.SIGTERM)
+    for one in running:
+        one.process.wait()
+
+
+def _progress(one: Running) -> str:
+    """Its name and the last step it logged."""
+    try:
+        lines = (one.member.folder / "metrics.jsonl").read_text().splitlines()
+        return f"{one.member.name} at step {json.loads(lines[-1])['step']}"
+    except (OSError, IndexError, ValueError):
+        return f"{one.member.name} starting"
+
+
+def _conclude(one: Running, failures: dict[str, str]) -> None:
+    """Says how a member ended."""
+    member, name = one.member, one.member.name
+    if not is_done(member):
+        failures[name] = failure_sentence(member, one.process.returncode)
+        say(f"{name} failed: {failures[name]}")
+        return
+    result = json.loads((member.folder / "result.json").read_text())
+    sign = "<= " if result["val_bound"] == "upper" else ""
+    say(
+        f"{name}: {sign}{result['val_bpb']:.4f} bits per byte, "
+        f"{result['train_bytes'] / 1e6:.1f} MB in {result['train_seconds']:.0f} s"
+    )
+
+
+def failure_sentence(member: Member, status: int) -> str:
+    """The error that the training printed, or its last lines, or what killed it."""
+    log = member.beside("log")
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    lines = [part.strip() for line in text.splitlines() for part in line.split("\r")]
+    lines = [line for line in lines if line]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if errors:
+        return "; ".join(errors)
+    if status < 0:
+        name = signal.Signals(-status).name
+        hint = " (out of memory, perhaps)" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}; see {log}"
+    return f"{' | '.join(lines[-TAIL_LINES:]) or f'exit status {status}'}; see {log}"

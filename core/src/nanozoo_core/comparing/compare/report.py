@@ -1,0 +1,202 @@
+"""report.html, report.md, results.csv and the plots of a comparison."""
+
+from __future__ import annotations
+
+import html
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+
+from nanozoo_core.comparing.compare import tables
+from nanozoo_core.comparing.compare.curves import as_rows, baselines, curve
+from nanozoo_core.comparing.compare.plots import colours, write_plots
+from nanozoo_core.comparing.compare.ranking import Group, rank, warnings
+from nanozoo_core.comparing.compare.results import Entry
+
+
+@dataclass(frozen=True)
+class Report:
+    """A comparison that has ended: its entries, and a sentence for each run that failed."""
+
+    title: str
+    command: str
+    entries: list[Entry]
+    failures: dict[str, str]
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        return rank(self.entries)
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Writes all files of the report into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    (folder / "results.csv").write_text(tables.results_csv(report.entries), encoding="utf-8")
+    (folder / "report.html").write_text(page(report), encoding="utf-8")
+    if report.entries:
+        write_plots(folder, report.groups, report.entries)
+
+
+def conditions(entries: Sequence[Entry]) -> list[tuple[str, str]]:
+    """Where and with what the numbers were made."""
+
+    def values(key: str) -> str:
+        found = dict.fromkeys(str(run.result.get(key)) for e in entries for run in e.runs)
+        return ", ".join(found)
+
+    rows = [
+        ("machine", values("device")),
+        ("processes per run", values("num_processes")),
+        ("precision", values("dtype")),
+        ("torch", values("torch")),
+        ("Python", platform.python_version()),
+        ("commit", values("git_commit")),
+        ("data", values("data_fingerprint")),
+        ("validation bytes", values("val_bytes")),
+        ("written", date.today().isoformat()),
+    ]
+    return [row for row in rows if row[1]]
+
+
+METHOD = (
+    "Every model trains by its own recipe within the budget; all are scored on the same validation "
+    "bytes, each byte once, in bits per byte. The interval is the 95 percent interval of the mean "
+    "over seeds, from a spread pooled over the table. Ranks span what Tukey's test at 5 percent "
+    "leaves open. Seconds and memory are those of this machine under whatever else it did."
+)
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown."""
+    parts = [f"# {report.title}", f"`{report.command}`"]
+    groups = report.groups
+    parts += [f"> {sentence}" for sentence in warnings(report.entries)] if groups else []
+    columns = tables.shown_columns(groups)
+    for group in groups:
+        parts.append(f"## {tables.group_title(group, groups)}")
+        parts.append(tables.markdown_table(group, columns))
+    if groups:
+        found = baselines(report.entries)
+        if found:
+            names = ", ".join(f"{name} {bpb:.3f}" for name, bpb in found.items())
+            parts.append(f"The same bytes compressed: {names}.")
+        parts += ["![Scores](ranking.png)", "![Scores along training](curves.png)"]
+    if report.failures:
+        parts.append("## Failed")
+        parts.append("\n".join(f"- {name}: {text}" for name, text in report.failures.items()))
+    parts += ["## How it was made", METHOD]
+    if groups:
+        parts.append("\n".join(f"- {key}: {value}" for key, value in conditions(report.entries)))
+        commands = [run.command for entry in report.entries for run in entry.runs[:1]]
+        parts.append("The first seed of each:")
+        parts.append("```sh\n" + "\n".join(commands) + "\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def page(report: Report) -> str:
+    """The report as one HTML file that needs nothing else."""
+    groups = report.groups
+    paint = colours(len(report.entries))
+    data = {
+        "entries": [
+            {
+                "label": entry.label,
+                "colour": colour,
+                "bound": entry.is_bound,
+                "train": as_rows(curve(entry, "train_bpb")),
+                "val": as_rows(curve(entry, "val_bpb")),
+            }
+            for entry, colour in zip(report.entries, paint, strict=True)
+        ],
+        "places": [
+            {
+                "label": place.entry.label,
+                "mean": place.entry.mean,
+                "half": place.half_width,
+                "seeds": place.entry.bpbs,
+                "bound": place.entry.is_bound,
+            }
+            for group in groups
+            for place in group.places
+        ],
+        "baselines": baselines(report.entries) if groups else {},
+        "samples": _samples(report.entries),
+    }
+    # "<" could end the script element; JSON reads the escape as the same character.
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
+    template = (
+        files("nanozoo_core.comparing.compare").joinpath("report.html").read_text(encoding="utf-8")
+    )
+    fields = {
+        "title": html.escape(report.title),
+        "command": html.escape(report.command),
+        "warnings": _list(warnings(report.entries) if groups else []),
+        "tables": "".join(_table(group, groups) for group in groups),
+        "failures": _failures(report.failures),
+        "method": html.escape(METHOD),
+        "conditions": "".join(
+            f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
+            for key, value in (conditions(report.entries) if groups else [])
+        ),
+        "commands": "\n".join(
+            html.escape(run.command) for entry in report.entries for run in entry.runs
+        ),
+        "data": text,
+    }
+    for key, value in fields.items():
+        template = template.replace("{{" + key + "}}", value)
+    return template
+
+
+def _list(sentences: Sequence[str]) -> str:
+    if not sentences:
+        return ""
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="warnings">{items}</ul>'
+
+
+def _table(group: Group, groups: Sequence[Group]) -> str:
+    columns = tables.shown_columns(groups)
+    head = "".join(
+        f'<th scope="col" title="{html.escape(column.help)}">'
+        f'<button type="button">{html.escape(column.title)}</button></th>'
+        for column in columns
+    )
+    body = ""
+    for place in group.places:
+        cells = ""
+        for column in columns:
+            key = column.key(place)
+            order = "" if key is None else f' data-key="{key!r}"'
+            cells += f"<td{order}>{html.escape(column.show(place))}</td>"
+        body += f'<tr data-label="{html.escape(place.entry.label)}">{cells}</tr>'
+    return (
+        f"<h3>{html.escape(tables.group_title(group, groups))}</h3>"
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        f"</div>"
+    )
+
+
+def _failures(failures: dict[str, str]) -> str:
+    if not failures:
+        return ""
+    items = "".join(
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>"
+        for name, text in failures.items()
+    )
+    return f"<section><h2>Failed</h2><dl>{items}</dl></section>"
+
+
+def _samples(entries: Sequence[Entry]) -> list[dict[str, object]]:
+    """What each model wrote after each prompt, in its first run."""
+    prompts: dict[str, dict[str, str]] = {}
+    for entry in entries:
+        for prompt, text in entry.runs[0].samples:
+            prompts.setdefault(prompt, {})[entry.label] = text
+    return [{"prompt": prompt, "texts": texts} for prompt, texts in prompts.items()]

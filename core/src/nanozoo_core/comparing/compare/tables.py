@@ -1,0 +1,114 @@
+"""The tables of a comparison: Markdown and HTML cells from one list of columns, and results.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nanozoo_core.comparing.compare.ranking import Group, Place
+from nanozoo_core.comparing.compare.results import Entry
+
+
+@dataclass(frozen=True)
+class Column:
+    """`show` makes the cell; `key` the number by which the page sorts it."""
+
+    title: str
+    help: str
+    show: Callable[[Place], str]
+    key: Callable[[Place], float | None]
+
+
+def scaled(value: float | None, unit: str = "") -> str:
+    """1234567 as 1.23 M; empty for None."""
+    if value is None:
+        return ""
+    for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {letter}{unit}"
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def score(place: Place) -> str:
+    sign = "<= " if place.entry.is_bound else ""
+    margin = "" if place.half_width is None else f" +- {place.half_width:.3f}"
+    return f"{sign}{place.entry.mean:.3f}{margin}"
+
+
+def _number(title: str, text: str, get: Callable[[Entry], float | None], unit: str = "") -> Column:
+    return Column(title, text, lambda p: scaled(get(p.entry), unit), lambda p: get(p.entry))
+
+
+def active(entry: Entry) -> float | None:
+    return entry.median("params_active") or entry.median("params")
+
+
+COLUMNS = (
+    Column("rank", "where the seeds leave it", lambda p: p.rank, lambda p: float(p.best)),
+    Column("model", "", lambda p: p.entry.label, lambda p: None),
+    Column(
+        "bits per byte",
+        "mean over the seeds, with its 95 percent interval; <= marks an upper bound",
+        score,
+        lambda p: p.entry.mean,
+    ),
+    Column("seeds", "", lambda p: str(len(p.entry.runs)), lambda p: float(len(p.entry.runs))),
+    _number("parameters", "of the model in training", lambda e: e.median("params")),
+    _number("active", "parameters that one token uses", active),
+    _number("text read", "in training", lambda e: e.median("train_bytes"), "B"),
+    _number("FLOPs", "of training", lambda e: e.median("train_flops")),
+    _number("seconds", "of training", lambda e: e.median("train_seconds")),
+    _number("bytes/s", "read in training", lambda e: e.bytes_per_second, "B"),
+    _number("memory", "most that the process held", lambda e: e.median("peak_memory_bytes"), "B"),
+    _number(
+        "cache per token",
+        "by which the decoding state grows",
+        lambda e: e.median("cache_bytes_per_token"),
+        "B",
+    ),
+    _number("context", "text that a window holds on average", lambda e: e.context_bytes, "B"),
+)
+
+
+def shown_columns(groups: Sequence[Group]) -> list[Column]:
+    """The columns that say something: not those empty for all."""
+    places = [place for group in groups for place in group.places]
+    return [column for column in COLUMNS if any(column.show(place) for place in places)]
+
+
+def markdown_table(group: Group, columns: Sequence[Column]) -> str:
+    lines = [
+        "| " + " | ".join(column.title for column in columns) + " |",
+        "|" + "---|" * len(columns),
+    ]
+    for place in group.places:
+        lines.append("| " + " | ".join(column.show(place) for column in columns) + " |")
+    return "\n".join(lines)
+
+
+def group_title(group: Group, groups: Sequence[Group]) -> str:
+    """What a table ranks, and on which text where there are several."""
+    what = "Upper bounds" if group.is_bound else "Exact scores"
+    if len({g.text for g in groups}) == 1:
+        return what
+    fingerprint, num_bytes = group.text
+    return f"{what} on text {fingerprint[:8]} ({num_bytes:,} bytes)"
+
+
+def results_csv(entries: Sequence[Entry]) -> str:
+    """A row for every run: its label, and every number and name of its result.json."""
+    rows = []
+    for entry in entries:
+        for run in entry.runs:
+            flat = {k: v for k, v in run.result.items() if not isinstance(v, dict | list)}
+            for prefix in ("baselines_bpb", "diagnostics"):
+                for key, value in run.result.get(prefix, {}).items():
+                    flat[f"{prefix}.{key}"] = value
+            rows.append({"label": entry.label, **flat, "folder": str(run.folder)})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

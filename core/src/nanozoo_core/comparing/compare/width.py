@@ -1,0 +1,113 @@
+"""Equal parameters: each entrant's width is scaled until its count is that of the target."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+
+import torch
+
+from nanozoo_core.commands.show import vocabulary_size
+from nanozoo_core.comparing.compare.plan import arguments_of, compose_entrant
+from nanozoo_core.comparing.compare.request import Entrant, Request
+from nanozoo_core.config import TrainingConfig, compose
+from nanozoo_core.default_model_adapter import load_adapter
+from nanozoo_core.errors import ConfigError
+
+TOLERANCE = 0.05
+LARGEST_FACTOR = 64.0
+HALVINGS = 14
+NUDGES = (1.0, 1.04, 0.96, 1.1, 0.9)  # where a model refuses a width, one beside it
+
+
+def match_widths(request: Request) -> tuple[tuple[Entrant, ...], dict[str, str]]:
+    """The entrants with overrides that bring each to the parameters of `request.match`, and a
+    sentence for each model that no width brings to within 5 percent.
+
+    Raises: ConfigError for a target that is neither a number nor an entrant.
+    """
+    target = _target(request)
+    matched, failures = [], {}
+    for entrant in request.entrants:
+        config = compose_entrant(entrant, arguments_of(request, entrant))
+        try:
+            added = width_overrides(config, target)
+        except ConfigError as error:
+            failures[entrant.label] = str(error)
+            continue
+        matched.append(dataclasses.replace(entrant, overrides=(*entrant.overrides, *added)))
+    return tuple(matched), failures
+
+
+def _target(request: Request) -> float:
+    text = str(request.match)
+    for entrant in request.entrants:
+        if entrant.label == text:
+            return count(compose_entrant(entrant, arguments_of(request, entrant)), {})
+    try:
+        return float(text)
+    except ValueError:
+        labels = ", ".join(entrant.label for entrant in request.entrants)
+        raise ConfigError(
+            f"match={text} must be a number of parameters or one of {labels}"
+        ) from None
+
+
+def count(config: TrainingConfig, changes: dict[str, object]) -> float:
+    """Parameters of a model with changed settings, counted without building it.
+
+    Raises: ConfigError when the model refuses them.
+    """
+    adapter = load_adapter(config.model)
+    model_cfg = _model_cfg(config, changes)
+    with torch.device("meta"):
+        model = adapter.model_class(model_cfg)
+    return adapter.report(model)["params"]
+
+
+def _model_cfg(config: TrainingConfig, changes: dict[str, object]) -> object:
+    return compose.model_config(
+        config.model,
+        config.model_cfg | changes,
+        seq_len=config.data.seq_len,
+        vocab_size=vocabulary_size(config.data),
+    )
+
+
+def width_overrides(config: TrainingConfig, target: float) -> list[str]:
+    """Overrides of `model_cfg` whose parameters come nearest to `target`; none where the model is
+    within the tolerance as it is. Widths that the model refuses are passed over.
+
+    Raises: ConfigError when the nearest is more than 5 percent off.
+    """
+    if abs(count(config, {}) / target - 1) <= TOLERANCE:
+        return []
+    adapter = load_adapter(config.model)
+    model_cfg = _model_cfg(config, {})
+    low, high = 1 / LARGEST_FACTOR, LARGEST_FACTOR
+    best: tuple[float, dict[str, object]] | None = None
+    for _ in range(HALVINGS):
+        factor = (low * high) ** 0.5
+        ratio = None
+        for nudge in NUDGES:
+            changes = adapter.at_width(model_cfg, factor * nudge)
+            with contextlib.suppress(ConfigError):
+                ratio = count(config, changes) / target
+                break
+        if ratio is None:
+            low = factor  # too narrow for its heads
+            continue
+        if best is None or abs(ratio - 1) < abs(best[0] - 1):
+            best = (ratio, changes)
+        if ratio > 1:
+            high = factor
+        else:
+            low = factor
+    if best is None or abs(best[0] - 1) > TOLERANCE:
+        nearest = "none" if best is None else f"{best[0] * target:,.0f}"
+        raise ConfigError(
+            f"no width has within {TOLERANCE:.0%} of {target:,.0f} parameters; the nearest has "
+            f"{nearest}"
+        )
+    return [f"model_cfg.{key}={json.dumps(value)}" for key, value in best[1].items()]

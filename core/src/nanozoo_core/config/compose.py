@@ -1,0 +1,247 @@
+"""From a command line to a checked TrainingConfig, by way of Hydra.
+
+Hydra composes; schema.py judges. So that every mistake is reported in one form, plain overrides
+`a.b=c` are handed to Hydra as `++a.b=c`, and unknown keys are refused afterwards, by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from nanozoo_core import registry
+from nanozoo_core.config import TrainingConfig, schema
+from nanozoo_core.errors import CheckpointError, ConfigError, suggest
+
+SETTINGS = {field.name for field in fields(TrainingConfig)}
+QUIET = [
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+    "hydra.output_subdir=null",
+    "hydra.run.dir=.",
+    "hydra.sweep.dir=.",
+    "hydra.sweep.subdir=.",
+]
+_OVERRIDE = re.compile(r"^(\+\+|\+)?([^=~/]+)=(.*)$", re.DOTALL)
+
+
+def normalise_override(override: str) -> str:
+    """Rewrites an override of a setting so that Hydra accepts it and schema.py can judge it."""
+    match = _OVERRIDE.match(override)
+    if match is None or override.startswith(("hydra.", "+hydra.", "++hydra.")):
+        return override
+    prefix, key, value = match.groups()
+    if key == "model":
+        return f"model={value}"
+    if "." in key or key in SETTINGS:
+        return f"++{key}={value}"
+    return f"{prefix or '+'}{key}={value}"
+
+
+def compose_config(overrides: Sequence[str] = (), *, recipe: Path | None = None) -> dict[str, Any]:
+    """Composes training.yaml (or a recipe file) with overrides into a plain dictionary.
+
+    Raises: ConfigError when Hydra refuses, in one sentence.
+    """
+    from hydra import compose, initialize_config_dir, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    normalised = [normalise_override(o) for o in overrides]
+    check_overrides(normalised)
+    GlobalHydra.instance().clear()
+    if recipe is not None:
+        check_recipe(recipe)
+        folder = str(recipe.parent.resolve())
+        context: Any = initialize_config_dir(folder, version_base=None)
+        name = recipe.stem
+    else:
+        context = initialize_config_module("nanozoo_core.config", version_base=None)
+        name = "training"
+    try:
+        with context:
+            composed = compose(name, normalised, return_hydra_config=True)
+    except Exception as error:
+        raise as_config_error(error) from error
+    return plain(composed)
+
+
+def plain(composed: Any) -> dict[str, Any]:
+    """The composed settings as a dictionary, interpolations resolved, with the model's name.
+
+    Args: composed: Hydra's config, its own node `hydra` included.
+    """
+    from omegaconf import OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    choice = composed.hydra.runtime.choices.get("model")
+    with open_dict(composed):
+        settings = composed.copy()
+        del settings["hydra"]
+    try:
+        data = OmegaConf.to_container(settings, resolve=True)
+    except OmegaConfBaseException as error:
+        raise as_config_error(error) from error
+    assert isinstance(data, dict)
+    result = {str(key): value for key, value in data.items()}
+    if choice is not None:
+        result["model"] = choice
+    return result
+
+
+def training_config(data: dict[str, Any]) -> TrainingConfig:
+    """Checks every setting, the model's own included.
+
+    Raises: ConfigError with one sentence for every problem found.
+    """
+    problems: list[str] = []
+    name = data.get("model")
+    if not isinstance(name, str):
+        raise ConfigError(no_model_message())
+    registry.check_model_name(name)
+    config: TrainingConfig | None = None
+    try:
+        config = schema.from_dict(TrainingConfig, data)
+    except ConfigError as error:
+        problems += error.problems
+    raw = data.get("model_cfg")
+    if isinstance(raw, dict):
+        try:
+            seq_len = config.data.seq_len if config else data.get("data", {}).get("seq_len")
+            model_cfg = model_config(name, raw, seq_len=seq_len)
+            if config and hasattr(model_cfg, "check_training"):
+                problems += model_cfg.check_training(config)
+        except ConfigError as error:
+            problems += error.problems
+    if config and all(
+        getattr(config.train, f"max_{unit}") is None
+        for unit in ("steps", "tokens", "bytes", "flops", "seconds")
+    ):
+        problems.append(
+            "no budget is set: give train.max_steps, train.max_tokens, train.max_bytes, "
+            "train.max_flops or train.max_seconds"
+        )
+    if problems:
+        raise ConfigError(problems)
+    assert config is not None
+    return config
+
+
+def model_config(
+    name: str, raw: dict[str, Any], *, seq_len: int | None = None, vocab_size: int | None = None
+) -> Any:
+    """The model's config dataclass, with null `seq_len` and `vocab_size` filled in."""
+    cls = registry.config_class(name)
+    filled = dict(raw)
+    names = {field.name for field in fields(cls)}
+    for key, value in (("seq_len", seq_len), ("vocab_size", vocab_size)):
+        if key in names and filled.get(key) is None and value is not None:
+            filled[key] = value
+    return schema.from_dict(cls, filled, "model_cfg", owner=name)
+
+
+def check_recipe(path: Path) -> None:
+    """Raises: ConfigError unless `path` is a readable YAML file."""
+    if not path.is_file():
+        near = suggest(path.name, [p.name for p in path.parent.glob("*.yaml")])
+        raise ConfigError(f"--config={path} is not a file{near}")
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--config={path} must be a YAML file")
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises: ConfigError for a model that is not installed or text that is no override."""
+    for override in overrides:
+        if override.startswith("model="):
+            for name in override.removeprefix("model=").split(","):
+                registry.check_model_name(name.strip())
+        elif "=" not in override and not override.startswith("~"):
+            raise ConfigError(
+                f"'{override}' is neither a flag nor an override; write key=value, "
+                f"for example train.max_steps=100, or --model NAME"
+            )
+
+
+def no_model_message() -> str:
+    names = ", ".join(registry.model_modules())
+    return f"no model is chosen: add --model NAME; installed models: {names}"
+
+
+def as_config_error(error: BaseException) -> ConfigError:
+    """One sentence from an exception of Hydra, OmegaConf or YAML."""
+    if isinstance(error, ConfigError):
+        return error
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    drop = (
+        "See https://",
+        "Set the environment variable",
+        "Config search path",
+        "provider=",
+        "Available options",
+        "full_key:",
+        "object_type=",
+        "To append to your config",
+        "reference_type=",
+        "Append + to",
+        "ref_type",
+    )
+    kept = [line for line in lines if not line.startswith(drop)]
+    cause = error.__cause__
+    if cause is not None and str(cause) and str(cause).splitlines()[0] not in " ".join(kept):
+        kept.append(str(cause).splitlines()[0])
+    missing = re.search(r"Could not find 'model/([^']+)'", " ".join(kept))
+    if missing:
+        try:
+            registry.check_model_name(missing.group(1))
+        except ConfigError as unknown:
+            return unknown
+    if "model=<OPTION>" in str(error) or "You must specify 'model'" in str(error):
+        return ConfigError(no_model_message())
+    sentence = "; ".join(kept[:3]) or type(error).__name__
+    override = getattr(error, "override", None)  # of Hydra's OverrideParseException
+    if override is not None:
+        return ConfigError(f"'{override.lstrip('+')}' cannot be read: {sentence}")
+    return ConfigError(sentence)
+
+
+def stored_config(run: Path) -> dict[str, Any]:
+    """The settings of a run folder, as its config.yaml holds them.
+
+    Raises: CheckpointError when the folder is no run.
+    """
+    from omegaconf import OmegaConf
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise CheckpointError(f"{run} is not a run folder: it has no config.yaml")
+    try:
+        data = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(data, dict) or "model" not in data:
+        raise CheckpointError(f"{path} is not the config of a run: it names no model")
+    return {str(key): value for key, value in data.items()}
+
+
+def split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The `model_cfg.key=value` arguments of a subcommand as a dict, and the others."""
+    mine = [o for o in overrides if o.startswith("model_cfg.")]
+    return dotted_overrides(mine, section="model_cfg"), [o for o in overrides if o not in mine]
+
+
+def dotted_overrides(overrides: Sequence[str], *, section: str) -> dict[str, Any]:
+    """`section.key=value` or `key=value` arguments of a subcommand, without the section.
+
+    Raises: ConfigError for anything else.
+    """
+    import yaml
+
+    values: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"'{override}' must have the form {section}.key=value")
+        values[key.removeprefix(f"{section}.")] = yaml.safe_load(text)
+    return values

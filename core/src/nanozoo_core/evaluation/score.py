@@ -1,0 +1,97 @@
+"""Bits per byte on the validation text: the one number every model is scored by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from nanozoo_core.contract import Draw, Likelihood, Nll
+from nanozoo_core.machine.device import autocast
+
+if TYPE_CHECKING:
+    from nanozoo_core.data.loader import ValidationSet
+    from nanozoo_core.machine.ranks import Ranks
+
+NOISE_SEED = 1_000_003  # validation noise is its own, whatever the run's seed
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of one validation pass.
+
+    `bits_per_byte` divides nats, summed in float64, by the true UTF-8 bytes of the scored text.
+    `standard_error` is that of the mean over draws of a bound; None for exact scores or one draw.
+    """
+
+    bits_per_byte: float
+    bound: Likelihood
+    nats_per_token: float
+    num_tokens: int
+    num_bytes: int
+    standard_error: float | None = None
+
+
+@torch.no_grad()
+def evaluate(
+    loss_module: nn.Module,
+    validation: ValidationSet,
+    ranks: Ranks,
+    *,
+    likelihood: Likelihood,
+    draws: int,
+    batch_tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_progress: Callable[[int], object] | None = None,
+) -> Score:
+    """Scores every window once per draw; an exact likelihood takes one draw.
+
+    Args:
+        loss_module: called as (batch, Draw) -> Nll.
+        on_progress: called with the windows just scored, `num_windows * draws` in all.
+    """
+    if likelihood == "exact":
+        draws = 1
+    batch_windows = max(1, batch_tokens // validation.seq_len)
+    was_training = loss_module.training
+    loss_module.eval()
+    totals = torch.zeros(draws, dtype=torch.float64)
+    tokens = torch.zeros(1, dtype=torch.float64)
+    for number in range(draws):
+        draw = Draw(NOISE_SEED, number)
+        batches = validation.batches(batch_windows, rank=ranks.rank, world_size=ranks.world_size)
+        for batch in batches:
+            with autocast(device, dtype):
+                nll: Nll = loss_module(batch.to(device), draw)
+            totals[number] += nll.nats.sum().cpu()
+            if number == 0:
+                tokens += nll.num_tokens
+            if on_progress is not None:
+                on_progress(len(batch.rows))
+    loss_module.train(was_training)
+    totals, num_tokens = _sum_over_ranks(totals, tokens, ranks, device)
+    mean = float(totals.mean())
+    to_bits = 1 / (math.log(2) * validation.num_bytes)
+    error = None if draws == 1 else float(totals.std()) / math.sqrt(draws) * to_bits
+    return Score(
+        bits_per_byte=mean * to_bits,
+        bound=likelihood,
+        nats_per_token=mean / num_tokens,
+        num_tokens=num_tokens,
+        num_bytes=validation.num_bytes,
+        standard_error=error,
+    )
+
+
+def _sum_over_ranks(
+    totals: torch.Tensor, tokens: torch.Tensor, ranks: Ranks, device: torch.device
+) -> tuple[torch.Tensor, int]:
+    both = torch.cat([totals, tokens])
+    if ranks.world_size > 1:
+        both = ranks.sum(both.to(device)).cpu()
+    return both[:-1], int(both[-1])

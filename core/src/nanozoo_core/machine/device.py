@@ -1,0 +1,128 @@
+"""Which device and precision a run uses, and what is known of the device."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from nanozoo_core.errors import ConfigError
+
+# Dense bfloat16 peak in FLOP/s by a part of the device's name (vendors' data sheets).
+PEAK_FLOPS = {
+    "GB200": 2500e12,
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device asked for, or with auto the best one present.
+
+    Raises: ConfigError when the device is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = "cuda"
+        elif torch.backends.mps.is_available():
+            name = "mps"
+        else:
+            name = "cpu"
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError("device=cuda is not available on this machine; use device=auto")
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"this process is local rank {local_rank} but the machine has "
+                f"{torch.cuda.device_count()} GPUs; lower --nproc-per-node"
+            )
+        return torch.device("cuda", local_rank)
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device=mps is not available on this machine; use device=auto")
+    return torch.device(name)
+
+
+def is_interpreting() -> bool:
+    """Whether Triton runs its kernels on the CPU, to test them."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def require_gpu(setting: str, model: nn.Module) -> None:
+    """Raises: ConfigError when `model`, of which `setting` asks for kernels, is on the CPU."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu and not is_interpreting():
+        raise ConfigError(f"{setting} needs a GPU, and this run is on the CPU; leave it out")
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The autocast precision. auto takes bfloat16 only where the hardware is fast at it: most CPUs
+    support it at half of float32's speed or less."""
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if fast else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def should_compile(setting: Literal["auto", True, False], device: torch.device) -> bool:
+    """auto compiles on CUDA only: on a CPU it gains a few percent after half a minute."""
+    return device.type == "cuda" if setting == "auto" else bool(setting)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bfloat16 FLOP/s of the device, or None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held so far: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    return f"{_cpu_name()} ({torch.get_num_threads()} threads)"
+
+
+def _cpu_name() -> str:
+    """The processor and its widest vector instructions, which decide its speed here."""
+    name = platform.processor() or platform.machine() or "cpu"
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        found = re.search(r"model name\s*:\s*(.+)", info.read_text())
+        name = found[1].strip() if found else name
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

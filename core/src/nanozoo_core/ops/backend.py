@@ -1,0 +1,59 @@
+"""What the scans share: the choice of kernels, the precision of states, resets, padding, checks.
+
+Shapes: B batch, L sequence.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanozoo_core.machine.device import is_interpreting
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # it has no wheels for macOS, Windows
+
+Backend = Literal["auto", "torch", "triton"]
+
+
+def use_triton(backend: Backend, x: Tensor) -> bool:
+    """Whether the kernels take x: under auto when it is on a GPU and not float64.
+
+    Raises: ValueError when triton is asked for where it cannot run.
+    """
+    able = HAS_TRITON and x.dtype != torch.float64
+    if backend != "triton":
+        return backend == "auto" and able and x.is_cuda
+    if not able:
+        raise ValueError("backend=triton needs the triton package and inputs of at most 32 bits")
+    if not x.is_cuda and not is_interpreting():
+        raise ValueError(
+            "backend=triton needs CUDA tensors (or TRITON_INTERPRET=1, to test the kernels); use "
+            "auto"
+        )
+    return True
+
+
+def state_dtype(x: Tensor) -> torch.dtype:
+    """float32, whatever the inputs; float64 if they are."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def segment_starts(segments: Tensor) -> Tensor:
+    """(B, L) bool: where the segment number differs from the one before (never at position 0)."""
+    return F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
+
+
+def valid_positions(x: Tensor, lengths: Tensor) -> Tensor:
+    """(B, L) bool: the positions before each right-padded row's end."""
+    return torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+
+
+def check_shapes(expected: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+    """Raises: ValueError naming the first tensor whose shape is not the one beside it."""
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; want {shape}")

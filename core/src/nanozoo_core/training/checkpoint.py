@@ -1,0 +1,206 @@
+"""Checkpoints that a kill at any moment cannot spoil, and that load without running any code.
+
+A checkpoint is a folder `step_000040` with `model.safetensors`, `optimizer.safetensors`,
+`ema.safetensors` where weights are averaged, and `state.json`. It is written under another name,
+flushed to disk and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nanozoo_core.errors import CheckpointError
+from nanozoo_core.optim.sharding import gather_whole
+
+PREFIX = "step_"
+TEMPORARY = ".writing-"
+
+
+@dataclass
+class TrainState:
+    """What a run has done so far, beside weights and optimiser."""
+
+    model: str
+    step: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    best_bpb: float | None = None
+    best_step: int | None = None
+
+
+def folder_of(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def path_of(run: Path, step: int) -> Path:
+    return folder_of(run) / f"{PREFIX}{step:06d}"
+
+
+def list_steps(run: Path) -> list[int]:
+    """Steps with a checkpoint, ascending."""
+    names = [path.name.removeprefix(PREFIX) for path in folder_of(run).glob(f"{PREFIX}*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, each once: a tied parameter goes under its first name."""
+    parameters = {name: gather_whole(p.detach()) for name, p in model.named_parameters()}
+    kept = set(model.state_dict(keep_vars=True))
+    buffers = {name: gather_whole(b) for name, b in model.named_buffers() if name in kept}
+    return {name: t.cpu().contiguous() for name, t in (parameters | buffers).items()}
+
+
+def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Copies `tensors` into the model in place.
+
+    Raises: CheckpointError when names or shapes are those of another model.
+    """
+    targets = dict(model.named_parameters())
+    kept = set(model.state_dict(keep_vars=True))
+    targets |= {name: b for name, b in model.named_buffers() if name in kept}  # type: ignore[misc]
+    missing = sorted(targets.keys() - tensors.keys())
+    foreign = sorted(tensors.keys() - targets.keys())
+    if missing or foreign:
+        what = f"lacks {missing[0]}" if missing else f"holds the unknown {foreign[0]}"
+        raise CheckpointError(f"{source} is a checkpoint of another model: it {what}")
+    for name, target in targets.items():
+        if target.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{source} is a checkpoint of another model: {name} has shape "
+                f"{list(tensors[name].shape)} there and {list(target.shape)} here"
+            )
+    with torch.no_grad():
+        for name, target in targets.items():
+            copy_into(target, tensors[name])
+
+
+def copy_into(target: Tensor, source: Tensor) -> None:
+    """target.copy_(source) where target may be sharded and source is whole."""
+    mesh = getattr(target, "device_mesh", None)
+    if mesh is not None:
+        from torch.distributed.tensor import distribute_tensor
+
+        source = distribute_tensor(
+            source.to(target.device),
+            mesh,
+            target.placements,  # type: ignore[attr-defined]
+        )
+    target.copy_(source)
+
+
+def save(
+    run: Path,
+    state: TrainState,
+    tensors: dict[str, dict[str, Tensor]],
+    *,
+    keep: int,
+) -> Path:
+    """Writes a checkpoint and removes the older ones beyond `keep`, sparing the best.
+
+    Args: tensors: per file stem (model, optimizer, ema), tensors by name.
+    Raises: CheckpointError when the disk refuses; older checkpoints are then untouched.
+    """
+    final = path_of(run, state.step)
+    temporary = folder_of(run) / f"{TEMPORARY}{final.name}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for stem, content in tensors.items():
+            contiguous = {name: tensor.contiguous() for name, tensor in content.items()}
+            save_file(contiguous, temporary / f"{stem}.safetensors", metadata={"format": "pt"})
+        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+        for path in temporary.iterdir():
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _flush(folder_of(run))
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"the checkpoint of step {state.step} cannot be written to {folder_of(run)}: "
+            f"{_reason(error)}; earlier checkpoints are untouched"
+        ) from error
+    spared = {*list_steps(run)[-keep:], state.step, state.best_step}
+    for step in list_steps(run):
+        if step not in spared:
+            shutil.rmtree(path_of(run, step), ignore_errors=True)
+    return final
+
+
+def read_state(path: Path) -> TrainState:
+    """The training state of a checkpoint folder. Raises: CheckpointError when it is damaged."""
+    try:
+        return TrainState(**json.loads((path / "state.json").read_text()))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is not a checkpoint: it has no state.json") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path / 'state.json'} is damaged: {_reason(error)}") from error
+
+
+def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint folder; never unpickles.
+
+    Raises: CheckpointError for a missing, truncated or foreign file.
+    """
+    file = path / f"{stem}.safetensors"
+    if not file.is_file():
+        pickles = [p.name for p in path.glob("*") if p.suffix in (".pt", ".pth", ".bin", ".pkl")]
+        if pickles:
+            raise CheckpointError(
+                f"{path / pickles[0]} is a pickle, which can run code when it is loaded; "
+                f"only safetensors files are read, and {file.name} is missing"
+            )
+        raise CheckpointError(f"{path} is not a checkpoint: it has no {file.name}")
+    with file.open("rb") as stream:
+        head = stream.read(8)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        raise CheckpointError(
+            f"{file} is a pickle, which can run code when it is loaded; "
+            f"only safetensors files are read"
+        )
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is truncated or damaged: {_reason(error)}") from error
+
+
+def latest(run: Path) -> Path:
+    """The newest checkpoint of a run. Raises: CheckpointError when there is none."""
+    steps = list_steps(run)
+    if not steps:
+        raise CheckpointError(f"{run} has no checkpoint to continue from")
+    return path_of(run, steps[-1])
+
+
+def best(run: Path) -> Path:
+    """The checkpoint with the lowest validation score, or the newest if none was scored."""
+    newest = latest(run)
+    step = read_state(newest).best_step
+    if step is not None and path_of(run, step).is_dir():
+        return path_of(run, step)
+    return newest
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

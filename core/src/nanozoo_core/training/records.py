@@ -1,0 +1,197 @@
+"""What a run leaves on disk: config.yaml, metrics.jsonl, result.json, loss.png, samples.txt,
+TensorBoard events; and what it says on the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from nanozoo_core.config import LogConfig
+from nanozoo_core.data.tokenizers import Tokenizer, save_tokenizer
+from nanozoo_core.errors import CheckpointError, ConfigError
+
+
+def new_run_folder(asked: str | None, model: str) -> Path:
+    """A path for a new run that does not exist yet or is empty.
+
+    Raises: ConfigError when run_dir already holds something.
+    """
+    if asked is not None:
+        path = Path(asked)
+        if path.is_dir() and any(path.iterdir()):
+            raise ConfigError(
+                f"run_dir={path} is not empty; choose another, or continue that run with "
+                f"resume={path}"
+            )
+        return path
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    path = Path("runs") / model / stamp
+    count = 1
+    while path.exists():
+        count += 1
+        path = Path("runs") / model / f"{stamp}_{count}"
+    return path
+
+
+class RunRecords:
+    """Writes one run's files; every method does nothing on ranks other than 0."""
+
+    def __init__(self, folder: Path, log: LogConfig, *, is_main: bool) -> None:
+        self.folder = folder
+        self.is_main = is_main
+        self._log = log
+        self._metrics: Any = None
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+
+    def open(
+        self, config: dict[str, Any], *, resume_step: int | None, tokenizer: Tokenizer
+    ) -> None:
+        """Creates the folder, or cuts the metrics back to `resume_step`.
+
+        Raises: CheckpointError when the folder cannot be written.
+        """
+        if not self.is_main:
+            return
+        if self._log.wandb:
+            try:
+                import wandb
+            except ImportError as error:
+                raise ConfigError(
+                    "log.wandb=true needs the package wandb; install nanozoo-core[wandb] or set "
+                    "log.wandb=false"
+                ) from error
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write_config(config)
+            save_tokenizer(tokenizer, self.folder)
+            rows = []
+            if resume_step is not None:
+                rows = [row for row in read_metrics(self.folder) if row["step"] <= resume_step]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            path = self.folder / "metrics.jsonl"
+            path.write_text(text)
+            self._metrics = path.open("a", buffering=1)
+            if self._log.tensorboard:
+                from tensorboardX import SummaryWriter
+
+                purge = None if resume_step is None else resume_step + 1
+                self._tensorboard = SummaryWriter(str(self.folder), purge_step=purge)
+        except OSError as error:
+            raise CheckpointError(
+                f"the run folder {self.folder} cannot be written: {error.strerror or error}"
+            ) from error
+        if self._log.wandb:
+            self._wandb = wandb.init(
+                project="nanozoo", name="/".join(self.folder.parts[-2:]), config=config
+            )
+
+    def _write_config(self, config: dict[str, Any]) -> None:
+        from omegaconf import OmegaConf
+
+        (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Appends one object to metrics.jsonl, and its numbers to TensorBoard and W&B."""
+        if not self.is_main:
+            return
+        try:
+            self._metrics.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder / 'metrics.jsonl'} cannot be written: {error.strerror}"
+            ) from error
+        numbers = {k: v for k, v in row.items() if k != "step" and isinstance(v, int | float)}
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, row["step"])
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=row["step"])
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Writes result.json and the plot."""
+        if not self.is_main:
+            return
+        text = json.dumps(result, indent=2) + "\n"
+        (self.folder / "result.json").write_text(text)
+        plot_losses(self.folder)
+
+    def write_samples(self, text: str) -> None:
+        if self.is_main:
+            (self.folder / "samples.txt").write_text(text, encoding="utf-8")
+
+    def close(self) -> None:
+        for sink in (self._metrics, self._tensorboard):
+            if sink is not None:
+                sink.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line cut off by a kill is dropped."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def plot_losses(folder: Path) -> None:
+    """Draws training and validation bits per byte against bytes read, into loss.png."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = read_metrics(folder)
+    train = [(r["bytes"] / 1e6, r["train_bpb"]) for r in rows if r.get("train_bpb") is not None]
+    val = [(r["bytes"] / 1e6, r["val_bpb"]) for r in rows if r.get("val_bpb") is not None]
+    figure, axes = plt.subplots(figsize=(7, 4.5), dpi=120)
+    if train:
+        axes.plot(*zip(*train, strict=True), color="tab:blue", alpha=0.6, label="training")
+    if val:
+        axes.plot(*zip(*val, strict=True), "o-", color="tab:orange", label="validation")
+        lowest = min(y for _, y in val if math.isfinite(y))
+        axes.set_title(f"{'/'.join(folder.parts[-2:])}: {lowest:.3f} bits per byte")
+    values = [y for _, y in train + val if math.isfinite(y)]
+    if values and max(values) > 3 * min(values):
+        axes.set_ylim(top=3 * min(values))
+    axes.set_xlabel("training text read (MB)")
+    axes.set_ylabel("bits per byte")
+    axes.grid(alpha=0.3)
+    if train or val:
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(folder / "loss.png")
+    plt.close(figure)
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree this package runs from; None when git does not track it."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            found = subprocess.run(
+                ["git", *arguments],
+                cwd=Path(__file__).parent,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return found.stdout.strip() if found.returncode == 0 else None
+
+    tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
+    return git("rev-parse", "HEAD") if tracked else None

@@ -1,0 +1,151 @@
+"""Reading a run folder back: its model, ready to score or to write text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nanozoo_core.config import EvalConfig, TrainingConfig, compose, schema
+from nanozoo_core.contract import Inspection
+from nanozoo_core.data.loader import ValidationSet
+from nanozoo_core.data.prepare import prepare
+from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
+from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
+from nanozoo_core.errors import CheckpointError
+from nanozoo_core.evaluation import inspection
+from nanozoo_core.evaluation.score import evaluate
+from nanozoo_core.machine import device as devices
+from nanozoo_core.machine.process import tune_process
+from nanozoo_core.machine.ranks import Ranks
+from nanozoo_core.training import checkpoint
+from nanozoo_core.training.distributed import LossModule
+
+
+@dataclass
+class LoadedRun:
+    """A trained model with all that belongs to it; the averaged weights where the run kept some."""
+
+    folder: Path
+    config: TrainingConfig
+    model_cfg: Any
+    state: checkpoint.TrainState
+    adapter: DefaultModelAdapter
+    model: nn.Module
+    vocabulary: Tokenizer
+    device: torch.device
+
+
+def load_run(
+    folder: Path,
+    *,
+    checkpoint: str = "latest",
+    device: str = "auto",
+    model_overrides: dict[str, Any] | None = None,
+) -> LoadedRun:
+    """Loads a checkpoint (latest, best or a step number) of a run.
+
+    Args: model_overrides: settings of the model that scoring and decoding may change.
+
+    Raises: CheckpointError when the folder is no run, or the checkpoint is missing, damaged or of a
+        model of another shape.
+    """
+    tune_process()
+    config = compose.training_config(compose.stored_config(folder))
+    path = _find_checkpoint(folder, checkpoint)
+    vocabulary = load_tokenizer(folder, config.data)
+    adapter = load_adapter(config.model)
+    model_cfg = compose.model_config(
+        config.model,
+        config.model_cfg | (model_overrides or {}),
+        seq_len=config.data.seq_len,
+        vocab_size=vocabulary.size,
+    )
+    model = adapter.build(model_cfg, vocabulary)
+    state = read_weights(model, path, config.model)
+    resolved = devices.resolve_device(device)
+    model.to(resolved).eval()
+    return LoadedRun(folder, config, model_cfg, state, adapter, model, vocabulary, resolved)
+
+
+def read_weights(model: nn.Module, path: Path, name: str) -> checkpoint.TrainState:
+    """Fills `model` from a checkpoint folder, averaged weights last."""
+    state = checkpoint.read_state(path)
+    if state.model != name:
+        raise CheckpointError(f"{path} is a checkpoint of model {state.model}, not {name}")
+    tensors = checkpoint.read_tensors(path, "model")
+    if (path / "ema.safetensors").is_file():
+        tensors |= checkpoint.read_tensors(path, "ema")
+    checkpoint.load_model_tensors(model, tensors, path)
+    return state
+
+
+def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The run's validation score under its own eval settings, changed by `overrides`."""
+    settings = schema.to_dict(run.config.eval) | overrides
+    evaluation = schema.from_dict(EvalConfig, settings, "eval")
+    validation, fingerprint = validation_set(run, evaluation.bytes)
+    result = evaluate(
+        LossModule(run.model, run.adapter),
+        validation,
+        Ranks(),
+        likelihood=run.adapter.likelihood,
+        draws=evaluation.draws,
+        batch_tokens=evaluation.batch_tokens,
+        device=run.device,
+        dtype=devices.resolve_dtype(run.config.dtype, run.device),
+    )
+    return {
+        "model": run.config.model,
+        "run": str(run.folder),
+        "step": run.state.step,
+        "val_bpb": result.bits_per_byte,
+        "val_bound": result.bound,
+        "val_standard_error": result.standard_error,
+        "val_loss": result.nats_per_token,
+        "val_bytes": result.num_bytes,
+        "data_fingerprint": fingerprint,
+    }
+
+
+def inspect(run: LoadedRun) -> Inspection | None:
+    """What is peculiar to the run's model, also written to its folder; None where nothing is."""
+    validation, _ = validation_set(run, run.config.eval.bytes)
+    return inspection.inspect_model(
+        run.adapter,
+        run.model,
+        validation,
+        run.vocabulary,
+        folder=run.folder,
+        batch_tokens=run.config.eval.batch_tokens,
+        device=run.device,
+    )
+
+
+def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
+    """The run's validation text, and the fingerprint of its data."""
+    data = prepare(run.config.data)
+    validation = ValidationSet(
+        replace(data, vocabulary=run.vocabulary),
+        seq_len=run.config.data.seq_len,
+        lookahead=run.adapter.lookahead(run.model_cfg),
+        num_bytes=num_bytes,
+    )
+    return validation, data.fingerprint
+
+
+def _find_checkpoint(folder: Path, which: str) -> Path:
+    if which == "latest":
+        return checkpoint.latest(folder)
+    if which == "best":
+        return checkpoint.best(folder)
+    path = checkpoint.path_of(folder, int(which)) if which.isdigit() else None
+    if path is None or not path.is_dir():
+        steps = ", ".join(map(str, checkpoint.list_steps(folder))) or "none"
+        raise CheckpointError(
+            f"--checkpoint={which} is not in {folder}; use latest, best or one of: {steps}"
+        )
+    return path

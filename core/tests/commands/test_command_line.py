@@ -1,0 +1,251 @@
+"""Bad input: one sentence on stderr, exit status not 0, no traceback, nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nanozoo_core.commands import cli, train
+from nanozoo_core.config.compose import normalise_override
+
+
+@dataclass
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `train` (or `nanozoo` with program="nanozoo") in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object, program: str = "train") -> Outcome:
+        words = [str(a) for a in arguments]
+        monkeypatch.setattr(sys, "argv", [program, *words])
+        status = 0
+        try:
+            train.main() if program == "train" else cli.main(words)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return Outcome(status, captured.out, captured.err)
+
+    return call
+
+
+def assert_refused(outcome: Outcome, *parts: str) -> None:
+    assert outcome.status == 1
+    lines = outcome.err.strip().splitlines()
+    assert len(lines) == 1, outcome.err
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+    assert not Path("runs").exists()
+
+
+@pytest.fixture
+def toy(corpus: Path) -> list[object]:
+    """Arguments of a working training on the small corpus."""
+    return ["--model", "toy", "data.corpus=text", f"data.path='{corpus}'", "log.tensorboard=false"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--model", "toi"], ["model=toi", "did you mean 'toy'", "installed models: "]),
+        (["model=toy,nope", "-m"], ["model=nope", "installed models"]),
+        ([], ["no model is chosen", "--model NAME", "toy"]),
+        (["--model"], ["--model needs a value"]),
+        (["--model", "toy", "max_steps"], ["'max_steps' is neither a flag nor an override"]),
+        (["--model", "toy", "optim.learnrate=1"], ["optim.learnrate is not a setting"]),
+        (["--model", "toy", "train.max_step=5"], ["did you mean 'max_steps'?"]),
+        (["--model", "toy", "+train.max_step=5"], ["train.max_step is not a setting"]),
+        (["--model", "toy", "++train.spare=5"], ["train.spare is not a setting"]),
+        (["--model", "toy", "+spare=5"], ["spare is not a setting"]),
+        (["--model", "toy", "sed=5"], ["sed is not a setting", "'seed'"]),
+        (["--model", "toy", "model_cfg.n_layers=5"], ["model_cfg.num_layers here"]),
+        (["--model", "toy", "model_cfg.num_layer=5"], ["of toy; did you mean 'num_layers'?"]),
+        (["--model", "toy", "train.max_steps=many"], ["train.max_steps=many must be an integer"]),
+        (["--model", "toy", "optim.lr=-1"], ["optim.lr=-1.0 must be positive"]),
+        (["--model", "toy", "model_cfg.num_heads=3"], ["does not divide", "1, 2, 4, 8, 16"]),
+        (["--model", "toy", "train.max_steps=null"], ["no budget is set"]),
+        (["--model", "toy", "data.seq_len=[1"], ["data.seq_len"]),
+        (["--config", "nowhere.yaml"], ["--config=nowhere.yaml is not a file"]),
+        (["--model", "toy", "resume=nowhere"], ["nowhere is not a run folder"]),
+        (["--model", "toy", "data.corpus=stdlb"], ["data.corpus=stdlb"]),
+        (["--model", "toy", "data.corpus=text", "data.path=nowhere"], ["data.path", "nowhere"]),
+        (["--model", "toy", "device=cuda"], ["device=cuda is not available"]),
+        (["--model", "toy", "train.batch_tokens=8"], ["train.batch_tokens=8", "seq_len=32"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_sentence(run: Run, arguments: list[str], parts: list[str]) -> None:
+    assert_refused(run(*arguments), *parts)
+
+
+def test_several_problems_are_reported_at_once(run: Run) -> None:
+    outcome = run("--model", "toy", "optim.lr=-1", "train.spare=1", "model_cfg.num_heads=3")
+    assert outcome.status == 1
+    assert len(outcome.err.strip().splitlines()) == 3
+
+
+def test_recipe_with_an_unknown_model_lists_the_installed(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("defaults: [training, override model: nope, _self_]\n")
+    assert_refused(run("--hydra_model_cfg=r.yaml"), "model=nope", "installed models: ")
+
+
+def test_window_longer_than_the_data(run: Run, toy: list[object]) -> None:
+    assert_refused(
+        run(*toy, "data.seq_len=1000000", "train.batch_tokens=1000000"), "data.seq_len=1000000"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "part"), [(b"", "empty"), (b"ab\0cd" * 99, "binary"), (b"caf\xe9 " * 99, "UTF-8")]
+)
+def test_unusable_text_file(run: Run, tmp_path: Path, content: bytes, part: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    outcome = run("--model", "toy", "data.corpus=text", f"data.path='{path}'", "data.tokenizer=bpe")
+    assert_refused(outcome, "text.txt", part)
+
+
+def test_run_dir_in_use_is_left_alone(run: Run, toy: list[object], tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("keep me")
+    outcome = run(*toy, f"run_dir='{folder}'")
+    assert_refused(outcome, "is not empty", "resume=")
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_run_dir_that_cannot_be_written(run: Run, toy: list[object], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_refused(run(*toy, f"run_dir='{tmp_path / 'file' / 'run'}'"), "cannot be written")
+
+
+def test_overrides_become_plus_plus_for_settings_only() -> None:
+    assert normalise_override("train.max_steps=3") == "++train.max_steps=3"
+    assert normalise_override("+train.max_steps=3") == "++train.max_steps=3"
+    assert normalise_override("seed=1,2") == "++seed=1,2"
+    assert normalise_override("model=gpt2,hnet") == "model=gpt2,hnet"
+    assert normalise_override("hydra/launcher=submitit_slurm") == "hydra/launcher=submitit_slurm"
+    assert normalise_override("hydra.job.num=3") == "hydra.job.num=3"
+
+
+def test_training_writes_every_file_and_says_where(run: Run, toy: list[object]) -> None:
+    outcome = run(*toy, "log.tensorboard=true", "train.max_steps=4", "eval.every=2")
+    assert outcome.status == 0
+    (folder,) = Path("runs/toy").iterdir()
+    names = {path.name.split(".")[0] for path in folder.iterdir()}
+    assert names == {"config", "metrics", "result", "checkpoints", "loss", "samples", "events"}
+    assert str(folder) in outcome.out
+    assert "bits per byte" in outcome.out
+    result = json.loads((folder / "result.json").read_text())
+    keys = {
+        *("model", "params", "params_non_embedding", "train_tokens", "train_bytes"),
+        *("train_seconds", "tokens_per_second", "train_flops", "mfu", "val_bpb", "val_bound"),
+        *("val_bytes", "val_loss", "steps", "seed", "data_fingerprint", "tokenizer", "device"),
+        *("dtype", "torch", "git_commit", "peak_memory_bytes"),
+    }
+    assert keys <= set(result)
+    assert result["steps"] == 4
+    assert result["train_tokens"] == 4 * 128
+    assert result["val_bytes"] == 2000
+
+
+def test_sweep_makes_one_run_per_combination(run: Run, toy: list[object]) -> None:
+    outcome = run("-m", *toy, "seed=1,2", "train.max_steps=2")
+    assert outcome.status == 0
+    folders = sorted(Path("runs/toy").iterdir())
+    seeds = {json.loads((folder / "result.json").read_text())["seed"] for folder in folders}
+    assert seeds == {1, 2}
+
+
+def test_recipe_by_path(run: Run, corpus: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "defaults: [training, override model: toy, _self_]\n"
+        f"data: {{corpus: text, path: '{corpus}'}}\ntrain: {{max_steps: 2}}\n"
+        "log: {tensorboard: false}\n"
+    )
+    assert run("--hydra_model_cfg", recipe, "seed=3").status == 0
+    (folder,) = Path("runs/toy").iterdir()
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["steps"], result["seed"]) == (2, 3)
+
+
+def test_help_lists_models_and_settings(run: Run) -> None:
+    outcome = run("--help")
+    assert outcome.status == 0
+    assert "installed models: " in outcome.out
+    assert "train.max_steps=null" in outcome.out
+
+
+def test_models_and_show(run: Run) -> None:
+    assert "The control decoder" in run("models", program="nanozoo").out
+    shown = run("show", "toy", "model_cfg.num_layers=2", program="nanozoo").out
+    assert "num_layers: 2    # Blocks." in shown
+    assert "parameters: " in shown
+    assert_refused(run("show", "toi", program="nanozoo"), "did you mean 'toy'")
+
+
+def test_evaluate_and_generate_a_run(run: Run, toy: list[object]) -> None:
+    run(*toy, "run_dir=here", "train.max_steps=2")
+    first = run("generate", "here", "--prompt", "word", "--max-tokens", "9", program="nanozoo")
+    again = run("generate", "here", "--prompt", "word", "--max-tokens", "9", program="nanozoo")
+    naive = run(
+        *("generate", "here", "--prompt", "word", "--max-tokens", "9", "--no-cache"),
+        program="nanozoo",
+    )
+    assert first.out == again.out == naive.out
+    assert first.out.startswith("word")
+    scored = json.loads(run("evaluate", "here", "eval.bytes=500", program="nanozoo").out)
+    assert scored["val_bytes"] == 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["generate", "nowhere"], "nowhere is not a run folder"),
+        (["evaluate", "nowhere"], "nowhere is not a run folder"),
+        (["generate", "here", "--top-p", "0"], "top_p=0.0 must be in (0, 1]"),
+        (["generate", "here", "--num-steps", "0"], "num_steps=0 must be at least 1"),
+        (["generate", "here", "--suffix", "z"], "toy writes from left to right"),
+        (["generate", "here", "--suffix", "z", "--trace", "a.html"], "--suffix and --trace needs"),
+        (["generate", "here", "--num-steps", "4"], "leave out --num-steps"),
+        (["generate", "here", "--trace", "no/a.html"], "there is no folder no"),
+        (["generate", "here", "--checkpoint", "77"], "use latest, best or one of: 2"),
+        (["generate", "here", "--speculative"], "proposes tokens ahead, which toy"),
+        (["generate", "here", "--speculative", "--no-cache"], "leave out --no-cache"),
+        (["evaluate", "here", "eval.bytez=5"], "did you mean 'bytes'?"),
+    ],
+)
+def test_bad_use_of_a_run(run: Run, toy: list[object], arguments: list[str], part: str) -> None:
+    run(*toy, "run_dir=here", "train.max_steps=2")
+    assert_refused(run(*arguments, program="nanozoo"), part)
+
+
+def test_answers_without_loading_torch() -> None:
+    probe = (
+        "import sys\n"
+        "sys.argv = ['nanozoo', 'models']\n"
+        "from nanozoo_core import cli, train\n"
+        "cli.main(['models'])\n"
+        "sys.stdout.write(train.help_text())\n"
+        "assert 'torch' not in sys.modules and 'hydra' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", probe], check=True, env=os.environ, capture_output=True)

@@ -1,0 +1,183 @@
+"""A whole comparison: trainings in processes of their own, and the report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nanozoo_core.comparing.compare.member import arguments_for
+from nanozoo_core.comparing.compare.plan import make_plan
+from nanozoo_core.comparing.compare.report import Report, markdown, page
+from nanozoo_core.comparing.compare.request import parse
+from nanozoo_core.comparing.compare.results import collect, read_run
+from nanozoo_core.errors import CheckpointError
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def words(corpus: Path) -> list[str]:
+    """A comparison of two variants and one that cannot train."""
+    return [
+        "models=toy,wide:toy,broken:toy",
+        "wide.model_cfg.model_dim=32",
+        "broken.optim.lr=1e30",
+        "broken.optim.muon.lr=1e30",
+        "budget=steps:6",
+        "seeds=1",
+        "data.corpus=text",
+        f"data.path='{corpus}'",
+        "log.tensorboard=false",
+    ]
+
+
+@pytest.mark.slow
+def test_compare_trains_reports_and_goes_on(
+    words: list[str], command: object, tmp_path: Path
+) -> None:
+    # wide has been interrupted before.
+    folder = tmp_path / "runs/compare/steps_6"
+    members, _ = make_plan(parse([*words, f"folder={folder}"]))
+    wide = members[1]
+    wide.folder.parent.mkdir(parents=True)
+    stopped = command("train", *wide.arguments, f"run_dir={wide.folder}", "train.stop_after=4")
+    assert stopped.returncode == 0, stopped.stderr
+    seconds = (wide.folder / "metrics.jsonl").read_text().splitlines()[3]
+
+    first = command("cli", "compare", *words)
+    assert first.returncode == 1
+    assert "error: broken_0: the " in first.stderr
+    assert "is not finite at step" in first.stderr
+    assert (wide.folder / "metrics.jsonl").read_text().splitlines()[3] == seconds
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert [row["label"] for row in rows] == ["toy", "wide"]
+    assert {row["steps"] for row in rows} == {"6"}
+    assert "## Failed" in (folder / "report.md").read_text()
+    for name in ("report.html", "ranking.png", "curves.png"):
+        assert (folder / name).stat().st_size > 5000
+
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/result.json")}
+    again = command("cli", "compare", words[0].replace(",broken:toy", ""), *words[1:2], *words[4:])
+    assert again.returncode == 0, again.stderr
+    assert "2 of 2 runs are there already" in again.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/result.json")}
+
+
+@pytest.mark.slow
+def test_a_stopped_comparison_says_how_to_go_on(words: list[str], tmp_path: Path) -> None:
+    words = [words[0].split(",")[0], "budget=steps:100000", *words[5:]]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nanozoo_core.commands.cli", "compare", *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    run = tmp_path / "runs/compare/steps_100000/runs/toy_0"
+    for _ in range(600):
+        if (run / "checkpoints").is_dir() and any((run / "checkpoints").glob("step_*")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: stopped; the same command goes on where it was: nanozoo compare" in said
+    log = run.with_name("toy_0.log").read_text()
+    assert "stopped at step" in log  # the training ended by itself, its checkpoint written
+
+
+@pytest.mark.slow
+def test_hydras_launchers_train_the_members(words: list[str], command: Command) -> None:
+    words = ["models=toy,broken:toy", *words[2:5], "seeds=1", *words[6:]]
+    done = command("cli", "compare", *words, "hydra/launcher=basic")
+    assert done.returncode == 1
+    assert "error: broken_0: " in done.stderr
+    assert "is not finite at step" in done.stderr
+    assert "| 1 | toy |" in done.stdout
+    unknown = command("cli", "compare", *words, "hydra/launcher=nowhere", "folder=other")
+    assert "Hydra could not launch the runs with hydra/launcher=nowhere" in unknown.stderr
+
+
+def make_run(folder: Path, *, seed: int = 0, bpb: float = 2.0, **config: object) -> Path:
+    """A finished run folder without its training."""
+    folder.mkdir(parents=True)
+    result = {
+        "model": "toy", "params": 1000, "val_bpb": bpb, "val_bound": "exact", "val_bytes": 1000,
+        "val_tokens": 1000, "data_fingerprint": "abc", "train_bytes": 5000, "train_seconds": 2.0,
+        "train_flops": 1e9, "peak_memory_bytes": 2**30, "seed": seed, "device": "cpu",
+        "baselines_bpb": {"zlib": 2.5}, "git_commit": None,
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result))
+    settings = {"model": "toy", "seed": seed, "data": {"seq_len": 32}, **config}
+    (folder / "config.yaml").write_text(json.dumps(settings))
+    rows = [
+        {"step": n, "bytes": 1000 * n, "flops": 1e6 * n, "seconds": n, "train_bpb": 4.0 - n / 10}
+        for n in (1, 2, 3)
+    ]
+    rows.append({"step": 3, "bytes": 3000, "flops": 3e6, "seconds": 3, "val_bpb": bpb})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "samples.txt").write_text("--- prompt: ''\n</script><b>hello\n")
+    return folder
+
+
+def test_finished_runs_join_by_their_settings(tmp_path: Path) -> None:
+    folders = (
+        make_run(tmp_path / "a", seed=0),
+        make_run(tmp_path / "b", seed=1),
+        make_run(tmp_path / "c", seed=0, optim={"lr": 1.0}),
+    )
+    entries = collect([], folders)
+    assert [(e.label, [r.seed for r in e.runs]) for e in entries] == [
+        ("toy", [0, 1]), ("toy_2", [0])
+    ]  # fmt: skip
+    (tmp_path / "c" / "result.json").unlink()
+    with pytest.raises(CheckpointError, match="train resume="):
+        read_run(tmp_path / "c", "c", "train")
+
+
+def test_the_page_needs_nothing_else_and_escapes_what_models_write(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / str(n), seed=n, bpb=2 + n / 100) for n in range(2)]
+    report = Report("A <title>", "nanozoo compare x", collect([], tuple(runs)), {"b_0": "a & b"})
+    text = page(report)
+    assert "{{" not in text
+    assert not re.search(r"(src|href)=\"(?!data:)", text)
+    assert "A &lt;title&gt;" in text
+    assert "a &amp; b" in text
+    assert "<b>hello" not in text
+    embedded = text.split('id="data">')[1].split("</script>")[0]
+    data = json.loads(embedded)
+    assert data["samples"] == [{"prompt": "''", "texts": {"toy": "</script><b>hello"}}]
+    assert [point["bpb"] for point in data["entries"][0]["train"]] == [3.9, 3.8, 3.7]
+    assert data["baselines"] == {"zlib": 2.5}
+    assert "zlib 2.500" in markdown(report)
+
+
+def test_a_report_of_failures_alone(tmp_path: Path) -> None:
+    report = Report("none", "nanozoo compare x", [], {"b_0": "it broke"})
+    assert "it broke" in page(report)
+    assert "it broke" in markdown(report)
+
+
+def test_a_member_starts_goes_on_or_is_done(tmp_path: Path) -> None:
+    (member,), _ = make_plan(parse(["models=toy", "seeds=1", f"folder={tmp_path}"]))
+    start = [*member.arguments, f"run_dir={member.folder}"]
+    assert arguments_for(member) == start
+    member.folder.mkdir(parents=True)
+    (member.folder / "config.yaml").write_text("died before its first checkpoint")
+    assert arguments_for(member) == start
+    assert not member.folder.exists()
+    (member.folder / "checkpoints" / "step_5").mkdir(parents=True)
+    assert arguments_for(member) == [f"resume={member.folder}"]
+    (member.folder / "result.json").write_text("{}")
+    assert arguments_for(member) is None

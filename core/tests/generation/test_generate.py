@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nanozoo_core.contract import SamplingSettings
+from nanozoo_core.errors import ConfigError
+from nanozoo_core.generation.text import check_settings
+from nanozoo_core.ops.sampling import probabilities, sample
+from nanozoo_core.randomness import seeded_generator
+
+LOGITS = torch.tensor([2.0, 0.5, -1.0, 1.0, 0.0])
+
+
+def draw(settings: SamplingSettings, count: int = 2000) -> torch.Tensor:
+    generator = seeded_generator(0)
+    return torch.tensor([sample(LOGITS, settings, generator) for _ in range(count)])
+
+
+def test_temperature_zero_is_argmax() -> None:
+    assert set(draw(SamplingSettings(temperature=0), 10).tolist()) == {0}
+
+
+def test_top_k_one_is_greedy() -> None:
+    assert set(draw(SamplingSettings(top_k=1), 50).tolist()) == {0}
+
+
+def test_wide_cuts_are_no_ops() -> None:
+    plain = probabilities(LOGITS, SamplingSettings())
+    wide = probabilities(LOGITS, SamplingSettings(top_k=9, top_p=1.0))
+    torch.testing.assert_close(plain, LOGITS.double().softmax(-1), rtol=0, atol=1e-15)
+    torch.testing.assert_close(plain, wide, rtol=0, atol=0)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
+    probs = LOGITS.double().softmax(-1)
+    order = probs.argsort(descending=True)
+    reached = float(probs[order[:2]].sum())
+    kept = probabilities(LOGITS, SamplingSettings(top_p=reached - 1e-9))
+    assert set(kept.nonzero().flatten().tolist()) == set(order[:2].tolist())
+    assert float(kept.sum()) == pytest.approx(1)
+
+
+def test_draws_follow_the_probabilities() -> None:
+    """A chi-square statistic with 4 degrees of freedom stays below its 0.999 quantile."""
+    count = 4000
+    expected = probabilities(LOGITS, SamplingSettings(temperature=1.5)) * count
+    observed = torch.bincount(draw(SamplingSettings(temperature=1.5), count), minlength=5)
+    assert float(((observed - expected) ** 2 / expected).sum()) < 18.47
+
+
+def test_settings_out_of_range_are_refused_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_settings(SamplingSettings(max_tokens=0, temperature=-1, top_k=-2, top_p=math.inf))
+    assert len(caught.value.problems) == 4
