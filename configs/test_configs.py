@@ -12,7 +12,7 @@ import pytest
 
 from nanozoo_core import registry
 from nanozoo_core.commands import show
-from nanozoo_core.config import TrainingConfig, compose
+from nanozoo_core.config import TrainingConfig, compose_config, training_config
 from nanozoo_core.errors import ConfigError
 
 CONFIGS = Path(__file__).parent
@@ -23,12 +23,12 @@ PACKAGES = sorted(path.parent.name for path in CONFIGS.parent.glob("packages/*/p
 
 def load_recipe(path: Path) -> TrainingConfig:
     """Raises: ConfigError when the recipe has a key that nothing reads, or a wrong value."""
-    return compose.training_config(compose.compose_config(recipe=path))
+    return training_config(compose_config(recipe=path))
 
 
 def load_model(name: str) -> TrainingConfig:
     """Raises: ConfigError when the model's YAML does not validate."""
-    return compose.training_config(compose.compose_config([f"model={name}"]))
+    return training_config(compose_config([f"model={name}"]))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, training_config
 from nanozoo_core.contract import Batch, Step
 from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"model={arguments.model}", "device=cpu", f"run_dir='{folder}/run'"]
         overrides += ["train.max_steps=100000", *arguments.overrides]
-        config = compose.training_config(compose.compose_config(overrides))
+        config = training_config(compose_config(overrides))
         trainer = Trainer(config, Ranks())
         shape = trainer.shapes[0]
         batch = trainer.loader.batch(0, 0, shape.micro_windows)

@@ -33,7 +33,7 @@ from race import adamw_step, begin, end, race, show_race
 from torch import Tensor, nn
 
 from nanozoo_core import registry
-from nanozoo_core.config import compose
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.diffusion.bounds import MaskDraw, network_draw_sum
@@ -224,7 +224,7 @@ def our_model(model: str, name: str) -> nn.Module:
     }
     if model == "sedd":
         settings |= {"cond_dim": COND_DIM, "transition_type": "absorbing"}
-    config = compose.model_config(model, settings, seq_len=seq_len, vocab_size=vocab_size)
+    config = model_config(model, settings, seq_len=seq_len, vocab_size=vocab_size)
     return load_adapter(model).model_class(config)
 
 

@@ -12,7 +12,7 @@ from nanozoo_core.commands import cli
 from nanozoo_core.comparing.bench.contestant import Block, Decoding, Facts, Training
 from nanozoo_core.comparing.bench.report import Entry, Spread, describe, row
 from nanozoo_core.comparing.bench.request import Assignment, Request, parse
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.training import checkpoint
 from nanozoo_core.training.trainer import train
 
@@ -48,8 +48,8 @@ def test_a_piece_of_decoding_is_a_text_of_the_length_asked_for(data: list[str]) 
 
 def test_a_run_brings_its_settings_and_weights(data: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    composed = compose.compose_config(["model=toy", "train.max_steps=2", f"run_dir={run}", *data])
-    train(compose.training_config(composed))
+    composed = compose_config(["model=toy", "train.max_steps=2", f"run_dir={run}", *data])
+    train(resolve(composed))
     contestant = Decoding(assignment("decode", ["model_cfg.num_heads=4"], f"models=old:{run}"))
     stored = checkpoint.read_tensors(checkpoint.latest(run), "model")
     assert torch.equal(contestant.trainer.model.head.weight, stored["head.weight"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanozoo_core.config import DataConfig
+from nanozoo_core.config import DataConfig, from_defaults
 from nanozoo_core.contract import Batch
 from nanozoo_core.data.loader import Stage, TrainLoader, ValidationSet, compression_baselines
 from nanozoo_core.data.prepare import PreparedData, prepare
@@ -36,8 +36,13 @@ def prepared(request: pytest.FixtureRequest, folder: Path) -> PreparedData:
 
 def prepared_with(tokenizer: str, folder: Path) -> PreparedData:
     return prepare(
-        DataConfig(
-            corpus="text", path=str(folder), tokenizer=tokenizer, vocab_size=270, val_fraction=0.3
+        from_defaults(
+            DataConfig,
+            corpus="text",
+            path=str(folder),
+            tokenizer=tokenizer,
+            vocab_size=270,
+            val_fraction=0.3,
         )
     )
 

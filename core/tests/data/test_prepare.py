@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiktoken
 
-from nanozoo_core.config import DataConfig
+from nanozoo_core.config import DataConfig, from_defaults
 from nanozoo_core.data import corpora
 from nanozoo_core.data.cache import build_once, cache_root
 from nanozoo_core.data.fineweb import download
@@ -39,7 +39,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def text_config(path: Path, **changes: object) -> DataConfig:
     settings = {"corpus": "text", "path": str(path), "vocab_size": 270, "val_fraction": 0.3}
-    return DataConfig(**(settings | changes))  # type: ignore[arg-type]
+    return from_defaults(DataConfig, **(settings | changes))  # type: ignore[arg-type]
 
 
 def training_texts(data: PreparedData) -> list[bytes]:
@@ -136,7 +136,7 @@ def test_invalid_utf8_prepared_for_bytes_is_still_refused_for_tokens(texts: Path
 
 
 def test_stdlib_needs_no_settings() -> None:
-    data = prepare(DataConfig(tokenizer="bytes"))
+    data = prepare(from_defaults(DataConfig, tokenizer="bytes"))
     assert data.train_bytes > 5e6
     assert sum(map(len, data.validation_text(400_000))) == 400_000
     assert "stdlib" in data.summary()
@@ -144,7 +144,7 @@ def test_stdlib_needs_no_settings() -> None:
 
 @pytest.mark.slow
 def test_stdlib_tokens_are_worth_about_four_bytes() -> None:
-    assert 3.5 < prepare(DataConfig()).bytes_per_token < 4.5
+    assert 3.5 < prepare(from_defaults(DataConfig)).bytes_per_token < 4.5
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_stdlib_tokens_are_worth_about_four_bytes() -> None:
 )
 def test_wrong_setting_is_refused(settings: dict[str, str], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        prepare(DataConfig(**settings))  # type: ignore[arg-type]
+        prepare(from_defaults(DataConfig, **settings))  # type: ignore[arg-type]
 
 
 # -- shards -------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def shard_folder(tmp_path: Path) -> Path:
 
 def bin_config(path: Path | list[str], tokenizer: str = "bytes") -> DataConfig:
     place = [str(p) for p in path] if isinstance(path, list) else str(path)
-    return DataConfig(corpus="bin", path=place, tokenizer=tokenizer)  # type: ignore[arg-type]
+    return from_defaults(DataConfig, corpus="bin", path=place, tokenizer=tokenizer)  # type: ignore[arg-type]
 
 
 def test_shards_on_disk_are_used_as_they_are(shard_folder: Path) -> None:
@@ -261,7 +261,7 @@ def test_fineweb_is_fetched_once_and_read_in_gpt2_tokens(fineweb: Path) -> None:
         "fineweb_train_000002.bin",
         "fineweb_val_000000.bin",
     ]
-    data = prepare(DataConfig(corpus="fineweb10B", tokenizer="gpt2"))
+    data = prepare(from_defaults(DataConfig, corpus="fineweb10B", tokenizer="gpt2"))
     assert data.train == data.source.train
     assert data.validation_text(8) == [b"the text"]
 
@@ -269,13 +269,13 @@ def test_fineweb_is_fetched_once_and_read_in_gpt2_tokens(fineweb: Path) -> None:
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
 def test_fineweb_is_retokenized_for_other_tokenizers(fineweb: Path, tokenizer: str) -> None:
     download("fineweb10B", num_shards=2)
-    config = DataConfig(corpus="fineweb10B", tokenizer=tokenizer, vocab_size=260)  # type: ignore[arg-type]
+    config = from_defaults(DataConfig, corpus="fineweb10B", tokenizer=tokenizer, vocab_size=260)  # type: ignore[arg-type]
     data = prepare(config)
     tokens = data.train[0].tokens
     text = b"the text of fineweb_train_000001.binthe text of fineweb_train_000002.bin"
     assert data.vocabulary.name == tokenizer
     assert data.vocabulary.decode_bytes(tokens) == text
-    gpt2 = prepare(DataConfig(corpus="fineweb10B", tokenizer="gpt2"))
+    gpt2 = prepare(from_defaults(DataConfig, corpus="fineweb10B", tokenizer="gpt2"))
     assert data.fingerprint == gpt2.fingerprint
     assert data.validation_text(20) == gpt2.validation_text(20)
 
@@ -352,7 +352,7 @@ def test_processes_at_once_prepare_the_same_data(texts: Path, own_folder: Path) 
     code = (
         "import sys; from nanozoo_core.config import DataConfig;"
         "from nanozoo_core.data.prepare import prepare;"
-        "d = prepare(DataConfig(corpus='text', path=sys.argv[1], vocab_size=270));"
+        "d = prepare(from_defaults(DataConfig, corpus='text', path=sys.argv[1], vocab_size=270));"
         "print(d.fingerprint, d.train[0].path, d.train_tokens)"
     )
     command = [sys.executable, "-c", code, str(texts)]

@@ -6,7 +6,7 @@ import tiktoken
 import tiktoken.load
 import torch
 
-from nanozoo_core.config import DataConfig
+from nanozoo_core.config import DataConfig, from_defaults
 from nanozoo_core.contract import Vocabulary
 from nanozoo_core.data.tokenizers import (
     SEPARATOR,
@@ -161,7 +161,7 @@ def test_too_little_text_warns_and_gives_a_smaller_vocabulary(
 
 def test_saved_vocabulary_is_read_back(tmp_path: Path) -> None:
     save_tokenizer(TOKENIZERS["bpe"], tmp_path)
-    loaded = load_tokenizer(tmp_path, DataConfig(tokenizer="bpe", vocab_size=280))
+    loaded = load_tokenizer(tmp_path, from_defaults(DataConfig, tokenizer="bpe", vocab_size=280))
     assert loaded.encode(TEXTS[0]) == TOKENIZERS["bpe"].encode(TEXTS[0])
     assert (loaded.size, loaded.separator) == (280, 279)
 
@@ -169,12 +169,12 @@ def test_saved_vocabulary_is_read_back(tmp_path: Path) -> None:
 def test_bytes_need_no_file(tmp_path: Path) -> None:
     save_tokenizer(ByteTokenizer(), tmp_path)
     assert not list(tmp_path.iterdir())
-    assert load_tokenizer(tmp_path, DataConfig(tokenizer="bytes")).name == "bytes"
+    assert load_tokenizer(tmp_path, from_defaults(DataConfig, tokenizer="bytes")).name == "bytes"
 
 
 def test_missing_and_damaged_vocabularies_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"finds no tokenizer\.json"):
-        load_tokenizer(tmp_path, DataConfig())
+        load_tokenizer(tmp_path, from_defaults(DataConfig))
     (tmp_path / "tokenizer.json").write_text('{"pattern": ')
     with pytest.raises(DataError, match="is not a vocabulary written by nanozoo"):
-        load_tokenizer(tmp_path, DataConfig())
+        load_tokenizer(tmp_path, from_defaults(DataConfig))

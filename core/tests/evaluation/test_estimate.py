@@ -6,18 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, model_config, training_config
 from nanozoo_core.contract import Batch, Loss, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.evaluation import estimate
 
 
 def toy_plan(*overrides: str) -> estimate.Plan:
-    config = compose.training_config(compose.compose_config(["model=toy", *overrides]))
+    config = training_config(compose_config(["model=toy", *overrides]))
     adapter = load_adapter("toy")
-    model_cfg = compose.model_config(
-        "toy", config.model_cfg, seq_len=config.data.seq_len, vocab_size=258
-    )
+    model_cfg = model_config("toy", config.model_cfg, seq_len=config.data.seq_len, vocab_size=258)
     return estimate.plan(config, adapter, model_cfg)
 
 
@@ -25,7 +23,7 @@ def test_the_plan_is_the_trainers() -> None:
     plan = toy_plan("train.max_steps=10", "train.micro_batch_tokens=64")
     assert (plan.steps, plan.tokens) == (10, 1280)
     adapter = load_adapter("toy")
-    model_cfg = compose.model_config("toy", {}, seq_len=32, vocab_size=258)
+    model_cfg = model_config("toy", {}, seq_len=32, vocab_size=258)
     assert plan.flops == 1280 * adapter.flops_per_token(model_cfg, 32)
     assert "4 windows of 32 tokens in 2 micro-steps" in plan.lines()[0]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from nanozoo_core import registry
 from nanozoo_core.commands import cli
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.contract import Batch, Curves, HeatMap, Inspection, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.evaluation import inspection
@@ -59,13 +59,13 @@ original = registry.load_adapter
 @pytest.fixture
 def finished(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(registry, "load_adapter", lambda _name: Peculiar())
-    composed = compose.compose_config(
+    composed = compose_config(
         [
             *("model=toy", "device=cpu", "data.corpus=text", f"data.path='{corpus}'"),
             *("log.tensorboard=false", f"run_dir='{tmp_path / 'run'}'", "train.ema=0.5"),
         ]
     )
-    return train(compose.training_config(composed)).folder
+    return train(resolve(composed)).folder
 
 
 def test_a_run_holds_its_inspection(finished: Path) -> None:

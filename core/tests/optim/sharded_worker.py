@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from nanozoo_core.config import MuonConfig, OptimConfig
+from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import default_roles, make_groups
 from nanozoo_core.optim.muon import Muon
@@ -53,7 +53,7 @@ def train_fsdp(shard):
     model[1].weight.muon_split = (20, 30)
     with keep_marks(model):
         shard(model)
-    optim = OptimConfig(muon=MuonConfig(weight_decay=0.1), weight_decay=0.1)
+    optim = from_defaults(OptimConfig, muon={"weight_decay": 0.1}, weight_decay=0.1)
 
     def build():
         groups = make_groups(model, default_roles(model), optim)

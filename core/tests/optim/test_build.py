@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from nanozoo_core.config import AdamWConfig, MuonConfig, OptimConfig
+from nanozoo_core.config import AdamWConfig, MuonConfig, OptimConfig, from_defaults
 from nanozoo_core.errors import CheckpointError, ConfigError
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import Own, default_roles, make_groups
 from nanozoo_core.optim.muon import Muon
 
 CPU = torch.device("cpu")
-TORCH_MUON = MuonConfig(impl="torch", orth="ns5", beta2=None, cautious=False)
+TORCH_MUON = from_defaults(MuonConfig, impl="torch", orth="ns5", beta2=None, cautious=False)
 
 
 class Small(nn.Module):
@@ -50,12 +50,12 @@ def train(net, optimizers, steps):
         optimizers.zero_grad()
 
 
-EVERY = AdamWConfig(every=3, cautious=True, wd_power=2)
+EVERY = from_defaults(AdamWConfig, every=3, cautious=True, wd_power=2)
 OPTIMS = {
-    "every": OptimConfig(name="muon", adamw=EVERY, weight_decay=0.1),
-    "muon": OptimConfig(name="muon", muon=MuonConfig(weight_decay=0.1), weight_decay=0.1),
-    "adamw": OptimConfig(name="adamw", weight_decay=0.1),
-    "torch": OptimConfig(name="muon", muon=TORCH_MUON),
+    "every": from_defaults(OptimConfig, name="muon", adamw=EVERY, weight_decay=0.1),
+    "muon": from_defaults(OptimConfig, name="muon", muon={"weight_decay": 0.1}, weight_decay=0.1),
+    "adamw": from_defaults(OptimConfig, name="adamw", weight_decay=0.1),
+    "torch": from_defaults(OptimConfig, name="muon", muon=TORCH_MUON),
 }
 
 
@@ -97,7 +97,9 @@ def test_state_is_flat_and_a_copy():
 @pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant"])
 def test_multipliers_survive_the_schedule(name, schedule):
     base = OPTIMS[name]
-    optim = OptimConfig(name=base.name, muon=base.muon, schedule=schedule, warmup=0.2)
+    optim = from_defaults(
+        OptimConfig, name=base.name, muon=base.muon, schedule=schedule, warmup=0.2
+    )
     net = model()
     optimizers = build(net, optim, lr_multipliers={"first.weight": 4.0, "head.bias": 3.0})
 
@@ -127,7 +129,7 @@ def test_multipliers_survive_torchs_schedulers():
 
 def test_momentum_is_scheduled_with_the_rate():
     net = model()
-    optimizers = build(net, OptimConfig(muon=MuonConfig(warmup_steps=10)))
+    optimizers = build(net, from_defaults(OptimConfig, muon={"warmup_steps": 10}))
     found = []
     for step in (0, 5, 10, 15):
         optimizers.set_schedule(step, step / 20)
@@ -160,10 +162,16 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(name):
 
 
 def test_a_group_steps_at_every_third_step_on_the_summed_gradient():
-    optim = OptimConfig(name="adamw", schedule="constant", warmup=0, adamw=AdamWConfig(every=3))
+    optim = from_defaults(
+        OptimConfig,
+        name="adamw",
+        schedule="constant",
+        warmup=0,
+        adamw={"every": 3},
+    )
     net, other = model(), model()
     waiting = build(net, optim)
-    plain = build(other, OptimConfig(name="adamw", schedule="constant", warmup=0))
+    plain = build(other, from_defaults(OptimConfig, name="adamw", schedule="constant", warmup=0))
     for round_ in range(2):
         for step in range(3 * round_, 3 * round_ + 3):
             start = net.first.weight.detach().clone()
@@ -179,7 +187,7 @@ def test_a_group_steps_at_every_third_step_on_the_summed_gradient():
 
 def test_gradients_that_wait_are_not_clipped():
     net = model()
-    optimizers = build(net, OptimConfig(name="adamw", adamw=AdamWConfig(every=2)))
+    optimizers = build(net, from_defaults(OptimConfig, name="adamw", adamw={"every": 2}))
     backward(net)
     gradients = [p.grad.clone() for p in net.parameters()]
     for step, clipped in ((0, False), (1, True)):
@@ -194,7 +202,7 @@ def test_a_parameter_has_settings_of_its_own():
         "embed.weight": Own(lr_mult=75, decay_mult=5, betas=(0.5, 0.6)),
         "first.weight": Own(lr_mult=4, decay_mult=0),
     }
-    optim = OptimConfig(lr=0.01, weight_decay=0.1, muon=MuonConfig(weight_decay=0.2))
+    optim = from_defaults(OptimConfig, lr=0.01, weight_decay=0.1, muon={"weight_decay": 0.2})
     net = model()
     found = {
         name: group
@@ -209,7 +217,9 @@ def test_a_parameter_has_settings_of_its_own():
 
 
 def test_adamw_uses_its_own_settings():
-    optim = OptimConfig(adamw=AdamWConfig(beta1=0.8, beta2=0.9, eps=1e-9, vector_lr=0.5))
+    optim = from_defaults(
+        OptimConfig, adamw={"beta1": 0.8, "beta2": 0.9, "eps": 1e-9, "vector_lr": 0.5}
+    )
     optimizers = build(model(), optim)
     for group in optimizers.adamw.param_groups:
         assert (group["betas"], group["eps"], group["fused"]) == ((0.8, 0.9), 1e-9, True)
@@ -249,15 +259,15 @@ def test_torchs_muon_warns_of_fused_weights_and_refuses_banks(caplog):
 @pytest.mark.parametrize(
     ("muon", "warned"),
     [
-        (MuonConfig(lr=0.3), True),
-        (MuonConfig(lr=0.05, lr_scale="match_rms_adamw"), True),
-        (MuonConfig(lr=0.05), False),
-        (MuonConfig(lr=1e-3, lr_scale="match_rms_adamw"), False),
+        (from_defaults(MuonConfig, lr=0.3), True),
+        (from_defaults(MuonConfig, lr=0.05, lr_scale="match_rms_adamw"), True),
+        (from_defaults(MuonConfig, lr=0.05), False),
+        (from_defaults(MuonConfig, lr=1e-3, lr_scale="match_rms_adamw"), False),
     ],
 )
 def test_unusual_rates_are_warned_of(muon, warned, caplog):
     with caplog.at_level(logging.WARNING):
-        build(model(), OptimConfig(muon=muon))
+        build(model(), from_defaults(OptimConfig, muon=muon))
     assert ("is large" in caplog.text) == warned
 
 
@@ -277,7 +287,7 @@ def test_unusual_rates_are_warned_of(muon, warned, caplog):
 )
 def test_wrong_settings_are_all_named(options, words):
     with pytest.raises(ConfigError) as error:
-        MuonConfig(**options)
+        from_defaults(MuonConfig, **options)
     assert len(error.value.problems) == len(words)
     for word, problem in zip(words, error.value.problems, strict=True):
         assert word in problem
@@ -285,5 +295,5 @@ def test_wrong_settings_are_all_named(options, words):
 
 def test_overlapping_warm_up_and_decay_are_refused():
     with pytest.raises(ConfigError, match=r"optim\.warmup=0\.7"):
-        OptimConfig(schedule="wsd", warmup=0.7, decay_fraction=0.4)
-    OptimConfig(schedule="cosine", warmup=0.7, decay_fraction=0.4)
+        from_defaults(OptimConfig, schedule="wsd", warmup=0.7, decay_fraction=0.4)
+    from_defaults(OptimConfig, schedule="cosine", warmup=0.7, decay_fraction=0.4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nanozoo_core.config import AdamWConfig, MuonConfig, OptimConfig
+from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.optim.groups import default_roles, describe, make_groups
 
@@ -45,7 +45,7 @@ ROLES = {
 
 
 def groups_of(model, **options):
-    return make_groups(model, default_roles(model), OptimConfig(**options))
+    return make_groups(model, default_roles(model), from_defaults(OptimConfig, **options))
 
 
 def test_roles_follow_what_a_parameter_does():
@@ -77,11 +77,12 @@ def test_every_trained_parameter_is_in_exactly_one_group(name, tied):
 
 
 def test_rates_and_decay_follow_the_role():
-    optim = OptimConfig(
+    optim = from_defaults(
+        OptimConfig,
         lr=1e-3,
         weight_decay=0.1,
-        adamw=AdamWConfig(embedding_lr=2e-3, head_lr=3e-3, vector_lr=4e-3),
-        muon=MuonConfig(lr=0.05, weight_decay=0.2),
+        adamw={"embedding_lr": 2e-3, "head_lr": 3e-3, "vector_lr": 4e-3},
+        muon={"lr": 0.05, "weight_decay": 0.2},
     )
     model = Small(tied=False)
     found = {g.name: g for g in make_groups(model, default_roles(model), optim)}
@@ -91,7 +92,7 @@ def test_rates_and_decay_follow_the_role():
         "head": ("adamw", 3e-3, 0.1),
         "vector": ("adamw", 4e-3, 0.0),
     }
-    optim = dataclasses.replace(optim, name="adamw", adamw=AdamWConfig())
+    optim = dataclasses.replace(optim, name="adamw", adamw={})
     found = {g.name: g for g in make_groups(model, default_roles(model), optim)}
     assert {n: (g.optimizer, g.lr, g.weight_decay) for n, g in found.items()} == {
         "matrix": ("adamw", 1e-3, 0.1),
@@ -104,7 +105,7 @@ def test_rates_and_decay_follow_the_role():
 def test_multipliers_make_groups_of_their_own():
     model = Small(tied=True)
     groups = make_groups(
-        model, default_roles(model), OptimConfig(), lr_multipliers={"up.weight": 4.0}
+        model, default_roles(model), from_defaults(OptimConfig), lr_multipliers={"up.weight": 4.0}
     )
     matrices = {g.name: (g.names, g.lr_mult) for g in groups if g.optimizer == "muon"}
     assert matrices == {"matrix x4": (["up.weight"], 4.0), "matrix": (["bank", "conv.weight"], 1.0)}
@@ -112,7 +113,7 @@ def test_multipliers_make_groups_of_their_own():
 
 def refused(model, roles, **options):
     with pytest.raises(ConfigError) as error:
-        make_groups(model, roles, OptimConfig(), **options)
+        make_groups(model, roles, from_defaults(OptimConfig), **options)
     return error.value.problems
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from nanozoo_core.config import MuonConfig, OptimConfig
+from nanozoo_core.config import MuonConfig, OptimConfig, from_defaults
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.optim.schedule import lr_factor, muon_momentum
 
@@ -21,7 +21,9 @@ def momentum_curve(muon, steps=STEPS, known=True):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_wsd_has_three_straight_parts(known):
-    optim = OptimConfig(schedule="wsd", warmup=0.1, decay_fraction=0.4, final_lr_fraction=0.2)
+    optim = from_defaults(
+        OptimConfig, schedule="wsd", warmup=0.1, decay_fraction=0.4, final_lr_fraction=0.2
+    )
     for step, found in enumerate(curve(optim, known=known)):
         warm = (step + known) / 100
         decay = 0.2 + 0.8 * (STEPS - step) / 400
@@ -29,7 +31,9 @@ def test_wsd_has_three_straight_parts(known):
 
 
 def test_wsd_holds_the_final_rate_at_the_end_and_moves_its_top():
-    optim = OptimConfig(warmup=0.0, decay_fraction=0.5, hold_fraction=0.1, final_lr_fraction=0.2)
+    optim = from_defaults(
+        OptimConfig, warmup=0.0, decay_fraction=0.5, hold_fraction=0.1, final_lr_fraction=0.2
+    )
     for step in range(STEPS):
         peak = 1.0 if step < 300 else 1.5
         left = min(1.0, max(0.0, (900 - step) / 500))
@@ -38,7 +42,7 @@ def test_wsd_holds_the_final_rate_at_the_end_and_moves_its_top():
 
 
 def test_cosine_starts_after_the_warm_up():
-    optim = OptimConfig(schedule="cosine", warmup=0.1, final_lr_fraction=0.1)
+    optim = from_defaults(OptimConfig, schedule="cosine", warmup=0.1, final_lr_fraction=0.1)
     values = curve(optim)
     assert values[99] == 1.0
     assert values[100] == 1.0
@@ -48,14 +52,14 @@ def test_cosine_starts_after_the_warm_up():
 
 
 def test_constant_stays_up():
-    values = curve(OptimConfig(schedule="constant", warmup=0.0))
+    values = curve(from_defaults(OptimConfig, schedule="constant", warmup=0.0))
     assert set(values) == {1.0}
 
 
 def test_noam_is_the_2017_formula():
     model_dim, warmup = 512, 40
     peak = (model_dim * warmup) ** -0.5
-    values = curve(OptimConfig(schedule="noam", warmup=warmup))
+    values = curve(from_defaults(OptimConfig, schedule="noam", warmup=warmup))
     for step in range(STEPS):
         s = step + 1
         expected = model_dim**-0.5 * min(s**-0.5, s * warmup**-1.5)
@@ -64,21 +68,21 @@ def test_noam_is_the_2017_formula():
 
 def test_holding_is_part_of_wsd_alone():
     with pytest.raises(ConfigError, match=r"optim\.hold_fraction=0\.1 has no effect"):
-        OptimConfig(schedule="cosine", hold_fraction=0.1)
+        from_defaults(OptimConfig, schedule="cosine", hold_fraction=0.1)
     with pytest.raises(ConfigError, match="overlap"):
-        OptimConfig(warmup=0.1, decay_fraction=0.6, hold_fraction=0.4)
+        from_defaults(OptimConfig, warmup=0.1, decay_fraction=0.6, hold_fraction=0.4)
 
 
 @pytest.mark.parametrize("settings", [{"warmup": 0.0}, {"final_lr_fraction": 0.1}])
 def test_noam_refuses_what_it_cannot_use(settings):
     with pytest.raises(ConfigError, match="noam"):
-        OptimConfig(schedule="noam", **settings)
+        from_defaults(OptimConfig, schedule="noam", **settings)
 
 
 @pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant", "noam"])
 @pytest.mark.parametrize("known", [True, False])
 def test_warm_up_in_steps_ignores_the_length_of_the_run(schedule, known):
-    optim = OptimConfig(schedule=schedule, warmup=20)
+    optim = from_defaults(OptimConfig, schedule=schedule, warmup=20)
     for steps in (100, STEPS):
         values = curve(optim, steps, known)
         assert values[:20] == pytest.approx([(step + 1) / 20 for step in range(20)], abs=1e-12)
@@ -86,34 +90,38 @@ def test_warm_up_in_steps_ignores_the_length_of_the_run(schedule, known):
 
 def test_known_length_never_wastes_a_step():
     for schedule in ("wsd", "cosine"):
-        values = curve(OptimConfig(schedule=schedule, warmup=0.02))
+        values = curve(from_defaults(OptimConfig, schedule=schedule, warmup=0.02))
         assert min(values) > 0
         assert max(values) == 1.0
 
 
 @pytest.mark.parametrize("schedule", ["wsd", "cosine"])
 def test_rate_ends_at_its_final_fraction(schedule):
-    optim = OptimConfig(schedule=schedule, final_lr_fraction=0.3)
+    optim = from_defaults(OptimConfig, schedule=schedule, final_lr_fraction=0.3)
     assert lr_factor(1.0, STEPS, STEPS, optim) == pytest.approx(0.3)
     assert lr_factor(1.7, STEPS, None, optim) == pytest.approx(0.3)
 
 
 def test_cosine_shorter_than_its_warm_up_only_warms():
-    values = curve(OptimConfig(schedule="cosine", warmup=50), steps=10)
+    values = curve(from_defaults(OptimConfig, schedule="cosine", warmup=50), steps=10)
     assert values == pytest.approx([(step + 1) / 50 for step in range(10)])
 
 
 @pytest.mark.parametrize(("steps", "warm"), [(500, 100), (10_000, 300)])
 @pytest.mark.parametrize("known", [True, False])
 def test_momentum_rises_over_a_fifth_of_the_run_but_300_steps_at_most(steps, warm, known):
-    values = momentum_curve(MuonConfig(momentum=0.95, momentum_min=0.85), steps, known)
+    values = momentum_curve(
+        from_defaults(MuonConfig, momentum=0.95, momentum_min=0.85), steps, known
+    )
     expected = [0.85 + 0.1 * min(1.0, step / warm) for step in range(steps)]
     assert values == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_momentum_falls_at_the_end(known):
-    muon = MuonConfig(momentum=0.95, momentum_min=0.85, warmup_steps=0, cooldown_steps=50)
+    muon = from_defaults(
+        MuonConfig, momentum=0.95, momentum_min=0.85, warmup_steps=0, cooldown_steps=50
+    )
     values = momentum_curve(muon, known=known)
     assert values[:951] == pytest.approx([0.95] * 951)
     assert values[950:] == pytest.approx([0.95 - 0.1 * i / 50 for i in range(50)])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose, compose_config, resolve
 from nanozoo_core.errors import CheckpointError, NonFiniteError
 from nanozoo_core.training import checkpoint, records, runs
 from nanozoo_core.training.trainer import Trainer, train
@@ -29,14 +29,12 @@ def settings(corpus: Path, folder: Path, *changes: str) -> list[str]:
 
 
 def run(corpus: Path, folder: Path, *changes: str) -> Path:
-    composed = compose.compose_config(settings(corpus, folder, *changes))
-    return train(compose.training_config(composed)).folder
+    composed = compose_config(settings(corpus, folder, *changes))
+    return train(resolve(composed)).folder
 
 
 def resume(folder: Path, **changes: Any) -> None:
-    train(
-        compose.training_config(compose.stored_config(folder) | {"resume": str(folder)} | changes)
-    )
+    train(resolve(compose.stored_config(folder) | {"resume": str(folder)} | changes))
 
 
 def rows(folder: Path, key: str = "loss") -> list[float]:
@@ -121,8 +119,8 @@ def test_non_finite_loss_stops_before_the_weights(
         return type(loss)(loss.value * float("nan")) if step.number == 5 else loss
 
     monkeypatch.setattr(DefaultModelAdapter, "training_loss", poisoned)
-    composed = compose.compose_config(settings(corpus, tmp_path / "run"))
-    trainer = Trainer(compose.training_config(composed), ranks_of_one())
+    composed = compose_config(settings(corpus, tmp_path / "run"))
+    trainer = Trainer(resolve(composed), ranks_of_one())
     with pytest.raises(NonFiniteError, match=r"loss is not finite at step 5.*step_000004"):
         trainer.run([])
     assert all(p.isfinite().all() for p in trainer.model.parameters())

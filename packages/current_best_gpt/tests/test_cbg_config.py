@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, model_config, training_config
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_current_best_gpt import schedule
@@ -74,13 +74,13 @@ def test_all_problems_are_named_at_once():
 )
 def test_settings_are_checked_against_the_run(overrides, message):
     with pytest.raises(ConfigError, match=message):
-        compose.training_config(compose.compose_config(["model=current_best_gpt", *overrides]))
+        training_config(compose_config(["model=current_best_gpt", *overrides]))
 
 
 @pytest.mark.parametrize("recipe", ["current_best_gpt", "current_best_gpt_1gpu"])
 def test_the_recipes_build_the_record(recipe):
-    config = compose.training_config(compose.compose_config(recipe=RECIPES / f"{recipe}.yaml"))
-    model_cfg = compose.model_config(config.model, config.model_cfg, seq_len=2048)
+    config = training_config(compose_config(recipe=RECIPES / f"{recipe}.yaml"))
+    model_cfg = model_config(config.model, config.model_cfg, seq_len=2048)
     with torch.device("meta"):
         model = CurrentBestGPT(model_cfg)
     sizes = {name: p.numel() for name, p in model.named_parameters()}

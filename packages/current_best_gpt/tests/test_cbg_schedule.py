@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, model_config, training_config
 from nanozoo_core.optim.schedule import lr_factor, muon_momentum
 from nanozoo_current_best_gpt import schedule
 from nanozoo_current_best_gpt.config import CurrentBestConfig
@@ -33,8 +33,8 @@ TABLE = {
 
 @pytest.fixture(scope="module")
 def recipe():
-    config = compose.training_config(compose.compose_config(recipe=RECIPE))
-    model_cfg = compose.model_config(config.model, config.model_cfg, seq_len=2048, vocab_size=50257)
+    config = training_config(compose_config(recipe=RECIPE))
+    model_cfg = model_config(config.model, config.model_cfg, seq_len=2048, vocab_size=50257)
     return config, model_cfg
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from cbg_models import FULL, make_config, make_model, perturb, tokens_of
 
-from nanozoo_core.config import AdamWConfig, MuonConfig, OptimConfig, TrainingConfig
+from nanozoo_core.config import OptimConfig, TrainingConfig, from_defaults
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.optim.build import build_optimizers
@@ -15,13 +15,14 @@ from nanozoo_current_best_gpt.config import CurrentBestConfig
 
 ADAPTER = load_adapter("current_best_gpt")
 CPU = torch.device("cpu")
-RECORD = OptimConfig(
+RECORD = from_defaults(
+    OptimConfig,
     lr=0.008,
     weight_decay=0.005,
     schedule="constant",
     warmup=0,
-    adamw=AdamWConfig(embedding_lr=0.6, cautious=True, wd_power=2),
-    muon=MuonConfig(lr=0.023, weight_decay=1.2, wd_power=2),
+    adamw={"embedding_lr": 0.6, "cautious": True, "wd_power": 2},
+    muon={"lr": 0.023, "weight_decay": 1.2, "wd_power": 2},
 )
 
 
@@ -186,8 +187,12 @@ def test_the_embedding_takes_over_the_moments_of_the_head():
 
 @pytest.mark.parametrize("stop", [3, 4, 5])
 def test_a_run_goes_on_to_the_same_bits_across_the_parting_and_a_stage(stop):
-    optim = OptimConfig(
-        schedule="constant", warmup=0, adamw=AdamWConfig(every=2, cautious=True), weight_decay=0.1
+    optim = from_defaults(
+        OptimConfig,
+        schedule="constant",
+        warmup=0,
+        adamw={"every": 2, "cautious": True},
+        weight_decay=0.1,
     )
     changes = {"untie_at": 0.5, "stage_starts": (0.0, 0.5), "windows": ((4, 8), (5, 9))}
     whole = make_model(FULL, **changes)
@@ -216,7 +221,7 @@ def test_batches_and_windows_follow_the_stages():
         seq_lens=(32, 64, 64),
         align_to_documents=True,
     )
-    training = TrainingConfig(model="current_best_gpt", model_cfg={})
+    training = from_defaults(TrainingConfig, model="current_best_gpt", model_cfg={})
     plan = ADAPTER.data_plan(config, training)
     found = [(s.progress, s.batch_tokens, s.seq_len) for s in plan.stages]
     assert found == [(0.0, 2048, 32), (0.25, 8192, 64)]

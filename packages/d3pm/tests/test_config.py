@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nanozoo_core.config import DataConfig, TrainingConfig
+from nanozoo_core.config import TrainingConfig, from_defaults
 from nanozoo_core.errors import ConfigError
 from nanozoo_d3pm.config import D3PMConfig
 from nanozoo_d3pm.model import D3PM
@@ -59,7 +59,7 @@ def test_prior_that_is_left_over_names_its_size_when_the_model_is_built():
 
 
 def test_window_longer_than_the_model_is_refused():
-    training = TrainingConfig(model="d3pm", model_cfg={}, data=DataConfig(seq_len=512))
+    training = from_defaults(TrainingConfig, model="d3pm", model_cfg={}, data={"seq_len": 512})
     (problem,) = D3PMConfig(seq_len=256).check_training(training)
     assert "data.seq_len=512" in problem
     assert D3PMConfig().check_training(training) == []

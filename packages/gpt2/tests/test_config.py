@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from nanozoo_core.config import DataConfig, TrainingConfig, compose
+from nanozoo_core.config import TrainingConfig, from_defaults, model_config
 from nanozoo_core.errors import ConfigError
 from nanozoo_gpt2.config import PRESETS, GPT2Config
 
@@ -65,11 +65,11 @@ def test_all_problems_come_at_once():
 )
 def test_names_of_other_code_are_refused_with_ours(old, new):
     with pytest.raises(ConfigError, match=rf"model_cfg.{old} is called model_cfg.{new} here"):
-        compose.model_config("gpt2", {old: 4})
+        model_config("gpt2", {old: 4})
 
 
 def test_windows_longer_than_the_position_table_are_refused():
-    training = TrainingConfig("gpt2", {}, data=DataConfig(seq_len=256))
+    training = from_defaults(TrainingConfig, model="gpt2", model_cfg={}, data={"seq_len": 256})
     assert GPT2Config(seq_len=256).check_training(training) == []
     (problem,) = GPT2Config(seq_len=128).check_training(training)
     assert "data.seq_len=256" in problem

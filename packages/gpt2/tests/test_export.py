@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nanozoo_core.commands.export import export_hf, exportable_models
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose, compose_config, model_config, training_config
 from nanozoo_core.data.tokenizers import train_bpe
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.errors import CheckpointError
@@ -26,10 +26,10 @@ TEXT = Path(compose.__file__).read_text()
 def run(tmp_path: Path) -> LoadedRun:
     """An untrained model over a byte-pair vocabulary of 300, as if it came from a run folder."""
     vocabulary = train_bpe([TEXT], vocab_size=300)
-    config = compose.training_config(compose.compose_config(["model=gpt2", "data.seq_len=64"]))
+    config = training_config(compose_config(["model=gpt2", "data.seq_len=64"]))
     adapter = load_adapter("gpt2")
     changes = {"num_layers": 2, "model_dim": 32, "pad_vocab_to": 64}
-    model_cfg = compose.model_config(
+    model_cfg = model_config(
         "gpt2", config.model_cfg | changes, seq_len=64, vocab_size=vocabulary.size
     )
     torch.manual_seed(0)

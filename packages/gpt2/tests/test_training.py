@@ -1,6 +1,6 @@
 import pytest
 
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.training.trainer import train
 
 
@@ -16,7 +16,7 @@ def test_muon_learns_faster_than_adamw(seed, tmp_path):
             *("eval.every=0", "eval.bytes=100000", "log.tensorboard=false"),
             *(f"run_dir='{tmp_path / optimizer[0]}'", *optimizer),
         ]
-        return train(compose.training_config(compose.compose_config(overrides))).val_bpb
+        return train(resolve(compose_config(overrides))).val_bpb
 
     adamw = bits_per_byte("optim.name=adamw", "optim.lr=2e-3", "optim.weight_decay=0.1")
     muon = bits_per_byte("optim.name=muon", "optim.muon.lr=0.02")

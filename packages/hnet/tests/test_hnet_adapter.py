@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanozoo_core.config import OptimConfig, schema
+from nanozoo_core.config import OptimConfig, from_defaults, schema
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import ParameterGroup
@@ -135,7 +135,7 @@ def groups_by_name(model: HNet, optim: OptimConfig) -> dict[str, ParameterGroup]
 
 def test_adamw_multiplies_rates_by_stage() -> None:
     model = build(TWO_STAGES)
-    groups = groups_by_name(model, OptimConfig(name="adamw"))
+    groups = groups_by_name(model, from_defaults(OptimConfig, name="adamw"))
     expected = model.config.stage_lr_multipliers()
     for name, stage in model.parameter_stages().items():
         assert groups[name].lr_mult == expected[stage]
@@ -147,7 +147,7 @@ def test_adamw_multiplies_rates_by_stage() -> None:
 
 def test_muon_takes_matrices_of_blocks_and_ignores_width() -> None:
     model = build(TWO_STAGES)
-    groups = groups_by_name(model, OptimConfig(name="muon"))
+    groups = groups_by_name(model, from_defaults(OptimConfig, name="muon"))
     stages = model.parameter_stages()
     muon = {name for name, group in groups.items() if group.optimizer == "muon"}
     assert {name.split(".")[-2] for name in muon} == {
@@ -164,7 +164,7 @@ def test_muon_takes_matrices_of_blocks_and_ignores_width() -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_what_does_not_decay(optimizer: Any) -> None:
     model = build(SMALL)
-    groups = groups_by_name(model, OptimConfig(name=optimizer, weight_decay=0.1))
+    groups = groups_by_name(model, from_defaults(OptimConfig, name=optimizer, weight_decay=0.1))
     free = ("norm", "bias", "embedding", "A_log", "skip", "vector", "chunker", "conv", "dt_proj")
     for name, group in groups.items():
         if any(part in name for part in free):
@@ -174,7 +174,7 @@ def test_what_does_not_decay(optimizer: Any) -> None:
 
 
 def test_rates_keep_their_multiple_through_the_schedule() -> None:
-    model, optim = build(SMALL), OptimConfig(name="adamw", lr=1e-3, warmup=0.1)
+    model, optim = build(SMALL), from_defaults(OptimConfig, name="adamw", lr=1e-3, warmup=0.1)
     groups = ADAPTER.optimizer_groups(model, optim)
     optimizers = build_optimizers(groups, optim, total_steps=100, device=torch.device("cpu"))
     names = {id(p): name for name, p in model.named_parameters()}
@@ -309,7 +309,7 @@ def test_a_source_of_known_entropy_is_learned_with_chunks_near_the_target() -> N
         return symbols[torch.stack(states, dim=1)]
 
     model = build({"vocab_size": 258})
-    optim = OptimConfig(name="adamw", lr=2e-3)
+    optim = from_defaults(OptimConfig, name="adamw", lr=2e-3)
     groups = ADAPTER.optimizer_groups(model, optim)
     optimizers = build_optimizers(groups, optim, total_steps=300, device=torch.device("cpu"))
     shares = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core.config import DataConfig, TrainingConfig, schema
+from nanozoo_core.config import DataConfig, TrainingConfig, from_defaults, schema
 from nanozoo_core.errors import ConfigError
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.layout import parse_layout, parse_network
@@ -109,7 +109,9 @@ def test_all_problems_are_reported_at_once() -> None:
 
 
 def training(**data: object) -> TrainingConfig:
-    return TrainingConfig("hnet", {}, data=DataConfig(**data))  # type: ignore[arg-type]
+    return from_defaults(
+        TrainingConfig, model="hnet", model_cfg={}, data=from_defaults(DataConfig, **data)
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from nanozoo_core.config import compose
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.machine.device import (
@@ -68,7 +68,7 @@ LENGTHS = [1024, 4096, 16384, 65536]
 def measure(model_name: str, length: int, device: torch.device, steps: int) -> dict[str, float]:
     """Median seconds of a step, peak bytes above those before, and what decoding keeps."""
     package, settings = (GPU_MODELS if device.type == "cuda" else MODELS)[model_name]
-    config = compose.model_config(package, settings, seq_len=length, vocab_size=258)
+    config = model_config(package, settings, seq_len=length, vocab_size=258)
     adapter = load_adapter(package)
     torch.manual_seed(0)
     with device:

@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanozoo_core.config import DataConfig, OptimConfig, TrainConfig, TrainingConfig, schema
+from nanozoo_core.config import (
+    OptimConfig,
+    TrainingConfig,
+    from_defaults,
+    schema,
+)
 from nanozoo_core.contract import Step
 from nanozoo_core.testing import ToyVocabulary
 from nanozoo_core.testing.sources import batch_of
@@ -63,7 +68,7 @@ def tokens(batch: int, length: int) -> torch.Tensor:
 
 def test_gates_and_positions_are_adamws_without_decay() -> None:
     model = build(chunk_pool="mlp", chunking="fixed", unpool="mlp")
-    groups = ADAPTER.optimizer_groups(model, OptimConfig(weight_decay=0.1))
+    groups = ADAPTER.optimizer_groups(model, from_defaults(OptimConfig, weight_decay=0.1))
     found = {name: group for group in groups for name in group.names}
     assert len(found) == len(list(model.parameters()))
     free = [name for name in found if name.endswith(("gate_weight", "gate_bias", "positions"))]
@@ -76,7 +81,7 @@ def test_gates_and_positions_are_adamws_without_decay() -> None:
 
 def test_pooling_learns_at_the_rate_of_its_stage() -> None:
     model = build(chunk_pool="mlp")
-    groups = ADAPTER.optimizer_groups(model, OptimConfig(name="adamw"))
+    groups = ADAPTER.optimizer_groups(model, from_defaults(OptimConfig, name="adamw"))
     factors = {name: group.lr_mult for group in groups for name in group.names}
     outer, inner = model.config.stage_lr_multipliers()
     assert factors["stage.pooling.up.weight"] == outer
@@ -88,8 +93,12 @@ def test_pooling_learns_at_the_rate_of_its_stage() -> None:
 
 @pytest.mark.parametrize(("warmup", "lengths"), [(None, [2048]), (512, [512, 2048])])
 def test_a_curriculum_reads_long_windows_at_the_end(warmup: int | None, lengths: list[int]) -> None:
-    training = TrainingConfig(
-        "hnet_x_nsa", {}, data=DataConfig(seq_len=2048), train=TrainConfig(batch_tokens=8192)
+    training = from_defaults(
+        TrainingConfig,
+        model="hnet_x_nsa",
+        model_cfg={},
+        data={"seq_len": 2048},
+        train={"batch_tokens": 8192},
     )
     plan = ADAPTER.data_plan(HNetXNSAConfig(ctx_warmup=warmup), training)
     assert [stage.seq_len for stage in plan.stages] == lengths

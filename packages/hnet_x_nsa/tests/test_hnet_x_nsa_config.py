@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core.config import DataConfig, TrainingConfig, compose, schema
+from nanozoo_core.config import (
+    TrainingConfig,
+    compose_config,
+    from_defaults,
+    schema,
+    training_config,
+)
 from nanozoo_core.errors import ConfigError
 from nanozoo_hnet_x_nsa.config import HNetXNSAConfig
 
@@ -135,7 +141,12 @@ def test_long_windows_pass_without_a_warning() -> None:
 
 
 def test_a_curriculum_must_end_longer_than_it_begins() -> None:
-    training = TrainingConfig("hnet_x_nsa", {}, data=DataConfig(tokenizer="bytes", seq_len=1024))
+    training = from_defaults(
+        TrainingConfig,
+        model="hnet_x_nsa",
+        model_cfg={},
+        data={"tokenizer": "bytes", "seq_len": 1024},
+    )
     (problem,) = HNetXNSAConfig(ctx_warmup=1024).check_training(training)
     assert "ctx_warmup=1024 must be less than data.seq_len=1024" in problem
     assert HNetXNSAConfig(ctx_warmup=512).check_training(training) == []
@@ -144,7 +155,7 @@ def test_a_curriculum_must_end_longer_than_it_begins() -> None:
 def test_the_command_line_refuses_what_nsa_does() -> None:
     overrides = ["model=hnet_x_nsa", "model_cfg.nsa_cfg.compress_stride=3"]
     with pytest.raises(ConfigError, match=r"stage 1: model_cfg\.nsa_cfg\.compress_stride=3"):
-        compose.training_config(compose.compose_config(overrides))
+        training_config(compose_config(overrides))
 
 
 def test_config_does_not_load_torch() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing.sources import MarkovSource, batch_of
@@ -26,7 +26,7 @@ def build(**settings):
 
 def group_of(model):
     """Optimiser and decay of every parameter, by name."""
-    optim = OptimConfig(name="muon", weight_decay=0.1)
+    optim = from_defaults(OptimConfig, name="muon", weight_decay=0.1)
     groups = ADAPTER.optimizer_groups(model, optim)
     return {name: (g.optimizer, g.weight_decay) for g in groups for name in g.names}
 

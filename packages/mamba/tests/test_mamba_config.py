@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from nanozoo_core.config import DataConfig, TrainingConfig, compose
+from nanozoo_core.config import TrainingConfig, from_defaults, model_config
 from nanozoo_core.errors import ConfigError
 from nanozoo_mamba.config import PRESETS, MambaConfig
 
@@ -102,22 +102,22 @@ def test_all_problems_come_at_once():
 )
 def test_names_of_other_code_are_refused_with_ours(old, new):
     with pytest.raises(ConfigError, match=rf"model_cfg.{old} is called model_cfg.{new} here"):
-        compose.model_config("mamba", {old: 4})
+        model_config("mamba", {old: 4})
 
 
 @pytest.mark.parametrize("key", ["num_heads", "fused_add_norm", "pad_token_id"])
 def test_keys_without_effect_are_unknown(key):
     with pytest.raises(ConfigError, match=rf"model_cfg\.{key} is not a setting of mamba"):
-        compose.model_config("mamba", {key: 4})
+        model_config("mamba", {key: 4})
 
 
 def test_another_activation_is_refused():
     with pytest.raises(ConfigError, match=r"model_cfg\.hidden_act=gelu must be one of silu"):
-        compose.model_config("mamba", {"hidden_act": "gelu"})
+        model_config("mamba", {"hidden_act": "gelu"})
 
 
 def test_a_length_other_than_the_data_is_refused():
-    training = TrainingConfig("mamba", {}, data=DataConfig(seq_len=256))
+    training = from_defaults(TrainingConfig, model="mamba", model_cfg={}, data={"seq_len": 256})
     assert MambaConfig(seq_len=256).check_training(training) == []
     (problem,) = MambaConfig(seq_len=128).check_training(training)
     assert "model_cfg.seq_len=128" in problem

@@ -7,8 +7,7 @@ import warnings
 import pytest
 import torch
 
-from nanozoo_core.config import DataConfig, TrainingConfig
-from nanozoo_core.config.compose import model_config
+from nanozoo_core.config import TrainingConfig, from_defaults, model_config
 from nanozoo_core.errors import ConfigError
 from nanozoo_mdl.config import MDLMConfig
 from nanozoo_mdl.model import MDLM
@@ -82,7 +81,7 @@ def test_setting_without_effect_is_warned_of(changes, message):
 
 
 def test_window_longer_than_the_model_is_refused():
-    training = TrainingConfig(model="mdl", model_cfg={}, data=DataConfig(seq_len=512))
+    training = from_defaults(TrainingConfig, model="mdl", model_cfg={}, data={"seq_len": 512})
     (problem,) = MDLMConfig(seq_len=256).check_training(training)
     assert "data.seq_len=512" in problem
     assert MDLMConfig().check_training(training) == []

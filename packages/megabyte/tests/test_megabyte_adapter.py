@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Batch, Draw
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing import ToyVocabulary
@@ -96,7 +96,7 @@ def test_striding_changes_the_score_alone() -> None:
 
 def test_matrices_are_muons_and_tables_do_not_decay() -> None:
     model = build(patch_conv=True, global_byte_dim=32)
-    groups = ADAPTER.optimizer_groups(model, OptimConfig(weight_decay=0.1))
+    groups = ADAPTER.optimizer_groups(model, from_defaults(OptimConfig, weight_decay=0.1))
     found = {name: group for group in groups for name in group.names}
     muon = {name for name, group in found.items() if group.optimizer == "muon"}
     products = ("global_model.", "local_model.", "convolutions.", "to_local.")
@@ -107,7 +107,7 @@ def test_matrices_are_muons_and_tables_do_not_decay() -> None:
 
 def test_each_model_has_its_multiple_of_the_rates() -> None:
     model = build(lr_multipliers=[2.0, 0.5], patch_conv=True)
-    groups = ADAPTER.optimizer_groups(model, OptimConfig())
+    groups = ADAPTER.optimizer_groups(model, from_defaults(OptimConfig))
     factors = {name: group.lr_mult for group in groups for name in group.names}
     local = {name for name, factor in factors.items() if factor == 2.0}
     assert {name.split(".")[0] for name in local} == {

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core.config import DataConfig, TrainingConfig, compose, schema
+from nanozoo_core.config import (
+    DataConfig,
+    TrainingConfig,
+    compose_config,
+    from_defaults,
+    schema,
+    training_config,
+)
 from nanozoo_core.errors import ConfigError
 from nanozoo_megabyte.config import MegabyteConfig
 
@@ -93,7 +100,9 @@ def test_given_sizes_win_over_the_preset() -> None:
 def test_settings_that_clash_with_the_data_are_named(
     settings: dict[str, Any], data: dict[str, Any], named: str
 ) -> None:
-    training = TrainingConfig("megabyte", {}, data=DataConfig(**data))
+    training = from_defaults(
+        TrainingConfig, model="megabyte", model_cfg={}, data=from_defaults(DataConfig, **data)
+    )
     (problem,) = MegabyteConfig(**settings).check_training(training)
     assert named in problem
 
@@ -101,7 +110,7 @@ def test_settings_that_clash_with_the_data_are_named(
 def test_the_command_line_refuses_windows_that_are_no_whole_patches() -> None:
     overrides = ["model=megabyte", "data.seq_len=1001"]
     with pytest.raises(ConfigError, match=r"seq_len=1001 must be a multiple"):
-        compose.training_config(compose.compose_config(overrides))
+        training_config(compose_config(overrides))
 
 
 def test_config_does_not_load_torch() -> None:

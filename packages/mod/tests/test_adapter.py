@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing import ToyVocabulary
@@ -40,7 +40,7 @@ def random_batch(rows: int = 4, length: int = 64, vocab_size: int = 31, seed: in
 
 
 def train(model: MoD, batches: list[Batch], lr: float = 1e-2) -> None:
-    optim = OptimConfig(name="adamw", lr=lr, warmup=10, decay_fraction=0.5)
+    optim = from_defaults(OptimConfig, name="adamw", lr=lr, warmup=10, decay_fraction=0.5)
     groups = ADAPTER.optimizer_groups(model, optim)
     optimizers = build_optimizers(
         groups, optim, total_steps=len(batches), device=torch.device("cpu")
@@ -142,7 +142,7 @@ def test_metrics_of_the_choice_by_hand() -> None:
 
 
 def test_muon_gets_neither_router_nor_predictor() -> None:
-    groups = ADAPTER.optimizer_groups(build(), OptimConfig(weight_decay=0.1))
+    groups = ADAPTER.optimizer_groups(build(), from_defaults(OptimConfig, weight_decay=0.1))
     muon = [name for group in groups if group.optimizer == "muon" for name in group.names]
     assert len(muon) == 4 * 4
     assert not any("router" in name or "predictor" in name for name in muon)

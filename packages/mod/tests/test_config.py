@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, training_config
 from nanozoo_core.errors import ConfigError
 from nanozoo_mod.config import MoDConfig
 
@@ -84,5 +84,5 @@ def test_which_blocks_are_routed() -> None:
 
 def test_the_ablation_runs_by_a_setting() -> None:
     overrides = ["model=mod", "model_cfg.router_type=random"]
-    config = compose.training_config(compose.compose_config(overrides))
+    config = training_config(compose_config(overrides))
     assert config.model_cfg["router_type"] == "random"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.device import autocast, device_name, resolve_dtype, synchronize
@@ -56,7 +56,7 @@ class Training:
     ) -> None:
         self.adapter, self.model = adapter, model
         self.device = next(model.parameters()).device
-        optim = OptimConfig()
+        optim = from_defaults(OptimConfig)
         groups = adapter.optimizer_groups(model, optim)
         self.optimizers = build_optimizers(groups, optim, total_steps=1000, device=self.device)
         generator = torch.Generator().manual_seed(0)

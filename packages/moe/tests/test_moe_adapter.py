@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from nanozoo_core.config import OptimConfig, compose
+from nanozoo_core.config import (
+    OptimConfig,
+    compose_config,
+    from_defaults,
+    model_config,
+    training_config,
+)
 from nanozoo_core.contract import Draw, HeatMap, Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.muon import Muon
@@ -170,7 +176,7 @@ def test_cross_entropy_alone_teaches_the_router(settings):
 def test_every_expert_learns_within_twenty_steps():
     torch.manual_seed(0)
     model = MoE(MoEConfig(**SHAPE))
-    optim = OptimConfig()
+    optim = from_defaults(OptimConfig)
     groups = ADAPTER.optimizer_groups(model, optim)
     optimizers = build_optimizers(groups, optim, total_steps=20, device=torch.device("cpu"))
     banks = {n: p for n, p in model.named_parameters() if n.endswith(("mlp.up", "mlp.down"))}
@@ -193,7 +199,7 @@ def test_routers_are_adamws_and_experts_are_muons():
     assert roles["blocks.1.mlp.router.weight"] == "vector"
     assert roles["blocks.1.mlp.up"] == roles["blocks.1.mlp.down"] == "matrix"
     assert roles["blocks.1.mlp.shared.up.weight"] == "matrix"
-    groups = ADAPTER.optimizer_groups(make_model(), OptimConfig(weight_decay=0.1))
+    groups = ADAPTER.optimizer_groups(make_model(), from_defaults(OptimConfig, weight_decay=0.1))
     (group,) = [g for g in groups if "blocks.1.mlp.router.weight" in g.names]
     assert (group.optimizer, group.weight_decay) == ("adamw", 0)
 
@@ -248,8 +254,8 @@ def test_the_recipe_at_scale_is_that_model():
     from pathlib import Path
 
     recipe = Path(__file__).parents[3] / "configs" / "moe.yaml"
-    config = compose.training_config(compose.compose_config(recipe=recipe))
-    model_cfg = compose.model_config("moe", config.model_cfg, seq_len=1024, vocab_size=50257)
+    config = training_config(compose_config(recipe=recipe))
+    model_cfg = model_config("moe", config.model_cfg, seq_len=1024, vocab_size=50257)
     assert (model_cfg.vocab_size, model_cfg.expert_dim, model_cfg.routed) == (50304, 768, (16, 3))
 
 

@@ -2,7 +2,12 @@ import dataclasses
 
 import pytest
 
-from nanozoo_core.config import TrainingConfig, compose
+from nanozoo_core.config import (
+    TrainingConfig,
+    compose_config,
+    from_defaults,
+    training_config,
+)
 from nanozoo_core.errors import ConfigError
 from nanozoo_moe.config import PRESETS, MoEConfig
 
@@ -105,14 +110,26 @@ def test_all_problems_come_at_once():
 
 def test_grouped_mm_refuses_rows_that_it_cannot_read():
     config = MoEConfig(moe_hidden=36, experts_impl="grouped_mm")
-    assert config.check_training(TrainingConfig("moe", {}, dtype="float32")) == []
-    (problem,) = config.check_training(TrainingConfig("moe", {}, dtype="bfloat16"))
+    assert (
+        config.check_training(
+            from_defaults(TrainingConfig, model="moe", model_cfg={}, dtype="float32")
+        )
+        == []
+    )
+    (problem,) = config.check_training(
+        from_defaults(TrainingConfig, model="moe", model_cfg={}, dtype="bfloat16")
+    )
     assert "model_cfg.moe_hidden=36 is no multiple of 8" in problem
-    assert MoEConfig(moe_hidden=36).check_training(TrainingConfig("moe", {})) == []
+    assert (
+        MoEConfig(moe_hidden=36).check_training(
+            from_defaults(TrainingConfig, model="moe", model_cfg={})
+        )
+        == []
+    )
 
 
 def test_wrong_settings_are_refused_on_the_command_line():
-    data = compose.compose_config(["model=moe", "model_cfg.top_k=9", "model_cfg.alpha=1"])
+    data = compose_config(["model=moe", "model_cfg.top_k=9", "model_cfg.alpha=1"])
     with pytest.raises(ConfigError) as caught:
-        compose.training_config(data)
+        training_config(data)
     assert len(caught.value.problems) == 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.nn.control import ControlModel
@@ -66,7 +66,7 @@ def test_one_expert_trains_as_the_control_to_the_bit():
     control = make_control()
     torch.manual_seed(1)
     model = MoE(MoEConfig(**SHAPE, num_experts=1))
-    optim = OptimConfig()
+    optim = from_defaults(OptimConfig)
     losses = []
     for contestant in (model, control):
         adapter = MoEAdapter(MoEConfig, MoE)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Draw, Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing.sources import MarkovSource, batch_of
@@ -16,7 +16,7 @@ ADAPTER = MoEAdapter(MoEConfig, MoE)
 
 def train(model, sample, steps):
     """`steps` of the default optimisers; returns the metrics of each."""
-    optim = OptimConfig()
+    optim = from_defaults(OptimConfig)
     groups = ADAPTER.optimizer_groups(model, optim)
     optimizers = build_optimizers(groups, optim, total_steps=steps, device=torch.device("cpu"))
     rows = []

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, training_config
 from nanozoo_core.errors import ConfigError
 from nanozoo_mtm.config import MTMConfig
 
@@ -90,7 +90,7 @@ def test_a_sound_setting_says_nothing(changes: dict[str, Any]) -> None:
 def test_a_key_of_another_code_base_is_named() -> None:
     overrides = ["model=mtm", "+model_cfg.num_nextn_predict_layers=1"]
     with pytest.raises(ConfigError, match=r"is called model_cfg\.num_mtp_modules here"):
-        compose.training_config(compose.compose_config(overrides))
+        training_config(compose_config(overrides))
 
 
 @pytest.mark.parametrize(

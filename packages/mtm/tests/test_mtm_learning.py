@@ -11,7 +11,7 @@ from mtm_models import ADAPTER, all_logits, build, random_batch
 from torch import Tensor
 
 from nanozoo_core.commands import cli
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.contract import Batch, SamplingSettings
 from nanozoo_core.generation.speculative import Tally, decode
 from nanozoo_core.randomness import seeded_generator
@@ -149,7 +149,7 @@ def test_a_run_tells_of_its_module_and_generates_with_it(
     text.mkdir()
     for number in range(8):
         (text / f"{number}.txt").write_text(f"one two three four {number} " * 60)
-    composed = compose.compose_config(
+    composed = compose_config(
         [
             *("model=mtm", "device=cpu", "data.corpus=text", f"data.path='{text}'"),
             *("data.tokenizer=bytes", "data.seq_len=32", "train.batch_tokens=128"),
@@ -158,7 +158,7 @@ def test_a_run_tells_of_its_module_and_generates_with_it(
             f"run_dir='{tmp_path / 'run'}'",
         ]
     )
-    folder = run_training(compose.training_config(composed)).folder
+    folder = run_training(resolve(composed)).folder
     diagnostics = json.loads((folder / "result.json").read_text())["diagnostics"]
     assert {"nll_module1", "acceptance_greedy", "speculative_speedup"} <= set(diagnostics)
     capsys.readouterr()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, training_config
 from nanozoo_core.errors import ConfigError
 from nanozoo_mtp.config import MTPConfig
 
@@ -63,13 +63,13 @@ def test_the_default_says_nothing() -> None:
 def test_a_key_of_another_code_base_is_named() -> None:
     overrides = ["model=mtp", "+model_cfg.n_future_tokens=4"]
     with pytest.raises(ConfigError, match=r"is called model_cfg\.num_mtp_tokens here"):
-        compose.training_config(compose.compose_config(overrides))
+        training_config(compose_config(overrides))
 
 
 def test_gradients_in_the_forward_pass_do_not_go_with_fsdp() -> None:
     overrides = ["model=mtp", "model_cfg.head_backward=sequential", "distributed.strategy=fsdp"]
     with pytest.raises(ConfigError, match="head_backward=sequential makes gradients in the"):
-        compose.training_config(compose.compose_config(overrides))
+        training_config(compose_config(overrides))
 
 
 @pytest.mark.parametrize(

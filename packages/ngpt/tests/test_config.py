@@ -1,6 +1,6 @@
 import pytest
 
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, training_config
 from nanozoo_core.errors import ConfigError
 from nanozoo_ngpt.config import NGPTConfig
 
@@ -37,7 +37,7 @@ def test_all_problems_come_at_once():
 
 
 def check(*overrides):
-    return compose.training_config(compose.compose_config(["model=ngpt", *overrides]))
+    return training_config(compose_config(["model=ngpt", *overrides]))
 
 
 @pytest.mark.parametrize("key", ["optim.weight_decay", "optim.muon.weight_decay"])

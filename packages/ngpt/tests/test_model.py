@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Step
 from nanozoo_core.nn.accounting import count_parameters
 from nanozoo_core.nn.rotary import rotary_angles
@@ -94,7 +94,7 @@ def test_weights_are_unit_vectors_after_init_and_every_step(name):
     model = build()
     assert_on_sphere(model)
     before = {name: weight.clone() for name, (weight, _) in unit_weights(model).items()}
-    for _ in train(model, OptimConfig(name=name, lr=1e-2)):
+    for _ in train(model, from_defaults(OptimConfig, name=name, lr=1e-2)):
         assert_on_sphere(model)
     for name, (weight, _) in unit_weights(model).items():
         assert (weight - before[name]).abs().max() > 1e-3
@@ -108,7 +108,7 @@ def test_bfloat16_weights_are_unit_vectors_to_their_precision():
 
 def test_reparametrised_weights_move_off_the_sphere_and_act_as_if_on_it():
     model = build(weight_norm="reparam")
-    for _ in train(model, OptimConfig(name="adamw", lr=1e-2)):
+    for _ in train(model, from_defaults(OptimConfig, name="adamw", lr=1e-2)):
         pass
     with pytest.raises(AssertionError):
         assert_on_sphere(model)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing.sources import batch_of
@@ -64,7 +64,9 @@ def test_the_loss_starts_at_a_uniform_guess() -> None:
 
 def test_gates_and_positions_are_adamws_without_decay() -> None:
     model = build(num_heads=2)
-    groups = ADAPTER.optimizer_groups(model, OptimConfig(name="muon", weight_decay=0.1))
+    groups = ADAPTER.optimizer_groups(
+        model, from_defaults(OptimConfig, name="muon", weight_decay=0.1)
+    )
     where = {name: group for group in groups for name in group.names}
     mixer = "blocks.0.attention."
     for name in ("gate_weight", "gate_bias", "compress_keys.positions", "compress_values.up_bias"):

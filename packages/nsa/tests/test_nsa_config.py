@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, training_config
 from nanozoo_core.errors import ConfigError
 from nanozoo_nsa.config import NSAConfig
 
@@ -103,4 +103,4 @@ def test_a_preset_sets_the_blocks() -> None:
 )
 def test_errors_name_the_right_key(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        compose.training_config(compose.compose_config(["model=nsa", override]))
+        training_config(compose_config(["model=nsa", override]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_nsa.adapter import NSAAdapter
 from nanozoo_nsa.config import NSAConfig
@@ -33,7 +33,7 @@ def accuracy_of_repeating(gate_bias: tuple[float, float, float]) -> float:
         mlp_ratio=2,
     )
     model = NSA(config)
-    optim = OptimConfig(name="muon", lr=5e-3, warmup=10, decay_fraction=0.7)
+    optim = from_defaults(OptimConfig, name="muon", lr=5e-3, warmup=10, decay_fraction=0.7)
     groups = NSAAdapter(NSAConfig, NSA).optimizer_groups(model, optim)
     optimizers = build_optimizers(groups, optim, total_steps=STEPS, device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(1)

@@ -7,7 +7,7 @@ import torch
 from rd_models import VOCAB, build, random_tokens, think
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Draw, Step
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
@@ -45,7 +45,9 @@ def test_state_metrics_by_hand():
 
 def test_matrices_and_the_adapter_are_muons_the_rest_adamws_without_decay():
     model = build(num_heads=16)  # biases of many heads are still no matrix
-    groups = ADAPTER.optimizer_groups(model, OptimConfig(name="muon", weight_decay=0.1))
+    groups = ADAPTER.optimizer_groups(
+        model, from_defaults(OptimConfig, name="muon", weight_decay=0.1)
+    )
     muon = {name for group in groups if group.optimizer == "muon" for name in group.names}
     layers = ("qkv", "out", "gate_up", "down")
     assert {name.split(".")[-2] for name in muon} == {*layers, "adapter"}

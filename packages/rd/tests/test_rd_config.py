@@ -2,7 +2,13 @@ import warnings
 
 import pytest
 
-from nanozoo_core.config import TrainingConfig, compose
+from nanozoo_core.config import (
+    TrainingConfig,
+    compose_config,
+    from_defaults,
+    model_config,
+    training_config,
+)
 from nanozoo_core.errors import ConfigError
 from nanozoo_rd.config import RDConfig
 
@@ -68,7 +74,7 @@ def test_all_problems_come_at_once():
 )
 def test_names_of_other_code_are_refused_with_ours(old, new):
     with pytest.raises(ConfigError, match=rf"model_cfg.{old} is called model_cfg.{new}"):
-        compose.model_config("rd", {old: 4})
+        model_config("rd", {old: 4})
 
 
 @pytest.mark.parametrize(
@@ -76,15 +82,17 @@ def test_names_of_other_code_are_refused_with_ours(old, new):
 )
 def test_what_belongs_to_decoding_is_refused_in_training(changes):
     ((key, value),) = changes.items()
-    (problem,) = RDConfig(**changes).check_training(TrainingConfig("rd", {}))
+    (problem,) = RDConfig(**changes).check_training(
+        from_defaults(TrainingConfig, model="rd", model_cfg={})
+    )
     assert f"model_cfg.{key}={value} is for decoding" in problem
     overrides = ["model=rd", f"model_cfg.{key}={value}"]
     with pytest.raises(ConfigError, match=f"{key}={value} is for decoding"):
-        compose.training_config(compose.compose_config(overrides))
+        training_config(compose_config(overrides))
 
 
 def test_an_ordinary_training_has_no_problem():
-    assert RDConfig().check_training(TrainingConfig("rd", {})) == []
+    assert RDConfig().check_training(from_defaults(TrainingConfig, model="rd", model_cfg={})) == []
 
 
 def test_a_clamp_that_moves_the_mean_is_pointed_out():

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Draw, Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing.sources import MarkovSource, batch_of
@@ -24,7 +24,7 @@ def trained(batches, **changes) -> RecurrentDepth:
     config = RDConfig(**(SIZES | changes))
     torch.manual_seed(0)
     model = ADAPTER.build(config, ToyVocabulary(config.vocab_size))
-    optim = OptimConfig(name="adamw", lr=1e-2, warmup=0.05, decay_fraction=0.7)
+    optim = from_defaults(OptimConfig, name="adamw", lr=1e-2, warmup=0.05, decay_fraction=0.7)
     groups = ADAPTER.optimizer_groups(model, optim)
     cpu = torch.device("cpu")
     optimizers = build_optimizers(groups, optim, total_steps=len(batches), device=cpu)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nanozoo_core.config import DataConfig, TrainingConfig, compose
+from nanozoo_core.config import TrainingConfig, from_defaults, model_config
 from nanozoo_core.diffusion.schedules import Geometric, Linear
 from nanozoo_core.errors import ConfigError
 from nanozoo_sedd.config import SEDDConfig
@@ -59,7 +59,7 @@ def test_all_problems_are_reported_at_once():
 
 def test_paper_names_are_refused_with_ours():
     with pytest.raises(ConfigError, match=r"num_timesteps is called model_cfg.sampling_steps here"):
-        compose.model_config("sedd", {"num_timesteps": 128})
+        model_config("sedd", {"num_timesteps": 128})
 
 
 def test_auto_tells_the_noise_only_where_tokens_hide_it():
@@ -69,7 +69,7 @@ def test_auto_tells_the_noise_only_where_tokens_hide_it():
 
 
 def test_window_longer_than_the_model_is_refused():
-    training = TrainingConfig(model="sedd", model_cfg={}, data=DataConfig(seq_len=512))
+    training = from_defaults(TrainingConfig, model="sedd", model_cfg={}, data={"seq_len": 512})
     (problem,) = SEDDConfig(seq_len=256).check_training(training)
     assert "data.seq_len=512" in problem
     assert SEDDConfig().check_training(training) == []

@@ -6,10 +6,15 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nanozoo_core import registry
-from nanozoo_core.config import DataConfig, TrainingConfig, compose, schema
+from nanozoo_core.config import (
+    ResolvedConfig,
+    compose_config,
+    resolve,
+    schema,
+)
 from nanozoo_core.default_model_adapter import load_adapter
 
 if TYPE_CHECKING:
@@ -29,14 +34,9 @@ def describe_model(
 
     from nanozoo_core.evaluation import estimate
 
-    config = compose.training_config(compose.compose_config(overrides, recipe=recipe))
+    resolved = resolve(compose_config(overrides, recipe=recipe))
+    config, model_cfg = resolved.training, resolved.model_cfg
     adapter = load_adapter(config.model)
-    model_cfg = compose.model_config(
-        config.model,
-        config.model_cfg,
-        seq_len=config.data.seq_len,
-        vocab_size=vocabulary_size(config.data),
-    )
     with torch.device("meta"):
         model = adapter.model_class(model_cfg)
     roles = adapter.parameter_roles(model)
@@ -66,23 +66,22 @@ def describe_model(
         *plan.lines(),
         f"memory of weights, gradients and optimiser ({config.optim.name}): "
         f"{(8 * total + state) / 2**20:,.1f} MiB",
-        *([_activations(config, adapter, model_cfg, plan.shapes[-1])] if activations else []),
+        *([_activations(resolved, adapter, plan.shapes[-1])] if activations else []),
         f"train it: train {f'--config {recipe}' if recipe else f'--model {config.model}'}",
     ]
     return "\n".join(lines)
 
 
-def _activations(
-    config: TrainingConfig, adapter: DefaultModelAdapter, model_cfg: Any, shape: BatchShape
-) -> str:
+def _activations(resolved: ResolvedConfig, adapter: DefaultModelAdapter, shape: BatchShape) -> str:
     """What one micro-batch keeps for its gradient, from one window computed on this machine."""
     import torch
 
     from nanozoo_core.evaluation import estimate
     from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 
-    dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
-    vocabulary = ToyVocabulary(vocabulary_size(config.data))  # no tokenizer is there yet
+    model_cfg = resolved.model_cfg
+    dtype = torch.float32 if resolved.training.dtype == "float32" else torch.bfloat16
+    vocabulary = ToyVocabulary(resolved.vocab_size)  # no tokenizer is there yet
     with torch.random.fork_rng(devices=[]):
         model = adapter.build(model_cfg, vocabulary)
     window = estimate.activation_bytes(
@@ -97,11 +96,6 @@ def _activations(
         f"{shape.micro_windows} windows at once, in {str(dtype).removeprefix('torch.')} "
         f"(measured here, uncompiled; train.micro_batch_tokens lowers it)"
     )
-
-
-def vocabulary_size(data: DataConfig) -> int:
-    """What the tokenizer's vocabulary will be, known before any data is read."""
-    return {"bytes": 258, "gpt2": 50257}.get(data.tokenizer, data.vocab_size)
 
 
 def describe_run(folder: Path, *, text: str | None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core import registry
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose, resolve
 from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
 from nanozoo_core.machine.terminal import reported_errors
 
@@ -216,7 +216,7 @@ def is_composition_error(error: BaseException) -> bool:
 
 def run(settings: dict[str, Any]) -> float | None:
     """Trains one composed run; returns its validation bits per byte (for Hydra's sweepers)."""
-    config = compose.training_config(settings)
+    config = resolve(settings)
     from nanozoo_core.training.trainer import train
 
     result = train(config)
@@ -227,24 +227,28 @@ def run(settings: dict[str, Any]) -> float | None:
 
 def help_text() -> str:
     from dataclasses import fields, is_dataclass
+    from typing import get_type_hints
 
     from nanozoo_core.config import TrainingConfig
+    from nanozoo_core.config.defaults import training_defaults
     from nanozoo_core.config.schema import field_help
+    from nanozoo_core.errors import show_value
 
-    def rows(cls: type, prefix: str) -> list[str]:
-        texts = field_help(cls)
+    def rows(cls: type, values: dict[str, Any], prefix: str) -> list[str]:
+        texts, hints = field_help(cls), get_type_hints(cls)
         lines = []
         for field in fields(cls):
-            factory = field.default_factory
-            if isinstance(factory, type) and is_dataclass(factory):
-                lines += rows(factory, f"{prefix}{field.name}.")
+            if is_dataclass(hints[field.name]):
+                lines += rows(hints[field.name], values[field.name], f"{prefix}{field.name}.")
             elif field.name in texts:
-                default = "null" if field.default is None else field.default
+                default = show_value(values[field.name])
                 lines.append(f"  {prefix}{field.name}={default}\n      {texts[field.name]}")
         return lines
 
     models = ", ".join(registry.model_modules())
-    return USAGE.format(models=models, settings="\n".join(rows(TrainingConfig, "")))
+    return USAGE.format(
+        models=models, settings="\n".join(rows(TrainingConfig, training_defaults(), ""))
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 Importing this package loads no torch.
 """
 
+from nanozoo_core.config.compose import compose_config
+from nanozoo_core.config.defaults import from_defaults
+from nanozoo_core.config.resolved import ResolvedConfig, model_config, resolve, training_config
 from nanozoo_core.config.settings import (
     AdamWConfig,
     CheckpointConfig,
@@ -25,6 +28,12 @@ __all__ = [
     "LogConfig",
     "MuonConfig",
     "OptimConfig",
+    "ResolvedConfig",
     "TrainConfig",
     "TrainingConfig",
+    "compose_config",
+    "from_defaults",
+    "model_config",
+    "resolve",
+    "training_config",
 ]

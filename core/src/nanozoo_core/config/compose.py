@@ -1,6 +1,6 @@
-"""From a command line to a checked TrainingConfig, by way of Hydra.
+"""From a command line to composed values, by way of Hydra.
 
-Hydra composes; schema.py judges. So that every mistake is reported in one form, plain overrides
+Hydra composes; resolved.py judges. So that every mistake is reported in one form, plain overrides
 `a.b=c` are handed to Hydra as `++a.b=c`, and unknown keys are refused afterwards, by name.
 """
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core import registry
-from nanozoo_core.config import TrainingConfig, schema
+from nanozoo_core.config.resolved import no_model_message
+from nanozoo_core.config.settings import TrainingConfig
 from nanozoo_core.errors import CheckpointError, ConfigError, suggest
 
 SETTINGS = {field.name for field in fields(TrainingConfig)}
@@ -29,7 +30,7 @@ _OVERRIDE = re.compile(r"^(\+\+|\+)?([^=~/]+)=(.*)$", re.DOTALL)
 
 
 def normalise_override(override: str) -> str:
-    """Rewrites an override of a setting so that Hydra accepts it and schema.py can judge it."""
+    """Rewrites an override of a setting so that Hydra accepts it and resolved.py can judge it."""
     match = _OVERRIDE.match(override)
     if match is None or override.startswith(("hydra.", "+hydra.", "++hydra.")):
         return override
@@ -91,57 +92,6 @@ def plain(composed: Any) -> dict[str, Any]:
     return result
 
 
-def training_config(data: dict[str, Any]) -> TrainingConfig:
-    """Checks every setting, the model's own included.
-
-    Raises: ConfigError with one sentence for every problem found.
-    """
-    problems: list[str] = []
-    name = data.get("model")
-    if not isinstance(name, str):
-        raise ConfigError(no_model_message())
-    registry.check_model_name(name)
-    config: TrainingConfig | None = None
-    try:
-        config = schema.from_dict(TrainingConfig, data)
-    except ConfigError as error:
-        problems += error.problems
-    raw = data.get("model_cfg")
-    if isinstance(raw, dict):
-        try:
-            seq_len = config.data.seq_len if config else data.get("data", {}).get("seq_len")
-            model_cfg = model_config(name, raw, seq_len=seq_len)
-            if config and hasattr(model_cfg, "check_training"):
-                problems += model_cfg.check_training(config)
-        except ConfigError as error:
-            problems += error.problems
-    if config and all(
-        getattr(config.train, f"max_{unit}") is None
-        for unit in ("steps", "tokens", "bytes", "flops", "seconds")
-    ):
-        problems.append(
-            "no budget is set: give train.max_steps, train.max_tokens, train.max_bytes, "
-            "train.max_flops or train.max_seconds"
-        )
-    if problems:
-        raise ConfigError(problems)
-    assert config is not None
-    return config
-
-
-def model_config(
-    name: str, raw: dict[str, Any], *, seq_len: int | None = None, vocab_size: int | None = None
-) -> Any:
-    """The model's config dataclass, with null `seq_len` and `vocab_size` filled in."""
-    cls = registry.config_class(name)
-    filled = dict(raw)
-    names = {field.name for field in fields(cls)}
-    for key, value in (("seq_len", seq_len), ("vocab_size", vocab_size)):
-        if key in names and filled.get(key) is None and value is not None:
-            filled[key] = value
-    return schema.from_dict(cls, filled, "model_cfg", owner=name)
-
-
 def check_recipe(path: Path) -> None:
     """Raises: ConfigError unless `path` is a readable YAML file."""
     if not path.is_file():
@@ -162,11 +112,6 @@ def check_overrides(overrides: Sequence[str]) -> None:
                 f"'{override}' is neither a flag nor an override; write key=value, "
                 f"for example train.max_steps=100, or --model NAME"
             )
-
-
-def no_model_message() -> str:
-    names = ", ".join(registry.model_modules())
-    return f"no model is chosen: add --model NAME; installed models: {names}"
 
 
 def as_config_error(error: BaseException) -> ConfigError:

@@ -6,7 +6,7 @@ dataclass. Nothing here imports torch, so that a wrong setting is reported at on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from nanozoo_core.errors import Problems
@@ -14,17 +14,17 @@ from nanozoo_core.errors import Problems
 
 @dataclass(frozen=True)
 class DataConfig:
-    corpus: str = "stdlib"
+    corpus: str
     """stdlib, text, bin, fineweb10B or fineweb100B."""
-    path: str | list[str] | None = None
+    path: str | list[str] | None
     """Files, folders or globs for `text`; the folder or files of shards for `bin`."""
-    tokenizer: Literal["bytes", "bpe", "gpt2"] = "bpe"
+    tokenizer: Literal["bytes", "bpe", "gpt2"]
     """bytes (vocabulary 258), bpe (trained on the corpus) or gpt2 (tiktoken's 50257)."""
-    vocab_size: int = 4096
+    vocab_size: int
     """Size of the trained vocabulary; only for `tokenizer=bpe`."""
-    seq_len: int = 256
+    seq_len: int
     """Scored tokens per window."""
-    val_fraction: float = 0.1
+    val_fraction: float
     """Share of the documents held out for validation, chosen by hash."""
 
     def __post_init__(self) -> None:
@@ -44,27 +44,27 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    batch_tokens: int = 8192
+    batch_tokens: int
     """Scored tokens per optimiser step, over all ranks and micro-steps."""
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: int | None
     """Scored tokens per forward pass on one device; null takes a rank's whole share at once."""
-    max_steps: int | None = None
+    max_steps: int | None
     """Budget in optimiser steps. The first budget reached ends the run; set at least one."""
-    max_tokens: float | None = None
+    max_tokens: float | None
     """Budget in scored training tokens."""
-    max_bytes: float | None = None
+    max_bytes: float | None
     """Budget in bytes of training text."""
-    max_flops: float | None = None
+    max_flops: float | None
     """Budget in training FLOPs, counted as the model's sheet says."""
-    max_seconds: float | None = None
+    max_seconds: float | None
     """Budget in seconds of training, without validation and checkpoints."""
-    stop_after: int | None = None
+    stop_after: int | None
     """Leave cleanly after this step, as on SIGTERM; the schedule still spans the whole budget."""
-    grad_clip: float = 1.0
+    grad_clip: float
     """Largest gradient norm of the AdamW parameters; 0 switches clipping off."""
-    ema: float = 0.0
+    ema: float
     """Decay of a weight average used for validation and kept in checkpoints; 0 is none."""
-    log_every: int = 10
+    log_every: int
     """Steps between two rows of metrics.jsonl."""
 
     def __post_init__(self) -> None:
@@ -91,23 +91,23 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class AdamWConfig:
-    beta1: float = 0.9
+    beta1: float
     """Decay of the first moment."""
-    beta2: float = 0.95
+    beta2: float
     """Decay of the second moment."""
-    eps: float = 1e-8
+    eps: float
     """Added to the root of the second moment."""
-    embedding_lr: float | None = None
+    embedding_lr: float | None
     """Rate of embeddings; null means optim.lr."""
-    head_lr: float | None = None
+    head_lr: float | None
     """Rate of an untied output head; null means optim.lr."""
-    vector_lr: float | None = None
+    vector_lr: float | None
     """Rate of gains, biases and other small parameters; null means optim.lr."""
-    cautious: bool = False
+    cautious: bool
     """Decay only where the update already shrinks the weight."""
-    wd_power: Literal[1, 2] = 1
+    wd_power: Literal[1, 2]
     """2 couples the decay to the square of the rate, as the speedrun does."""
-    every: int = 1
+    every: int
     """Step AdamW's parameters only at each such step, on the gradients summed since the last."""
 
     def __post_init__(self) -> None:
@@ -127,37 +127,37 @@ class AdamWConfig:
 
 @dataclass(frozen=True)
 class MuonConfig:
-    lr: float = 0.02
+    lr: float
     """Rate of the matrices; with lr_scale=match_rms_adamw use AdamW's (3e-4 .. 2e-3)."""
-    momentum: float = 0.95
+    momentum: float
     """Decay of the momentum once warm."""
-    momentum_min: float = 0.85
+    momentum_min: float
     """Momentum at the first step."""
-    warmup_steps: int | None = None
+    warmup_steps: int | None
     """Steps over which momentum rises; null is a fifth of the run, at most 300."""
-    cooldown_steps: int = 0
+    cooldown_steps: int
     """Steps at the end over which momentum falls back to momentum_min."""
-    nesterov: bool = True
+    nesterov: bool
     """Look one gradient ahead of the momentum."""
-    orth: Literal["polar_express", "ns5", "exact"] = "polar_express"
+    orth: Literal["polar_express", "ns5", "exact"]
     """How the update is orthogonalised."""
-    orth_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    orth_dtype: Literal["auto", "float32", "bfloat16"]
     """Precision of the iteration; auto is bfloat16 on CUDA (sm80+) and float32 elsewhere."""
-    beta2: float | None = 0.95
+    beta2: float | None
     """Decay of NorMuon's per-neuron second moment; null is plain Muon."""
-    neuron_axis: Literal["shape", "out"] = "out"
+    neuron_axis: Literal["shape", "out"]
     """NorMuon's neurons: the rows of the weight (out), or chosen by its shape as in the record."""
-    lr_scale: Literal["spectral", "match_rms_adamw", "spectral_unclamped", "none"] = "spectral"
+    lr_scale: Literal["spectral", "match_rms_adamw", "spectral_unclamped", "none"]
     """How the rate depends on a matrix's shape."""
-    weight_decay: float = 0.0
+    weight_decay: float
     """Decoupled decay of the matrices; replaces optim.weight_decay for them."""
-    cautious: bool = True
+    cautious: bool
     """Decay only where the update already shrinks the weight."""
-    wd_power: Literal[1, 2] = 1
+    wd_power: Literal[1, 2]
     """2 couples the decay to the square of the rate, as the speedrun does."""
-    eps: float = 1e-12
+    eps: float
     """Added to the Frobenius norm before dividing."""
-    impl: Literal["nanozoo", "torch"] = "nanozoo"
+    impl: Literal["nanozoo", "torch"]
     """torch falls back to torch.optim.Muon: no Polar Express, NorMuon or sharding."""
 
     def __post_init__(self) -> None:
@@ -218,25 +218,25 @@ class MuonConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: Literal["muon", "adamw"] = "muon"
+    name: Literal["muon", "adamw"]
     """muon: matrices by Muon, the rest by AdamW; adamw: everything by AdamW."""
-    lr: float = 3e-3
+    lr: float
     """Rate of everything that AdamW updates, at the top of the schedule."""
-    weight_decay: float = 0.0
+    weight_decay: float
     """AdamW's decay of matrices and heads; embeddings and vectors never decay."""
-    schedule: Literal["wsd", "cosine", "constant", "noam"] = "wsd"
+    schedule: Literal["wsd", "cosine", "constant", "noam"]
     """Warm-up-stable-decay, cosine, constant after the warm-up, or as the 2017 Transformer: after
     the warm-up falling with the square root of the step."""
-    warmup: float = 0.02
+    warmup: float
     """Warm-up: a fraction of the run when below 1, else a number of steps."""
-    decay_fraction: float = 0.4
+    decay_fraction: float
     """wsd: the last part of the run, over which the rate falls linearly."""
-    hold_fraction: float = 0.0
+    hold_fraction: float
     """wsd: the very last part of the run, after the fall, at the final rate."""
-    final_lr_fraction: float = 0.0
+    final_lr_fraction: float
     """The rate at the very end, relative to the top."""
-    adamw: AdamWConfig = field(default_factory=AdamWConfig)
-    muon: MuonConfig = field(default_factory=MuonConfig)
+    adamw: AdamWConfig
+    muon: MuonConfig
 
     def __post_init__(self) -> None:
         p = Problems()
@@ -283,13 +283,13 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    every: int = 100
+    every: int
     """Steps between validations; 0 validates only at the end."""
-    bytes: int = 500_000
+    bytes: int
     """How much of the validation text is scored: its first bytes, the same for every model."""
-    draws: int = 8
+    draws: int
     """Random draws of a bound in the final validation (one is taken during training)."""
-    batch_tokens: int = 16384
+    batch_tokens: int
     """Tokens per forward pass of validation on one device."""
 
     def __post_init__(self) -> None:
@@ -305,9 +305,9 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every: int = 100
+    every: int
     """Steps between checkpoints; 0 writes only the last."""
-    keep: int = 2
+    keep: int
     """How many of the latest to keep, beside the best."""
 
     def __post_init__(self) -> None:
@@ -319,15 +319,15 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    strategy: Literal["ddp", "fsdp"] = "ddp"
+    strategy: Literal["ddp", "fsdp"]
     """ddp copies the model to every rank; fsdp shards it."""
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    tensorboard: bool = True
+    tensorboard: bool
     """Write TensorBoard event files into the run folder."""
-    wandb: bool = False
+    wandb: bool
     """Log to Weights & Biases (extra `nanozoo-core[wandb]`)."""
 
 
@@ -337,22 +337,22 @@ class TrainingConfig:
 
     model: str
     model_cfg: dict[str, object]
-    seed: int = 0
+    seed: int
     """Decides the data order, the initial weights and all noise."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"]
     """auto takes the best that is there."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"]
     """Autocast precision; auto is bfloat16 on GPUs that are good at it, else float32."""
-    compile: Literal["auto", True, False] = "auto"
+    compile: Literal["auto", True, False]
     """torch.compile; auto compiles on CUDA only."""
-    resume: str | None = None
+    resume: str | None
     """A run folder to continue, or auto for the newest unfinished one of this model."""
-    run_dir: str | None = None
+    run_dir: str | None
     """Where the run is written; null is runs/<model>/<time>."""
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    log: LogConfig = field(default_factory=LogConfig)
+    data: DataConfig
+    train: TrainConfig
+    optim: OptimConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    distributed: DistributedConfig
+    log: LogConfig

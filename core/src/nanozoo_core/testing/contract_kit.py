@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core import registry
-from nanozoo_core.config import OptimConfig, compose, schema
+from nanozoo_core.config import (
+    OptimConfig,
+    compose,
+    compose_config,
+    from_defaults,
+    model_config,
+    resolve,
+    schema,
+    training_config,
+)
 from nanozoo_core.contract import Draw, SamplingSettings, Step, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import ConfigError
@@ -65,7 +74,7 @@ class ModelContract:
     # -- small helpers ----------------------------------------------------------------------------
 
     def config(self, vocab_size: int, seq_len: int | None = None) -> Any:
-        return compose.model_config(
+        return model_config(
             self.model, self.tiny, seq_len=seq_len or self.seq_len, vocab_size=vocab_size
         )
 
@@ -109,7 +118,7 @@ class ModelContract:
         windows: Sequence[Tensor],
     ) -> None:
         """One AdamW step per element of `windows`, rate falling linearly to zero."""
-        optim = OptimConfig(name="adamw", lr=self.lr, warmup=10, decay_fraction=0.7)
+        optim = from_defaults(OptimConfig, name="adamw", lr=self.lr, warmup=10, decay_fraction=0.7)
         groups = make_groups(model, adapter.parameter_roles(model), optim)
         optimizers = build_optimizers(groups, optim, total_steps=len(windows), device=CPU)
         model.train()
@@ -142,23 +151,23 @@ class ModelContract:
     # -- configuration ----------------------------------------------------------------------------
 
     def test_yaml_composes_and_validates(self) -> None:
-        config = compose.training_config(compose.compose_config([f"model={self.model}"]))
+        config = training_config(compose_config([f"model={self.model}"]))
         assert config.model == self.model
 
     def test_yaml_sets_every_model_key(self) -> None:
-        composed = compose.compose_config([f"model={self.model}"])
+        composed = compose_config([f"model={self.model}"])
         names = {field.name for field in fields(registry.config_class(self.model))}
         assert set(composed["model_cfg"]) == names
 
     def test_built_config_builds_itself(self) -> None:
         """What a run stores of its model makes the same model again."""
         config = self.config(self.toy_vocab)
-        assert compose.model_config(self.model, schema.to_dict(config)) == config
+        assert model_config(self.model, schema.to_dict(config)) == config
 
     def test_wrong_key_is_refused_by_name(self) -> None:
-        data = compose.compose_config([f"model={self.model}", "model_cfg.num_layerz=2"])
+        data = compose_config([f"model={self.model}", "model_cfg.num_layerz=2"])
         with pytest.raises(ConfigError, match=r"model_cfg\.num_layerz"):
-            compose.training_config(data)
+            training_config(data)
 
     def test_parameter_count_is_the_formula(self) -> None:
         _, model = self.build(ToyVocabulary(self.toy_vocab))
@@ -169,7 +178,7 @@ class ModelContract:
         adapter, model = self.build(ToyVocabulary(self.toy_vocab))
         roles = adapter.parameter_roles(model)
         assert set(roles) == {name for name, _ in model.named_parameters()}
-        groups = adapter.optimizer_groups(model, OptimConfig())
+        groups = adapter.optimizer_groups(model, from_defaults(OptimConfig))
         grouped = [id(p) for group in groups for p in group.params]
         assert sorted(grouped) == sorted(id(p) for p in model.parameters())
 
@@ -353,7 +362,7 @@ class ModelContract:
         return [f"model={self.model}", *(f"{k}={_as_text(v)}" for k, v in joined.items())]
 
     def run(self, overrides: list[str]) -> Path:
-        return train(compose.training_config(compose.compose_config(overrides))).folder
+        return train(resolve(compose_config(overrides))).folder
 
     def losses(self, run: Path) -> list[float]:
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -377,7 +386,7 @@ class ModelContract:
 
     def resume(self, run: Path) -> None:
         stored = compose.stored_config(run) | {"resume": str(run)}
-        train(compose.training_config(stored))
+        train(resolve(stored))
 
     def test_a_checkpoint_scores_as_the_run_did(self, corpus: Path, tmp_path: Path) -> None:
         folder = self.run(self.overrides(corpus, tmp_path / "run"))

@@ -77,7 +77,7 @@ def _train(
         sys.modules[name] = None  # type: ignore[assignment]
     # Left open: multiprocessing writes a traceback there after this function.
     sys.stdout = sys.stderr = log.open("w", buffering=1)
-    from nanozoo_core.config import compose
+    from nanozoo_core.config import compose_config, resolve
     from nanozoo_core.training.trainer import train
 
-    train(compose.training_config(compose.compose_config(overrides)))
+    train(resolve(compose_config(overrides)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Batch, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.optim.build import build_optimizers
@@ -36,7 +36,7 @@ def train(
     adapter: DefaultModelAdapter, model: nn.Module, batches: Sequence[Batch], lr: float = 1e-2
 ) -> None:
     """One AdamW step per batch, the rate falling to zero; leaves the model in eval mode."""
-    optim = OptimConfig(name="adamw", lr=lr, warmup=10, decay_fraction=0.7)
+    optim = from_defaults(OptimConfig, name="adamw", lr=lr, warmup=10, decay_fraction=0.7)
     groups = adapter.optimizer_groups(model, optim)
     optimizers = build_optimizers(
         groups, optim, total_steps=len(batches), device=torch.device("cpu")

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from nanozoo_core.config import EvalConfig, TrainingConfig, compose, schema
+from nanozoo_core.config import (
+    EvalConfig,
+    TrainingConfig,
+    compose,
+    resolve,
+    schema,
+    training_config,
+)
 from nanozoo_core.contract import Inspection
 from nanozoo_core.data.loader import ValidationSet
 from nanozoo_core.data.prepare import prepare
@@ -54,21 +61,18 @@ def load_run(
         model of another shape.
     """
     tune_process()
-    config = compose.training_config(compose.stored_config(folder))
+    stored = compose.stored_config(folder)
+    config = training_config(stored)
     path = _find_checkpoint(folder, checkpoint)
     vocabulary = load_tokenizer(folder, config.data)
+    changed = stored | {"model_cfg": config.model_cfg | (model_overrides or {})}
+    model_cfg = resolve(changed).with_vocabulary(vocabulary.size).model_cfg
     adapter = load_adapter(config.model)
-    model_cfg = compose.model_config(
-        config.model,
-        config.model_cfg | (model_overrides or {}),
-        seq_len=config.data.seq_len,
-        vocab_size=vocabulary.size,
-    )
     model = adapter.build(model_cfg, vocabulary)
     state = read_weights(model, path, config.model)
-    resolved = devices.resolve_device(device)
-    model.to(resolved).eval()
-    return LoadedRun(folder, config, model_cfg, state, adapter, model, vocabulary, resolved)
+    place = devices.resolve_device(device)
+    model.to(place).eval()
+    return LoadedRun(folder, config, model_cfg, state, adapter, model, vocabulary, place)
 
 
 def read_weights(model: nn.Module, path: Path, name: str) -> checkpoint.TrainState:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nanozoo_core.config import TrainingConfig, compose, schema
+from nanozoo_core.config import ResolvedConfig, compose, schema
 from nanozoo_core.contract import Batch, Inspection, SamplingSettings, Step
 from nanozoo_core.data.loader import Stage, TrainLoader, ValidationSet, compression_baselines
 from nanozoo_core.data.prepare import PreparedData, prepare
@@ -51,13 +51,13 @@ class Result:
     signal: int | None = None
 
 
-def train(config: TrainingConfig) -> Result:
+def train(config: ResolvedConfig) -> Result:
     """Runs one training from start, or from its last checkpoint, to its budget.
 
     Raises: NanozooError for whatever the user can mend, before anything is written.
     """
     tune_process()
-    with process_group(config.device) as ranks:
+    with process_group(config.training.device) as ranks:
         trainer = Trainer(config, ranks)
         with catch_signals() as interrupts:
             return trainer.run(interrupts)
@@ -66,18 +66,14 @@ def train(config: TrainingConfig) -> Result:
 class Trainer:
     """One run: model, data, optimisers, and the state that checkpoints hold."""
 
-    def __init__(self, config: TrainingConfig, ranks: Ranks) -> None:
-        self.config, self.ranks = config, ranks
+    def __init__(self, resolved: ResolvedConfig, ranks: Ranks) -> None:
+        config = self.config = resolved.training
+        self.ranks = ranks
         self.device = devices.resolve_device(config.device, ranks.local_rank)
         self.dtype = devices.resolve_dtype(config.dtype, self.device)
         self.data = self._prepare_data()
         self.adapter = load_adapter(config.model)
-        self.model_cfg = compose.model_config(
-            config.model,
-            config.model_cfg,
-            seq_len=config.data.seq_len,
-            vocab_size=self.data.vocabulary.size,
-        )
+        self.model_cfg = resolved.with_vocabulary(self.data.vocabulary.size).model_cfg
         plan = self.adapter.data_plan(self.model_cfg, config)
         self.shapes = plan_batches(plan, config.train, ranks.world_size)
         self.flops_per_token = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from nanozoo_core.comparing.bench.request import Assignment
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.generation.text import draw_text
 from nanozoo_core.machine import device as devices
@@ -61,12 +61,12 @@ class Contestant:
 
     def __init__(self, assignment: Assignment) -> None:
         tune_process()
-        settings = compose.compose_config(assignment.arguments, recipe=assignment.recipe)
-        config = compose.training_config(settings)
-        self.trainer = Trainer(config, Ranks())
+        settings = compose_config(assignment.arguments, recipe=assignment.recipe)
+        resolved = resolve(settings)
+        self.trainer = Trainer(resolved, Ranks())
         if assignment.run is not None:
             newest = checkpoint.latest(assignment.run)
-            runs.read_weights(self.trainer.model, newest, config.model)
+            runs.read_weights(self.trainer.model, newest, resolved.training.model)
         self.device = self.trainer.device
 
     def facts(self) -> Facts:

@@ -14,7 +14,7 @@ from nanozoo_core.comparing.compare.request import (
     split_words,
     whole_number,
 )
-from nanozoo_core.config import compose
+from nanozoo_core.config import compose_config, training_config
 from nanozoo_core.errors import CheckpointError, ConfigError, Problems, suggest
 
 TASKS = ("train", "decode")
@@ -115,7 +115,7 @@ def _assignment(entrant: Entrant, general: Sequence[str]) -> Assignment:
         else:
             arguments = [f"model={target}", *arguments]
     try:
-        config = compose.training_config(compose.compose_config(arguments, recipe=recipe))
+        config = training_config(compose_config(arguments, recipe=recipe))
     except ConfigError as error:
         raise ConfigError([f"{entrant.label}: {problem}" for problem in error.problems]) from error
     return Assignment(entrant.label, "", config.model, tuple(arguments), recipe=recipe, run=run)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core.comparing.compare.request import UNITS, Entrant, Request
-from nanozoo_core.config import TrainingConfig, compose, schema
+from nanozoo_core.config import TrainingConfig, compose_config, schema, training_config
 from nanozoo_core.errors import CheckpointError, ConfigError
 
 # Settings that leave a run's result as it is: a run that differs in these alone is reused.
@@ -94,9 +94,7 @@ def arguments_of(request: Request, entrant: Entrant) -> list[str]:
 def compose_entrant(entrant: Entrant, arguments: list[str]) -> TrainingConfig:
     """The settings with which an entrant trains."""
     first = [] if entrant.recipe is not None else [f"model={entrant.model}"]
-    return compose.training_config(
-        compose.compose_config([*first, *arguments], recipe=entrant.recipe)
-    )
+    return training_config(compose_config([*first, *arguments], recipe=entrant.recipe))
 
 
 def _member(

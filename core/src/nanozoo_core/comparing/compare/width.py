@@ -8,10 +8,10 @@ import json
 
 import torch
 
-from nanozoo_core.commands.show import vocabulary_size
 from nanozoo_core.comparing.compare.plan import arguments_of, compose_entrant
 from nanozoo_core.comparing.compare.request import Entrant, Request
-from nanozoo_core.config import TrainingConfig, compose
+from nanozoo_core.config import TrainingConfig, model_config
+from nanozoo_core.config.resolved import expected_vocab_size
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.errors import ConfigError
 
@@ -67,11 +67,11 @@ def count(config: TrainingConfig, changes: dict[str, object]) -> float:
 
 
 def _model_cfg(config: TrainingConfig, changes: dict[str, object]) -> object:
-    return compose.model_config(
+    return model_config(
         config.model,
         config.model_cfg | changes,
         seq_len=config.data.seq_len,
-        vocab_size=vocabulary_size(config.data),
+        vocab_size=expected_vocab_size(config.data),
     )
 
 

@@ -1,0 +1,75 @@
+"""The values that training.yaml and the models' YAML files hold: the one place where they stand."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from importlib import resources
+from typing import Any, TypeVar
+
+from nanozoo_core import registry
+from nanozoo_core.config import schema, settings
+
+T = TypeVar("T")
+
+SECTIONS: dict[type, str] = {
+    settings.TrainingConfig: "",
+    settings.DataConfig: "data",
+    settings.TrainConfig: "train",
+    settings.OptimConfig: "optim",
+    settings.AdamWConfig: "optim.adamw",
+    settings.MuonConfig: "optim.muon",
+    settings.EvalConfig: "eval",
+    settings.CheckpointConfig: "checkpoint",
+    settings.DistributedConfig: "distributed",
+    settings.LogConfig: "log",
+}
+"""Where each settings class stands in training.yaml."""
+
+
+def from_defaults(cls: type[T], **changes: Any) -> T:
+    """A section of training.yaml as its settings class, with changes: for Python and tests.
+
+    Args: cls: such as OptimConfig; changes: values of its fields, sections as dicts or as objects.
+    Raises: ConfigError as for a value on the command line.
+    """
+    path = SECTIONS[cls]
+    values: Any = training_defaults()
+    for key in path.split(".") if path else []:
+        values = values[key]
+    return schema.from_dict(cls, merged(values, changes), path)
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values` with `changes`, section by section."""
+    result = dict(values)
+    for key, change in changes.items():
+        old = result.get(key)
+        both = isinstance(old, dict) and isinstance(change, dict)
+        result[key] = merged(old, change) if both else change
+    return result
+
+
+def training_defaults() -> dict[str, Any]:
+    """The values of training.yaml; the model is not among them."""
+    return copy.deepcopy(_yaml("nanozoo_core.config", "training.yaml"))
+
+
+def model_defaults(name: str) -> dict[str, Any]:
+    """The values of a model's own YAML: `model_cfg`, and the training settings that it changes.
+
+    Raises: ConfigError when the model is not installed.
+    """
+    registry.check_model_name(name)
+    module = registry.model_modules()[name]
+    return copy.deepcopy(_yaml(f"{module}.conf", f"model/{name}.yaml"))
+
+
+@cache
+def _yaml(package: str, path: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    text = resources.files(package).joinpath(path).read_text(encoding="utf-8")
+    loaded = OmegaConf.to_container(OmegaConf.create(text))
+    assert isinstance(loaded, dict)
+    return {str(key): value for key, value in loaded.items() if key != "defaults"}
