@@ -271,12 +271,18 @@ class DefaultModelAdapter:
         """Counts for result.json: params, params_non_embedding, what decoding keeps in memory for
         each token where the cache tells (`num_bytes`), and what the model adds."""
         counts = count_parameters(model, self.parameter_roles(model))
+        return counts | self.count_cache(model)
+
+    def count_cache(self, model: nn.Module) -> dict[str, float]:
+        """`cache_bytes_per_token`, by which the decoding state grows with every token, and
+        `state_bytes`, what it holds from the start, from `cache_lengths`; empty where the cache has
+        no `num_bytes`."""
         if not hasattr(model, "init_cache"):
-            return counts
+            return {}
         caches = [self.init_cache(model, 1, length) for length in self.cache_lengths]
         if not all(hasattr(cache, "num_bytes") for cache in caches):
-            return counts
-        return counts | cache_growth(self.cache_lengths, [cache.num_bytes for cache in caches])
+            return {}
+        return cache_growth(self.cache_lengths, [cache.num_bytes for cache in caches])
 
     def at_width(self, model_cfg: Any, factor: float) -> dict[str, object]:
         """Changes to `model_cfg` that make the model `factor` times as wide, to the nearest width

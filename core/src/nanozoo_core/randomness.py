@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _MASK = (1 << 64) - 1
 
@@ -20,4 +23,6 @@ def hash_integers(*key: int) -> int:
 
 def seeded_generator(*key: int) -> torch.Generator:
     """A CPU generator whose state is a pure function of `key`."""
+    import torch  # late: preparing data hashes too, and needs no torch
+
     return torch.Generator().manual_seed(hash_integers(*key) >> 1)

@@ -243,7 +243,7 @@ def test_answers_without_loading_torch() -> None:
     probe = (
         "import sys\n"
         "sys.argv = ['nanozoo', 'models']\n"
-        "from nanozoo_core import cli, train\n"
+        "from nanozoo_core.commands import cli, train\n"
         "cli.main(['models'])\n"
         "sys.stdout.write(train.help_text())\n"
         "assert 'torch' not in sys.modules and 'hydra' not in sys.modules\n"

@@ -350,7 +350,7 @@ def test_unwritable_cache_folder_is_one_sentence(
 
 def test_processes_at_once_prepare_the_same_data(texts: Path, own_folder: Path) -> None:
     code = (
-        "import sys; from nanozoo_core.config import DataConfig;"
+        "import sys; from nanozoo_core.config import DataConfig, from_defaults;"
         "from nanozoo_core.data.prepare import prepare;"
         "d = prepare(from_defaults(DataConfig, corpus='text', path=sys.argv[1], vocab_size=270));"
         "print(d.fingerprint, d.train[0].path, d.train_tokens)"

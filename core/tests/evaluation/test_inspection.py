@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from nanozoo_core import registry
 from nanozoo_core.commands import cli
 from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.contract import Batch, Curves, HeatMap, Inspection, Vocabulary
-from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.evaluation import inspection
-from nanozoo_core.training import checkpoint
+from nanozoo_core.training import checkpoint, runs, trainer
 from nanozoo_core.training.trainer import train
 
 PICTURES = (
@@ -27,7 +26,7 @@ class Peculiar(DefaultModelAdapter):
     """Calibrates a buffer at the end and shows what it was given."""
 
     def __init__(self) -> None:
-        toy = original("toy")
+        toy = load_adapter("toy")
         super().__init__(toy.config_class, toy.model_class)
 
     def build(self, config: object, vocabulary: Vocabulary) -> nn.Module:
@@ -53,12 +52,10 @@ class Peculiar(DefaultModelAdapter):
         return f"<{text}>"
 
 
-original = registry.load_adapter
-
-
 @pytest.fixture
 def finished(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(registry, "load_adapter", lambda _name: Peculiar())
+    for module in (trainer, runs):
+        monkeypatch.setattr(module, "load_adapter", lambda _name: Peculiar())
     composed = compose_config(
         [
             *("model=toy", "device=cpu", "data.corpus=text", f"data.path='{corpus}'"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.contract import Choose, SamplingSettings
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.generation.autoregressive import autoregressive
@@ -234,8 +235,9 @@ def controls(max_context: int | None) -> list[ControlModel]:
     models = []
     for num_layers in (2, 1):
         model = ControlModel(
-            8, num_layers=num_layers, model_dim=16, num_heads=2, max_context=max_context
+            ControlConfig(8, 32, num_layers, 16, num_heads=2, mlp_ratio=4)
         ).double()
+        model.max_context = max_context
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.3 * torch.randn_like(parameter)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.nn.control import ControlBlock, ControlModel
 from nanozoo_core.nn.rotary import rotary_angles
 
@@ -14,13 +15,19 @@ def tokens(batch=2, length=20):
     return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
+CONFIG = ControlConfig(VOCAB, 64, LAYERS, DIM, HEADS, mlp_ratio=4)
+
+
 @pytest.fixture(params=[None, 2], ids=["all-heads", "grouped"])
 def model(request):
     """A control with random weights everywhere, its zeros included."""
     torch.manual_seed(0)
-    model = ControlModel(
-        VOCAB, num_layers=LAYERS, model_dim=DIM, num_heads=HEADS, num_kv_heads=request.param
-    )
+
+    def block(_layer: int) -> ControlBlock:
+        return ControlBlock(DIM, HEADS, num_kv_heads=request.param)
+
+    model = ControlModel(CONFIG, block=block)
+    model.num_kv_heads = request.param or HEADS
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model.double()
@@ -28,7 +35,7 @@ def model(request):
 
 def test_fresh_control_predicts_the_uniform_distribution():
     torch.manual_seed(0)
-    model = ControlModel(VOCAB, num_layers=LAYERS, model_dim=DIM, num_heads=HEADS)
+    model = ControlModel(CONFIG)
     loss = F.cross_entropy(model(tokens()).flatten(0, 1), tokens().flatten())
     # Logits have standard deviation 0.001 sqrt(D).
     assert abs(loss.item() - math.log(VOCAB)) < 0.01
@@ -85,7 +92,7 @@ def test_cached_decoding_equals_full_forward_for_ragged_rows(model):
 
 def test_every_weight_learns_by_the_second_step():
     torch.manual_seed(0)
-    model = ControlModel(VOCAB, num_layers=LAYERS, model_dim=DIM, num_heads=HEADS)
+    model = ControlModel(CONFIG)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     for _ in range(2):
         optimizer.zero_grad()
@@ -97,5 +104,5 @@ def test_every_weight_learns_by_the_second_step():
 
 def test_parameter_count():
     with torch.device("meta"):
-        model = ControlModel(50257, num_layers=12, model_dim=768, num_heads=12)
+        model = ControlModel(ControlConfig(50257, 1024, 12, 768, 12, mlp_ratio=4))
     assert sum(p.numel() for p in model.parameters()) == 2 * 50257 * 768 + 12 * 12 * 768**2

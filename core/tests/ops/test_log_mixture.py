@@ -94,7 +94,7 @@ def test_autocast_computes_in_bfloat16_and_returns_float32():
 
 INTERPRETED = """
 import torch
-from nanozoo_core.kernels import log_mixture as m
+from nanozoo_core.ops import log_mixture as m
 m.BLOCK_V = 64  # several tiles per row
 for rows, vocab in ((3, 200), (2, 64), (1, 37)):
     g = torch.Generator().manual_seed(rows)
@@ -129,7 +129,7 @@ COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from nanozoo_core.kernels import log_mixture as m
+from nanozoo_core.ops import log_mixture as m
 for kernel, pointers in ((m._forward_kernel, 5), (m._backward_kernel, 9)):
     for logits in ("*fp32", "*bf16"):
         names = kernel.arg_names

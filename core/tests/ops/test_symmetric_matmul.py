@@ -15,7 +15,7 @@ needs_triton = pytest.mark.skipif(symmetric_matmul.triton is None, reason="trito
 # Run with TRITON_INTERPRET=1, which counts only before triton is imported.
 INTERPRETED = """
 import sys, torch
-from nanozoo_core.kernels.symmetric_matmul import symmetric_matmul
+from nanozoo_core.ops.symmetric_matmul import symmetric_matmul
 results = {}
 for case, (x, kind) in torch.load(sys.argv[1]).items():
     options = {"b": -2.5, "c": 0.75} if kind == "poly2" else {}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nanozoo_core.config import OptimConfig, from_defaults
+from nanozoo_core.config import AdamWConfig, OptimConfig, from_defaults
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.optim.groups import default_roles, describe, make_groups
 
@@ -92,7 +92,7 @@ def test_rates_and_decay_follow_the_role():
         "head": ("adamw", 3e-3, 0.1),
         "vector": ("adamw", 4e-3, 0.0),
     }
-    optim = dataclasses.replace(optim, name="adamw", adamw={})
+    optim = dataclasses.replace(optim, name="adamw", adamw=from_defaults(AdamWConfig))
     found = {g.name: g for g in make_groups(model, default_roles(model), optim)}
     assert {n: (g.optimizer, g.lr, g.weight_decay) for n, g in found.items()} == {
         "matrix": ("adamw", 1e-3, 0.1),

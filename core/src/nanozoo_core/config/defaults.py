@@ -65,6 +65,12 @@ def model_defaults(name: str) -> dict[str, Any]:
     return copy.deepcopy(_yaml(f"{module}.conf", f"model/{name}.yaml"))
 
 
+def changed_settings(name: str, config: object) -> dict[str, Any]:
+    """What of a model's config differs from its YAML: for warnings of what has no effect."""
+    shipped = model_defaults(name)["model_cfg"]
+    return {key: value for key, value in schema.to_dict(config).items() if value != shipped[key]}
+
+
 @cache
 def _yaml(package: str, path: str) -> dict[str, Any]:
     from omegaconf import OmegaConf

@@ -7,7 +7,7 @@ from typing import Any
 
 from nanozoo_core import registry
 from nanozoo_core.config import schema
-from nanozoo_core.config.defaults import merged, model_defaults, training_defaults
+from nanozoo_core.config.defaults import from_defaults, merged, model_defaults, training_defaults
 from nanozoo_core.config.settings import DataConfig, TrainingConfig
 from nanozoo_core.errors import ConfigError
 
@@ -81,21 +81,27 @@ def training_config(values: dict[str, Any]) -> TrainingConfig:
 
 def model_config(
     name: str,
-    changes: dict[str, Any],
+    changes: dict[str, Any] | None = None,
     *,
     seq_len: int | None = None,
     vocab_size: int | None = None,
 ) -> Any:
-    """The model's config: the values of its YAML with `changes`, and `seq_len` and `vocab_size`
-    where those are null.
+    """The model's config: the values of its YAML with `changes`.
 
+    Args: seq_len, vocab_size: what the model's own are where they are null; None takes those of the
+        data that the YAML names.
     Raises: ConfigError with one sentence for every problem found.
     """
     cls = registry.config_class(name)
-    filled = model_defaults(name)["model_cfg"] | changes
+    own = model_defaults(name)
+    filled = own["model_cfg"] | (changes or {})
     names = {field.name for field in fields(cls)}
+    if seq_len is None or vocab_size is None:
+        shipped = from_defaults(DataConfig, **own.get("data", {}))
+        seq_len = shipped.seq_len if seq_len is None else seq_len
+        vocab_size = expected_vocab_size(shipped) if vocab_size is None else vocab_size
     for key, value in (("seq_len", seq_len), ("vocab_size", vocab_size)):
-        if key in names and filled.get(key) is None and value is not None:
+        if key in names and filled.get(key) is None:
             filled[key] = value
     return schema.from_dict(cls, filled, "model_cfg", owner=name)
 
@@ -112,10 +118,9 @@ def no_model_message() -> str:
 
 def _best_guess(values: Any) -> DataConfig:
     """The data settings where others are wrong: the model's own are checked all the same."""
-    defaults = training_defaults()["data"]
     if isinstance(values, dict):
         try:
-            return schema.from_dict(DataConfig, defaults | values, "data")
+            return from_defaults(DataConfig, **values)
         except ConfigError:
             pass  # reported with the others
-    return schema.from_dict(DataConfig, defaults, "data")
+    return from_defaults(DataConfig)

@@ -9,10 +9,12 @@ B batch, T sequence, D model_dim, H heads, Hk key and value heads, K head_dim, V
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.cache import KVCache
 from nanozoo_core.nn.feed_forward import ReluSquared
@@ -109,33 +111,38 @@ class ControlBlock(nn.Module):
 
 
 class ControlModel(nn.Module):
-    """Embedding, RMSNorm, control blocks, RMSNorm, untied head.
-
-    `max_context` is the longest sequence worth reading (the trained length), or None for no limit.
-    """
+    """Embedding, RMSNorm, control blocks, RMSNorm, untied head."""
 
     def __init__(
         self,
-        vocab_size: int,
+        config: ControlConfig,
         *,
-        num_layers: int,
-        model_dim: int,
-        num_heads: int,
-        num_kv_heads: int | None = None,
-        mlp_ratio: float = 4,
-        max_context: int | None = None,
+        block: Callable[[int], nn.Module] | None = None,
+        num_rows: int | None = None,
     ) -> None:
+        """
+        Args:
+            block: makes the block of a layer (0, 1, ...); None makes the control's.
+            num_rows: of the embedding and the head, at least the vocabulary; None is just that.
+        """
         super().__init__()
-        self.max_context = max_context
-        self.embedding = nn.Embedding(vocab_size, model_dim)
+        self.config = config
+        self.max_context: int | None = config.seq_len
+        """The longest sequence worth reading; None is no limit."""
+        num_rows = config.vocab_size if num_rows is None else num_rows
+        self.embedding = nn.Embedding(num_rows, config.model_dim)
         self.blocks = nn.ModuleList(
-            ControlBlock(model_dim, num_heads, num_kv_heads=num_kv_heads, mlp_ratio=mlp_ratio)
-            for _ in range(num_layers)
+            self._control_block() if block is None else block(layer)
+            for layer in range(config.num_layers)
         )
-        self.head = nn.Linear(model_dim, vocab_size, bias=False)
-        self.head_dim = model_dim // num_heads
-        self.num_kv_heads = num_kv_heads or num_heads
+        self.head = nn.Linear(config.model_dim, num_rows, bias=False)
+        self.head_dim = config.model_dim // config.num_heads
+        self.num_kv_heads = config.num_heads  # blocks of another number set it
         self.init_weights()
+
+    def _control_block(self) -> ControlBlock:
+        config = self.config
+        return ControlBlock(config.model_dim, config.num_heads, mlp_ratio=config.mlp_ratio)
 
     def init_weights(self) -> None:
         """

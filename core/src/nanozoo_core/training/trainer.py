@@ -31,6 +31,7 @@ from nanozoo_core.generation.text import generate_tokens
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks, process_group
+from nanozoo_core.machine.terminal import say
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import describe
 from nanozoo_core.optim.sharding import gather_whole
@@ -122,7 +123,7 @@ class Trainer:
     def _prepare_data(self) -> PreparedData:
         """Rank 0 prepares, the others then find it done."""
         if self.ranks.is_main:
-            data = prepare(self.config.data, progress=records.say)
+            data = prepare(self.config.data, progress=say)
         self.ranks.barrier()
         return data if self.ranks.is_main else prepare(self.config.data)
 
@@ -422,7 +423,7 @@ class Trainer:
         if self.ranks.is_main:
             sign = "<= " if score.bound == "upper" else ""
             margin = f" +- {score.standard_error:.4f}" if score.standard_error else ""
-            records.say(
+            say(
                 f"step {state.step}: validation {sign}{score.bits_per_byte:.4f}{margin} "
                 f"bits per byte"
             )
@@ -451,7 +452,7 @@ class Trainer:
         """Ends an unfinished run, with its checkpoint written."""
         if self.ranks.is_main:
             why = f"signal {signal.Signals(received).name}" if received else "train.stop_after"
-            records.say(
+            say(
                 f"stopped at step {self.state.step} by {why}; checkpoint written. Continue with:\n"
                 f"  train resume={self.folder}"
             )
@@ -532,7 +533,7 @@ class Trainer:
         shape = self.shapes[self._stage(self.state.step)]
         processes = f" x {self.ranks.world_size}" if self.ranks.world_size > 1 else ""
         verb = f"continuing at step {self.state.step}" if self.state.step else "writing to"
-        records.say(
+        say(
             f"{self.config.model}: {report['params'] / 1e6:.2f} M parameters on "
             f"{devices.device_name(self.device)}{processes}, "
             f"{str(self.dtype).removeprefix('torch.')}\n"
@@ -587,12 +588,12 @@ class Trainer:
     def _say_farewell(
         self, score: Score, baselines: dict[str, float], found: Inspection | None
     ) -> None:
-        records.say("\n" + (self.folder / "samples.txt").read_text(encoding="utf-8").strip())
+        say("\n" + (self.folder / "samples.txt").read_text(encoding="utf-8").strip())
         if found is not None:
-            records.say("\n" + inspection.describe(found))
+            say("\n" + inspection.describe(found))
         others = ", ".join(f"{name} {bpb:.3f}" for name, bpb in baselines.items())
         sign = "at most " if score.bound == "upper" else ""
-        records.say(
+        say(
             f"\n{self.config.model}: {sign}{score.bits_per_byte:.4f} bits per byte on "
             f"{score.num_bytes:,} bytes (the same bytes compressed: {others})\n"
             f"{self.state.tokens:,} tokens in {self.state.seconds:.0f} s, "

@@ -24,7 +24,6 @@ from nanozoo_core.contract import (
     Vocabulary,
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.nn.accounting import count_cache
 from nanozoo_core.ops.linear_cross_entropy import multi_target_cross_entropy
 from nanozoo_core.optim.groups import Own, ParameterGroup, make_groups
 from nanozoo_current_best_gpt import schedule
@@ -235,7 +234,7 @@ class CurrentBestAdapter(DefaultModelAdapter):
             "params": total,
             "params_non_embedding": total - tables - model.embedding.weight.numel(),
             "params_tables": tables,
-            **count_cache(self, model),
+            **self.count_cache(model),
         }
 
     def inspect(

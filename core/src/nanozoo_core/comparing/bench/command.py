@@ -15,6 +15,7 @@ from nanozoo_core.comparing.bench.report import Entry, describe, write
 from nanozoo_core.comparing.bench.request import Request, parse
 from nanozoo_core.comparing.bench.worker import Worker, WorkerError
 from nanozoo_core.errors import ConfigError, NanozooError
+from nanozoo_core.machine.terminal import say
 from nanozoo_core.training import records
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ def _report(
         "rounds": request.rounds,
     }
     path = write(request, entries, failures, about)
-    records.say(f"{describe(request, entries)}\n\nwritten to {path}")
+    say(f"{describe(request, entries)}\n\nwritten to {path}")
     if profile:
-        records.say(f"traces for https://ui.perfetto.dev: {request.folder}/*.trace.json")
+        say(f"traces for https://ui.perfetto.dev: {request.folder}/*.trace.json")
 
 
 @dataclass
