@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -138,3 +140,11 @@ def take_turns(
         order = list(runs) if number % 2 == 0 else list(reversed(runs))
         found.append({name: seconds(runs[name], device, counts[name]) for name in order})
     return Times(found)
+
+
+def in_own_process(script: str, arguments: argparse.Namespace, *words: object) -> dict[str, Any]:
+    """Runs `script --device D WORDS` and reads the JSON of its last line: a process of its own,
+    whose peak memory is that of one case."""
+    command = [sys.executable, script, "--device", str(arguments.device), *map(str, words)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
