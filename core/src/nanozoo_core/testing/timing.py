@@ -50,8 +50,8 @@ def end(arguments: argparse.Namespace, results: Any) -> None:
     """Writes the results, and on what they were measured, where --json says."""
     if arguments.json is None:
         return
-    machine = {"device": device_name(arguments.device), "torch": torch.__version__}
-    machine["tuned"] = not arguments.untuned
+    machine: dict[str, object] = {"device": device_name(arguments.device)}
+    machine |= {"torch": torch.__version__, "tuned": not arguments.untuned}
     record = {"machine": machine, "results": results}
     arguments.json.write_text(json.dumps(record, indent=2) + "\n")
 
@@ -137,7 +137,7 @@ def take_turns(
     }
     found = []
     for number in range(rounds):
-        order = list(runs) if number % 2 == 0 else list(reversed(runs))
+        order = list(runs)[:: 1 if number % 2 == 0 else -1]
         found.append({name: seconds(runs[name], device, counts[name]) for name in order})
     return Times(found)
 
