@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nanozoo_core.optim.muon import Muon
+from nanozoo_core.testing.training import make_muon
 
 # The matrices of so many transformer blocks of that width: q, k, v, o, and an MLP of ratio 4.
 BLOCKS = {"4 x width 128": (4, 128), "4 x width 256": (4, 256), "1 x width 768": (1, 768)}
@@ -55,7 +55,7 @@ def compare(blocks: tuple[int, int], device: torch.device, rounds: int) -> dict:
     """Median milliseconds per step, and the median over rounds of torch's time over ours."""
     oracle = torch.optim.Muon(weights(*blocks, device), weight_decay=WEIGHT_DECAY)
     ours = {
-        name: Muon(weights(*blocks, device), weight_decay=WEIGHT_DECAY, **options)
+        name: make_muon(weights(*blocks, device), weight_decay=WEIGHT_DECAY, **options)
         for name, options in VARIANTS.items()
     }
     once = seconds(oracle, 1, device)

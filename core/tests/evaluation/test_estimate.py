@@ -26,7 +26,7 @@ class SquareAdapter(DefaultModelAdapter):
 def test_activations_are_what_the_gradient_needs() -> None:
     adapter = SquareAdapter(object, Square)
     kept = estimate.activation_bytes(
-        adapter, Square(), seq_len=16, lookahead=1, dtype=torch.float32
+        adapter, Square(), seq_len=16, lookahead=1, vocab_size=256, dtype=torch.float32
     )
     # The rows in float32, once although used twice, and the batch's 17 indices.
     assert kept == 16 * 8 * 4 + 17 * 8

@@ -90,6 +90,7 @@ def _activations(resolved: ResolvedConfig, adapter: DefaultModelAdapter, plan: R
         model,
         seq_len=stage.seq_len,
         lookahead=adapter.lookahead(model_cfg),
+        vocab_size=resolved.vocab_size,
         dtype=dtype,
     )
     return (

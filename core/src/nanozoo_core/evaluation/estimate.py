@@ -40,6 +40,7 @@ def activation_bytes(
     *,
     seq_len: int,
     lookahead: int,
+    vocab_size: int,
     dtype: torch.dtype,
 ) -> int:
     """What the loss of one window keeps for its gradient, measured by computing it here.
@@ -47,11 +48,10 @@ def activation_bytes(
     Args: model: with weights, on any device. dtype: of autocast.
     """
     generator = seeded_generator(0)
-    size = getattr(getattr(model, "config", None), "vocab_size", None) or 256
     shape = (1, seq_len + lookahead)
     device = next(model.parameters()).device
     batch = Batch(
-        tokens=torch.randint(min(size, 256), shape, generator=generator),
+        tokens=torch.randint(min(vocab_size, 256), shape, generator=generator),
         documents=torch.zeros(shape, dtype=torch.int64),
         rows=torch.arange(1),
         num_rows=1,

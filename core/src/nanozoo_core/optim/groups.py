@@ -32,13 +32,13 @@ class ParameterGroup:
     names: list[str]
     params: list[Tensor] = field(repr=False)
     lr: float  # at the top of the schedule
-    lr_mult: float = 1.0
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)  # these and all below are AdamW's
-    eps: float = 1e-8
-    cautious: bool = False
-    wd_power: Literal[1, 2] = 1
-    every: int = 1  # step only at each such step, on the sum of the gradients since the last
+    lr_mult: float
+    weight_decay: float
+    betas: tuple[float, float]  # these and all below are AdamW's
+    eps: float
+    cautious: bool
+    wd_power: Literal[1, 2]
+    every: int  # step only at each such step, on the sum of the gradients since the last
 
 
 @dataclass(frozen=True)
