@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
+
+from torch import Tensor
 
 from nanozoo_core.contract import Batch, Vocabulary
 
+Nats = TypeVar("Nats", float, Tensor)
 
-def bits(nats: float) -> float:
-    """A negative log-likelihood in bits."""
+
+def in_bits(nats: Nats) -> Nats:
+    """A negative log-likelihood, or a tensor of such, in bits."""
     return nats / math.log(2)
 
 
