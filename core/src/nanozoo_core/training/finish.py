@@ -61,7 +61,7 @@ def conclude(
     """What the run reached: its result, and the model's inspection and samples, which are written
     to the folder."""
     baselines = compression_baselines(setup.validation.documents)
-    found = inspect_model(
+    found = write_inspection(
         folder,
         setup.adapter,
         whole,
@@ -77,7 +77,7 @@ def conclude(
     return Finish(score, baselines, found, result)
 
 
-def inspect_model(
+def write_inspection(
     folder: RunFolder,
     adapter: DefaultModelAdapter,
     model: nn.Module,

@@ -1,14 +1,20 @@
-"""Which folder a run writes to, and what a run that goes on keeps."""
+"""Which folder a run writes to, and how a run that was stopped goes on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from nanozoo_core.config import TrainingConfig, schema
 from nanozoo_core.errors import CheckpointError
 from nanozoo_core.machine.ranks import Ranks
-from nanozoo_core.training.run_folder import RunFolder, new_run_folder
+from nanozoo_core.optim.build import OptimizerSet
+from nanozoo_core.training import checkpoint
+from nanozoo_core.training.budget import Budget
+from nanozoo_core.training.ema import WeightAverage
+from nanozoo_core.training.run_folder import RunFolder, TrainState, new_run_folder
 
 KEPT_KEYS = ("model", "seed", "data", "model_cfg")
 
@@ -45,3 +51,28 @@ def check_same_run(folder: RunFolder, settings: dict[str, Any]) -> None:
                 f"{key}{inner} differs from the run in {folder}; a resumed run keeps its "
                 f"model, data and seed: start a new run instead"
             )
+
+
+def check_unspent(budget: Budget, state: TrainState, folder: RunFolder) -> None:
+    """Raises: CheckpointError when the run has nothing left to do."""
+    if budget.is_spent(state.step, state.seconds):
+        raise CheckpointError(
+            f"{folder} has already reached its budget of {budget.describe()}; "
+            f"raise the budget to train on"
+        )
+
+
+def gather_tensors(
+    model: nn.Module, optimizers: OptimizerSet, average: WeightAverage
+) -> dict[str, dict[str, Tensor]]:
+    """All that a checkpoint holds beside the counters, by file stem; a collective."""
+    tensors = {"model": checkpoint.model_tensors(model), "optimizer": optimizers.full_state()}
+    return tensors | ({"ema": average.tensors()} if average.is_kept else {})
+
+
+def restore(path: Path, model: nn.Module, optimizers: OptimizerSet, average: WeightAverage) -> None:
+    """Takes over what `gather_tensors` gave. Raises: CheckpointError for another model's."""
+    checkpoint.load_model_tensors(model, checkpoint.read_tensors(path, "model"), path)
+    optimizers.load_full_state(checkpoint.read_tensors(path, "optimizer"))
+    if average.is_kept:
+        average.load(checkpoint.read_tensors(path, "ema"))

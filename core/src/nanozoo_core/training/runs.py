@@ -28,7 +28,7 @@ from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training import checkpoint
 from nanozoo_core.training.distributed import LossModule
-from nanozoo_core.training.finish import inspect_model
+from nanozoo_core.training.finish import write_inspection
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
 
 
@@ -109,10 +109,10 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def inspect(run: LoadedRun) -> Inspection | None:
+def inspect_run(run: LoadedRun) -> Inspection | None:
     """What is peculiar to the run's model, also written to its folder; None where nothing is."""
     validation, _ = validation_set(run, run.config.eval.bytes)
-    return inspect_model(
+    return write_inspection(
         RunFolder(run.folder),
         run.adapter,
         run.model,

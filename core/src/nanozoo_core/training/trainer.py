@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.contract import Step
-from nanozoo_core.errors import CheckpointError, NonFiniteError
+from nanozoo_core.errors import NonFiniteError
 from nanozoo_core.evaluation.score import Score, evaluate
 from nanozoo_core.likelihood import bits_per_byte, target_bytes
 from nanozoo_core.machine import device as devices
@@ -24,7 +24,14 @@ from nanozoo_core.optim.groups import describe
 from nanozoo_core.training import checkpoint, finish, messages, records
 from nanozoo_core.training.distributed import LossModule, parallelize, reshard, set_gradient_sync
 from nanozoo_core.training.ema import WeightAverage
-from nanozoo_core.training.resume import check_same_run, choose_folder, config_to_store
+from nanozoo_core.training.resume import (
+    check_same_run,
+    check_unspent,
+    choose_folder,
+    config_to_store,
+    gather_tensors,
+    restore,
+)
 from nanozoo_core.training.run_folder import TrainState, read_state
 from nanozoo_core.training.setup import set_up
 from nanozoo_core.training.signals import agreed_signal, catch_signals
@@ -76,9 +83,13 @@ class Trainer:
         self.state = TrainState(model=config.model)
         self.folder = choose_folder(config, ranks)
         self.settings = config_to_store(config, setup.model_cfg)
-        self.records = records.RunRecords(self.folder, config.log, is_main=ranks.is_main)
         if config.resume is not None:
-            self._load(self.folder.latest_checkpoint())
+            check_same_run(self.folder, self.settings)
+            newest = self.folder.latest_checkpoint()
+            self.state = read_state(newest, of=config.model)
+            check_unspent(self.budget, self.state, self.folder)
+            restore(newest, self.model, self.optimizers, self.average)
+        self.records = records.RunRecords(self.folder, config.log, is_main=ranks.is_main)
 
     # -- the loop -------------------------------------------------------------------------------
 
@@ -242,38 +253,9 @@ class Trainer:
         return score
 
     def _save(self) -> None:
-        """Every rank gathers, rank 0 writes; a failure to write stops all ranks."""
-        tensors = {"model": checkpoint.model_tensors(self.model)}
-        tensors["optimizer"] = self.optimizers.full_state()
-        if self.average.is_kept:
-            tensors["ema"] = self.average.tensors()
-        problem = None
-        if self.ranks.is_main:
-            try:
-                keep = self.config.checkpoint.keep
-                checkpoint.save(self.folder, self.state, tensors, keep=keep)
-            except CheckpointError as error:
-                problem = str(error)
-        problem = self.ranks.broadcast(problem)
-        if problem is not None:
-            raise CheckpointError(problem)
-
-    def _load(self, path: Path) -> None:
-        """Restores weights, optimisers and counters.
-
-        Raises: CheckpointError, also when the run is already at its budget.
-        """
-        check_same_run(self.folder, self.settings)
-        self.state = read_state(path, of=self.config.model)
-        if self.budget.is_spent(self.state.step, self.state.seconds):
-            raise CheckpointError(
-                f"{self.folder} has already reached its budget of {self.budget.describe()}; "
-                f"raise the budget to train on"
-            )
-        checkpoint.load_model_tensors(self.model, checkpoint.read_tensors(path, "model"), path)
-        self.optimizers.load_full_state(checkpoint.read_tensors(path, "optimizer"))
-        if self.average.is_kept:
-            self.average.load(checkpoint.read_tensors(path, "ema"))
+        tensors = gather_tensors(self.model, self.optimizers, self.average)
+        keep = self.config.checkpoint.keep
+        checkpoint.save_on_main(self.folder, self.state, tensors, keep=keep, ranks=self.ranks)
 
     def _leave(self, received: int | None) -> Result:
         """Ends an unfinished run, with its checkpoint written."""
