@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import nn
 
 from nanozoo_core.contract import PartialText, SamplingSettings
+from nanozoo_core.default_model_adapter import DefaultModelAdapter, DenoisingModel
 from nanozoo_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from nanozoo_core.default_model_adapter import DefaultModelAdapter, DenoisingModel
 
 
 def continue_text(

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.contract import Step
-from nanozoo_core.errors import NonFiniteError
 from nanozoo_core.evaluation.score import Score, evaluate
 from nanozoo_core.likelihood import bits_per_byte, target_bytes
 from nanozoo_core.machine import device as devices
@@ -35,6 +34,7 @@ from nanozoo_core.training.resume import (
 from nanozoo_core.training.run_folder import TrainState, read_state
 from nanozoo_core.training.setup import set_up
 from nanozoo_core.training.signals import agreed_signal, catch_signals
+from nanozoo_core.training.step_metrics import StepMetrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,24 +147,21 @@ class Trainer:
         # Dropout draws from the global generator: seeded here, a resumed run drops the same.
         torch.manual_seed(step.rank_generator().initial_seed())
         self.adapter.before_step(self.model, step)
-        sums: dict[str, Tensor] = {}
-        num_bytes = 0
+        measured = StepMetrics(self.ranks, self.device, stage.num_micro_steps)
         for micro_step in range(stage.num_micro_steps):
             first = (micro_step * self.ranks.world_size + self.ranks.rank) * micro_windows
             batch = setup.loader.batch(state.step, first, micro_windows)
-            num_bytes += target_bytes(batch, setup.data.vocabulary)
             set_gradient_sync(self.wrapped, micro_step == stage.num_micro_steps - 1)
             with devices.autocast(self.device, setup.dtype):
                 loss, metrics = self.wrapped(
                     batch.to(self.device), dataclasses.replace(step, micro_step=micro_step)
                 )
             (loss / stage.num_micro_steps).backward()
-            for name, value in {"loss": loss.detach(), **metrics}.items():
-                sums[name] = sums.get(name, 0.0) + value / stage.num_micro_steps
+            measured.add(loss, metrics, target_bytes(batch, setup.data.vocabulary))
         with torch.no_grad():
             self.adapter.before_update(self.model, step, self.optimizers.optimizers)
         grad_norm = self.optimizers.clip(config.train.grad_clip)
-        self._stop_if_not_finite(sums["loss"], grad_norm)
+        measured.check_finite(grad_norm, state.step, self.folder)
         self.optimizers.step()
         self.optimizers.zero_grad()
         with torch.no_grad():
@@ -173,51 +170,34 @@ class Trainer:
         elapsed = time.perf_counter() - started
         if config.train.max_seconds is not None:  # every rank must agree on the clock
             elapsed = self.ranks.broadcast(elapsed)
-        state.step += 1
-        state.tokens += stage.tokens
-        state.flops += stage.tokens * setup.plan.flops_per_token[number]
-        state.seconds += elapsed
-        return self._row(sums, num_bytes, grad_norm, stage.tokens)
+        return self._count(number, elapsed, measured, grad_norm)
 
-    def _row(
-        self, sums: dict[str, Tensor], num_bytes: int, grad_norm: Tensor, num_tokens: int
+    def _count(
+        self, stage: int, elapsed: float, measured: StepMetrics, grad_norm: Tensor
     ) -> dict[str, Any] | None:
-        """Adds the step's bytes, and averages its metrics over ranks where a row is due."""
-        state = self.state
+        """Adds the step to what the run has done; returns its row of metrics where one is due."""
+        state, plan = self.state, self.setup.plan
+        num_tokens = plan.stages[stage].tokens
+        state.step += 1
+        state.tokens += num_tokens
+        state.flops += num_tokens * plan.flops_per_token[stage]
+        state.seconds += elapsed
         due = _is_due(state.step, self.config.train.log_every)
         due = due or state.step == 1 or self.budget.is_spent(state.step, state.seconds)
-        values = torch.tensor([float(num_bytes)], dtype=torch.float64)
-        if due:
-            metrics = torch.stack([v.double().cpu() for v in sums.values()])
-            values = torch.cat([values, metrics / self.ranks.world_size])
-        if self.ranks.world_size > 1:
-            values = self.ranks.sum(values.to(self.device)).cpu()
-        step_bytes = int(values[0])
-        state.bytes += step_bytes
+        num_bytes, means = measured.over_ranks(with_means=due)
+        state.bytes += num_bytes
         if not due:
             return None
-        row: dict[str, Any] = {"step": state.step}
-        row |= dict(zip(sums, values[1:].tolist(), strict=True))
-        nats = row.get("nll", row["loss"]) * num_tokens
-        row["train_bpb"] = bits_per_byte(nats, step_bytes)
-        row |= {"grad_norm": float(grad_norm), "lr": self.optimizers.current_lr()}
-        row |= state.spent
-        return row | {"tokens_per_second": state.tokens / state.seconds}
-
-    def _stop_if_not_finite(self, loss: Tensor, grad_norm: Tensor) -> None:
-        """Raises: NonFiniteError on every rank if any rank has one, before weights change."""
-        wrong = torch.stack([~loss.isfinite(), ~grad_norm.isfinite()]).to(torch.float32)
-        bad_loss, bad_gradient = self.ranks.max(wrong).tolist()
-        if not (bad_loss or bad_gradient):
-            return
-        what = "loss" if bad_loss else "gradient norm"
-        folder = self.folder
-        good = folder.latest_checkpoint() if folder.has_checkpoint else "none yet"
-        raise NonFiniteError(
-            f"the {what} is not finite at step {self.state.step}; the weights were not touched "
-            f"and the last good checkpoint is {good}; a lower optim.lr or a longer optim.warmup "
-            f"usually helps"
-        )
+        nats = means.get("nll", means["loss"]) * num_tokens
+        return {
+            "step": state.step,
+            **means,
+            "train_bpb": bits_per_byte(nats, num_bytes),
+            "grad_norm": float(grad_norm),
+            "lr": self.optimizers.current_lr(),
+            **state.spent,
+            "tokens_per_second": state.tokens / state.seconds,
+        }
 
     # -- validation, checkpoints, the end ---------------------------------------------------------
 
