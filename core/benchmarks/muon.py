@@ -7,8 +7,8 @@ that other jobs on the machine count little. On a GPU they are wall seconds.
 import torch
 from torch import nn
 
-from nanozoo_core.optim.muon import Muon
 from nanozoo_core.testing.timing import begin, end, flags, take_turns
+from nanozoo_core.testing.training import make_muon
 
 # The matrices of so many transformer blocks of that width: q, k, v, o, and an MLP of ratio 4.
 BLOCKS = {"4 x width 128": (4, 128), "4 x width 256": (4, 256), "1 x width 768": (1, 768)}
@@ -36,7 +36,7 @@ def compare(blocks: tuple[int, int], device: torch.device, rounds: int) -> dict:
     oracle = torch.optim.Muon(weights(*blocks, device), weight_decay=WEIGHT_DECAY)
     steps = {"torch.optim.Muon": oracle.step}
     for name, options in VARIANTS.items():
-        ours = Muon(weights(*blocks, device), weight_decay=WEIGHT_DECAY, **options)
+        ours = make_muon(weights(*blocks, device), weight_decay=WEIGHT_DECAY, **options)
         steps[name] = ours.step
     times = take_turns(steps, device, rounds=rounds)
     return {

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
-from nanozoo_core.config import compose_config, training_config
+from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.contract import Batch, Step
+from nanozoo_core.likelihood import target_bytes
 from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training.trainer import Trainer
@@ -54,11 +55,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"model={arguments.model}", "device=cpu", f"run_dir='{folder}/run'"]
         overrides += ["train.max_steps=100000", *arguments.overrides]
-        config = training_config(compose_config(overrides))
-        trainer = Trainer(config, Ranks())
-        shape = trainer.shapes[0]
-        batch = trainer.loader.batch(0, 0, shape.micro_windows)
-        assert shape.num_micro_steps == 1, "one micro-step keeps the comparison plain"
+        trainer = Trainer(resolve(compose_config(overrides)), Ranks())
+        loader, vocabulary = trainer.setup.loader, trainer.setup.data.vocabulary
+        batch = loader.batch(0)
+        assert loader.stages[0].num_micro_steps == 1, "one micro-step keeps the comparison plain"
         for number in range(3):
             bare_step(trainer, batch, number)
             trainer.one_step()
@@ -67,7 +67,7 @@ def main() -> None:
             bare = cpu_seconds(lambda: bare_step(trainer, batch, 3), arguments.steps)
             full = cpu_seconds(trainer.one_step, arguments.steps)
             load = cpu_seconds(
-                lambda: trainer.loader.num_bytes(trainer.loader.batch(7, 0, shape.micro_windows)),
+                lambda: target_bytes(loader.batch(7), vocabulary),
                 arguments.steps,
             )
             ratios.append(full / bare)

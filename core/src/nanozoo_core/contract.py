@@ -73,7 +73,8 @@ class Batch:
     def ahead(self, distance: int, *, across_documents: bool = False) -> tuple[Tensor, Tensor]:
         """The token `distance` >= 1 places after each input, (B, T), and where it counts, (B, T)
         bool: it lies in the window, the input's own target is scored and, unless
-        `across_documents`, no document begins behind the input. Elsewhere the token is any."""
+        `across_documents`, no document begins behind the input. Where it does not count, the token
+        has no meaning."""
         length = self.tokens.shape[1] - self.lookahead
         missing = min(length, max(0, length + distance - self.tokens.shape[1]))
 
@@ -176,7 +177,7 @@ class Nll:
 
 @dataclass(frozen=True)
 class Curves:
-    """Some lines over one axis: drawn as a plot, printed as a table."""
+    """Some lines over one axis: shown as a plot, printed as a table."""
 
     title: str
     x_label: str
@@ -196,7 +197,7 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is peculiar to a trained model: numbers for result.json, and pictures."""
+    """What is peculiar to a trained model: numbers for its result, and pictures."""
 
     metrics: dict[str, float]
     pictures: tuple[Curves | HeatMap, ...] = ()

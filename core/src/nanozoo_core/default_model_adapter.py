@@ -40,21 +40,36 @@ from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
 
 
 class NextTokenModel(Protocol):
-    """What the default adapter calls. `features` and `output_weight` spare the loss the full
-    logits; without them `forward` alone serves."""
+    """All that core reads of a model that predicts the next token.
 
-    output_weight: Tensor  # (V, D)
+    Only `config`, `__call__` and `max_context` must be there. `features`, `logits` and
+    `output_weight` go together: with them the loss never builds the logits whole, and decoding
+    scores the last position alone. `output_bias` and `logit_softcap` then say what else turns
+    features into logits. `init_cache` is for cached decoding.
+    """
+
+    config: Any
+    """The model's settings."""
+    max_context: int | None
+    """The longest sequence that it can read; None where there is no longest."""
+    output_weight: Tensor
+    """(V, D): its product with the features is the logits."""
+    output_bias: Tensor | None
+    """(V,): added to that product; absent or None for no bias."""
+    logit_softcap: float | None
+    """c where the logits are c * tanh(x / c) of that sum x; absent or None for no cap."""
 
     def features(self, tokens: Tensor, cache: Any = None) -> Tensor:
-        """(B, T, D) for tokens (B, T)."""
+        """(B, T, D) for tokens (B, T); advances `cache`."""
         ...
 
     def logits(self, features: Tensor) -> Tensor:
-        """(..., V) from features (..., D)."""
+        """(..., V) from features (..., D), with bias and cap."""
         ...
 
     def init_cache(self, batch_size: int, max_length: int) -> Any:
-        """A decoding state with `lengths` (B,) and `crop(lengths)`."""
+        """A decoding state with `lengths` (B,), which every forward pass that is given it advances,
+        and `crop(lengths)`; with `num_bytes` its memory is counted."""
         ...
 
     def __call__(self, tokens: Tensor, cache: Any = None) -> Tensor:
@@ -62,17 +77,20 @@ class NextTokenModel(Protocol):
         ...
 
 
+class DenoisingModel(Protocol):
+    """All that core reads of a model that fills holes from both sides, beside its adapter's
+    `denoise`."""
+
+    max_context: int
+    """The longest window, its first token included, which is context."""
+    chunk_size: int
+    """By how many tokens a full window slides on to continue a text."""
+
+
 class DefaultModelAdapter:
     """The contract between a model and the trainer.
 
-    The default serves a module that has `config`, `forward(tokens, cache=None) -> logits` and
-
-    - `features(tokens, cache=None) -> (B, T, D)` with `output_weight -> (V, D)`, whose product is
-      the logits (then the loss never builds them whole), optionally `logit_softcap` and
-      `output_bias` (V,), and `logits(features)`, for decoding;
-    - `init_cache(batch_size, max_length)`, which returns an object with `lengths` (B,), advanced by
-      every forward pass that is given it, and `crop(lengths)`;
-    - `max_context`, the longest sequence it can read, or None.
+    The default serves every `NextTokenModel`.
     """
 
     likelihood: Likelihood = "exact"
@@ -217,10 +235,6 @@ class DefaultModelAdapter:
         """Reads K more tokens of every row, (B, K), and returns logits (B, K, V)."""
         return model(tokens, cache=cache)
 
-    def crop(self, model: nn.Module, lengths: Tensor, cache: Any) -> None:
-        """Forgets all but the first `lengths` (B,) tokens of each row."""
-        cache.crop(lengths)
-
     @property
     def can_denoise(self) -> bool:
         """Whether `denoise` is there: without it a text can only be continued."""
@@ -247,8 +261,7 @@ class DefaultModelAdapter:
         the window after each step that changed it (and the noise it starts from, where that is no
         mask), the last time without holes. Known tokens are the same each time.
 
-        Only for models that see a text from both sides. Such a model has `max_context`, its longest
-        window, and `chunk_size`, by how many tokens a full one slides on.
+        Only for models that see a text from both sides, each a `DenoisingModel`.
 
         Args: window: at least one token, the first of them known; None marks a hole.
         """

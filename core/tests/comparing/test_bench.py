@@ -47,14 +47,26 @@ def test_a_piece_of_decoding_is_a_text_of_the_length_asked_for(data: list[str]) 
     assert contestant.facts().tokenizer == "bytes"
 
 
+def test_decoding_holds_no_state_of_an_optimiser(
+    data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_rest: object) -> None:
+        raise AssertionError("an optimiser is made")
+
+    monkeypatch.setattr(torch.optim.Optimizer, "__init__", refuse)
+    assert Decoding(assignment("decode", data)).piece() == 5
+    with pytest.raises(AssertionError, match="an optimiser is made"):
+        Training(assignment("train", data))
+
+
 def test_a_run_brings_its_settings_and_weights(data: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     composed = compose_config(["model=toy", "train.max_steps=2", f"run_dir={run}", *data])
     train(resolve(composed))
     contestant = Decoding(assignment("decode", ["model_cfg.num_heads=4"], f"models=old:{run}"))
     stored = checkpoint.read_tensors(RunFolder(run).latest_checkpoint(), "model")
-    assert torch.equal(contestant.trainer.model.head.weight, stored["head.weight"])
-    assert contestant.trainer.model_cfg.num_heads == 4
+    assert torch.equal(contestant.setup.model.head.weight, stored["head.weight"])
+    assert contestant.setup.model_cfg.num_heads == 4
 
 
 def entry(label: str, speeds: list[float], *, task: str = "train", per_token: float = 1) -> Entry:

@@ -8,11 +8,12 @@ import torch
 
 from nanozoo_core.config import DataConfig, from_defaults
 from nanozoo_core.contract import Batch
-from nanozoo_core.data.loader import Stage, TrainLoader, ValidationSet, compression_baselines
+from nanozoo_core.data.loader import BatchStage, TrainLoader, ValidationSet, compression_baselines
 from nanozoo_core.data.prepare import PreparedData, prepare
 from nanozoo_core.data.shards import open_shard, write_shard
 from nanozoo_core.data.windows import Align
 from nanozoo_core.errors import DataError
+from nanozoo_core.likelihood import target_bytes
 
 TOKENIZERS = ["bytes", "bpe"]
 
@@ -60,7 +61,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 
 def test_batch_has_the_contract_shapes(prepared: PreparedData) -> None:
-    batch = TrainLoader(prepared, seq_len=16, batch_windows=5, lookahead=3).batch(0)
+    batch = TrainLoader(prepared, [BatchStage(0, 5, 16)], lookahead=3).batch(0)
     assert batch.tokens.shape == batch.documents.shape == (5, 19)
     assert (batch.tokens.dtype, batch.documents.dtype) == (torch.int64, torch.int32)
     assert batch.inputs.shape == batch.targets.shape == (5, 16)
@@ -69,14 +70,14 @@ def test_batch_has_the_contract_shapes(prepared: PreparedData) -> None:
 
 
 def test_batch_does_not_depend_on_what_was_read_before(prepared: PreparedData) -> None:
-    loader = TrainLoader(prepared, seq_len=16, batch_windows=4, seed=1)
+    loader = TrainLoader(prepared, [BatchStage(0, 4, 16)], seed=1)
     forward = [loader.batch(step) for step in range(60)]
-    fresh = TrainLoader(prepared, seq_len=16, batch_windows=4, seed=1)
+    fresh = TrainLoader(prepared, [BatchStage(0, 4, 16)], seed=1)
     assert all(same(fresh.batch(step), forward[step]) for step in reversed(range(60)))
 
 
 def test_parts_of_ranks_and_micro_steps_are_the_global_batch(prepared: PreparedData) -> None:
-    loader = TrainLoader(prepared, seq_len=16, batch_windows=12, seed=1)
+    loader = TrainLoader(prepared, [BatchStage(0, 12, 16)], seed=1)
     whole = loader.batch(7)
     parts = [loader.batch(7, first, 3) for first in range(0, 12, 3)]
     assert torch.equal(torch.cat([part.tokens for part in parts]), whole.tokens)
@@ -85,7 +86,7 @@ def test_parts_of_ranks_and_micro_steps_are_the_global_batch(prepared: PreparedD
 
 
 def test_seed_decides_the_order(prepared: PreparedData) -> None:
-    first, second = (TrainLoader(prepared, seq_len=16, batch_windows=4, seed=s) for s in (0, 1))
+    first, second = (TrainLoader(prepared, [BatchStage(0, 4, 16)], seed=s) for s in (0, 1))
     assert not same(first.batch(0), second.batch(0))
 
 
@@ -97,7 +98,7 @@ def with_places_for_tokens(prepared: PreparedData, folder: Path) -> PreparedData
 
 def test_epoch_reads_every_window_once(prepared: PreparedData, tmp_path: Path) -> None:
     data = with_places_for_tokens(prepared, tmp_path)
-    loader = TrainLoader(data, seq_len=16, batch_windows=4, seed=2)
+    loader = TrainLoader(data, [BatchStage(0, 4, 16)], seed=2)
     count = loader.num_windows()
     assert count == 61  # an epoch ends within a batch
     firsts = torch.cat([loader.batch(step).tokens[:, 0] for step in range(31)])
@@ -108,7 +109,7 @@ def test_epoch_reads_every_window_once(prepared: PreparedData, tmp_path: Path) -
 
 @pytest.mark.parametrize("align", ["stream", "documents"])
 def test_documents_count_from_the_window_start(prepared: PreparedData, align: Align) -> None:
-    loader = TrainLoader(prepared, seq_len=200, batch_windows=8, align=align)
+    loader = TrainLoader(prepared, [BatchStage(0, 8, 200)], align=align)
     batch = loader.batch(0)
     separator = prepared.vocabulary.separator
     for tokens, documents in zip(batch.tokens.tolist(), batch.documents.tolist(), strict=True):
@@ -122,34 +123,33 @@ def test_documents_count_from_the_window_start(prepared: PreparedData, align: Al
 def test_document_windows_start_with_the_separator_or_go_on_from_one(
     prepared: PreparedData,
 ) -> None:
-    loader = TrainLoader(prepared, seq_len=2000, batch_windows=8, align="documents")
+    loader = TrainLoader(prepared, [BatchStage(0, 8, 2000)], align="documents")
     starts = loader.batch(0).tokens[:, 0]
     assert (starts == prepared.vocabulary.separator).float().mean() > 0.5
 
 
 def test_num_bytes_is_the_length_of_the_scored_text(prepared: PreparedData) -> None:
-    loader = TrainLoader(prepared, seq_len=50, batch_windows=6, lookahead=2)
+    loader = TrainLoader(prepared, [BatchStage(0, 6, 50)], lookahead=2)
     batch = loader.batch(3)
     texts = [prepared.vocabulary.decode_bytes(row.tolist()) for row in batch.targets]
-    assert loader.num_bytes(batch) == sum(map(len, texts))
+    assert target_bytes(batch, loader.vocabulary) == sum(map(len, texts))
     scored = torch.arange(50) % 3 == 0
     masked = Batch(
         batch.tokens, batch.documents, batch.rows, 6, lookahead=2, scored=scored.expand(6, 50)
     )
     texts = [prepared.vocabulary.decode_bytes(row[scored].tolist()) for row in batch.targets]
-    assert loader.num_bytes(masked) == sum(map(len, texts))
+    assert target_bytes(masked, loader.vocabulary) == sum(map(len, texts))
 
 
 def test_window_longer_than_the_text_is_refused(prepared: PreparedData) -> None:
     with pytest.raises(DataError, match=r"data\.seq_len=1000000 is longer than the training data"):
-        TrainLoader(prepared, seq_len=1_000_000, batch_windows=1)
+        TrainLoader(prepared, [BatchStage(0, 1, 1_000_000)])
 
 
 def test_larger_batches_go_on_where_the_smaller_stopped(prepared: PreparedData) -> None:
-    plain = TrainLoader(prepared, seq_len=16, batch_windows=2, seed=3)
-    staged = TrainLoader(
-        prepared, seq_len=16, batch_windows=2, seed=3, later=[Stage(5, 4, 16), Stage(7, 6, 16)]
-    )
+    plain = TrainLoader(prepared, [BatchStage(0, 2, 16)], seed=3)
+    stages = [BatchStage(0, 2, 16), BatchStage(5, 4, 16), BatchStage(7, 6, 16)]
+    staged = TrainLoader(prepared, stages, seed=3)
     rows = torch.cat([staged.batch(step).tokens for step in range(9)])
     assert [len(staged.batch(step).rows) for step in range(9)] == [2] * 5 + [4] * 2 + [6] * 2
     assert torch.equal(rows, torch.cat([plain.batch(step).tokens for step in range(15)]))
@@ -157,10 +157,10 @@ def test_larger_batches_go_on_where_the_smaller_stopped(prepared: PreparedData) 
 
 def test_longer_windows_begin_an_epoch_of_their_own(prepared: PreparedData, tmp_path: Path) -> None:
     data = with_places_for_tokens(prepared, tmp_path)
-    loader = TrainLoader(data, seq_len=16, batch_windows=4, seed=3, later=[Stage(5, 2, 32)])
+    loader = TrainLoader(data, [BatchStage(0, 4, 16), BatchStage(5, 2, 32)], seed=3)
     assert loader.batch(4).inputs.shape == (4, 16)
     assert loader.batch(5).inputs.shape == (2, 32)
-    assert loader.stage(5) == Stage(5, 2, 32)
+    assert loader.stage(5) == BatchStage(5, 2, 32)
     assert loader.num_windows(5) == 30
     firsts = torch.cat([loader.batch(step).tokens[:, 0] for step in range(5, 20)])
     assert firsts.sort().values.diff().tolist() == [32] * 29

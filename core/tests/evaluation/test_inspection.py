@@ -13,7 +13,7 @@ from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.contract import Batch, Curves, HeatMap, Inspection, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.evaluation import inspection
-from nanozoo_core.training import checkpoint, runs, trainer
+from nanozoo_core.training import checkpoint, runs, setup
 from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.trainer import train
 
@@ -55,7 +55,7 @@ class Peculiar(DefaultModelAdapter):
 
 @pytest.fixture
 def finished(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in (trainer, runs):
+    for module in (setup, runs):
         monkeypatch.setattr(module, "load_adapter", lambda _name: Peculiar())
     composed = compose_config(
         [

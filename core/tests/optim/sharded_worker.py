@@ -17,8 +17,8 @@ from torch.distributed.fsdp import fully_shard
 from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import default_roles, make_groups
-from nanozoo_core.optim.muon import Muon
 from nanozoo_core.optim.sharding import gather_whole, keep_marks, shard_like
+from nanozoo_core.testing.training import make_muon
 
 WORLDS = (1, 2, 3, 4)
 
@@ -30,7 +30,7 @@ def make(process_group, dtype=torch.float32):
     parameters = [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
     parameters[7].muon_split = (20, 12, 8)
     named = [(f"w{i}", p) for i, p in enumerate(parameters)]
-    return parameters, Muon(named, weight_decay=0.1, process_group=process_group)
+    return parameters, make_muon(named, weight_decay=0.1, process_group=process_group)
 
 
 def train(parameters, muon, steps):
@@ -87,7 +87,7 @@ def train_matrices(shard):
     model[7].weight.muon_split = (20, 21)
     with keep_marks(model):
         shard(model)
-    muon = Muon(model.named_parameters(), weight_decay=0.1)
+    muon = make_muon(model.named_parameters(), weight_decay=0.1)
     for number in range(4):
         generator = torch.Generator().manual_seed(number)
         for parameter in model.parameters():

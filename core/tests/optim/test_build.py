@@ -143,7 +143,6 @@ def test_clipping_bounds_adamw_and_spares_muon():
     backward(net)
     gradients = {name: p.grad.clone() for name, p in net.named_parameters()}
     everything = torch.cat([g.flatten() for g in gradients.values()]).norm()
-    torch.testing.assert_close(optimizers.grad_norm(), everything)
     torch.testing.assert_close(optimizers.clip(0.0), everything)
     torch.testing.assert_close(optimizers.clip(1e-3), everything)
     for name in ("first.weight", "second.weight"):

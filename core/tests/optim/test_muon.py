@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from nanozoo_core.errors import CheckpointError
-from nanozoo_core.optim.muon import Muon
+from nanozoo_core.testing.training import make_muon
 
 
 def normal(*shape, seed=0):
@@ -15,7 +15,7 @@ def step_all(parameters, *, seed, **options):
     copies = [nn.Parameter(p.clone()) for p in parameters]
     for i, copy in enumerate(copies):
         copy.grad = normal(*copy.shape, seed=seed + i)
-    Muon(copies, **options).step()
+    make_muon(copies, **options).step()
     return [copy.detach() for copy in copies]
 
 
@@ -33,8 +33,8 @@ def test_fused_rows_update_as_separate_matrices():
     fused.grad = normal(56, 32, seed=1)
     for part, grad in zip(parts, fused.grad.split(fused.muon_split), strict=True):
         part.grad = grad.clone()
-    Muon([fused], neuron_axis="shape").step()
-    Muon(parts, neuron_axis="shape").step()
+    make_muon([fused], neuron_axis="shape").step()
+    make_muon(parts, neuron_axis="shape").step()
     torch.testing.assert_close(fused, torch.cat([*parts]), atol=1e-6, rtol=0)
 
 
@@ -46,8 +46,8 @@ def test_bank_updates_each_expert_and_its_blocks():
     grads = [g.clone() for e in bank.grad for g in e.split((16, 8))]
     for block, grad in zip(blocks, grads, strict=True):
         block.grad = grad
-    Muon([bank]).step()
-    Muon(blocks).step()
+    make_muon([bank]).step()
+    make_muon(blocks).step()
     expected = torch.stack([torch.cat(blocks[i : i + 2]) for i in (0, 2, 4)])
     torch.testing.assert_close(bank, expected, atol=1e-6, rtol=0)
 
@@ -58,8 +58,8 @@ def test_filters_with_channels_are_one_matrix():
     flat = nn.Parameter(filters.detach().flatten(1).clone())
     filters.grad = normal(20, 12, 3)
     flat.grad = filters.grad.flatten(1)
-    Muon([filters]).step()
-    Muon([flat]).step()
+    make_muon([filters]).step()
+    make_muon([flat]).step()
     assert torch.equal(filters.flatten(1), flat)
 
 
@@ -74,7 +74,7 @@ def test_stacking_does_not_mix_matrices():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_parameter_without_gradient_stays_as_it_is(dtype):
     parameters = [nn.Parameter(normal(16, 24, seed=i).to(dtype)) for i in range(3)]
-    muon = Muon([(f"w{i}", p) for i, p in enumerate(parameters)], weight_decay=0.1)
+    muon = make_muon([(f"w{i}", p) for i, p in enumerate(parameters)], weight_decay=0.1)
 
     def step(with_gradient):
         for i, parameter in enumerate(parameters):
@@ -96,7 +96,7 @@ def test_parameter_without_gradient_stays_as_it_is(dtype):
 def test_rates_are_read_at_every_step():
     start = normal(16, 24)
     parameter = nn.Parameter(start.clone())
-    muon = Muon([parameter], lr=0.1)
+    muon = make_muon([parameter], lr=0.1)
     for _ in range(2):  # a scheduler that rewrites lr leaves lr_mult alone
         muon.param_groups[0]["lr"] = 0.0
         parameter.grad = normal(16, 24, seed=1)
@@ -114,7 +114,7 @@ def test_lr_mult_scales_the_update():
     for lr_mult in (1.0, 4.0):
         parameter = nn.Parameter(start.clone())
         parameter.grad = gradient
-        Muon([parameter], lr_mult=lr_mult).step()
+        make_muon([parameter], lr_mult=lr_mult).step()
         ends.append(parameter.detach())
     torch.testing.assert_close(ends[1], 4 * ends[0])
 
@@ -123,7 +123,7 @@ def test_float64_runs_in_float64():
     parameter = nn.Parameter(torch.zeros(16, 24, dtype=torch.float64))
     gradient = normal(16, 24).double()
     parameter.grad = gradient
-    Muon([parameter], orth="exact", beta2=None, lr=1.0).step()
+    make_muon([parameter], orth="exact", beta2=None, lr=1.0).step()
     u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
     torch.testing.assert_close(-parameter.detach(), u @ vh, atol=1e-10, rtol=0)
 
@@ -131,13 +131,13 @@ def test_float64_runs_in_float64():
 def test_options_outside_their_lists_are_refused():
     for key in ("orth", "orth_dtype", "neuron_axis", "lr_scale", "wd_power"):
         with pytest.raises(ValueError, match=f"Muon's {key}='bad'"):
-            Muon([nn.Parameter(normal(4, 4))], **{key: "bad"})
+            make_muon([nn.Parameter(normal(4, 4))], **{key: "bad"})
 
 
 @pytest.mark.parametrize("shape", [(8,), (8, 1), (1, 8), (3, 1, 8)])
 def test_parameters_that_are_no_matrix_are_refused_by_name(shape):
     with pytest.raises(ValueError, match="cannot update 'odd'"):
-        Muon([("odd", nn.Parameter(torch.zeros(shape)))])
+        make_muon([("odd", nn.Parameter(torch.zeros(shape)))])
 
 
 @pytest.mark.parametrize("split", [(4, 3), (7, 1), (8, 0)])
@@ -145,7 +145,7 @@ def test_splits_that_do_not_cut_the_rows_are_refused(split):
     parameter = nn.Parameter(normal(8, 4))
     parameter.muon_split = split
     with pytest.raises(ValueError, match="muon_split"):
-        Muon([("w", parameter)])
+        make_muon([("w", parameter)])
 
 
 @pytest.mark.parametrize("neuron_axis", ["out", "shape"])
@@ -154,7 +154,7 @@ def test_state_restores_to_the_same_bits(neuron_axis):
         parameters = [nn.Parameter(normal(*s)) for s in [(24, 16), (16, 24), (3, 12, 20)]]
         parameters[0].muon_split = (8, 16)
         named = [(f"w{i}", p) for i, p in enumerate(parameters)]
-        return parameters, Muon(named, neuron_axis=neuron_axis, weight_decay=0.1, lr=0.03)
+        return parameters, make_muon(named, neuron_axis=neuron_axis, weight_decay=0.1, lr=0.03)
 
     whole, muon = fresh()
     run(muon, whole, range(6))
@@ -180,7 +180,7 @@ def test_state_restores_to_the_same_bits(neuron_axis):
     ],
 )
 def test_foreign_state_is_refused_by_key(change, key):
-    muon = Muon([("w", nn.Parameter(normal(4, 8)))])
+    muon = make_muon([("w", nn.Parameter(normal(4, 8)))])
     state = muon.full_state()
     change(state)
     with pytest.raises(CheckpointError, match=key):

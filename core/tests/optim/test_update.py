@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from nanozoo_core.optim.muon import Muon
 from nanozoo_core.optim.update import equalize_neurons, merge_halves, muon_update, split_halves
+from nanozoo_core.testing.training import make_muon
 
 PLAIN = {"orth": "ns5", "beta2": None, "cautious": False}
 
@@ -23,7 +23,7 @@ def with_grad(value, grad):
 def one_step(weight, grad, **options):
     """The weight after one step of a fresh Muon."""
     parameter = with_grad(weight, grad)
-    Muon([parameter], **options).step()
+    make_muon([parameter], **options).step()
     return parameter.detach()
 
 
@@ -84,7 +84,7 @@ def test_agrees_with_torch_muon_on_what_both_know(nesterov):
     options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "nesterov": nesterov}
     ours = [nn.Parameter(normal(*shape, seed=i)) for i, shape in enumerate(shapes)]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
-    muon = Muon(ours, orth_dtype="bfloat16", eps=1e-7, **PLAIN, **options)
+    muon = make_muon(ours, orth_dtype="bfloat16", eps=1e-7, **PLAIN, **options)
     oracle = torch.optim.Muon(theirs, eps=1e-7, **options)
     for step in range(20):
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
@@ -121,7 +121,7 @@ def test_neurons_come_to_move_equally():
 
     scales = torch.exp(normal(512, 1, seed=7))
     parameter = nn.Parameter(torch.zeros(512, 128))
-    muon = Muon([parameter], lr=1.0)
+    muon = make_muon([parameter], lr=1.0)
     changes = []
     for step in range(50):
         before = parameter.detach().clone()
@@ -145,7 +145,7 @@ def test_bfloat16_weights_follow_the_float32_run_bit_for_bit():
     full = nn.Parameter(start.float())
     half = nn.Parameter(start.clone())
     options = {"lr": 1e-4, "weight_decay": 0.1}  # steps far below half a place of bfloat16
-    muons = Muon([("w", full)], **options), Muon([("w", half)], **options)
+    muons = make_muon([("w", full)], **options), make_muon([("w", half)], **options)
     for step in range(100):
         half.grad = normal(2, 32, 48, seed=step).bfloat16()
         full.grad = half.grad.float()

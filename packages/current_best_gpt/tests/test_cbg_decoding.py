@@ -65,8 +65,8 @@ def test_forgotten_tokens_leave_no_trace():
     cache = ADAPTER.init_cache(model, 3, LENGTH)
     ADAPTER.prefill(model, tokens[:, :40], torch.full((3,), 40), cache)
     ADAPTER.append(model, torch.full((3, SPARE), 7), cache)
-    ADAPTER.crop(model, torch.tensor([40, 40 + 3, 40]), cache)
-    ADAPTER.crop(model, torch.full((3,), 40), cache)
+    cache.crop(torch.tensor([40, 40 + 3, 40]))
+    cache.crop(torch.full((3,), 40))
     found = ADAPTER.append(model, tokens[:, 40 : 40 + SPARE], cache)
     assert_close(found, full[:, 40 : 40 + SPARE])
 
@@ -77,7 +77,7 @@ def test_more_than_the_rings_can_take_back_is_refused():
     cache = ADAPTER.init_cache(model, 3, LENGTH)
     ADAPTER.prefill(model, tokens[:, :60], torch.full((3,), 60), cache)
     with pytest.raises(ValueError, match=f"the last {SPARE} tokens; {SPARE + 1} are asked"):
-        ADAPTER.crop(model, torch.full((3,), 60 - SPARE - 1), cache)
+        cache.crop(torch.full((3,), 60 - SPARE - 1))
     with pytest.raises(ValueError, match="holds 90 tokens per row; 91 are asked"):
         ADAPTER.append(model, tokens[:, :31], cache)
 

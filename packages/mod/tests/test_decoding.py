@@ -76,7 +76,7 @@ def test_several_tokens_at_once_and_taken_back(way: dict[str, Any]) -> None:
         for offset in range(kept):
             assert_equal(found[:, offset], full[rows, lengths + offset])
         lengths = lengths + kept
-        ADAPTER.crop(model, lengths, cache)
+        cache.crop(lengths)
         assert torch.equal(cache.lengths, lengths)
     assert_equal(ADAPTER.append(model, tokens[rows, lengths][:, None], cache)[:, 0],
                  full[rows, lengths])  # fmt: skip

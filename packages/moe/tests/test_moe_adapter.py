@@ -13,9 +13,9 @@ from nanozoo_core.config import (
 )
 from nanozoo_core.contract import Draw, HeatMap, Step
 from nanozoo_core.optim.build import build_optimizers
-from nanozoo_core.optim.muon import Muon
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
+from nanozoo_core.testing.training import make_muon
 from nanozoo_moe.adapter import MoEAdapter
 from nanozoo_moe.config import MoEConfig
 from nanozoo_moe.model import MoE
@@ -209,8 +209,8 @@ def test_muon_updates_a_stack_as_so_many_matrices():
     bank = model.blocks[1].mlp.up
     singles = [torch.nn.Parameter(matrix.detach().clone()) for matrix in bank]
     muons = [
-        Muon([("bank", bank)], weight_decay=0.1),
-        Muon([(f"single{i}", p) for i, p in enumerate(singles)], weight_decay=0.1),
+        make_muon([("bank", bank)], weight_decay=0.1),
+        make_muon([(f"single{i}", p) for i, p in enumerate(singles)], weight_decay=0.1),
     ]
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)

@@ -79,7 +79,7 @@ def test_several_tokens_at_once_and_taken_back() -> None:
         for offset in range(kept):
             assert_equal(found[:, offset], full[rows, lengths + offset])
         lengths = lengths + kept
-        ADAPTER.crop(model, lengths, cache)
+        cache.crop(lengths)
         assert torch.equal(cache.lengths, lengths)
 
 

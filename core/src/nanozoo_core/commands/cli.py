@@ -307,7 +307,7 @@ def inspect_run(arguments: argparse.Namespace) -> None:
     from nanozoo_core.training import runs
 
     run = _load(arguments, _model_overrides(arguments))
-    found = runs.inspect(run)
+    found = runs.inspect_run(run)
     text = inspection.SHOWN_TEXT if arguments.text is None else arguments.text
     shown = run.adapter.show_sample(run.model, run.vocabulary, text)
     if found is None and shown is None:

@@ -19,7 +19,7 @@ from nanozoo_core.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from nanozoo_core.default_model_adapter import DefaultModelAdapter
-    from nanozoo_core.training.batches import BatchShape
+    from nanozoo_core.training.plan import RunPlan
 
 
 def describe_model(
@@ -32,7 +32,7 @@ def describe_model(
     """
     import torch
 
-    from nanozoo_core.evaluation import estimate
+    from nanozoo_core.training.plan import plan_run, usual_bytes_per_token
 
     resolved = resolve(compose_config(overrides, recipe=recipe))
     config, model_cfg = resolved.training, resolved.model_cfg
@@ -45,7 +45,8 @@ def describe_model(
     muon = sum(n for name, n in params.items() if roles[name] == "matrix")
     state = 8 * total - (4 * muon if config.optim.name == "muon" else 0)
     flops = adapter.flops_per_token(model_cfg, config.data.seq_len)
-    plan = estimate.plan(config, adapter, model_cfg)
+    bytes_per_token = usual_bytes_per_token(config.data.tokenizer)
+    plan = plan_run(config, adapter, model_cfg, bytes_per_token=bytes_per_token)
     counted = ("params", "params_non_embedding")
     extra = {name: n for name, n in adapter.report(model).items() if name not in counted}
     lines = [f"{config.model}: {registry.model_summaries()[config.model]}", "", "model_cfg:"]
@@ -63,37 +64,38 @@ def describe_model(
         + ")",
         *(f"{name}: {value:,.6g}" for name, value in extra.items()),
         f"training FLOPs per token: {flops:.3e} at data.seq_len={config.data.seq_len}",
-        *plan.lines(),
+        *plan.describe(),
         f"memory of weights, gradients and optimiser ({config.optim.name}): "
         f"{(8 * total + state) / 2**20:,.1f} MiB",
-        *([_activations(resolved, adapter, plan.shapes[-1])] if activations else []),
+        *([_activations(resolved, adapter, plan)] if activations else []),
         f"train it: train {f'--config {recipe}' if recipe else f'--model {config.model}'}",
     ]
     return "\n".join(lines)
 
 
-def _activations(resolved: ResolvedConfig, adapter: DefaultModelAdapter, shape: BatchShape) -> str:
+def _activations(resolved: ResolvedConfig, adapter: DefaultModelAdapter, plan: RunPlan) -> str:
     """What one micro-batch keeps for its gradient, from one window computed on this machine."""
     import torch
 
     from nanozoo_core.evaluation import estimate
-    from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 
-    model_cfg = resolved.model_cfg
+    model_cfg, stage = resolved.model_cfg, plan.stages[-1]
+    windows = plan.micro_windows(stage)
     dtype = torch.float32 if resolved.training.dtype == "float32" else torch.bfloat16
-    vocabulary = ToyVocabulary(resolved.vocab_size)  # no tokenizer is there yet
+    vocabulary = estimate.UnknownVocabulary(resolved.vocab_size)
     with torch.random.fork_rng(devices=[]):
         model = adapter.build(model_cfg, vocabulary)
     window = estimate.activation_bytes(
         adapter,
         model,
-        seq_len=shape.seq_len,
+        seq_len=stage.seq_len,
         lookahead=adapter.lookahead(model_cfg),
+        vocab_size=resolved.vocab_size,
         dtype=dtype,
     )
     return (
-        f"memory of activations: {shape.micro_windows * window / 2**20:,.1f} MiB for "
-        f"{shape.micro_windows} windows at once, in {str(dtype).removeprefix('torch.')} "
+        f"memory of activations: {windows * window / 2**20:,.1f} MiB for "
+        f"{windows} windows at once, in {str(dtype).removeprefix('torch.')} "
         f"(measured here, uncompiled; train.micro_batch_tokens lowers it)"
     )
 

@@ -12,12 +12,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nanozoo_core.errors import DataError
+from filelock import FileLock
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes may both build, and the first rename wins
-    fcntl = None  # type: ignore[assignment]
+from nanozoo_core.errors import DataError
 
 
 def cache_root() -> Path:
@@ -61,42 +58,27 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """Returns `folder`, which `build` fills if it is not there.
 
     The work happens in a temporary folder beside it that is renamed when complete, so a folder that
-    exists is whole. A second process waits for the first where file locks exist; elsewhere both
-    build and the first rename wins.
+    exists is whole. A second process waits for the first.
     """
     if folder.is_dir():
         return folder
     with cache_errors():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.parent / f".{folder.name}.lock"):
+        with FileLock(folder.parent / f".{folder.name}.lock"):
             if folder.is_dir():
                 return folder
-            if fcntl is not None:  # under the lock, what is left here is a killed process's
-                for left in folder.parent.glob(f".{folder.name}.*.unfinished"):
-                    shutil.rmtree(left, ignore_errors=True)
+            # Under the lock, what is left here is a killed process's.
+            for left in folder.parent.glob(f".{folder.name}.*.unfinished"):
+                shutil.rmtree(left, ignore_errors=True)
             unfinished = Path(
                 tempfile.mkdtemp(".unfinished", f".{folder.name}.", dir=folder.parent)
             )
             try:
                 build(unfinished)
-                try:
-                    unfinished.rename(folder)
-                except OSError:
-                    if not folder.is_dir():
-                        raise
+                unfinished.rename(folder)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     return folder
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    if fcntl is None:
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, or the process killed
-        yield
 
 
 def write_json(path: Path, value: object) -> None:

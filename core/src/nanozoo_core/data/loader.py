@@ -25,37 +25,44 @@ from nanozoo_core.randomness import hash_integers
 
 
 @dataclass(frozen=True)
-class Stage:
-    """From step `start` on, a batch has `batch_windows` windows of `seq_len` scored tokens."""
+class BatchStage:
+    """From step `start` on, the global batch has `batch_windows` windows of `seq_len` scored
+    tokens, which every process reads in `num_micro_steps` equal parts."""
 
     start: int
     batch_windows: int
     seq_len: int
+    num_micro_steps: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Scored tokens of a step."""
+        return self.batch_windows * self.seq_len
 
 
 class TrainLoader:
     """Reads training batches by number; it has no state, so any order of calls gives the same.
 
     The windows of an epoch are visited in a seeded order, one after the other, `batch_windows` to a
-    step. `later` holds stages with another batch size or window length, by rising `start`: windows
-    of the same length go on where the stage before stopped, those of a new length begin an epoch.
+    step. Stages change the batch size or the window length, by rising `start`, the first at 0:
+    windows of the same length go on where the stage before stopped, those of a new length begin an
+    epoch.
     """
 
     def __init__(
         self,
         prepared: PreparedData,
+        stages: Sequence[BatchStage],
         *,
-        seq_len: int,
-        batch_windows: int,
         lookahead: int = 1,
         seed: int = 0,
         align: Align = "stream",
-        later: Sequence[Stage] = (),
     ) -> None:
         """Raises: DataError when the data hold no window of that length."""
         self.vocabulary = prepared.vocabulary
         self.lookahead = lookahead
-        self.stages = [Stage(0, batch_windows, seq_len), *later]
+        self.stages = tuple(stages)
+        assert self.stages[0].start == 0
         assert all(a.start < b.start for a, b in zip(self.stages, self.stages[1:], strict=False))
         self._windows = {
             length: Windows.find(
@@ -79,11 +86,11 @@ class TrainLoader:
                 self._visited.append(0)
                 self._seeds.append(hash_integers(seed, number))
 
-    def stage(self, step: int) -> Stage:
-        """The size of the global batch of a step."""
-        return self.stages[self._stage_number(step)]
+    def stage(self, step: int) -> BatchStage:
+        """The batch of a step."""
+        return self.stages[self.stage_number(step)]
 
-    def _stage_number(self, step: int) -> int:
+    def stage_number(self, step: int) -> int:
         return sum(stage.start <= step for stage in self.stages) - 1
 
     def num_windows(self, step: int = 0) -> int:
@@ -93,7 +100,7 @@ class TrainLoader:
     def batch(self, step: int, first_row: int = 0, num_rows: int | None = None) -> Batch:
         """Rows first_row .. first_row + num_rows - 1 (None: to the end) of the global batch of a
         step."""
-        number = self._stage_number(step)
+        number = self.stage_number(step)
         stage = self.stages[number]
         if num_rows is None:
             num_rows = stage.batch_windows - first_row
@@ -109,11 +116,6 @@ class TrainLoader:
             num_rows=stage.batch_windows,
             lookahead=self.lookahead,
         )
-
-    def num_bytes(self, batch: Batch) -> int:
-        """UTF-8 bytes of the scored tokens of a batch that lies on the CPU."""
-        sizes = self.vocabulary.byte_counts[batch.targets.numpy()]  # (B, T)
-        return int(sizes.sum() if batch.scored is None else sizes[batch.scored.numpy()].sum())
 
 
 class ValidationSet:

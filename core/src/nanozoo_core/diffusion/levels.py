@@ -5,13 +5,13 @@ B windows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from nanozoo_core.contract import Batch, Vocabulary
+from nanozoo_core.likelihood import bits_per_byte, target_bytes
 
 INSPECTION_SEED = 2_000_003  # noise of its own, apart from the score's
 LEVELS = 4  # parts of the range of noise that are told apart
@@ -56,12 +56,11 @@ def means_by_unit(
 ) -> dict[str, float]:
     """Nats per token under the names that say so, and bits per byte where there is text."""
     num_tokens = sum(batch.num_scored for batch in batches)
-    num_bytes = 0
-    for batch in batches:
-        sizes = vocabulary.token_bytes[batch.targets.cpu()]
-        num_bytes += int((sizes if batch.scored is None else sizes * batch.scored.cpu()).sum())
+    num_bytes = sum(target_bytes(batch, vocabulary) for batch in batches)
     metrics = {f"{name}_nats_per_token": nats for name, nats in means.items()}
     if num_bytes:
-        to_bits = num_tokens / (math.log(2) * num_bytes)
-        metrics |= {f"{name}_bits_per_byte": nats * to_bits for name, nats in means.items()}
+        metrics |= {
+            f"{name}_bits_per_byte": bits_per_byte(nats * num_tokens, num_bytes)
+            for name, nats in means.items()
+        }
     return metrics

@@ -1,82 +1,37 @@
-"""What a training will cost, told before it starts and without the machine it is meant for."""
+"""What a training keeps in memory, measured before it starts."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.config import TrainingConfig
 from nanozoo_core.contract import Batch, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.machine.device import PEAK_FLOPS
 from nanozoo_core.randomness import seeded_generator
-from nanozoo_core.training.batches import BatchShape, mean_per_step, plan_batches
-from nanozoo_core.training.budget import plan_budget
-
-BYTES_PER_TOKEN = 4.0  # of a byte-pair vocabulary, roughly; a tokenizer of bytes has 1
-REFERENCE_GPU = "H100"
-ASSUMED_UTILISATION = 0.4
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The budget in full; `steps` is None where only seconds limit the run."""
+class UnknownVocabulary:
+    """Stands for a tokenizer that is not there yet: `size` tokens of one byte each, of which 0 is
+    the separator. A model can be built for it."""
 
-    shapes: list[BatchShape]
-    steps: int | None
-    tokens: float
-    flops: float
+    name = "unknown"
+    separator = 0
 
-    def lines(self) -> list[str]:
-        shape = self.shapes[0]
-        stages = f", {len(self.shapes)} stages" if len(self.shapes) > 1 else ""
-        text = (
-            f"batch: {shape.batch_windows} windows of {shape.seq_len} tokens in "
-            f"{shape.num_micro_steps} micro-steps{stages}"
-        )
-        if self.steps is None:
-            return [text, "budget: train.max_seconds alone"]
-        peak = PEAK_FLOPS[REFERENCE_GPU] * ASSUMED_UTILISATION
-        alone, eight = (describe_time(self.flops / peak / number) for number in (1, 8))
-        return [
-            text,
-            f"budget: {self.steps:,} steps, {self.tokens:,.0f} tokens, {self.flops:.2e} FLOPs",
-            f"time: {alone} on one {REFERENCE_GPU}, {eight} on eight, at "
-            f"{ASSUMED_UTILISATION:.0%} of their bfloat16 peak",
-        ]
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.token_bytes = torch.ones(size, dtype=torch.int64)
 
+    def encode(self, text: str | bytes) -> list[int]:
+        raw = text.encode() if isinstance(text, str) else text
+        return [byte % self.size for byte in raw]
 
-def plan(config: TrainingConfig, adapter: DefaultModelAdapter, model_cfg: Any) -> Plan:
-    """Steps, tokens and FLOPs of a run, on one process. Where text limits it, a token of a
-    byte-pair vocabulary is taken for four bytes.
+    def decode(self, tokens: Sequence[int]) -> str:
+        return " ".join(str(token) for token in tokens)
 
-    Raises: ConfigError when the batch does not fit the window.
-    """
-    shapes = plan_batches(adapter.data_plan(model_cfg, config), config.train, world_size=1)
-    tokens = [float(shape.tokens) for shape in shapes]
-    flops = [shape.tokens * adapter.flops_per_token(model_cfg, shape.seq_len) for shape in shapes]
-    step_tokens, step_flops = mean_per_step(shapes, tokens), mean_per_step(shapes, flops)
-    token_bytes = 1.0 if config.data.tokenizer == "bytes" else BYTES_PER_TOKEN
-    budget = plan_budget(
-        config.train,
-        step_tokens=step_tokens,
-        step_bytes=step_tokens * token_bytes,
-        step_flops=step_flops,
-    )
-    steps = budget.steps
-    return Plan(shapes, steps, (steps or 0) * step_tokens, (steps or 0) * step_flops)
-
-
-def describe_time(seconds: float) -> str:
-    """In the unit that fits: 95 as 1.6 min."""
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{math.ceil(seconds)} s"
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        return self.decode(tokens).encode()
 
 
 def activation_bytes(
@@ -85,6 +40,7 @@ def activation_bytes(
     *,
     seq_len: int,
     lookahead: int,
+    vocab_size: int,
     dtype: torch.dtype,
 ) -> int:
     """What the loss of one window keeps for its gradient, measured by computing it here.
@@ -92,11 +48,10 @@ def activation_bytes(
     Args: model: with weights, on any device. dtype: of autocast.
     """
     generator = seeded_generator(0)
-    size = getattr(getattr(model, "config", None), "vocab_size", None) or 256
     shape = (1, seq_len + lookahead)
     device = next(model.parameters()).device
     batch = Batch(
-        tokens=torch.randint(min(size, 256), shape, generator=generator),
+        tokens=torch.randint(min(vocab_size, 256), shape, generator=generator),
         documents=torch.zeros(shape, dtype=torch.int64),
         rows=torch.arange(1),
         num_rows=1,

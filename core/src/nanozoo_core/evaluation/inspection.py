@@ -9,17 +9,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from nanozoo_core.contract import Batch, Curves, HeatMap, Inspection
+from nanozoo_core.data.loader import ValidationSet
 from nanozoo_core.data.tokenizers import Tokenizer
-
-if TYPE_CHECKING:
-    from nanozoo_core.data.loader import ValidationSet
-    from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.likelihood import target_bytes
+from nanozoo_core.machine.terminal import text_table
 
 INSPECTED_BYTES = 65_536
 SHOWN_TEXT = (
@@ -42,7 +42,7 @@ def inspect_model(
     num_bytes = 0
     for batch in validation.batches(max(1, batch_tokens // validation.seq_len)):
         batches.append(batch.to(device))
-        num_bytes += int(vocabulary.token_bytes[batch.targets].sum())
+        num_bytes += target_bytes(batch, vocabulary)
         if num_bytes >= INSPECTED_BYTES:
             break
     was_training = model.training
@@ -60,11 +60,11 @@ def describe(inspection: Inspection) -> str:
 
 
 def write(inspection: Inspection, path: Path, picture: Path) -> None:
-    """Writes the numbers to `path` as JSON, and a picture where there is something to draw."""
+    """Writes the numbers to `path` as JSON, and a picture where there is something to plot."""
     text = json.dumps(dataclasses.asdict(inspection), indent=2)
     path.write_text(text + "\n")
     if inspection.pictures:
-        _draw(picture, inspection.pictures)
+        _plot(picture, inspection.pictures)
 
 
 def _table(picture: Curves | HeatMap) -> str:
@@ -84,17 +84,10 @@ def _table(picture: Curves | HeatMap) -> str:
             ys = dict(points)
             rows.append([name, *(f"{ys[x]:.4f}" if x in ys else "" for x in xs)])
         title = f"{picture.title} ({picture.y_label})"
-    widths = [
-        max(len(line[i]) for line in [head, *rows] if i < len(line)) for i in range(len(head))
-    ]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=False))
-        for line in [head, *rows]
-    ]
-    return "\n".join([title, *lines])
+    return f"{title}\n{text_table([head, *rows])}"
 
 
-def _draw(path: Path, pictures: tuple[Curves | HeatMap, ...]) -> None:
+def _plot(path: Path, pictures: tuple[Curves | HeatMap, ...]) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -106,15 +99,15 @@ def _draw(path: Path, pictures: tuple[Curves | HeatMap, ...]) -> None:
     for axes, picture in zip(grid[:, 0], pictures, strict=True):
         axes.set_title(picture.title)
         if isinstance(picture, HeatMap):
-            _draw_heat_map(figure, axes, picture)
+            _plot_heat_map(figure, axes, picture)
         else:
-            _draw_curves(axes, picture)
+            _plot_curves(axes, picture)
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
 
 
-def _draw_heat_map(figure: Any, axes: Any, picture: HeatMap) -> None:
+def _plot_heat_map(figure: Any, axes: Any, picture: HeatMap) -> None:
     image = axes.imshow(picture.values, aspect="auto", interpolation="nearest", cmap="viridis")
     figure.colorbar(image, ax=axes)
     axes.set_xlabel(picture.column_label)
@@ -122,7 +115,7 @@ def _draw_heat_map(figure: Any, axes: Any, picture: HeatMap) -> None:
     axes.set_yticks(range(len(picture.values)))
 
 
-def _draw_curves(axes: Any, picture: Curves) -> None:
+def _plot_curves(axes: Any, picture: Curves) -> None:
     for name, points in picture.series.items():
         axes.plot(*zip(*points, strict=True), "o-", label=name)
     axes.set_xlabel(picture.x_label)

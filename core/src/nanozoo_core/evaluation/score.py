@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
 
 from nanozoo_core.contract import Draw, Likelihood, Nll
+from nanozoo_core.data.loader import ValidationSet
+from nanozoo_core.likelihood import bits_per_byte
 from nanozoo_core.machine.device import autocast
-
-if TYPE_CHECKING:
-    from nanozoo_core.data.loader import ValidationSet
-    from nanozoo_core.machine.ranks import Ranks
+from nanozoo_core.machine.ranks import Ranks
 
 NOISE_SEED = 1_000_003  # validation noise is its own, whatever the run's seed
 
@@ -34,6 +33,22 @@ class Score:
     num_tokens: int
     num_bytes: int
     standard_error: float | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The score under the names that results and metrics give it."""
+        return {
+            "val_bpb": self.bits_per_byte,
+            "val_bound": self.bound,
+            "val_standard_error": self.standard_error,
+            "val_loss": self.nats_per_token,
+            "val_bytes": self.num_bytes,
+            "val_tokens": self.num_tokens,
+        }
+
+    def __str__(self) -> str:
+        margin = f" +- {self.standard_error:.4f}" if self.standard_error else ""
+        return f"{'<= ' if self.bound == 'upper' else ''}{self.bits_per_byte:.4f}{margin}"
 
 
 @torch.no_grad()
@@ -75,15 +90,16 @@ def evaluate(
                 on_progress(len(batch.rows))
     loss_module.train(was_training)
     totals, num_tokens = _sum_over_ranks(totals, tokens, ranks, device)
-    mean = float(totals.mean())
-    to_bits = 1 / (math.log(2) * validation.num_bytes)
-    error = None if draws == 1 else float(totals.std()) / math.sqrt(draws) * to_bits
+    mean, num_bytes = float(totals.mean()), validation.num_bytes
+    error = None
+    if draws > 1:
+        error = bits_per_byte(float(totals.std()) / math.sqrt(draws), num_bytes)
     return Score(
-        bits_per_byte=mean * to_bits,
+        bits_per_byte=bits_per_byte(mean, num_bytes),
         bound=likelihood,
         nats_per_token=mean / num_tokens,
         num_tokens=num_tokens,
-        num_bytes=validation.num_bytes,
+        num_bytes=num_bytes,
         standard_error=error,
     )
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import nn
 
 from nanozoo_core.contract import PartialText, SamplingSettings
+from nanozoo_core.default_model_adapter import DefaultModelAdapter, DenoisingModel
 from nanozoo_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from nanozoo_core.default_model_adapter import DefaultModelAdapter
 
 
 def continue_text(
@@ -31,7 +29,8 @@ def continue_text(
     """
     if not prompt:
         raise ValueError("the prompt needs at least one token, such as the separator")
-    limit, chunk_size = cast(int, model.max_context), cast(int, model.chunk_size)
+    denoiser = cast(DenoisingModel, model)
+    limit, chunk_size = denoiser.max_context, denoiser.chunk_size
     text = list(prompt)
     left = settings.max_tokens
     while left > 0:
@@ -60,7 +59,7 @@ def denoised(
 
     Raises: ValueError when the window is too long or does not begin with a known token.
     """
-    limit = cast(int, model.max_context)
+    limit = cast(DenoisingModel, model).max_context
     if len(window) > limit:
         raise ValueError(f"{len(window)} tokens do not fit into a window of {limit}")
     if not window or window[0] is None:

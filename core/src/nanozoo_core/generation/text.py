@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nanozoo_core.contract import SamplingSettings, Vocabulary
-from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.default_model_adapter import DefaultModelAdapter, DenoisingModel
 from nanozoo_core.errors import ConfigError, Problems
 from nanozoo_core.generation.autoregressive import autoregressive
 from nanozoo_core.generation.denoising import continue_text, denoised, fit_window
@@ -107,7 +107,7 @@ def infill_tokens(
         )
     before = [vocabulary.separator, *vocabulary.encode(prompt)]
     after = vocabulary.encode(suffix)
-    limit = cast(int, model.max_context)
+    limit = cast(DenoisingModel, model).max_context
     num_before, num_after = fit_window(before, settings.max_tokens, after, limit)
     start = len(before) - num_before
     window = [*before[start:], *[None] * settings.max_tokens, *after[:num_after]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from nanozoo_core.errors import NanozooError
@@ -16,6 +16,20 @@ def say(text: str) -> None:
 
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
+
+
+def text_table(rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> str:
+    """Rows of cells as lines with the columns under each other, to the right but for those in
+    `left`; a row may be shorter than others."""
+    num_columns = max(map(len, rows))
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(num_columns)]
+
+    def padded(column: int, cell: str) -> str:
+        return cell.ljust(widths[column]) if column in left else cell.rjust(widths[column])
+
+    return "\n".join(
+        "  ".join(padded(column, cell) for column, cell in enumerate(row)).rstrip() for row in rows
+    )
 
 
 @contextmanager

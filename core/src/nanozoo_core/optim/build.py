@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nanozoo_core.config import OptimConfig
+from nanozoo_core.config import MuonConfig, OptimConfig
 from nanozoo_core.errors import CheckpointError, ConfigError
 from nanozoo_core.optim.adamw import AdamW
 from nanozoo_core.optim.groups import ParameterGroup
@@ -18,6 +19,10 @@ from nanozoo_core.optim.sharding import gather_whole, shard_like
 log = logging.getLogger(__name__)
 
 FUSED_ADAMW_DEVICES = ("cpu", "cuda", "mps", "xpu")
+MUON_SETTINGS = (
+    *("lr", "momentum", "nesterov", "orth", "orth_dtype", "beta2", "neuron_axis", "lr_scale"),
+    *("weight_decay", "cautious", "wd_power", "eps"),
+)
 PENDING = "pending_gradient"  # state of a group between two of its steps
 
 
@@ -67,10 +72,6 @@ class OptimizerSet:
         """The rate of the matrices at this step, without multipliers."""
         top = self.optim.lr if self.muon is None else self.optim.muon.lr
         return top * self._factor
-
-    def grad_norm(self) -> Tensor:
-        """The norm of all gradients together; not finite where any gradient is not."""
-        return self.clip(0.0)
 
     def clip(self, max_norm: float) -> Tensor:
         """Scales AdamW's gradients to a norm of at most `max_norm`; 0 leaves them, and so it leaves
@@ -210,7 +211,6 @@ def build_optimizers(
 
 
 def _muon(groups: list[ParameterGroup], optim: OptimConfig) -> Muon:
-    muon = optim.muon
     return Muon(
         [
             {
@@ -222,17 +222,13 @@ def _muon(groups: list[ParameterGroup], optim: OptimConfig) -> Muon:
             }
             for group in groups
         ],
-        momentum=muon.momentum,
-        nesterov=muon.nesterov,
-        orth=muon.orth,
-        orth_dtype=muon.orth_dtype,
-        beta2=muon.beta2,
-        neuron_axis=muon.neuron_axis,
-        lr_scale=muon.lr_scale,
-        cautious=muon.cautious,
-        wd_power=muon.wd_power,
-        eps=muon.eps,
+        **muon_settings(optim.muon),
     )
+
+
+def muon_settings(muon: MuonConfig) -> dict[str, Any]:
+    """The settings that our Muon takes, without those of its schedule."""
+    return {name: getattr(muon, name) for name in MUON_SETTINGS}
 
 
 def _torch_muon(groups: list[ParameterGroup], optim: OptimConfig) -> torch.optim.Muon:

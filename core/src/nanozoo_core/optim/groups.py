@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.errors import Problems, suggest
+from nanozoo_core.machine.terminal import text_table
 from nanozoo_core.optim.layout import row_split
 
 ROLES = ("matrix", "embedding", "head", "vector")
@@ -31,13 +32,13 @@ class ParameterGroup:
     names: list[str]
     params: list[Tensor] = field(repr=False)
     lr: float  # at the top of the schedule
-    lr_mult: float = 1.0
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)  # these and all below are AdamW's
-    eps: float = 1e-8
-    cautious: bool = False
-    wd_power: Literal[1, 2] = 1
-    every: int = 1  # step only at each such step, on the sum of the gradients since the last
+    lr_mult: float
+    weight_decay: float
+    betas: tuple[float, float]  # these and all below are AdamW's
+    eps: float
+    cautious: bool
+    wd_power: Literal[1, 2]
+    every: int  # step only at each such step, on the sum of the gradients since the last
 
 
 @dataclass(frozen=True)
@@ -152,13 +153,7 @@ def describe(groups: list[ParameterGroup]) -> str:
         rate = f"{group.lr * group.lr_mult:g}"
         sizes = (f"{len(group.params)}", f"{count:,}")
         rows.append((group.name, group.optimizer, *sizes, rate, f"{group.weight_decay:g}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-        lines.append("  ".join(left + right))
-    return "\n".join(lines)
+    return text_table(rows, left=(0, 1))
 
 
 def _adamw_lr(role: str, optim: OptimConfig) -> float:

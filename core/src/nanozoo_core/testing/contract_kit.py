@@ -28,11 +28,10 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.generation.text import draw_text
 from nanozoo_core.machine.device import autocast
-from nanozoo_core.optim.build import build_optimizers
-from nanozoo_core.optim.groups import make_groups
 from nanozoo_core.testing.processes import train_in_processes
 from nanozoo_core.testing.sources import MarkovSource, batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
+from nanozoo_core.testing.training import train as train_on_batches
 from nanozoo_core.training import checkpoint, runs
 from nanozoo_core.training.distributed import LossModule
 from nanozoo_core.training.run_folder import RunFolder
@@ -111,28 +110,10 @@ class ModelContract:
                 parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
     def train_on(
-        self,
-        adapter: DefaultModelAdapter,
-        model: nn.Module,
-        windows: Sequence[Tensor],
+        self, adapter: DefaultModelAdapter, model: nn.Module, windows: Sequence[Tensor]
     ) -> None:
         """One AdamW step per element of `windows`, rate falling linearly to zero."""
-        optim = from_defaults(OptimConfig, name="adamw", lr=self.lr, warmup=10, decay_fraction=0.7)
-        groups = make_groups(model, adapter.parameter_roles(model), optim)
-        optimizers = build_optimizers(groups, optim, total_steps=len(windows), device=CPU)
-        model.train()
-        for number, tokens in enumerate(windows):
-            step = Step(number=number, progress=number / len(windows), seed=0)
-            optimizers.set_schedule(number, step.progress)
-            adapter.before_step(model, step)
-            adapter.training_loss(model, batch_of(tokens), step).value.backward()
-            with torch.no_grad():
-                adapter.before_update(model, step, optimizers.optimizers)
-            optimizers.clip(1.0)
-            optimizers.step()
-            optimizers.zero_grad()
-            with torch.no_grad():
-                adapter.after_step(model, step, optimizers.optimizers)
+        train_on_batches(adapter, model, [batch_of(tokens) for tokens in windows], self.lr)
 
     def nats(
         self, adapter: DefaultModelAdapter, model: nn.Module, tokens: Tensor, draws: int = 1

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.config import OptimConfig, from_defaults
+from nanozoo_core.config import MuonConfig, OptimConfig, from_defaults
 from nanozoo_core.contract import Batch, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.optim.build import build_optimizers
+from nanozoo_core.optim.build import build_optimizers, muon_settings
+from nanozoo_core.optim.muon import Muon
 
 
 @torch.no_grad()
@@ -32,21 +34,47 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     }
 
 
+def make_muon(params: Iterable[Any], **changes: Any) -> Muon:
+    """Our Muon with the settings of training.yaml, changed by `changes`."""
+    return Muon(params, **muon_settings(from_defaults(MuonConfig)) | changes)
+
+
 def train(
-    adapter: DefaultModelAdapter, model: nn.Module, batches: Sequence[Batch], lr: float = 1e-2
-) -> None:
-    """One AdamW step per batch, the rate falling to zero; leaves the model in eval mode."""
-    optim = from_defaults(OptimConfig, name="adamw", lr=lr, warmup=10, decay_fraction=0.7)
+    adapter: DefaultModelAdapter,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    lr: float = 1e-2,
+    *,
+    optim: OptimConfig | None = None,
+) -> list[float]:
+    """One step per batch, with all that the trainer calls of the adapter; leaves the model in eval
+    mode.
+
+    Args: optim: AdamW, its rate falling to zero, unless told otherwise.
+
+    Returns: the loss of each batch before its step.
+    """
+    if optim is None:
+        optim = from_defaults(OptimConfig, name="adamw", lr=lr, warmup=10, decay_fraction=0.7)
     groups = adapter.optimizer_groups(model, optim)
     optimizers = build_optimizers(
-        groups, optim, total_steps=len(batches), device=torch.device("cpu")
+        groups, optim, total_steps=len(batches), device=next(model.parameters()).device
     )
     model.train()
+    losses = []
     for number, batch in enumerate(batches):
         step = Step(number=number, progress=number / len(batches), seed=0)
         optimizers.set_schedule(number, step.progress)
-        adapter.training_loss(model, batch, step).value.backward()
+        adapter.before_step(model, step)
+        loss = adapter.training_loss(model, batch, step).value
+        loss.backward()
+        with torch.no_grad():
+            adapter.before_update(model, step, optimizers.optimizers)
         optimizers.clip(1.0)
         optimizers.step()
         optimizers.zero_grad()
+        with torch.no_grad():
+            adapter.after_step(model, step, optimizers.optimizers)
+        losses.append(float(loss.detach()))
     model.eval()
+    return losses

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nanozoo_core.errors import CheckpointError
+from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.sharding import gather_whole
 from nanozoo_core.training.run_folder import RunFolder, TrainState
 
@@ -108,6 +109,26 @@ def save(
         if step not in spared:
             shutil.rmtree(run.checkpoint(step), ignore_errors=True)
     return final
+
+
+def save_on_main(
+    run: RunFolder,
+    state: TrainState,
+    tensors: dict[str, dict[str, Tensor]],
+    *,
+    keep: int,
+    ranks: Ranks,
+) -> None:
+    """`save` on rank 0. Raises: CheckpointError on every rank when the disk refuses."""
+    problem = None
+    if ranks.is_main:
+        try:
+            save(run, state, tensors, keep=keep)
+        except CheckpointError as error:
+            problem = str(error)
+    problem = ranks.broadcast(problem)
+    if problem is not None:
+        raise CheckpointError(problem)
 
 
 def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:

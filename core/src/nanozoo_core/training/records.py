@@ -99,7 +99,7 @@ class RunRecords:
 
 
 def plot_losses(folder: RunFolder) -> None:
-    """Draws training and validation bits per byte against bytes read, into the run's folder."""
+    """Plots training and validation bits per byte against bytes read, into the run's folder."""
     import matplotlib as mpl
 
     mpl.use("Agg")

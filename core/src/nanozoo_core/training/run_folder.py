@@ -48,6 +48,12 @@ class TrainState:
     best_bpb: float | None = None
     best_step: int | None = None
 
+    @property
+    def spent(self) -> dict[str, float]:
+        """What the run has used so far, for a row of metrics."""
+        names = ("tokens", "bytes", "flops", "seconds")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -203,16 +209,22 @@ class RunFolder:
         self.samples_text_path.write_text("\n".join(parts), encoding="utf-8")
 
 
-def read_state(checkpoint: Path) -> TrainState:
-    """The training state of a checkpoint folder. Raises: CheckpointError when it is damaged."""
+def read_state(checkpoint: Path, *, of: str | None = None) -> TrainState:
+    """The training state of a checkpoint folder.
+
+    Raises: CheckpointError when it is damaged, or of another model than `of`.
+    """
     path = checkpoint / "state.json"
     try:
-        return TrainState(**json.loads(path.read_text()))
+        state = TrainState(**json.loads(path.read_text()))
     except FileNotFoundError as error:
         raise CheckpointError(f"{checkpoint} is not a checkpoint: it has no state.json") from error
     except (OSError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is damaged: {reason}") from error
+    if of not in (None, state.model):
+        raise CheckpointError(f"{checkpoint} is a checkpoint of model {state.model}, not {of}")
+    return state
 
 
 def new_run_folder(asked: str | None, model: str) -> RunFolder:

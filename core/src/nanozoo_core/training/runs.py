@@ -22,13 +22,13 @@ from nanozoo_core.data.prepare import prepare
 from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import CheckpointError
-from nanozoo_core.evaluation import inspection
 from nanozoo_core.evaluation.score import evaluate
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training import checkpoint
 from nanozoo_core.training.distributed import LossModule
+from nanozoo_core.training.finish import write_inspection
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
 
 
@@ -77,9 +77,7 @@ def load_run(
 
 def read_weights(model: nn.Module, path: Path, name: str) -> TrainState:
     """Fills `model` from a checkpoint folder, averaged weights last."""
-    state = read_state(path)
-    if state.model != name:
-        raise CheckpointError(f"{path} is a checkpoint of model {state.model}, not {name}")
+    state = read_state(path, of=name)
     tensors = checkpoint.read_tensors(path, "model")
     if (path / "ema.safetensors").is_file():
         tensors |= checkpoint.read_tensors(path, "ema")
@@ -106,19 +104,16 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
         "model": run.config.model,
         "run": str(run.folder),
         "step": run.state.step,
-        "val_bpb": result.bits_per_byte,
-        "val_bound": result.bound,
-        "val_standard_error": result.standard_error,
-        "val_loss": result.nats_per_token,
-        "val_bytes": result.num_bytes,
+        **result.values,
         "data_fingerprint": fingerprint,
     }
 
 
-def inspect(run: LoadedRun) -> Inspection | None:
+def inspect_run(run: LoadedRun) -> Inspection | None:
     """What is peculiar to the run's model, also written to its folder; None where nothing is."""
     validation, _ = validation_set(run, run.config.eval.bytes)
-    found = inspection.inspect_model(
+    return write_inspection(
+        RunFolder(run.folder),
         run.adapter,
         run.model,
         validation,
@@ -126,10 +121,6 @@ def inspect(run: LoadedRun) -> Inspection | None:
         batch_tokens=run.config.eval.batch_tokens,
         device=run.device,
     )
-    if found is not None:
-        folder = RunFolder(run.folder)
-        inspection.write(found, folder.inspection_path, folder.inspection_picture_path)
-    return found
 
 
 def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:

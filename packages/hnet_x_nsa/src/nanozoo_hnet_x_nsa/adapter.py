@@ -6,7 +6,6 @@ Shapes: B windows, T tokens, H query heads.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +20,7 @@ from nanozoo_core.contract import (
     Inspection,
     Vocabulary,
 )
+from nanozoo_core.likelihood import in_bits
 from nanozoo_hnet.adapter import HNetAdapter
 from nanozoo_hnet.routing import Routing
 from nanozoo_hnet_x_nsa.config import HNetXNSAConfig
@@ -96,7 +96,7 @@ class HNetXNSAAdapter(HNetAdapter):
         curve = []
         for start, end, nat, count in zip((0, *BUCKETS), BUCKETS, nats, counts, strict=False):
             if count > 0:
-                bits = float(nat / count / math.log(2))
+                bits = float(in_bits(nat / count))
                 metrics[f"bits_{start}_{end}"] = bits
                 curve.append((float(end), bits))
         metrics |= {"keys_per_byte": keys / num_bytes, "full_keys_per_byte": full / num_bytes}

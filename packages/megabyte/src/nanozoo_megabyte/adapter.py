@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Batch, Curves, Draw, Inspection, Nll, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.likelihood import in_bits
 from nanozoo_core.machine.device import require_gpu
 from nanozoo_core.optim.groups import ParameterGroup, make_groups
 from nanozoo_megabyte.config import MegabyteConfig
@@ -130,7 +131,7 @@ class MegabyteAdapter(DefaultModelAdapter):
             places = (torch.arange(nll.shape[1]) % size).expand(nll.shape)
             totals.index_add_(0, places.flatten(), nll.flatten())
             counts.index_add_(0, places.flatten(), scored.flatten())
-        bits = (totals / counts.clamp(min=1) / math.log(2)).tolist()
+        bits = in_bits(totals / counts.clamp(min=1)).tolist()
         curve = Curves(
             title="loss by place in the patch",
             x_label="byte of the patch",

@@ -6,7 +6,6 @@ Shapes: B batch, T sequence, D model_dim.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,6 +21,7 @@ from nanozoo_core.contract import (
     Vocabulary,
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.likelihood import bits_per_byte, target_bytes
 from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_rd.config import RDConfig
 from nanozoo_rd.model import EVAL_KEY, RecurrentDepth
@@ -95,8 +95,8 @@ class RDAdapter(DefaultModelAdapter):
         and how far the score moves with the initial state. A flat curve means that the state is
         ignored, a token correlation above 0.9 that it has collapsed."""
         assert isinstance(model, RecurrentDepth)
-        num_bytes = sum(int(vocabulary.token_bytes[b.targets.cpu()].sum()) for b in batches)
-        to_bits = 1 / (math.log(2) * num_bytes)
+        num_bytes = sum(target_bytes(batch, vocabulary) for batch in batches)
+        to_bits = bits_per_byte(1.0, num_bytes)
         nats = dict.fromkeys(INSPECTED_DEPTHS, 0.0)
         states: dict[str, dict[int, float]] = {}
         for batch in batches:

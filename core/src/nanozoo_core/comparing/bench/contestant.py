@@ -4,13 +4,14 @@ them."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from nanozoo_core.comparing.bench.request import Assignment
-from nanozoo_core.config import compose_config, resolve
+from nanozoo_core.config import ResolvedConfig, compose_config, resolve
 from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.generation.text import draw_text
 from nanozoo_core.machine import device as devices
@@ -19,6 +20,7 @@ from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.training import runs
 from nanozoo_core.training.run_folder import RunFolder
+from nanozoo_core.training.setup import Setup, set_up
 from nanozoo_core.training.trainer import Trainer
 
 WARM_UP = 2  # pieces of work before the first that counts; the first one may compile
@@ -56,33 +58,29 @@ class Block:
 
 
 class Contestant:
-    """A model with its data, made as for training; `piece` is what it does again and again."""
+    """A model with its data, `setup`; `piece` is what it does again and again."""
 
     traced_pieces = 1
 
-    def __init__(self, assignment: Assignment) -> None:
-        tune_process()
-        settings = compose_config(assignment.arguments, recipe=assignment.recipe)
-        resolved = resolve(settings)
-        self.trainer = Trainer(resolved, Ranks())
+    def __init__(self, assignment: Assignment, setup: Setup) -> None:
+        self.setup, self.device = setup, setup.device
         if assignment.run is not None:
             newest = RunFolder(assignment.run).latest_checkpoint()
-            runs.read_weights(self.trainer.model, newest, resolved.training.model)
-        self.device = self.trainer.device
+            runs.read_weights(setup.model, newest, setup.config.model)
 
     def facts(self) -> Facts:
-        trainer = self.trainer
-        shape = trainer.shapes[0]
+        setup = self.setup
+        stage = setup.plan.stages[0]
         return Facts(
-            report=trainer.adapter.report(trainer.model),
-            flops_per_token=trainer.flops_per_token[0],
-            batch_tokens=shape.tokens,
-            seq_len=shape.seq_len,
-            bytes_per_token=trainer.data.bytes_per_token,
-            tokenizer=trainer.data.vocabulary.name,
-            data_fingerprint=trainer.data.fingerprint,
+            report=setup.adapter.report(setup.model),
+            flops_per_token=setup.plan.flops_per_token[0],
+            batch_tokens=stage.tokens,
+            seq_len=stage.seq_len,
+            bytes_per_token=setup.data.bytes_per_token,
+            tokenizer=setup.data.vocabulary.name,
+            data_fingerprint=setup.data.fingerprint,
             device=devices.device_name(self.device),
-            dtype=str(trainer.dtype).removeprefix("torch."),
+            dtype=str(setup.dtype).removeprefix("torch."),
             peak_flops=devices.peak_flops(self.device),
         )
 
@@ -122,6 +120,10 @@ class Training(Contestant):
 
     traced_pieces = 3
 
+    def __init__(self, assignment: Assignment) -> None:
+        self.trainer = Trainer(resolved_settings(assignment), Ranks())
+        super().__init__(assignment, self.trainer.setup)
+
     def piece(self) -> int:
         trainer = self.trainer
         state = trainer.state
@@ -133,34 +135,42 @@ class Training(Contestant):
 
 
 class Decoding(Contestant):
-    """One text at a time, from the separator on, in the precision that `nanozoo generate` has."""
+    """One text at a time, from the separator on, in the precision that `nanozoo generate` has.
+
+    There is no optimiser, whose state would count as the memory of decoding.
+    """
 
     def __init__(self, assignment: Assignment) -> None:
-        super().__init__(assignment)
-        trainer = self.trainer
+        super().__init__(assignment, set_up(resolved_settings(assignment), Ranks()))
+        setup = self.setup
         self.num_tokens = assignment.decode_tokens
         self.drawn = 0
-        trainer.model.eval()
+        setup.model.eval()
         if assignment.run is None:  # as training ends, such as with mod's thresholds
             with torch.no_grad():
-                trainer.adapter.finalize(trainer.model, trainer.statistics_batches(0))
+                setup.adapter.finalize(setup.model, setup.statistics_batches(0))
 
     @torch.no_grad()
     def piece(self) -> int:
-        trainer = self.trainer
+        setup = self.setup
         settings = SamplingSettings(max_tokens=self.num_tokens, seed=self.drawn)
         generator = seeded_generator(self.drawn)
         self.drawn += 1
-        prompt = [trainer.data.vocabulary.separator]
-        pieces = draw_text(trainer.adapter, trainer.model, prompt, settings, generator)
+        prompt = [setup.data.vocabulary.separator]
+        pieces = draw_text(setup.adapter, setup.model, prompt, settings, generator)
         return sum(map(len, pieces))
 
 
-KINDS: dict[str, type[Contestant]] = {"train": Training, "decode": Decoding}
+def resolved_settings(assignment: Assignment) -> ResolvedConfig:
+    return resolve(compose_config(assignment.arguments, recipe=assignment.recipe))
+
+
+KINDS: dict[str, Callable[[Assignment], Contestant]] = {"train": Training, "decode": Decoding}
 
 
 def prepare(assignment: Assignment) -> Contestant:
     """A contestant that has warmed up."""
+    tune_process()
     contestant = KINDS[assignment.task](assignment)
     for _ in range(WARM_UP):
         contestant.piece()

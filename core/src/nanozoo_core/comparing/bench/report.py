@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanozoo_core.comparing.bench.request import Assignment, Request
 from nanozoo_core.comparing.compare.tables import scaled
+from nanozoo_core.machine.terminal import text_table
 
 if TYPE_CHECKING:
     from nanozoo_core.comparing.bench.contestant import Block, Facts
@@ -155,8 +156,4 @@ def _table(request: Request, entries: Sequence[Entry], task: str) -> str:
             mfu = entry.mfu(request.peak_flops)
             cells += [scaled(entry.flops_per_second), "" if mfu is None else f"{100 * mfu:.1f} %"]
         lines.append(cells)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return text_table(lines, left=range(len(lines[0])))

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from nanozoo_core.comparing.compare.plan import Member, read_member
 from nanozoo_core.training.run_folder import RunFolder
@@ -31,25 +31,13 @@ def arguments_for(member: Member) -> list[str] | None:
     return [*member.arguments, f"run_dir={member.folder}"]
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a lock on `path`, which the system releases when this process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            import fcntl
-        except ImportError:  # not a POSIX system
-            yield
-            return
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def train_member(member: Member) -> None:
     """Trains in this process; ends it as `train` does."""
     from nanozoo_core.commands import train
 
-    with locked(member.beside("lock")):
+    lock = member.beside("lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
         arguments = arguments_for(member)
         if arguments is None:
             return

@@ -1,0 +1,56 @@
+"""An exponential moving average of a model's weights (`train.ema`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from nanozoo_core.optim.sharding import gather_whole
+from nanozoo_core.training.checkpoint import copy_into
+
+
+class WeightAverage:
+    """The average weights of `model`, which its score and its samples come from; with a `decay` of
+    0 nothing is averaged, and they are the model's own."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        self._means = [p.detach().clone() for p in model.parameters()] if self.is_kept else []
+
+    @property
+    def is_kept(self) -> bool:
+        return self.decay > 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average towards the weights of now."""
+        if self.is_kept:
+            weights = [p.detach() for p in self.model.parameters()]
+            torch._foreach_lerp_(self._means, weights, 1 - self.decay)
+
+    @contextmanager
+    def lent_to_the_model(self) -> Iterator[None]:
+        """Inside it the model has its averaged weights."""
+        if not self.is_kept:
+            yield
+            return
+        weights = [p.data for p in self.model.parameters()]
+        held = [p.clone() for p in weights]
+        torch._foreach_copy_(weights, self._means)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(weights, held)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole averages on the CPU, by parameter name; a collective where they are sharded."""
+        names = [name for name, _ in self.model.named_parameters()]
+        return dict(zip(names, (gather_whole(m).cpu() for m in self._means), strict=True))
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        for (name, _), mean in zip(self.model.named_parameters(), self._means, strict=True):
+            copy_into(mean, tensors[name])

@@ -1,0 +1,110 @@
+"""What a training says on the terminal."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from tqdm import tqdm
+
+from nanozoo_core.evaluation.inspection import describe
+from nanozoo_core.evaluation.score import Score
+from nanozoo_core.machine.device import device_name
+from nanozoo_core.machine.terminal import say
+from nanozoo_core.training.budget import Budget
+from nanozoo_core.training.finish import Finish
+from nanozoo_core.training.plan import describe_batch
+from nanozoo_core.training.run_folder import RunFolder, TrainState
+from nanozoo_core.training.setup import Setup
+
+
+def introduce(setup: Setup, state: TrainState, groups: str, folder: RunFolder) -> None:
+    """Says what is about to be trained, on what, and how. Args: groups: of the optimisers."""
+    report, plan = setup.adapter.report(setup.model), setup.plan
+    world_size = setup.ranks.world_size
+    processes = f" x {world_size}" if world_size > 1 else ""
+    verb = f"continuing at step {state.step}" if state.step else "writing to"
+    say(
+        f"{setup.config.model}: {report['params'] / 1e6:.2f} M parameters on "
+        f"{device_name(setup.device)}{processes}, {str(setup.dtype).removeprefix('torch.')}\n"
+        f"{setup.data.summary()}\n"
+        f"batch: {describe_batch(setup.loader.stage(state.step))}; "
+        f"budget: {plan.budget.describe()}\n"
+        f"{groups}\n"
+        f"{verb} {folder}"
+    )
+
+
+class Progress:
+    """The progress bar of a run: in steps, or in percent where seconds limit it."""
+
+    def __init__(self, model: str, budget: Budget, state: TrainState, *, is_shown: bool) -> None:
+        self._budget, self._state = budget, state
+        self._bar: tqdm[Any] = tqdm(
+            total=budget.steps if budget.seconds is None else 100,
+            initial=self._position(),
+            desc=model,
+            unit="step" if budget.seconds is None else "%",
+            disable=not is_shown,
+            dynamic_ncols=True,
+        )
+
+    def _position(self) -> int:
+        if self._budget.seconds is None:
+            return self._state.step
+        return round(100 * self._budget.progress(self._state.step, self._state.seconds))
+
+    def update(self, row: dict[str, Any] | None) -> None:
+        """Moves the bar to the step just done, and shows its row of metrics where there is one."""
+        self._bar.update(self._position() - self._bar.n)
+        if row is not None:
+            self._bar.set_postfix_str(
+                f"loss {row['loss']:.3f}, {row['train_bpb']:.3f} bpb, "
+                f"{row['tokens_per_second']:,.0f} tok/s"
+            )
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def validation_bar(num_windows: int, *, is_shown: bool) -> tqdm[Any]:
+    return tqdm(
+        total=num_windows,
+        desc="validating",
+        leave=False,
+        bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed}",
+        disable=not is_shown,
+    )
+
+
+def say_score(step: int, score: Score) -> None:
+    say(f"step {step}: validation {score} bits per byte")
+
+
+def say_stopped(step: int, received: int | None, folder: RunFolder) -> None:
+    """Says why an unfinished run ended, and how to go on with it."""
+    why = f"signal {signal.Signals(received).name}" if received else "train.stop_after"
+    say(
+        f"stopped at step {step} by {why}; checkpoint written. Continue with:\n"
+        f"  train resume={folder}"
+    )
+
+
+def say_farewell(model: str, state: TrainState, end: Finish, folder: RunFolder) -> None:
+    """Says what a finished run reached, and where its files are."""
+    say("\n" + folder.samples_text_path.read_text(encoding="utf-8").strip())
+    if end.inspection is not None:
+        say("\n" + describe(end.inspection))
+    score = end.score
+    others = ", ".join(f"{name} {bpb:.3f}" for name, bpb in end.baselines.items())
+    sign = "at most " if score.bound == "upper" else ""
+    files = [folder.result_path, folder.metrics_path, folder.loss_picture_path]
+    names = ", ".join(path.name for path in (*files, folder.samples_text_path))
+    say(
+        f"\n{model}: {sign}{score.bits_per_byte:.4f} bits per byte on "
+        f"{score.num_bytes:,} bytes (the same bytes compressed: {others})\n"
+        f"{state.tokens:,} tokens in {state.seconds:.0f} s, "
+        f"{state.tokens / state.seconds:,.0f} tokens/s\n"
+        f"all files are in {folder}: {names}, {folder.checkpoints_path.name}/\n"
+        f"more text: nanozoo generate {folder} --prompt 'def '"
+    )

@@ -1,0 +1,104 @@
+"""What a training needs before it has an optimiser: data, adapter, plan and a fresh model.
+
+Training, timing and decoding start from it alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nanozoo_core.config import ResolvedConfig, TrainingConfig
+from nanozoo_core.contract import Batch
+from nanozoo_core.data.loader import TrainLoader, ValidationSet
+from nanozoo_core.data.prepare import PreparedData, prepare
+from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
+from nanozoo_core.machine import device as devices
+from nanozoo_core.machine.ranks import Ranks
+from nanozoo_core.machine.terminal import say
+from nanozoo_core.training.plan import RunPlan, plan_run
+
+STATISTICS_BATCHES = 32  # training batches shown to prepare_model and finalize
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One process's part of a run, ready for the first batch."""
+
+    config: TrainingConfig
+    model_cfg: Any
+    ranks: Ranks
+    device: torch.device
+    dtype: torch.dtype
+    data: PreparedData
+    adapter: DefaultModelAdapter
+    plan: RunPlan
+    loader: TrainLoader
+    validation: ValidationSet
+    model: nn.Module
+
+    def statistics_batches(self, step: int) -> Iterator[Batch]:
+        """The first micro-batch of some steps, the same on every rank."""
+        return _statistics_batches(self.loader, self.plan, self.device, step)
+
+
+def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
+    """Prepares the data, plans the run and builds the model, with the same weights on every rank.
+
+    Raises: NanozooError for whatever the user can mend, before anything is written.
+    """
+    config = resolved.training
+    device = devices.resolve_device(config.device, ranks.local_rank)
+    dtype = devices.resolve_dtype(config.dtype, device)
+    data = _prepare_data(config, ranks)
+    adapter = load_adapter(config.model)
+    model_cfg = resolved.with_vocabulary(data.vocabulary.size).model_cfg
+    plan = plan_run(
+        config,
+        adapter,
+        model_cfg,
+        bytes_per_token=data.bytes_per_token,
+        world_size=ranks.world_size,
+    )
+    lookahead = adapter.lookahead(model_cfg)
+    loader = TrainLoader(data, plan.stages, lookahead=lookahead, seed=config.seed, align=plan.align)
+    validation = ValidationSet(
+        data, seq_len=config.data.seq_len, lookahead=lookahead, num_bytes=config.eval.bytes
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = adapter.build(model_cfg, data.vocabulary)
+    model = model.to(device)
+    adapter.prepare_model(model, _statistics_batches(loader, plan, device, 0))
+    return Setup(
+        config=config,
+        model_cfg=model_cfg,
+        ranks=ranks,
+        device=device,
+        dtype=dtype,
+        data=data,
+        adapter=adapter,
+        plan=plan,
+        loader=loader,
+        validation=validation,
+        model=model,
+    )
+
+
+def _prepare_data(config: TrainingConfig, ranks: Ranks) -> PreparedData:
+    """Rank 0 prepares, the others then find it done."""
+    if ranks.is_main:
+        data = prepare(config.data, progress=say)
+    ranks.barrier()
+    return data if ranks.is_main else prepare(config.data)
+
+
+def _statistics_batches(
+    loader: TrainLoader, plan: RunPlan, device: torch.device, step: int
+) -> Iterator[Batch]:
+    for number in range(step, step + STATISTICS_BATCHES):
+        yield loader.batch(number, 0, plan.micro_windows(plan.stages[0])).to(device)

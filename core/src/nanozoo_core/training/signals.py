@@ -1,0 +1,41 @@
+"""Signals that end a run early: noted when they come, obeyed between two steps."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from nanozoo_core.machine.ranks import Ranks
+
+
+@contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and Ctrl-C instead of dying; a second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        previous = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: whoever owns it handles signals
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def agreed_signal(received: list[int], ranks: Ranks, device: torch.device) -> int | None:
+    """The signal that any rank has received so far, or None; the same on every rank."""
+    latest = float(received[-1]) if received else 0.0
+    if ranks.world_size > 1:
+        latest = float(ranks.max(torch.tensor([latest], device=device)))
+    return int(latest) or None
