@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from nanozoo_core import registry
-from nanozoo_core.commands import show
 from nanozoo_core.config import TrainingConfig, compose_config, training_config
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.training import describe
 
 CONFIGS = Path(__file__).parent
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -41,7 +41,7 @@ def test_recipe_loads(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_can_be_planned(path: Path) -> None:
     """Its parameters, FLOPs, memory and time are known without the machine it is meant for."""
-    shown = show.describe_model([], recipe=path)
+    shown = describe.describe_model([], recipe=path)
     for part in ("\nparameters: ", "\nbudget: ", "\ntime: ", "\nmemory of weights"):
         assert part in shown
     assert f"train --config {path}" in shown

@@ -14,8 +14,8 @@ pytest.importorskip("lm_eval")
 
 from lm_eval.api.instance import Instance
 
-from nanozoo_core.commands.tasks import RunLM, evaluate_tasks
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.training.harness import RunLM, evaluate_tasks
 from nanozoo_core.training.runs import LoadedRun
 
 WINDOW = 32

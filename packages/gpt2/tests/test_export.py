@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanozoo_core.commands.export import export_hf, exportable_models
 from nanozoo_core.config import compose, compose_config, model_config, training_config
 from nanozoo_core.data.tokenizers import train_bpe
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.errors import CheckpointError
+from nanozoo_core.training.export import export_hf, exportable_models
 from nanozoo_core.training.run_folder import TrainState
 from nanozoo_core.training.runs import LoadedRun
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load, model_values
 from nanozoo_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,10 +21,55 @@ CONTINUATION_TOKENS = 256
 MIDDLE_TOKENS = 32
 
 
-def write_texts(arguments: argparse.Namespace, load: Callable[[], LoadedRun]) -> None:
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser("generate", help="write text with the model of a run")
+    add_run_arguments(parser)
+    parser.add_argument("--prompt", default="", help="text to continue; empty starts a document")
+    parser.add_argument(
+        "--suffix", default="", help="text that follows: fill the middle (diffusion models)"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        help=f"new tokens: at most so many ({CONTINUATION_TOKENS}), or just so many in the middle "
+        f"({MIDDLE_TOKENS})",
+    )
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
+    parser.add_argument("--top-k", type=int, default=0, help="0 switches it off")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-samples", type=int, default=1)
+    parser.add_argument(
+        "--num-steps",
+        type=int,
+        help="denoising steps of diffusion models, iterations of recurrent ones",
+    )
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE.html",
+        help="show the steps in a page (diffusion models)",
+    )
+    parser.add_argument(
+        "--no-cache", action="store_true", help="recompute everything for every token (slow)"
+    )
+    parser.add_argument(
+        "--speculative",
+        action="store_true",
+        help="check several tokens at once, where the model can propose them; text drawn has the "
+        "same distribution, greedy text is the same",
+    )
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    write_texts(arguments, lambda: load(arguments, model_values(arguments)))
+
+
+def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]) -> None:
     """Draws as the arguments say and writes to stdout.
 
-    Args: load: loads the run, once the arguments have been found to make sense.
+    Args: load_run: loads the run, once the arguments have been found to make sense.
     Raises: ConfigError for flags that do not go together or that the model cannot serve.
     """
     from nanozoo_core.generation.speculative import Tally
@@ -38,7 +85,7 @@ def write_texts(arguments: argparse.Namespace, load: Callable[[], LoadedRun]) ->
         check_settings(setting)
     if arguments.trace is not None and not arguments.trace.absolute().parent.is_dir():
         raise ConfigError(f"--trace {arguments.trace}: there is no folder {arguments.trace.parent}")
-    run = load()
+    run = load_run()
     if arguments.num_steps is not None and not run.adapter.takes_steps:
         raise ConfigError(f"{run.config.model} draws each token at once: leave out --num-steps")
     if not run.adapter.can_denoise:

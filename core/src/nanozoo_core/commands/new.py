@@ -6,6 +6,7 @@ stands alone and depends on the released core.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import keyword
 import re
@@ -18,8 +19,10 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from nanozoo_core import registry
+from nanozoo_core.commands.run_arguments import Commands
 from nanozoo_core.config.compose import SETTINGS
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.terminal import out
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -28,6 +31,24 @@ SUFFIX = ".template"
 LONGEST_NAME = 30  # longer ones would break the lines of the templates
 # Names whose module or class is core's own.
 RESERVED = {"core", "control"}
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "new",
+        help="write a new model's package, ready to train and to change",
+        description="Writes a model package: in this repository's packages/ with a recipe and its "
+        "lines in pyproject.toml, elsewhere one that stands alone.",
+    )
+    parser.add_argument("name", help="the model's name, such as my_idea")
+    parser.add_argument(
+        "--folder", type=Path, help="where to put it (packages/ of the workspace, or here)"
+    )
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    out(new_model(arguments.name, folder=arguments.folder).describe())
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from nanozoo_core import registry
 from nanozoo_core.config import compose, resolve
+from nanozoo_core.config.overrides import quoted
 from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
 from nanozoo_core.machine.terminal import reported_errors
 from nanozoo_core.training.run_folder import RunFolder, newest_unfinished
@@ -113,7 +114,7 @@ def prepare_arguments(line: CommandLine) -> list[str]:
         if run is not None:
             check_resumable(run, line)
             source = ["--config-dir", str(run.resolve()), "--config-name", "config"]
-            overrides = [*line.without("resume", "model"), f"resume={quoted(run)}"]
+            overrides = [*line.without("resume", "model"), f"resume={quoted(str(run))}"]
         else:
             overrides = [*line.without("resume"), "resume=null"]
             sys.stderr.write("resume=auto finds no unfinished run; starting a new one\n")
@@ -126,12 +127,6 @@ def prepare_arguments(line: CommandLine) -> list[str]:
     normalised = [compose.normalise_override(o) for o in overrides]
     compose.check_overrides(normalised)
     return [*line.flags, *source, *compose.QUIET, *normalised]
-
-
-def quoted(path: Path) -> str:
-    """A path as a Hydra override value, whatever characters it holds."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def find_run(resume: str, line: CommandLine) -> Path | None:

@@ -149,25 +149,3 @@ def as_config_error(error: BaseException) -> ConfigError:
     if override is not None:
         return ConfigError(f"'{override.lstrip('+')}' cannot be read: {sentence}")
     return ConfigError(sentence)
-
-
-def split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The `model_cfg.key=value` arguments of a subcommand as a dict, and the others."""
-    mine = [o for o in overrides if o.startswith("model_cfg.")]
-    return dotted_overrides(mine, section="model_cfg"), [o for o in overrides if o not in mine]
-
-
-def dotted_overrides(overrides: Sequence[str], *, section: str) -> dict[str, Any]:
-    """`section.key=value` or `key=value` arguments of a subcommand, without the section.
-
-    Raises: ConfigError for anything else.
-    """
-    import yaml
-
-    values: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise ConfigError(f"'{override}' must have the form {section}.key=value")
-        values[key.removeprefix(f"{section}.")] = yaml.safe_load(text)
-    return values

@@ -18,6 +18,11 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def out(text: str) -> None:
+    """A line on stdout, where no progress bar is."""
+    sys.stdout.write(text + "\n")
+
+
 def text_table(rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> str:
     """Rows of cells as lines with the columns under each other, to the right but for those in
     `left`; a row may be shorter than others."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanozoo_core.comparing.bench.request import Assignment, Request
-from nanozoo_core.comparing.compare.tables import scaled
+from nanozoo_core.comparing.units import scaled
 from nanozoo_core.machine.terminal import text_table
 
 if TYPE_CHECKING:

@@ -7,29 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nanozoo_core.comparing.compare.request import (
-    Entrant,
-    parse_entrants,
-    split_list,
-    split_words,
-    whole_number,
-)
-from nanozoo_core.config import compose_config, training_config
+from nanozoo_core.comparing.entrants import Entrant, named, read_entrants
+from nanozoo_core.comparing.options import Option, Words, usage
+from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.errors import CheckpointError, ConfigError, Problems, suggest
 from nanozoo_core.training.run_folder import RunFolder
 
 TASKS = ("train", "decode")
-KEYS = ("models", "what", "seconds", "rounds", "decode_tokens", "peak_flops", "folder")
+OPTIONS = (
+    Option("models", "A,B", "models, recipe files, run folders, or variants NAME:MODEL"),
+    Option("what", "LIST", "what is timed: train,decode (both), or one of them"),
+    Option("seconds", "N", "seconds of work per model and task (10)"),
+    Option("rounds", "N", "turns into which that work is divided (5)"),
+    Option("decode_tokens", "N", "tokens of a text (128)"),
+    Option("peak_flops", "N", "FLOP/s that the device can do, for MFU where it is not known"),
+    Option("folder", "PATH", "where bench.json and traces are written (runs/bench/TIME)"),
+)
+SETTINGS_HELP = "key=value        a setting of every model; MODEL.key=value is a setting of one"
 RESERVED = {
     "model": "the models are those of models=",
     "resume": "a benchmark starts from fresh weights, or from a run folder in models=",
     "run_dir": "bench.json lies in folder=",
 }
-USAGE = (
-    "nanozoo bench models=gpt2,vanilla [what=train,decode] [seconds=10] [rounds=5] "
-    "[decode_tokens=128] [peak_flops=FLOPS] [folder=PATH] [key=value ...] [MODEL.key=value ...] "
-    "[--profile]"
-)
 
 
 @dataclass(frozen=True)
@@ -70,21 +69,22 @@ def parse(words: Sequence[str]) -> Request:
         folder in models= that is no run.
     """
     problems = Problems()
-    own, shared = split_words(words, KEYS, USAGE, problems)
-    names = split_list(own.get("models", ""))
-    problems.require(bool(names), f"nothing to measure: give models=A,B; usage: {USAGE}")
-    entrants, general = parse_entrants(names, shared, problems, keys=KEYS, reserved=RESERVED)
-    tasks = split_list(own.get("what", ",".join(TASKS)))
+    given = Words.read("bench", OPTIONS, words, problems)
+    names = given.parts("models")
+    line = usage("bench", OPTIONS)
+    problems.require(bool(names), f"nothing to measure: give models=A,B; usage: {line}")
+    entrants, general = read_entrants(given, RESERVED)
+    tasks = given.parts("what", TASKS)
     for task in tasks:
         near = suggest(task, TASKS)
         problems.require(task in TASKS, f"what={task} must be of {', '.join(TASKS)}{near}")
     problems.require(bool(tasks), f"what= must name one of {', '.join(TASKS)}")
-    seconds = _positive(own.get("seconds", "10"), "seconds", problems)
-    rounds = whole_number(own.get("rounds", "5"), "rounds", problems)
-    decode_tokens = whole_number(own.get("decode_tokens", "128"), "decode_tokens", problems)
-    peak = own.get("peak_flops")
-    peak_flops = None if peak is None else _positive(peak, "peak_flops", problems)
+    seconds = given.positive("seconds", 10.0)
+    rounds = given.whole_number("rounds", 5)
+    decode_tokens = given.whole_number("decode_tokens", 128)
+    peak_flops = given.positive("peak_flops", None)
     problems.raise_if_any()
+    assert seconds is not None
     found = [_assignment(entrant, general) for entrant in entrants]
     return Request(
         assignments=tuple(
@@ -93,7 +93,7 @@ def parse(words: Sequence[str]) -> Request:
         tasks=tuple(dict.fromkeys(tasks)),
         seconds=seconds,
         rounds=rounds,
-        folder=Path(own.get("folder", f"runs/bench/{time.strftime('%Y-%m-%d_%H-%M-%S')}")),
+        folder=Path(given.text("folder", f"runs/bench/{time.strftime('%Y-%m-%d_%H-%M-%S')}")),
         peak_flops=peak_flops,
         words=tuple(words),
     )
@@ -116,16 +116,8 @@ def _assignment(entrant: Entrant, general: Sequence[str]) -> Assignment:
         else:
             arguments = [f"model={target}", *arguments]
     try:
-        config = training_config(compose_config(arguments, recipe=recipe))
+        config = resolve(compose_config(arguments, recipe=recipe))
     except ConfigError as error:
-        raise ConfigError([f"{entrant.label}: {problem}" for problem in error.problems]) from error
-    return Assignment(entrant.label, "", config.model, tuple(arguments), recipe=recipe, run=run)
-
-
-def _positive(text: str, key: str, problems: Problems) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    problems.require(0 < value < float("inf"), f"{key}={text} must be a positive number")
-    return value
+        raise ConfigError(named(entrant.label, error)) from error
+    model = config.training.model
+    return Assignment(entrant.label, "", model, tuple(arguments), recipe=recipe, run=run)

@@ -16,35 +16,42 @@ from pathlib import Path
 from filelock import FileLock
 
 from nanozoo_core.comparing.compare.plan import Member, read_member
+from nanozoo_core.comparing.entrants import compose_values
+from nanozoo_core.config import ResolvedConfig, resolve
+from nanozoo_core.config.overrides import quoted
+from nanozoo_core.machine.terminal import reported_errors
 from nanozoo_core.training.run_folder import RunFolder
 
 
-def arguments_for(member: Member) -> list[str] | None:
-    """What `train` is to be told: to start, to go on, or (None) nothing, since the run is done.
-    A run that died before its first checkpoint starts again."""
+def settings_for(member: Member) -> ResolvedConfig | None:
+    """What is to be trained: from the start, from the last checkpoint, or (None) nothing, since the
+    run is done. A run that died before its first checkpoint starts again."""
     run = RunFolder(member.folder)
     if run.is_finished:
         return None
     if run.has_checkpoint:
-        return [f"resume={member.folder}"]
+        return resolve(run.read_config() | {"resume": str(run)})
     shutil.rmtree(member.folder, ignore_errors=True)
-    return [*member.arguments, f"run_dir={member.folder}"]
+    recipe = Path(member.source[1]) if member.source[0] == "--config" else None
+    overrides = [*member.overrides, f"run_dir={quoted(str(member.folder))}"]
+    return compose_values(overrides, model=member.model, recipe=recipe)
 
 
 def train_member(member: Member) -> None:
     """Trains in this process; ends it as `train` does."""
-    from nanozoo_core.commands import train
+    from nanozoo_core.training.trainer import train
 
     lock = member.beside("lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        arguments = arguments_for(member)
-        if arguments is None:
+    with FileLock(lock), reported_errors():
+        settings = settings_for(member)
+        if settings is None:
             return
-        note = {"settings": member.settings, "arguments": list(member.arguments)}
+        note = {"settings": member.settings, "command": member.command}
         member.beside("json").write_text(json.dumps(note, indent=1) + "\n")
-        sys.argv = ["train", *arguments]
-        train.main()
+        result = train(settings)
+    if result.signal is not None:
+        sys.exit(128 + result.signal)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nanozoo_core.comparing.compare.request import UNITS, Entrant, Request
-from nanozoo_core.config import TrainingConfig, compose_config, schema, training_config
+from nanozoo_core.comparing.compare.request import Request
+from nanozoo_core.comparing.compare.width import match_widths
+from nanozoo_core.comparing.entrants import Entrant, named
+from nanozoo_core.config import TrainingConfig, schema
 from nanozoo_core.errors import CheckpointError, ConfigError
 
 # Settings that leave a run's result as it is: a run that differs in these alone is reused.
@@ -23,8 +25,10 @@ class Member:
     label: str
     model: str
     seed: int
-    arguments: tuple[str, ...]
-    """For `train`, without run_dir."""
+    source: tuple[str, ...]
+    """The flags of `train` that name the model or the recipe."""
+    overrides: tuple[str, ...]
+    """Of the settings, without run_dir."""
     settings: dict[str, Any]
     """All that decides the result."""
     folder: Path
@@ -40,7 +44,7 @@ class Member:
     @property
     def command(self) -> str:
         """The command that trains this member alone."""
-        return shlex.join(["train", *self.arguments])
+        return shlex.join(["train", *self.source, *self.overrides])
 
 
 def make_plan(request: Request) -> tuple[list[Member], dict[str, str]]:
@@ -53,62 +57,37 @@ def make_plan(request: Request) -> tuple[list[Member], dict[str, str]]:
     entrants = request.entrants
     failures: dict[str, str] = {}
     if request.match is not None:
-        from nanozoo_core.comparing.compare.width import match_widths
-
         entrants, failures = match_widths(request)
-    composed: list[tuple[Entrant, list[str], TrainingConfig]] = []
+    composed: list[tuple[Entrant, TrainingConfig]] = []
     problems: list[str] = []
     for entrant in entrants:
-        arguments = arguments_of(request, entrant)
         try:
-            composed.append((entrant, arguments, compose_entrant(entrant, arguments)))
+            composed.append((entrant, request.resolve(entrant).training))
         except ConfigError as error:
-            problems += [f"{entrant.label}: {problem}" for problem in error.problems]
+            problems += named(entrant.label, error)
     if problems:
         raise ConfigError(problems)
     members = [
-        _member(request.folder, entrant, arguments, config, seed)
+        _member(request, entrant, config, seed)
         for seed in request.seeds
-        for entrant, arguments, config in composed
+        for entrant, config in composed
     ]
     for member in members:
         check_settings(member)
     return members, failures
 
 
-def budget_overrides(request: Request) -> list[str]:
-    """The one budget of all, in place of each model's own."""
-    if request.budget is None:
-        return []
-    unit, amount = request.budget
-    whole = int(amount) if unit in ("steps", "tokens", "bytes") else amount
-    others = [f"train.max_{other}=null" for other in UNITS if other != unit]
-    return [f"train.max_{unit}={whole}", *others]
-
-
-def arguments_of(request: Request, entrant: Entrant) -> list[str]:
-    """The overrides of an entrant, its own last."""
-    return [*budget_overrides(request), *request.overrides, *entrant.overrides]
-
-
-def compose_entrant(entrant: Entrant, arguments: list[str]) -> TrainingConfig:
-    """The settings with which an entrant trains."""
-    first = [] if entrant.recipe is not None else [f"model={entrant.model}"]
-    return training_config(compose_config([*first, *arguments], recipe=entrant.recipe))
-
-
-def _member(
-    folder: Path, entrant: Entrant, arguments: list[str], config: TrainingConfig, seed: int
-) -> Member:
+def _member(request: Request, entrant: Entrant, config: TrainingConfig, seed: int) -> Member:
     settings = schema.to_dict(config)
     kept = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
     return Member(
         label=entrant.label,
         model=config.model,
         seed=seed,
-        arguments=(*entrant.source, f"seed={seed}", *arguments),
+        source=tuple(entrant.source),
+        overrides=(f"seed={seed}", *request.overrides_of(entrant)),
         settings=kept,
-        folder=folder / "runs" / f"{entrant.label}_{seed}",
+        folder=request.folder / "runs" / f"{entrant.label}_{seed}",
     )
 
 
@@ -145,17 +124,7 @@ def first_difference(
 def write_plan(folder: Path, members: list[Member]) -> Path:
     """The plan as a file, from which each process reads its member."""
     path = folder / "plan.json"
-    rows = [
-        {
-            "label": member.label,
-            "model": member.model,
-            "seed": member.seed,
-            "arguments": list(member.arguments),
-            "settings": member.settings,
-            "folder": str(member.folder),
-        }
-        for member in members
-    ]
+    rows = [asdict(member) | {"folder": str(member.folder)} for member in members]
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1) + "\n")
     return path
@@ -163,6 +132,5 @@ def write_plan(folder: Path, members: list[Member]) -> Path:
 
 def read_member(path: Path, number: int) -> Member:
     row = json.loads(path.read_text())[number]
-    return Member(
-        **row | {"folder": Path(row["folder"]), "arguments": tuple(row["arguments"])},
-    )
+    texts = {key: tuple(row[key]) for key in ("source", "overrides")}
+    return Member(**row | texts | {"folder": Path(row["folder"])})

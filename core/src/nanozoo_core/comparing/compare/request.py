@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanozoo_core.config.compose import SETTINGS
+from nanozoo_core.comparing.entrants import Entrant, compose_values, read_entrants
+from nanozoo_core.comparing.options import Option, Words, usage
+from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.errors import Problems, suggest
 
 UNITS = ("steps", "tokens", "bytes", "flops", "seconds")
-KEYS = ("models", "budget", "seeds", "jobs", "folder", "match", "runs")
+OPTIONS = (
+    Option("models", "A,B", "models, recipe files, or variants NAME:MODEL with NAME.key=value"),
+    Option("budget", "UNIT:N", "bytes (2e6), tokens, flops, steps or seconds; own: each its own"),
+    Option("seeds", "N", "how many seeds each model trains with (2), or a list such as 3,4,5"),
+    Option("jobs", "N", "how many runs train at the same time (1), sharing the CPU's threads"),
+    Option("folder", "PATH", "where runs and report are written (runs/compare/UNIT_N)"),
+    Option("match", "A|N", "scale widths until all have the parameters of model A, or N of them"),
+    Option("runs", "RUN,RUN", "finished runs to report on as well"),
+)
+SETTINGS_HELP = """\
+key=value         a setting of every model; MODEL.key=value is a setting of one
+hydra/launcher=X  run through a Hydra launcher, such as submitit_slurm"""
 RESERVED = {
     "model": "the models are those of models=",
     "seed": "the seeds are those of seeds=",
     "resume": "a comparison resumes its own runs; give the same command again",
     "run_dir": "the runs lie under folder=",
 }
-USAGE = (
-    "nanozoo compare models=gpt2,vanilla budget=bytes:2e6 seeds=2 [jobs=1] [folder=PATH] "
-    "[match=gpt2|PARAMETERS] [runs=RUN,RUN] [key=value ...] [MODEL.key=value ...] "
-    "[hydra/launcher=NAME]"
-)
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """One line of the table: a model, or a recipe file, under a name of its own."""
-
-    label: str
-    model: str | None = None
-    recipe: Path | None = None
-    overrides: tuple[str, ...] = ()
-
-    @property
-    def source(self) -> list[str]:
-        """The flags with which `train` starts it."""
-        if self.recipe is not None:
-            return ["--config", str(self.recipe)]
-        return ["--model", str(self.model)]
 
 
 @dataclass(frozen=True)
@@ -49,9 +39,9 @@ class Request:
 
     entrants: tuple[Entrant, ...]
     folder: Path
-    budget: tuple[str, float] | None = ("bytes", 2e6)
-    seeds: tuple[int, ...] = (0, 1)
-    jobs: int = 1
+    budget: tuple[str, float] | None
+    seeds: tuple[int, ...]
+    jobs: int
     match: str | None = None
     runs: tuple[Path, ...] = ()
     overrides: tuple[str, ...] = ()
@@ -63,6 +53,22 @@ class Request:
         """The command to type for the same comparison."""
         return shlex.join(["nanozoo", "compare", *self.words])
 
+    def overrides_of(self, entrant: Entrant) -> list[str]:
+        """All overrides of an entrant: the one budget in place of its own, those of all, its own
+        last."""
+        budget: list[str] = []
+        if self.budget is not None:
+            unit, amount = self.budget
+            whole = int(amount) if unit in ("steps", "tokens", "bytes") else amount
+            others = [f"train.max_{other}=null" for other in UNITS if other != unit]
+            budget = [f"train.max_{unit}={whole}", *others]
+        return [*budget, *self.overrides, *entrant.overrides]
+
+    def resolve(self, entrant: Entrant) -> ResolvedConfig:
+        """The settings with which an entrant trains. Raises: ConfigError."""
+        overrides = self.overrides_of(entrant)
+        return compose_values(overrides, model=entrant.model, recipe=entrant.recipe)
+
 
 def parse(words: Sequence[str]) -> Request:
     """Reads the arguments of `nanozoo compare`.
@@ -70,107 +76,33 @@ def parse(words: Sequence[str]) -> Request:
     Raises: ConfigError with a sentence for every argument that makes no sense.
     """
     problems = Problems()
-    own, others = split_words(words, KEYS, USAGE, problems)
-    launcher = [word for word in others if word.startswith("hydra")]
-    shared = [word for word in others if word not in launcher]
+    launcher = [word for word in words if word.lstrip("+").startswith("hydra")]
+    rest = [word for word in words if word not in launcher]
+    given = Words.read("compare", OPTIONS, rest, problems)
     problems.require(
-        "models" in own or "runs" in own,
-        f"nothing to compare: give models=A,B or runs=RUN,RUN; usage: {USAGE}",
+        "models" in given.own or "runs" in given.own,
+        f"nothing to compare: give models=A,B or runs=RUN,RUN; usage: {usage('compare', OPTIONS)}",
     )
-    names = split_list(own.get("models", ""))
-    entrants, general = parse_entrants(names, shared, problems, keys=KEYS, reserved=RESERVED)
-    budget = _budget(own.get("budget", "bytes:2e6"), problems)
-    seeds = _seeds(own.get("seeds", "2"), problems)
-    jobs = whole_number(own.get("jobs", "1"), "jobs", problems)
-    problems.raise_if_any()
-    folder = own.get("folder", f"runs/compare/{_budget_name(budget)}")
-    return Request(
+    entrants, general = read_entrants(given, RESERVED)
+    budget = _budget(given)
+    request = Request(
         entrants=tuple(entrants),
-        folder=Path(folder),
+        folder=Path(given.text("folder", f"runs/compare/{_budget_name(budget)}")),
         budget=budget,
-        seeds=tuple(seeds),
-        jobs=jobs,
-        match=own.get("match"),
-        runs=tuple(Path(run) for run in split_list(own.get("runs", ""))),
+        seeds=_seeds(given),
+        jobs=given.whole_number("jobs", 1),
+        match=given.text("match", "") or None,
+        runs=tuple(map(Path, given.parts("runs"))),
         overrides=tuple(general),
         launcher=tuple(launcher),
         words=tuple(words),
     )
+    problems.raise_if_any()
+    return request
 
 
-def split_words(
-    words: Sequence[str], keys: Sequence[str], usage: str, problems: Problems
-) -> tuple[dict[str, str], list[str]]:
-    """The values of a command's own `keys`, and all other key=value words."""
-    own: dict[str, str] = {}
-    others: list[str] = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            problems.add(f"'{word}' is not key=value; usage: {usage}")
-        elif key in keys:
-            own[key] = value
-        else:
-            others.append(word)
-    return own, others
-
-
-def split_list(value: str) -> list[str]:
-    return [part.strip() for part in value.strip("[]").split(",") if part.strip()]
-
-
-def parse_entrants(
-    names: Sequence[str],
-    overrides: Sequence[str],
-    problems: Problems,
-    *,
-    keys: Sequence[str],
-    reserved: Mapping[str, str],
-) -> tuple[list[Entrant], list[str]]:
-    """The entrants with their own overrides, and the overrides of all.
-
-    Args: keys: the command's own; reserved: settings that it refuses, and why.
-    """
-    found: dict[str, Entrant] = {}
-    for name in names:
-        label, colon, target = name.partition(":")
-        target = target if colon else label
-        recipe = Path(target) if target.endswith((".yaml", ".yml")) else None
-        label = label if colon else Path(label).stem
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", label):
-            problems.add(f"models: '{label}' must be letters, digits, _ and -")
-        if label in SETTINGS:
-            problems.add(f"models: '{label}' is the name of a setting; write another:{target}")
-        if label in found:
-            problems.add(
-                f"models: '{label}' stands there twice; name a variant, as in "
-                f"models={label},wide:{label} wide.model_cfg.model_dim=256"
-            )
-        model = None if recipe is not None else target
-        found[label] = Entrant(label, model=model, recipe=recipe)
-    general: list[str] = []
-    own: dict[str, list[str]] = {label: [] for label in found}
-    for override in overrides:
-        key, _, value = override.partition("=")
-        head, _, rest = key.lstrip("+").partition(".")
-        if head in own:
-            own[head].append(f"{rest}={value}")
-        elif head in reserved:
-            problems.add(f"'{override}': {reserved[head]}")
-        elif head in SETTINGS:
-            general.append(override)
-        else:
-            near = suggest(head, [*keys, *own, *SETTINGS])
-            problems.add(
-                f"'{override}': no setting and none of the models is called '{head}'{near}"
-            )
-    return [
-        Entrant(e.label, model=e.model, recipe=e.recipe, overrides=tuple(own[e.label]))
-        for e in found.values()
-    ], general
-
-
-def _budget(text: str, problems: Problems) -> tuple[str, float] | None:
+def _budget(words: Words) -> tuple[str, float] | None:
+    text = words.text("budget", "bytes:2e6")
     if text == "own":
         return None
     unit, _, amount = text.partition(":")
@@ -179,7 +111,7 @@ def _budget(text: str, problems: Problems) -> tuple[str, float] | None:
     except ValueError:
         number = 0.0
     if unit not in UNITS or not number > 0:
-        problems.add(
+        words.problems.add(
             f"budget={text} must be UNIT:AMOUNT with UNIT one of {', '.join(UNITS)}, as in "
             f"budget=bytes:2e6, or own for each model's own budget{suggest(unit, UNITS)}"
         )
@@ -191,22 +123,15 @@ def _budget_name(budget: tuple[str, float] | None) -> str:
     return "own" if budget is None else f"{budget[0]}_{budget[1]:g}".replace("+", "")
 
 
-def _seeds(text: str, problems: Problems) -> list[int]:
+def _seeds(words: Words) -> tuple[int, ...]:
     """`3` is three seeds from 0; `[4]` and `4,5` are those seeds."""
-    try:
-        if "," in text or text.startswith("["):
-            seeds = [int(part) for part in split_list(text)]
-        else:
-            seeds = list(range(int(text)))
-    except ValueError:
-        seeds = []
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        problems.add(f"seeds={text} must be a number of seeds, or a list as in seeds=3,4,5")
-    return seeds
-
-
-def whole_number(text: str, key: str, problems: Problems) -> int:
-    if not text.isdigit() or int(text) < 1:
-        problems.add(f"{key}={text} must be a whole number of at least 1")
-        return 1
-    return int(text)
+    given = words.own.get("seeds")
+    value = 2 if given is None else given.value
+    seeds = value if isinstance(value, list) else range(value) if isinstance(value, int) else ()
+    found = tuple(seed for seed in seeds if isinstance(seed, int) and seed >= 0)
+    if not found or len(set(found)) < len(seeds):
+        words.problems.add(
+            f"seeds={words.text('seeds', '')} must be a number of seeds, or a list as in "
+            "seeds=3,4,5"
+        )
+    return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from nanozoo_core.comparing.compare.ranking import Group, Place
 from nanozoo_core.comparing.compare.results import Entry
+from nanozoo_core.comparing.units import scaled
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,6 @@ class Column:
     help: str
     show: Callable[[Place], str]
     key: Callable[[Place], float | None]
-
-
-def scaled(value: float | None, unit: str = "") -> str:
-    """1234567 as 1.23 M; empty for None."""
-    if value is None:
-        return ""
-    for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {letter}{unit}"
-    return f"{value:.3g} {unit}".rstrip()
 
 
 def score(place: Place) -> str:

@@ -8,10 +8,9 @@ import json
 
 import torch
 
-from nanozoo_core.comparing.compare.plan import arguments_of, compose_entrant
-from nanozoo_core.comparing.compare.request import Entrant, Request
-from nanozoo_core.config import TrainingConfig, model_config
-from nanozoo_core.config.resolved import expected_vocab_size
+from nanozoo_core.comparing.compare.request import Request
+from nanozoo_core.comparing.entrants import Entrant
+from nanozoo_core.config import ResolvedConfig, model_config
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.errors import ConfigError
 
@@ -30,7 +29,7 @@ def match_widths(request: Request) -> tuple[tuple[Entrant, ...], dict[str, str]]
     target = _target(request)
     matched, failures = [], {}
     for entrant in request.entrants:
-        config = compose_entrant(entrant, arguments_of(request, entrant))
+        config = request.resolve(entrant)
         try:
             added = width_overrides(config, target)
         except ConfigError as error:
@@ -44,7 +43,7 @@ def _target(request: Request) -> float:
     text = str(request.match)
     for entrant in request.entrants:
         if entrant.label == text:
-            return count(compose_entrant(entrant, arguments_of(request, entrant)), {})
+            return count(request.resolve(entrant), {})
     try:
         return float(text)
     except ValueError:
@@ -54,28 +53,25 @@ def _target(request: Request) -> float:
         ) from None
 
 
-def count(config: TrainingConfig, changes: dict[str, object]) -> float:
+def count(config: ResolvedConfig, changes: dict[str, object]) -> float:
     """Parameters of a model with changed settings, counted without building it.
 
     Raises: ConfigError when the model refuses them.
     """
-    adapter = load_adapter(config.model)
-    model_cfg = _model_cfg(config, changes)
+    training = config.training
+    adapter = load_adapter(training.model)
+    model_cfg = model_config(
+        training.model,
+        training.model_cfg | changes,
+        seq_len=training.data.seq_len,
+        vocab_size=config.vocab_size,
+    )
     with torch.device("meta"):
         model = adapter.model_class(model_cfg)
     return adapter.report(model)["params"]
 
 
-def _model_cfg(config: TrainingConfig, changes: dict[str, object]) -> object:
-    return model_config(
-        config.model,
-        config.model_cfg | changes,
-        seq_len=config.data.seq_len,
-        vocab_size=expected_vocab_size(config.data),
-    )
-
-
-def width_overrides(config: TrainingConfig, target: float) -> list[str]:
+def width_overrides(config: ResolvedConfig, target: float) -> list[str]:
     """Overrides of `model_cfg` whose parameters come nearest to `target`; none where the model is
     within the tolerance as it is. Widths that the model refuses are passed over.
 
@@ -83,15 +79,14 @@ def width_overrides(config: TrainingConfig, target: float) -> list[str]:
     """
     if abs(count(config, {}) / target - 1) <= TOLERANCE:
         return []
-    adapter = load_adapter(config.model)
-    model_cfg = _model_cfg(config, {})
+    adapter = load_adapter(config.training.model)
     low, high = 1 / LARGEST_FACTOR, LARGEST_FACTOR
     best: tuple[float, dict[str, object]] | None = None
     for _ in range(HALVINGS):
         factor = (low * high) ** 0.5
         ratio = None
         for nudge in NUDGES:
-            changes = adapter.at_width(model_cfg, factor * nudge)
+            changes = adapter.at_width(config.model_cfg, factor * nudge)
             with contextlib.suppress(ConfigError):
                 ratio = count(config, changes) / target
                 break

@@ -1,0 +1,59 @@
+"""`nanozoo evaluate`: a run scored again, in bits per byte or on tasks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load
+from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.terminal import out
+
+if TYPE_CHECKING:
+    from nanozoo_core.training.runs import LoadedRun
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser("evaluate", help="score a run again, in bits per byte")
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--tasks",
+        metavar="A,B",
+        help="score the run on these tasks of lm-evaluation-harness instead (it comes with "
+        "nanozoo-core[tasks])",
+    )
+    parser.add_argument("--num-fewshot", type=int, help="examples shown before each question")
+    parser.add_argument("--limit", type=int, help="how many questions of each task are asked")
+    parser.add_argument("--include-path", type=Path, help="a folder with task files of your own")
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from nanozoo_core.config.overrides import section_values, split_model_values
+    from nanozoo_core.training import runs
+
+    changes, others = split_model_values(arguments.overrides)
+    overrides = section_values(others, section="eval")
+    loaded = load(arguments, changes)
+    found = (
+        runs.score(loaded, overrides) if arguments.tasks is None else _on_tasks(loaded, arguments)
+    )
+    out(json.dumps(found, indent=2))
+
+
+def _on_tasks(run: LoadedRun, arguments: argparse.Namespace) -> dict[str, Any]:
+    try:
+        from nanozoo_core.training.harness import evaluate_tasks
+    except ImportError as error:
+        raise ConfigError(
+            f"--tasks needs lm-evaluation-harness; install nanozoo-core[tasks] ({error})"
+        ) from error
+    return evaluate_tasks(
+        run,
+        arguments.tasks.split(","),
+        num_fewshot=arguments.num_fewshot,
+        limit=arguments.limit,
+        include_path=arguments.include_path,
+    )

@@ -1,0 +1,43 @@
+"""`nanozoo inspect`: the diagnostics that a model has of its own."""
+
+from __future__ import annotations
+
+import argparse
+
+from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load, model_values
+from nanozoo_core.machine.terminal import out
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="plot diagnostics of a run's model, such as the load of experts, depth or routing",
+    )
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--text", help="the text that the model marks, where it does (hnet marks its chunks)"
+    )
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from nanozoo_core.evaluation import inspection
+    from nanozoo_core.training import runs
+    from nanozoo_core.training.run_folder import RunFolder
+
+    loaded = load(arguments, model_values(arguments))
+    found = runs.inspect_run(loaded)
+    text = inspection.SHOWN_TEXT if arguments.text is None else arguments.text
+    shown = loaded.adapter.show_sample(loaded.model, loaded.vocabulary, text)
+    if found is None and shown is None:
+        model = loaded.config.model
+        out(f"{model} has no diagnostics; nanozoo show {arguments.run} tells its result")
+    if found is not None:
+        out(inspection.describe(found))
+        folder = RunFolder(arguments.run)
+        files = folder.inspection_path.name
+        if found.pictures:
+            files += f", {folder.inspection_picture_path.name}"
+        out(f"written to {arguments.run}: {files}")
+    if shown is not None:
+        out(f"shown on a text:\n{shown}")

@@ -1,0 +1,59 @@
+"""What the commands that take a run have in common: its arguments, and loading it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanozoo_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nanozoo_core.training.runs import LoadedRun
+
+Commands = Any
+"""What `ArgumentParser.add_subparsers` returns; argparse does not name its type."""
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="the run's folder, such as runs/MODEL/TIME")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings to change; model_cfg.* among them where the weights allow it",
+    )
+    parser.add_argument(
+        "--checkpoint", default="latest", help="latest (the default), best, or a step number"
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda", "mps"],
+        help="where the model runs; auto takes the best device that is present",
+    )
+
+
+def model_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the model that the user changes.
+
+    Raises: ConfigError for settings of anything but the model.
+    """
+    from nanozoo_core.config.overrides import split_model_values
+
+    values, others = split_model_values(arguments.overrides)
+    if others:
+        raise ConfigError(f"'{others[0]}' does not apply here; only model_cfg.key=value does")
+    return values
+
+
+def load(arguments: argparse.Namespace, changes: dict[str, Any]) -> LoadedRun:
+    """The run that the arguments name, with changed settings of its model."""
+    from nanozoo_core.training import runs
+
+    return runs.load_run(
+        arguments.run,
+        checkpoint=arguments.checkpoint,
+        device=arguments.device,
+        model_overrides=changes,
+    )

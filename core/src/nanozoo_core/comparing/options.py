@@ -1,0 +1,101 @@
+"""The key=value options of `nanozoo compare` and `nanozoo bench`: one table for help, usage and
+reading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nanozoo_core.config.overrides import Override, parse_override
+from nanozoo_core.errors import ConfigError, Problems
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key: what stands for its value in the help, and what it means."""
+
+    key: str
+    value: str
+    help: str
+
+
+def describe(options: Sequence[Option]) -> str:
+    """The options for `--help`, a line each."""
+    rows = [(f"{option.key}={option.value}", option.help) for option in options]
+    width = max(len(word) for word, _ in rows)
+    return "\n".join(f"{word:<{width}}  {text}" for word, text in rows)
+
+
+def usage(command: str, options: Sequence[Option]) -> str:
+    """One line: the first option, and the others as what may be left out."""
+    words = [f"{option.key}={option.value}" for option in options]
+    return " ".join([f"nanozoo {command}", words[0], *(f"[{word}]" for word in words[1:])])
+
+
+@dataclass
+class Words:
+    """What the user typed: options of the command, and settings of the models."""
+
+    command: str
+    options: Sequence[Option]
+    problems: Problems
+    own: dict[str, Override] = field(default_factory=dict)
+    settings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(
+        cls, command: str, options: Sequence[Option], words: Sequence[str], problems: Problems
+    ) -> Words:
+        """Sorts the words; what is no key=value becomes a problem."""
+        found = cls(command, options, problems)
+        keys = [option.key for option in options]
+        for word in words:
+            key, equals, _ = word.partition("=")
+            if not equals:
+                problems.add(f"'{word}' is not key=value; usage: {usage(command, options)}")
+            elif key in keys:
+                try:
+                    found.own[key] = parse_override(word)
+                except ConfigError as error:
+                    problems.add(str(error))
+            else:
+                found.settings.append(word)
+        return found
+
+    def text(self, key: str, default: str) -> str:
+        """An option as it was typed, without quotes."""
+        given = self.own.get(key)
+        if given is None:
+            return default
+        return given.value if isinstance(given.value, str) else given.text
+
+    def parts(self, key: str, default: Sequence[str] = ()) -> list[str]:
+        """An option that is a list: `a,b` or `[a,b]`, or one value alone."""
+        given = self.own.get(key)
+        if given is None:
+            return list(default)
+        value: Any = given.value
+        return [str(part) for part in (value if isinstance(value, list) else [value]) if part != ""]
+
+    def whole_number(self, key: str, default: int) -> int:
+        """An option that is a whole number of at least 1, or a problem."""
+        given = self.own.get(key)
+        value: Any = default if given is None else given.value
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+            return value
+        self.problems.add(f"{key}={self.text(key, '')} must be a whole number of at least 1")
+        return default
+
+    def positive(self, key: str, default: float | None) -> float | None:
+        """An option that is a positive number, or a problem."""
+        given = self.own.get(key)
+        if given is None:
+            return default
+        value = given.value
+        if isinstance(value, int | float) and 0 < value < float("inf"):
+            return float(value)
+        self.problems.add(f"{key}={given.text} must be a positive number")
+        return default

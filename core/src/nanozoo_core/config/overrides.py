@@ -1,0 +1,73 @@
+"""Words `key=value` of a command line, read by Hydra's grammar for every command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanozoo_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Override:
+    """One word: `eval.bytes=2e3` has the value 2000.0, `models=a,b` the list of both."""
+
+    key: str
+    value: Any
+    text: str
+    """The value as it was typed."""
+
+
+def parse_override(word: str) -> Override:
+    """Raises: ConfigError for a word that is no key=value, or whose value cannot be read."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, text = word.partition("=")
+    if not equals:
+        raise ConfigError(f"'{word}' must have the form key=value")
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+        value = list(parsed.sweep_iterator()) if parsed.is_sweep_override() else parsed.value()
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"'{word}' cannot be read: {reason}; a value with other signs than letters, digits and "
+            f"-_./: goes in quotes, as in {key}=\"'my text'\""
+        ) from error
+    return Override(key.lstrip("+"), _plain(value), text)
+
+
+def section_values(words: Sequence[str], *, section: str) -> dict[str, Any]:
+    """The values of `section.key=value` or `key=value` words by key, without the section.
+
+    Raises: ConfigError as `parse_override`.
+    """
+    overrides = map(parse_override, words)
+    return {o.key.removeprefix(f"{section}."): o.value for o in overrides}
+
+
+def split_model_values(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values of the `model_cfg.key=value` words by key, and the other words."""
+    mine = [word for word in words if word.startswith("model_cfg.")]
+    return section_values(mine, section="model_cfg"), [w for w in words if w not in mine]
+
+
+def quoted(text: str) -> str:
+    """A text as the value of an override, whatever characters it holds."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _plain(value: Any) -> Any:
+    """Hydra marks texts that stood in quotes; here they are texts."""
+    from hydra.core.override_parser.types import QuotedString
+
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    return value
