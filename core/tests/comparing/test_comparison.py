@@ -55,7 +55,7 @@ def test_compare_trains_reports_and_goes_on(
     assert stopped.returncode == 0, stopped.stderr
     seconds = (wide.folder / "metrics.jsonl").read_text().splitlines()[3]
 
-    first = command("cli", "compare", *words)
+    first = command("commands.cli", "compare", *words)
     assert first.returncode == 1
     assert "error: broken_0: the " in first.stderr
     assert "is not finite at step" in first.stderr
@@ -68,7 +68,9 @@ def test_compare_trains_reports_and_goes_on(
         assert (folder / name).stat().st_size > 5000
 
     before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/result.json")}
-    again = command("cli", "compare", words[0].replace(",broken:toy", ""), *words[1:2], *words[4:])
+    again = command(
+        "commands.cli", "compare", words[0].replace(",broken:toy", ""), *words[1:2], *words[4:]
+    )
     assert again.returncode == 0, again.stderr
     assert "2 of 2 runs are there already" in again.stdout
     assert before == {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/result.json")}
@@ -101,12 +103,12 @@ def test_a_stopped_comparison_says_how_to_go_on(words: list[str], tmp_path: Path
 @pytest.mark.slow
 def test_hydras_launchers_train_the_members(words: list[str], command: Command) -> None:
     words = ["models=toy,broken:toy", *words[2:5], "seeds=1", *words[6:]]
-    done = command("cli", "compare", *words, "hydra/launcher=basic")
+    done = command("commands.cli", "compare", *words, "hydra/launcher=basic")
     assert done.returncode == 1
     assert "error: broken_0: " in done.stderr
     assert "is not finite at step" in done.stderr
     assert "| 1 | toy |" in done.stdout
-    unknown = command("cli", "compare", *words, "hydra/launcher=nowhere", "folder=other")
+    unknown = command("commands.cli", "compare", *words, "hydra/launcher=nowhere", "folder=other")
     assert "Hydra could not launch the runs with hydra/launcher=nowhere" in unknown.stderr
 
 
