@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from gpt2_models import make_config
 
 from nanozoo_core.errors import CheckpointError
-from nanozoo_gpt2.config import GPT2Config
 from nanozoo_gpt2.huggingface import (
     from_hf_config,
     from_hf_state_dict,
@@ -97,7 +97,7 @@ def test_transformers_loads_what_is_saved(ours, tmp_path, pad_vocab_to):
 @torch.no_grad()
 def test_variants_export_too(tmp_path, changes):
     torch.manual_seed(0)
-    config = GPT2Config(
+    config = make_config(
         vocab_size=97, seq_len=32, num_layers=2, model_dim=32, num_heads=4, **changes
     )
     model = GPT2(config).eval()
@@ -107,12 +107,12 @@ def test_variants_export_too(tmp_path, changes):
 
 
 def test_our_config_makes_the_round_trip():
-    config = GPT2Config(vocab_size=97, seq_len=32, num_layers=3, mlp_ratio=2.0, activation="gelu")
+    config = make_config(vocab_size=97, seq_len=32, num_layers=3, mlp_ratio=2.0, activation="gelu")
     assert from_hf_config(to_hf_config(config)) == config
 
 
 def test_a_setting_that_gpt2_lacks_is_refused():
-    theirs = to_hf_config(GPT2Config(vocab_size=97, seq_len=32))
+    theirs = to_hf_config(make_config(vocab_size=97, seq_len=32))
     changes = {"scale_attn_by_inverse_layer_idx": True, "activation_function": "relu"}
     with pytest.raises(CheckpointError, match=r"inverse_layer_idx=True .*activation_function=relu"):
         from_hf_config(theirs | changes)

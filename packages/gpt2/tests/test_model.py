@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from gpt2_models import make_config
 
 from nanozoo_core.contract import Draw, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
@@ -21,7 +22,7 @@ SMALL = {"vocab_size": VOCAB, "seq_len": LENGTH, "num_layers": 2, "model_dim": 3
 
 def build(**changes):
     torch.manual_seed(0)
-    return GPT2(GPT2Config(**(SMALL | changes)))
+    return GPT2(make_config(**(SMALL | changes)))
 
 
 def build_perturbed(**changes):
@@ -39,7 +40,7 @@ def random_tokens(batch=3, length=LENGTH, vocab=VOCAB):
 
 def count(**settings):
     with torch.device("meta"):
-        model = GPT2(GPT2Config(**settings))
+        model = GPT2(make_config(**settings))
     return sum(p.numel() for p in model.parameters())
 
 
@@ -237,7 +238,7 @@ def test_padding_rows_get_no_gradient_and_leave_the_others_theirs():
 
 def test_flops_are_those_of_the_formula():
     adapter = DefaultModelAdapter(GPT2Config, GPT2)
-    config = GPT2Config(preset="gpt2", vocab_size=50257, seq_len=1024)
+    config = make_config(preset="gpt2", vocab_size=50257, seq_len=1024)
     weights = 12 * 12 * 768**2 + 50257 * 768
     expected = 6 * weights + 12 * 12 * 768 * 1024
     assert adapter.flops_per_token(config, 1024) == pytest.approx(expected, rel=1e-12)
@@ -268,7 +269,7 @@ def test_dropout_acts_in_training_alone():
 def test_fewer_tokens_than_the_tokenizer_has_are_refused():
     adapter = DefaultModelAdapter(GPT2Config, GPT2)
     with pytest.raises(ConfigError, match="vocab_size=61 is less than the 62 tokens of the toy"):
-        adapter.build(GPT2Config(**SMALL), ToyVocabulary(VOCAB + 1))
+        adapter.build(make_config(**SMALL), ToyVocabulary(VOCAB + 1))
 
 
 def test_text_longer_than_the_position_table_is_refused():

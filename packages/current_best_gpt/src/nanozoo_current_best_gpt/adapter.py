@@ -214,7 +214,6 @@ class CurrentBestAdapter(DefaultModelAdapter):
             for name, p in model.named_parameters()
             if p.ndim == 2 and not name.startswith(looked_up)
         )
-        assert config.vocab_size is not None
         weights += config.vocab_size * config.model_dim
         bounds = [*config.stage_starts, 1.0]
         reach = 0.0

@@ -34,7 +34,6 @@ class CurrentBestGPT(nn.Module):
 
     def __init__(self, config: CurrentBestConfig) -> None:
         super().__init__()
-        assert config.vocab_size is not None
         self.config = config
         self.separator: int | None = None
         dim, layers = config.model_dim, config.num_layers
@@ -112,8 +111,7 @@ class CurrentBestGPT(nn.Module):
     def max_context(self) -> int | None:
         """No limit where the windows keep every distance to what training has seen."""
         reach = schedule.windows(self.config, self.config.num_stages)[1]
-        seq_len = self.config.seq_len
-        return None if seq_len is None or reach <= seq_len else seq_len
+        return None if reach <= self.config.seq_len else self.config.seq_len
 
     def set_stage(self, stage: int) -> None:
         self.stage.fill_(stage)

@@ -108,8 +108,6 @@ class RecurrentDepth(nn.Module):
 
     def __init__(self, config: RDConfig) -> None:
         super().__init__()
-        if config.vocab_size is None:
-            raise ValueError("RecurrentDepth needs a config with vocab_size set")
         self.config = config
         self.decoding = Decoding.of(config)
         self.max_context = config.seq_len
