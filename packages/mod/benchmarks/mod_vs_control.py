@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.device import autocast, device_name, synchronize
@@ -70,8 +71,8 @@ def tasks(
         num_heads=settings["num_heads"],
     ).to(device)
     calibrated = settings | {"predictor_threshold": "calibrated"}
-    model = MoD(MoDConfig(**calibrated)).to(device)
-    masked = MoD(MoDConfig(**calibrated, routed_impl="masked")).to(device).eval()
+    model = MoD(model_config("mod", calibrated)).to(device)
+    masked = MoD(model_config("mod", calibrated, routed_impl="masked")).to(device).eval()
     masked.load_state_dict(model.state_dict())
     for each in (model, masked):
         ADAPTER.finalize(each.eval(), [batch])
@@ -110,7 +111,7 @@ def seconds(task: Callable[[], object], device: torch.device, repeats: int = 3) 
 def flops_ratio(settings: dict[str, Any], control_layers: int) -> float:
     plain = {key: value for key, value in settings.items() if key != "predictor_dim"}
     plain |= {"capacity": 1.0, "router_gate": "one", "num_layers": control_layers}
-    ours, theirs = (MoDConfig(**each) for each in (settings, plain))
+    ours, theirs = (model_config("mod", each) for each in (settings, plain))
     length = settings["seq_len"]
     return ADAPTER.flops_per_token(ours, length) / ADAPTER.flops_per_token(theirs, length)
 

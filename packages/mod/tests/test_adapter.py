@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanozoo_core.config import OptimConfig, from_defaults
+from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing import ToyVocabulary
@@ -27,7 +27,7 @@ STEP = Step(number=0, progress=0.0, seed=0)
 def build(*, vocab_size: int = 31, moved: float = 0.0, **settings: Any) -> MoD:
     torch.manual_seed(0)
     defaults = {"seq_len": 64, "model_dim": 32, "predictor_dim": 32}
-    model = MoD(MoDConfig(vocab_size=vocab_size, **defaults | settings))
+    model = MoD(model_config("mod", {"vocab_size": vocab_size, **defaults | settings}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += moved * torch.randn_like(parameter)
@@ -196,7 +196,7 @@ def test_flops_are_those_of_the_products(settings: dict[str, Any]) -> None:
 
 
 def test_at_capacity_one_flops_are_the_control_s() -> None:
-    config = MoDConfig(vocab_size=31, capacity=1.0, router_gate="one")
+    config = model_config("mod", {"vocab_size": 31, "capacity": 1.0, "router_gate": "one"})
     expected = 6 * (4 * 12 * 128**2 + 31 * 128) + 12 * 4 * 128 * 64
     assert ADAPTER.flops_per_token(config, 64) == expected
 
@@ -225,9 +225,9 @@ def test_at_capacity_one_flops_are_the_control_s() -> None:
 def test_depths_at_the_flops_of_the_control(
     shape: dict[str, Any], control_layers: int, layers: int, share: float
 ) -> None:
-    ours = MoDConfig(**shape, num_layers=layers)
+    ours = model_config("mod", shape, num_layers=layers)
     plain = {"capacity": 1.0, "router_gate": "one", "predictor_dim": 32}
-    control = MoDConfig(**shape | plain, num_layers=control_layers)
+    control = model_config("mod", shape | plain, num_layers=control_layers)
     seq_len = shape["seq_len"]
     ratio = ADAPTER.flops_per_token(ours, seq_len) / ADAPTER.flops_per_token(control, seq_len)
     assert ratio == pytest.approx(share, abs=0.005)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import SamplingSettings
 from nanozoo_mod.adapter import MoDAdapter
 from nanozoo_mod.config import MoDConfig
@@ -27,7 +28,7 @@ LENGTH = 64
 
 def build(**settings: Any) -> MoD:
     torch.manual_seed(0)
-    config = MoDConfig(vocab_size=31, seq_len=LENGTH, model_dim=32, **settings)
+    config = model_config("mod", {"vocab_size": 31, "seq_len": LENGTH, "model_dim": 32, **settings})
     model = MoD(config).eval().double()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanozoo_core.config import model_config
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import rotary_angles
-from nanozoo_mod.config import MoDConfig
 from nanozoo_mod.model import MoD, RoutedBlock
 
 SMALL: dict[str, Any] = {
@@ -33,7 +33,7 @@ ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def build(*, seed: int = 0, moved: float = 0.1, **settings: Any) -> MoD:
     """A model whose weights are all away from zero and whose blocks take some tokens each."""
     torch.manual_seed(seed)
-    model = MoD(MoDConfig(**SMALL | settings))
+    model = MoD(model_config("mod", SMALL | settings))
     move(model, moved)
     with torch.no_grad():
         for block in model.routed_blocks:
@@ -79,7 +79,7 @@ def test_at_capacity_one_it_is_the_control_to_the_bit(every_other: bool) -> None
     torch.manual_seed(0)
     control = ControlModel(31, num_layers=4, model_dim=32, num_heads=4)
     torch.manual_seed(0)
-    model = MoD(MoDConfig(**SMALL, **CONTROL, every_other=every_other))
+    model = MoD(model_config("mod", SMALL, **CONTROL, every_other=every_other))
     tokens = random_tokens()
     for moved in (False, True):
         if moved:
@@ -111,7 +111,7 @@ def test_with_one_seed_the_shared_weights_are_the_control_s() -> None:
     torch.manual_seed(3)
     control = ControlModel(31, num_layers=4, model_dim=32, num_heads=4)
     torch.manual_seed(3)
-    model = dict(MoD(MoDConfig(**SMALL)).named_parameters())
+    model = dict(MoD(model_config("mod", SMALL)).named_parameters())
     assert all(torch.equal(model[name], p) for name, p in control.named_parameters())
 
 
@@ -304,4 +304,4 @@ def test_random_choices_meet_the_capacity() -> None:
 
 def test_a_model_needs_vocabulary_and_length() -> None:
     with pytest.raises(ValueError, match="vocab_size and seq_len"):
-        MoD(MoDConfig())
+        MoD(model_config("mod"))

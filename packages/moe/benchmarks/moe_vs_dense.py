@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nanozoo_core.config import OptimConfig, from_defaults
+from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.device import autocast, device_name, resolve_dtype, synchronize
@@ -94,7 +94,7 @@ class Training:
 def compare(case: str, device: torch.device, rounds: int, steps: int) -> dict[str, Any]:
     """Median seconds per step of each, and the ratio moe / dense: median and range."""
     settings, windows, length = (GPU_CASES if device.type == "cuda" else CASES)[case]
-    config = MoEConfig(seq_len=length, **settings)
+    config = model_config("moe", {"seq_len": length, **settings})
     assert config.vocab_size is not None
     torch.manual_seed(0)
     with device:

@@ -19,6 +19,7 @@ from mtm_models import (
 )
 from torch import Tensor
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.nn.control import ControlBlock, ControlModel
@@ -285,7 +286,7 @@ def test_every_depth_starts_uniform(settings: dict[str, Any]) -> None:
 
 def test_a_fused_stream_starts_with_the_size_of_its_parts() -> None:
     torch.manual_seed(0)
-    module = PredictionModule(MTMConfig(vocab_size=VOCAB))
+    module = PredictionModule(model_config("mtm", {"vocab_size": VOCAB}))
     hidden, embedded = (10 * torch.randn(4, 16, 128) for _ in range(2))
     u = module.fuse(torch.cat([module.hidden_norm(hidden), module.embed_norm(embedded)], -1))
     assert float(u.detach().std()) == pytest.approx(1, abs=0.05)
@@ -294,7 +295,7 @@ def test_a_fused_stream_starts_with_the_size_of_its_parts() -> None:
 def test_sizes_at_124m() -> None:
     shape = {"vocab_size": 50304, "seq_len": 1024, "num_layers": 12, "model_dim": 768}
     with torch.device("meta"):
-        model = MTM(MTMConfig(**shape, num_heads=6))  # type: ignore[arg-type]
+        model = MTM(model_config("mtm", shape, num_heads=6))  # type: ignore[arg-type]
     report = ADAPTER.report(model)
     control = 2 * 50304 * 768 + 12 * 12 * 768**2
     module = 14 * 768**2 + 3 * 768

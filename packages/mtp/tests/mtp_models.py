@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Batch, Step
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.training import move
@@ -30,7 +31,7 @@ SMALL: dict[str, Any] = {
 def build(*, moved: float = 0.1, dtype: torch.dtype = torch.float32, **settings: Any) -> MTP:
     """A model whose weights are all away from zero, unless moved=0."""
     torch.manual_seed(0)
-    model = MTP(MTPConfig(**SMALL | settings)).to(dtype)
+    model = MTP(model_config("mtp", SMALL | settings)).to(dtype)
     move(model, moved)
     return model
 

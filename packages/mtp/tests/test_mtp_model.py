@@ -19,6 +19,7 @@ from mtp_models import (
     random_tokens,
 )
 
+from nanozoo_core.config import model_config
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.nn.norms import rms_norm
@@ -180,8 +181,7 @@ def test_every_horizon_starts_uniform(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("num_mtp_tokens", [1, 2, 4])
 def test_parameters_are_those_of_a_decoder_of_as_many_blocks(num_mtp_tokens: int) -> None:
     with torch.device("meta"):
-        model = MTP(MTPConfig(vocab_size=50304, seq_len=1024, num_layers=12, model_dim=768,
-                              num_heads=6, num_mtp_tokens=num_mtp_tokens))  # fmt: skip
+        model = MTP(model_config("mtp", {"vocab_size": 50304, "seq_len": 1024, "num_layers": 12, "model_dim": 768, "num_heads": 6, "num_mtp_tokens": num_mtp_tokens}))  # fmt: skip
     report = ADAPTER.report(model)
     assert report["params"] == 2 * 50304 * 768 + 12 * 12 * 768**2
     idle = (num_mtp_tokens - 1) * 12 * 768**2

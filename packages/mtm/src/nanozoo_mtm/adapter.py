@@ -71,7 +71,6 @@ class MTMAdapter(DefaultModelAdapter):
     def flops_per_token(self, config: MTMConfig, seq_len: int) -> float:
         """Those of the control, and for each module its matrices, its attention in full and the
         output projection."""
-        assert config.vocab_size is not None
         more = 6.0 * config.vocab_size * config.model_dim
         if config.mtp_block == "base":
             more += 12 * config.model_dim * seq_len

@@ -48,7 +48,6 @@ class MTPAdapter(DefaultModelAdapter):
     def flops_per_token(self, config: MTPConfig, seq_len: int) -> float:
         """Those of a decoder of as many blocks, and one output projection more for each further
         head."""
-        assert config.vocab_size is not None
         num_more = config.num_mtp_tokens - 1 if config.has_own_heads else 0
         projections = 6.0 * num_more * config.vocab_size * config.model_dim
         return super().flops_per_token(config, seq_len) + projections
