@@ -64,15 +64,12 @@ def tasks(
     """What is timed, by name."""
     torch.manual_seed(0)
     device = batch.tokens.device
-    control = ControlModel(
-        settings["vocab_size"],
-        num_layers=control_layers,
-        model_dim=settings["model_dim"],
-        num_heads=settings["num_heads"],
-    ).to(device)
+    control = ControlModel(model_config("mod", settings | {"num_layers": control_layers})).to(
+        device
+    )
     calibrated = settings | {"predictor_threshold": "calibrated"}
     model = MoD(model_config("mod", calibrated)).to(device)
-    masked = MoD(model_config("mod", calibrated, routed_impl="masked")).to(device).eval()
+    masked = MoD(model_config("mod", calibrated | {"routed_impl": "masked"})).to(device).eval()
     masked.load_state_dict(model.state_dict())
     for each in (model, masked):
         ADAPTER.finalize(each.eval(), [batch])

@@ -225,9 +225,9 @@ def test_at_capacity_one_flops_are_the_control_s() -> None:
 def test_depths_at_the_flops_of_the_control(
     shape: dict[str, Any], control_layers: int, layers: int, share: float
 ) -> None:
-    ours = model_config("mod", shape, num_layers=layers)
+    ours = model_config("mod", shape | {"num_layers": layers})
     plain = {"capacity": 1.0, "router_gate": "one", "predictor_dim": 32}
-    control = model_config("mod", shape | plain, num_layers=control_layers)
+    control = model_config("mod", shape | plain | {"num_layers": control_layers})
     seq_len = shape["seq_len"]
     ratio = ADAPTER.flops_per_token(ours, seq_len) / ADAPTER.flops_per_token(control, seq_len)
     assert ratio == pytest.approx(share, abs=0.005)

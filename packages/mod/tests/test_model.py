@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nanozoo_core.config import model_config
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import rotary_angles
@@ -77,9 +78,9 @@ def block_inputs(model: MoD, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, Tens
 @pytest.mark.parametrize("every_other", [True, False], ids=["every-other", "every"])
 def test_at_capacity_one_it_is_the_control_to_the_bit(every_other: bool) -> None:
     torch.manual_seed(0)
-    control = ControlModel(31, num_layers=4, model_dim=32, num_heads=4)
+    control = ControlModel(ControlConfig(31, 64, 4, 32, 4, mlp_ratio=4))
     torch.manual_seed(0)
-    model = MoD(model_config("mod", SMALL, **CONTROL, every_other=every_other))
+    model = MoD(model_config("mod", SMALL | CONTROL | {"every_other": every_other}))
     tokens = random_tokens()
     for moved in (False, True):
         if moved:
@@ -98,7 +99,7 @@ def test_at_capacity_one_it_is_the_control_to_the_bit(every_other: bool) -> None
 
 def test_taking_all_tokens_causally_is_the_control_to_the_bit() -> None:
     model = build(router_type="random", router_gate="one")
-    control = ControlModel(31, num_layers=4, model_dim=32, num_heads=4)
+    control = ControlModel(ControlConfig(31, 64, 4, 32, 4, mlp_ratio=4))
     control.load_state_dict(dict(model.named_parameters()))
     tokens = random_tokens()
     assert not torch.equal(model(tokens), control(tokens))
@@ -109,7 +110,7 @@ def test_taking_all_tokens_causally_is_the_control_to_the_bit() -> None:
 
 def test_with_one_seed_the_shared_weights_are_the_control_s() -> None:
     torch.manual_seed(3)
-    control = ControlModel(31, num_layers=4, model_dim=32, num_heads=4)
+    control = ControlModel(ControlConfig(31, 64, 4, 32, 4, mlp_ratio=4))
     torch.manual_seed(3)
     model = dict(MoD(model_config("mod", SMALL)).named_parameters())
     assert all(torch.equal(model[name], p) for name, p in control.named_parameters())

@@ -95,16 +95,10 @@ def compare(case: str, device: torch.device, rounds: int, steps: int) -> dict[st
     """Median seconds per step of each, and the ratio moe / dense: median and range."""
     settings, windows, length = (GPU_CASES if device.type == "cuda" else CASES)[case]
     config = model_config("moe", {"seq_len": length, **settings})
-    assert config.vocab_size is not None
     torch.manual_seed(0)
     with device:
         mixture = MoE(config)
-        dense = ControlModel(
-            config.vocab_size,
-            num_layers=config.num_layers,
-            model_dim=config.model_dim,
-            num_heads=config.num_heads,
-        )
+        dense = ControlModel(config)
     contestants = {
         "moe": Training(MoEAdapter(MoEConfig, MoE), mixture, windows, length),
         "dense": Training(DefaultModelAdapter(MoEConfig, ControlModel), dense, windows, length),

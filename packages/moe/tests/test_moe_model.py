@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from nanozoo_core.config import OptimConfig, from_defaults, model_config
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.nn.control import ControlModel
@@ -34,14 +35,7 @@ def make_model(seed=0, *, scale=0.1, **settings):
 
 def make_control(mlp_ratio=4.0):
     torch.manual_seed(1)
-    return ControlModel(
-        VOCAB,
-        num_layers=SHAPE["num_layers"],
-        model_dim=SHAPE["model_dim"],
-        num_heads=SHAPE["num_heads"],
-        mlp_ratio=mlp_ratio,
-        max_context=LENGTH,
-    )
+    return ControlModel(ControlConfig(**SHAPE, mlp_ratio=mlp_ratio))
 
 
 def take_weights(model, control):
@@ -65,7 +59,7 @@ def tokens(batch=4, length=LENGTH, seed=0):
 def test_one_expert_trains_as_the_control_to_the_bit():
     control = make_control()
     torch.manual_seed(1)
-    model = MoE(model_config("moe", SHAPE, num_experts=1))
+    model = MoE(model_config("moe", SHAPE | {"num_experts": 1}))
     optim = from_defaults(OptimConfig)
     losses = []
     for contestant in (model, control):
@@ -131,7 +125,7 @@ def test_without_routed_output_the_shared_experts_are_a_dense_mlp():
 @torch.no_grad()
 def test_all_layers_dense_is_the_control():
     control = make_control()
-    model = MoE(model_config("moe", SHAPE, first_k_dense=3))
+    model = MoE(model_config("moe", SHAPE | {"first_k_dense": 3}))
     take_weights(model, control)
     assert list(model.routers()) == []
     assert torch.equal(model(tokens()), control(tokens()))

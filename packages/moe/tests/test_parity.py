@@ -25,7 +25,7 @@ OURS = {"model_dim": DIM, "num_heads": 2, "moe_hidden": HIDDEN, "num_experts": E
 
 def make_ours(**settings):
     torch.manual_seed(0)
-    mixture = MixtureOfExperts(model_config("moe", OURS, top_k=TOP_K, **settings))
+    mixture = MixtureOfExperts(model_config("moe", OURS | {"top_k": TOP_K} | settings))
     with torch.no_grad():
         for parameter in mixture.parameters():
             parameter.normal_(std=0.3)

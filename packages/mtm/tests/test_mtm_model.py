@@ -20,6 +20,7 @@ from mtm_models import (
 from torch import Tensor
 
 from nanozoo_core.config import model_config
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.nn.control import ControlBlock, ControlModel
@@ -41,7 +42,7 @@ kinds = pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 
 def control() -> ControlModel:
     torch.manual_seed(0)
-    return ControlModel(VOCAB, num_layers=2, model_dim=32, num_heads=2, max_context=48)
+    return ControlModel(ControlConfig(VOCAB, 48, 2, 32, 2, mlp_ratio=4))
 
 
 def plain_gradients(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -295,7 +296,7 @@ def test_a_fused_stream_starts_with_the_size_of_its_parts() -> None:
 def test_sizes_at_124m() -> None:
     shape = {"vocab_size": 50304, "seq_len": 1024, "num_layers": 12, "model_dim": 768}
     with torch.device("meta"):
-        model = MTM(model_config("mtm", shape, num_heads=6))  # type: ignore[arg-type]
+        model = MTM(model_config("mtm", shape | {"num_heads": 6}))
     report = ADAPTER.report(model)
     control = 2 * 50304 * 768 + 12 * 12 * 768**2
     module = 14 * 768**2 + 3 * 768

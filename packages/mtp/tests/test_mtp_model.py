@@ -20,6 +20,7 @@ from mtp_models import (
 )
 
 from nanozoo_core.config import model_config
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.nn.norms import rms_norm
@@ -38,9 +39,7 @@ types = pytest.mark.parametrize("settings", TYPES.values(), ids=TYPES)
 
 def control() -> ControlModel:
     torch.manual_seed(0)
-    return ControlModel(
-        VOCAB, num_layers=4, model_dim=32, num_heads=2, max_context=SMALL["seq_len"]
-    )
+    return ControlModel(ControlConfig(VOCAB, SMALL["seq_len"], 4, 32, 2, mlp_ratio=4))
 
 
 # -- the control -------------------------------------------------------------------------------
@@ -76,7 +75,7 @@ def test_head_one_is_the_last_block_behind_the_trunk() -> None:
     end."""
     ours, tokens = build(), random_tokens(2, 20)
     torch.manual_seed(0)
-    short = ControlModel(VOCAB, num_layers=2, model_dim=32, num_heads=2)
+    short = ControlModel(ControlConfig(VOCAB, 48, 2, 32, 2, mlp_ratio=4))
     weights = ours.state_dict()
     short.load_state_dict({name: weights[name] for name in short.state_dict()})
     assert torch.equal(ours(tokens), short(tokens))
@@ -178,10 +177,19 @@ def test_every_horizon_starts_uniform(settings: dict[str, Any]) -> None:
         assert float(value) == pytest.approx(math.log(VOCAB), abs=0.01)
 
 
+LARGE = {
+    "vocab_size": 50304,
+    "seq_len": 1024,
+    "num_layers": 12,
+    "model_dim": 768,
+    "num_heads": 6,
+}
+
+
 @pytest.mark.parametrize("num_mtp_tokens", [1, 2, 4])
 def test_parameters_are_those_of_a_decoder_of_as_many_blocks(num_mtp_tokens: int) -> None:
     with torch.device("meta"):
-        model = MTP(model_config("mtp", {"vocab_size": 50304, "seq_len": 1024, "num_layers": 12, "model_dim": 768, "num_heads": 6, "num_mtp_tokens": num_mtp_tokens}))  # fmt: skip
+        model = MTP(model_config("mtp", LARGE | {"num_mtp_tokens": num_mtp_tokens}))
     report = ADAPTER.report(model)
     assert report["params"] == 2 * 50304 * 768 + 12 * 12 * 768**2
     idle = (num_mtp_tokens - 1) * 12 * 768**2
