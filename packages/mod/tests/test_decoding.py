@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nanozoo_core.config import model_config
 from nanozoo_core.contract import SamplingSettings
+from nanozoo_core.generation.text import draw_text
 from nanozoo_mod.adapter import MoDAdapter
 from nanozoo_mod.config import MoDConfig
 from nanozoo_mod.model import MoD
@@ -139,7 +140,8 @@ def test_sampling_past_the_context_is_the_same_without_cache(way: dict[str, Any]
 
     def draw(use_cache: bool) -> list[int]:
         settings = SamplingSettings(max_tokens=90, use_cache=use_cache)
-        pieces = ADAPTER.generate(model, [1, 2], settings, torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        pieces = draw_text(ADAPTER, model, [1, 2], settings, generator)
         return [token for piece in pieces for token in piece]
 
     assert draw(True) == draw(False)

@@ -301,8 +301,3 @@ def test_random_choices_meet_the_capacity() -> None:
     with torch.no_grad():
         _, (routing,) = model.encode(torch.zeros(1, 4096, dtype=torch.int64))
     assert float(routing.chosen.double().mean()) == pytest.approx(0.25, abs=0.03)
-
-
-def test_a_model_needs_vocabulary_and_length() -> None:
-    with pytest.raises(ValueError, match="vocab_size and seq_len"):
-        MoD(model_config("mod"))

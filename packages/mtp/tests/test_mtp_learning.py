@@ -117,7 +117,6 @@ def test_inspection_adds_up() -> None:
     assert len(found.pictures) == 2
     assert 1 <= found.metrics["tokens_per_pass_greedy"] <= 3
     assert 0 <= found.metrics["acceptance_sampled"] <= 1
-    assert found.metrics["speculative_speedup"] > 0
 
 
 def test_a_run_tells_of_its_drafts_and_generates_with_them(
@@ -139,7 +138,7 @@ def test_a_run_tells_of_its_drafts_and_generates_with_them(
     )
     folder = run_training(resolve(composed)).folder
     diagnostics = json.loads((folder / "result.json").read_text())["diagnostics"]
-    assert {"nll_ahead2", "acceptance_greedy", "speculative_speedup"} <= set(diagnostics)
+    assert {"nll_ahead2", "acceptance_greedy", "tokens_per_pass_greedy"} <= set(diagnostics)
     capsys.readouterr()
 
     def generate(*flags: str) -> tuple[str, str]:

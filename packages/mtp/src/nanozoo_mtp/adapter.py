@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nanozoo_core.contract import Batch, Curves, Inspection, Loss, Step, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.generation.draft_report import inspect_drafts
+from nanozoo_core.generation.draft_acceptance import inspect_drafts
 from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_mtp.config import MTPConfig
 from nanozoo_mtp.drafter import HeadDrafter
