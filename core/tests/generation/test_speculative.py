@@ -319,7 +319,9 @@ def test_a_report_measures_drafts_behind_the_first_halves_of_windows() -> None:
     assert found.metrics["acceptance_greedy"] == tally.acceptance
     assert found.metrics["tokens_per_pass_greedy"] == tally.tokens_per_pass
     assert set(found.metrics) == {
-        f"{name}_{way}" for name in ("acceptance", "tokens_per_pass") for way in ("greedy", "sampled")
+        f"{name}_{way}"
+        for name in ("acceptance", "tokens_per_pass")
+        for way in ("greedy", "sampled")
     }
     (picture,) = found.pictures
     assert picture.series["greedy"] == list(enumerate(tally.acceptance_by_place, start=1))

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.contract import Batch, Draw, Step
-from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing import ToyVocabulary
 from nanozoo_core.testing.sources import batch_of
+from nanozoo_core.testing.training import train
 from nanozoo_mod.adapter import MoDAdapter
 from nanozoo_mod.config import MoDConfig
 from nanozoo_mod.model import MoD
@@ -37,23 +37,6 @@ def build(*, vocab_size: int = 31, moved: float = 0.0, **settings: Any) -> MoD:
 def random_batch(rows: int = 4, length: int = 64, vocab_size: int = 31, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     return batch_of(torch.randint(vocab_size, (rows, length + 1), generator=generator))
-
-
-def train(model: MoD, batches: list[Batch], lr: float = 1e-2) -> None:
-    optim = from_defaults(OptimConfig, name="adamw", lr=lr, warmup=10, decay_fraction=0.5)
-    groups = ADAPTER.optimizer_groups(model, optim)
-    optimizers = build_optimizers(
-        groups, optim, total_steps=len(batches), device=torch.device("cpu")
-    )
-    model.train()
-    for number, batch in enumerate(batches):
-        optimizers.set_schedule(number, number / len(batches))
-        step = Step(number=number, progress=number / len(batches), seed=0)
-        ADAPTER.training_loss(model, batch, step).value.backward()
-        optimizers.clip(1.0)
-        optimizers.step()
-        optimizers.zero_grad()
-    model.eval()
 
 
 def nats_per_token(model: MoD, batch: Batch) -> Tensor:
@@ -328,13 +311,13 @@ def test_a_cycle_is_learned_under_the_causal_choice() -> None:
         starts = torch.randint(8, (8, 1), generator=torch.Generator().manual_seed(seed))
         return batch_of((starts + torch.arange(65)) % 8)
 
-    train(model, [cycle(seed) for seed in range(150)])
+    train(ADAPTER, model, [cycle(seed) for seed in range(150)])
     assert float(nats_per_token(model, cycle(1000)).mean()) < 0.05
 
 
 def test_noise_is_not_predicted() -> None:
     model = build(vocab_size=16, num_layers=2)
-    train(model, [random_batch(16, vocab_size=16, seed=seed) for seed in range(150)])
+    train(ADAPTER, model, [random_batch(16, vocab_size=16, seed=seed) for seed in range(150)])
     nats = nats_per_token(model, random_batch(256, vocab_size=16, seed=1000))
     error = float(nats.std()) / math.sqrt(len(nats))
     assert float(nats.mean()) > math.log(16) - 3 * error
@@ -359,6 +342,6 @@ def test_every_parameter_gets_gradient_and_the_loss_falls(settings: dict[str, An
         parameter.register_hook(lambda g, name=name: reached.add(name) if g.any() else None)
     batches = [random_batch(seed=0)] * 20
     before = float(nats_per_token(model, batches[0]).mean())
-    train(model, batches)
+    train(ADAPTER, model, batches)
     assert reached == {name for name, _ in model.named_parameters()}
     assert float(nats_per_token(model, batches[0]).mean()) < before - 0.1

@@ -13,6 +13,7 @@ from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import rotary_angles
+from nanozoo_core.testing.training import gradients, move
 from nanozoo_mod.model import MoD, RoutedBlock
 
 SMALL: dict[str, Any] = {
@@ -43,24 +44,8 @@ def build(*, seed: int = 0, moved: float = 0.1, **settings: Any) -> MoD:
     return model
 
 
-@torch.no_grad()
-def move(model: torch.nn.Module, scale: float) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter += scale * torch.randn(parameter.shape, generator=generator)
-
-
 def random_tokens(batch: int = 3, length: int = 61, seed: int = 0) -> Tensor:
     return torch.randint(31, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def gradients(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in model.named_parameters()
-    }
 
 
 def block_inputs(model: MoD, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:

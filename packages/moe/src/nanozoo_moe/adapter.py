@@ -76,6 +76,8 @@ class MoEAdapter(DefaultModelAdapter):
         if step.world_size > 1:
             dist.all_reduce(counts)
         config = model.config
+        assert config.bias_update_rate is not None
+        assert config.bias_freeze_frac is not None
         for router, load, count in zip(routers, loads, counts, strict=True):
             if step.progress < 1 - config.bias_freeze_frac:
                 router.update_bias(count, config.bias_update_rate)

@@ -6,15 +6,15 @@ import warnings
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
-from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.config.defaults import changed_settings
+from nanozoo_core.config.multi_token import MultiTokenConfig
 from nanozoo_core.errors import Problems
 
 MAX_MODULES = 4
 
 
 @dataclass(frozen=True)
-class MTMConfig(ControlConfig):
+class MTMConfig(MultiTokenConfig):
     num_mtp_modules: int
     """Modules, each predicting one token more; 0 is the control."""
     mtp_lambda: float
@@ -37,8 +37,6 @@ class MTMConfig(ControlConfig):
     have it."""
     share_final_norm: bool
     """Use the main model's final norm, which has no gain, behind every module."""
-    cross_document_targets: bool
-    """Let modules predict across the start of a new document."""
     spec_draft_tokens: int
     """Tokens drafted per pass in speculative decoding; beyond num_mtp_modules the last module is
     run again on its own output."""
@@ -131,6 +129,16 @@ class MTMConfig(ControlConfig):
         for key, value in changed_settings("mtm", self).items():
             if key in unused and value is not None:
                 _warn(f"model_cfg.{key}={value} has no effect with model_cfg.{unused[key]}")
+
+    @property
+    def num_horizons(self) -> int:
+        """The next token, and one for each module."""
+        return self.num_mtp_modules + 1
+
+    @property
+    def num_extra_projections(self) -> int:
+        """One for each module."""
+        return self.num_mtp_modules
 
     def module_weight(self, progress: float) -> float:
         """lambda at a point of the run."""

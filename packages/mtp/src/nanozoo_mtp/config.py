@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from nanozoo_core.config import TrainingConfig
-from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.config.defaults import changed_settings
+from nanozoo_core.config.multi_token import MultiTokenConfig
 from nanozoo_core.errors import Problems
 
 MAX_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class MTPConfig(ControlConfig):
+class MTPConfig(MultiTokenConfig):
     num_mtp_tokens: int
     """Tokens predicted from every position, the next one among them; 1 is the control."""
     mtp_loss_weights: tuple[float, ...] | None
@@ -32,8 +32,6 @@ class MTPConfig(ControlConfig):
     """joint keeps what all heads need for their gradients. checkpoint makes it again in the
     backward pass; sequential makes each head's gradients before the next head runs. Both save
     memory where the vocabulary is large."""
-    cross_document_targets: bool
-    """Let horizons behind the first predict across the start of a new document."""
 
     renamed: ClassVar[dict[str, str]] = {"n_future_tokens": "num_mtp_tokens"}
 
@@ -109,6 +107,16 @@ class MTPConfig(ControlConfig):
     def num_trunk_layers(self) -> int:
         """Blocks that all heads share."""
         return self.num_layers - (self.num_mtp_tokens if self.head_type == "block" else 0)
+
+    @property
+    def num_horizons(self) -> int:
+        """n, the tokens predicted from every position."""
+        return self.num_mtp_tokens
+
+    @property
+    def num_extra_projections(self) -> int:
+        """One for each further head; a shared head needs none."""
+        return self.num_mtp_tokens - 1 if self.has_own_heads else 0
 
     @property
     def has_own_heads(self) -> bool:
