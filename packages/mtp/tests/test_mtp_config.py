@@ -43,7 +43,10 @@ def test_all_problems_come_at_once() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_mtp_tokens": 1, "head_backward": "sequential"}, "no effect with a single head"),
+        (
+            {"num_mtp_tokens": 1, "head_backward": "sequential"},
+            "no effect with model_cfg.num_mtp_tokens=1",
+        ),
         ({"mtp_anneal_frac": 0.5}, "no effect with model_cfg.mtp_weight_schedule=constant"),
     ],
     ids=["backward", "anneal"],

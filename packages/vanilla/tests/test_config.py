@@ -10,7 +10,7 @@ from nanozoo_core.config import (
     training_config,
 )
 from nanozoo_core.errors import ConfigError
-from nanozoo_vanilla.config import CONTROL, PRESETS
+from nanozoo_vanilla.config import PRESETS
 
 
 def make_config(**changes):
@@ -88,9 +88,9 @@ def test_a_switch_beside_a_preset_is_refused(key, value):
 
 
 def test_custom_starts_from_the_control():
-    assert make_config(preset="custom").switches == CONTROL
+    assert make_config(preset="custom").switches == PRESETS["control"]
     changed = make_config(preset="custom", norm="layer", bias=True)
-    assert changed.switches == dataclasses.replace(CONTROL, norm="layer", bias=True)
+    assert changed.switches == dataclasses.replace(PRESETS["control"], norm="layer", bias=True)
 
 
 @pytest.mark.parametrize(

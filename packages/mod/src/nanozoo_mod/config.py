@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 from nanozoo_core.config.control import ControlConfig
-from nanozoo_core.config.defaults import changed_settings
+from nanozoo_core.config.defaults import warn_of_unused
 from nanozoo_core.errors import Problems
 
 
@@ -80,11 +79,7 @@ class MoDConfig(ControlConfig):
             unused, why = predictor, "causal_router=router"
         else:
             unused, why = {"router_aux_coef"}, "causal_router=predictor"
-        for key, value in changed_settings("mod", self).items():
-            if key in unused:
-                warnings.warn(
-                    f"model_cfg.{key}={value} has no effect with model_cfg.{why}", stacklevel=4
-                )
+        warn_of_unused("mod", self, dict.fromkeys(unused, why))
 
     @property
     def routed_layers(self) -> range:

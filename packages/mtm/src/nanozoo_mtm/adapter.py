@@ -7,6 +7,7 @@ B batch, T sequence, D model_dim, V vocabulary; depths k = 1 .. n.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -144,13 +145,12 @@ def _single_rows(batches: Sequence[Batch]) -> Iterator[Batch]:
         for row in range(min(left, len(batch.tokens))):
             one = slice(row, row + 1)
             scored = None if batch.scored is None else batch.scored[one]
-            yield Batch(
-                batch.tokens[one],
-                batch.documents[one],
-                batch.rows[one],
-                batch.num_rows,
-                batch.lookahead,
-                scored,
+            yield replace(
+                batch,
+                tokens=batch.tokens[one],
+                documents=batch.documents[one],
+                rows=batch.rows[one],
+                scored=scored,
             )
         left -= min(left, len(batch.tokens))
 

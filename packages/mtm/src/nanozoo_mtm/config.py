@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
-from nanozoo_core.config.defaults import changed_settings
+from nanozoo_core.config.defaults import warn_of_unused
 from nanozoo_core.config.multi_token import MultiTokenConfig
 from nanozoo_core.errors import Problems
 
@@ -116,19 +116,16 @@ class MTMConfig(MultiTokenConfig):
             )
         unused: dict[str, str] = {}
         if self.mtp_lambda_schedule == "constant":
-            unused |= dict.fromkeys(["mtp_lambda_final"], "mtp_lambda_schedule=constant")
+            unused["mtp_lambda_final"] = "mtp_lambda_schedule=constant"
         if self.mtp_lambda_schedule != "step":
-            schedule = f"mtp_lambda_schedule={self.mtp_lambda_schedule}"
-            unused["mtp_lambda_switch"] = schedule
+            unused["mtp_lambda_switch"] = f"mtp_lambda_schedule={self.mtp_lambda_schedule}"
         if count == 0:
             unused |= {
                 field.name: "num_mtp_modules=0"
                 for field in fields(self)
                 if field.name.startswith(("mtp_", "concat", "share", "cross"))
             }
-        for key, value in changed_settings("mtm", self).items():
-            if key in unused and value is not None:
-                _warn(f"model_cfg.{key}={value} has no effect with model_cfg.{unused[key]}")
+        warn_of_unused("mtm", self, unused)
 
     @property
     def num_horizons(self) -> int:

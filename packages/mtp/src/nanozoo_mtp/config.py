@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from nanozoo_core.config import TrainingConfig
-from nanozoo_core.config.defaults import changed_settings
+from nanozoo_core.config.defaults import warn_of_unused
 from nanozoo_core.config.multi_token import MultiTokenConfig
 from nanozoo_core.errors import Problems
 
@@ -90,18 +89,13 @@ class MTPConfig(MultiTokenConfig):
         )
 
     def _warn_of_unused(self) -> None:
-        if self.head_backward != "joint" and not self.has_own_heads:
-            warnings.warn(
-                f"model_cfg.head_backward={self.head_backward} has no effect with a single head",
-                stacklevel=3,
-            )
-        changed = changed_settings("mtp", self)
-        if self.mtp_weight_schedule == "constant" and "mtp_anneal_frac" in changed:
-            warnings.warn(
-                f"model_cfg.mtp_anneal_frac={self.mtp_anneal_frac} has no effect with "
-                f"model_cfg.mtp_weight_schedule=constant",
-                stacklevel=3,
-            )
+        unused = {}
+        if not self.has_own_heads:
+            single = "num_mtp_tokens=1" if self.num_mtp_tokens == 1 else "head_type=shared"
+            unused["head_backward"] = single
+        if self.mtp_weight_schedule == "constant":
+            unused["mtp_anneal_frac"] = "mtp_weight_schedule=constant"
+        warn_of_unused("mtp", self, unused)
 
     @property
     def num_trunk_layers(self) -> int:

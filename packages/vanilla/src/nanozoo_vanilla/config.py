@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from nanozoo_core.config import TrainingConfig
 from nanozoo_core.config.control import ControlConfig
@@ -46,37 +46,33 @@ V0 = Switches(
 )
 """The decoder of arXiv 1706.03762 without its cross-attention."""
 
-V1 = replace(V0, attn_bias=True)
-V2 = replace(V1, activation="gelu_tanh")
-V3 = replace(V2, position="learned")
-V4 = replace(V3, norm_position="pre")
-V5 = replace(V4, scale_embedding=False)
-V6 = replace(V5, init="gpt2")
-V7 = replace(V6, bias=False, attn_bias=False)
-V8 = replace(V7, norm="rms")
-V9 = replace(V8, position="rope")
-V10 = replace(V9, qk_norm=True)
-V11 = replace(V10, activation="relu2")
-V12 = replace(V11, tie_embeddings=False)
-CONTROL = replace(V12, init="zero_out")
-
-PRESETS = {
-    "v0": V0,
-    "v1": V1,
-    "v2": V2,
-    "v3": V3,
-    "v4": V4,
-    "v5": V5,
-    "v6": V6,
-    "v7": V7,
-    "v8": V8,
-    "v9": V9,
-    "v10": V10,
-    "v11": V11,
-    "v12": V12,
-    "control": CONTROL,
+WALK: dict[str, dict[str, Any]] = {
+    "v0": {},
+    "v1": {"attn_bias": True},
+    "v2": {"activation": "gelu_tanh"},
+    "v3": {"position": "learned"},
+    "v4": {"norm_position": "pre"},
+    "v5": {"scale_embedding": False},
+    "v6": {"init": "gpt2"},
+    "v7": {"bias": False, "attn_bias": False},
+    "v8": {"norm": "rms"},
+    "v9": {"position": "rope"},
+    "v10": {"qk_norm": True},
+    "v11": {"activation": "relu2"},
+    "v12": {"tie_embeddings": False},
+    "control": {"init": "zero_out"},
 }
-"""The walk, one historical change at a time; v6 is GPT-2."""
+"""What each preset changes of the one before: one historical step at a time; v6 is GPT-2."""
+
+
+def _presets() -> dict[str, Switches]:
+    forms, form = {}, V0
+    for name, change in WALK.items():
+        forms[name] = form = replace(form, **change)
+    return forms
+
+
+PRESETS = _presets()
 
 Preset = Literal[
     "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12",
@@ -194,7 +190,9 @@ class VanillaConfig(ControlConfig):
         """The preset's switches; custom has those set by hand on top of the control's."""
         if self.preset != "custom":
             return PRESETS[self.preset]
-        return replace(CONTROL, **{key: getattr(self, key) for key in self._set_by_hand()})
+        return replace(
+            PRESETS["control"], **{key: getattr(self, key) for key in self._set_by_hand()}
+        )
 
     @property
     def num_rows(self) -> int:
