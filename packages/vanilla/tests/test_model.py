@@ -15,7 +15,6 @@ from nanozoo_core.optim.groups import default_roles
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_vanilla.adapter import VanillaAdapter
 from nanozoo_vanilla.config import PRESETS, VanillaConfig
-from nanozoo_vanilla.historical import sinusoids
 from nanozoo_vanilla.model import Control
 
 VOCAB, LENGTH, DIM, HEADS = 61, 24, 32, 4
@@ -192,38 +191,6 @@ def test_v6_starts_as_gpt2():
         else:
             std = 0.02 / math.sqrt(8) if name.endswith(("out.weight", "down.weight")) else 0.02
             assert parameter.std().item() == pytest.approx(std, rel=0.05)
-
-
-def test_sinusoids_at_known_places():
-    table = sinusoids(torch.arange(50), 8)
-    assert torch.equal(table[0], torch.tensor([0.0, 1.0] * 4))
-    steps = torch.arange(50.0)
-    torch.testing.assert_close(table[:, 0], steps.sin(), rtol=0, atol=1e-6)
-    torch.testing.assert_close(table[:, 1], steps.cos(), rtol=0, atol=1e-6)
-    # Pair i turns by 10000^(-2i/8): 1, 0.1, 0.01, 0.001.
-    assert table[1].tolist() == pytest.approx(
-        [0.841471, 0.540302, 0.099833, 0.995004, 0.0099998, 0.99995, 0.001, 0.9999995], abs=1e-6
-    )
-
-
-def test_a_shift_turns_every_pair_of_sinusoids():
-    shift, pairs = 17, DIM // 2
-    table = sinusoids(torch.arange(100), DIM).unflatten(-1, (pairs, 2))  # (T, D/2, 2)
-    turn = shift * 10000 ** (-2 * torch.arange(pairs, dtype=torch.float64) / DIM)
-    cos, sin = turn.cos().float(), turn.sin().float()
-    sines, cosines = table[:-shift].unbind(-1)
-    turned = torch.stack([sines * cos + cosines * sin, cosines * cos - sines * sin], dim=-1)
-    torch.testing.assert_close(table[shift:], turned, rtol=0, atol=1e-5)
-
-
-def test_the_product_of_two_sinusoids_depends_on_their_distance():
-    shift = 5
-    table = sinusoids(torch.arange(100), DIM)
-    turn = shift * 10000 ** (-2 * torch.arange(DIM // 2, dtype=torch.float64) / DIM)
-    products = (table[:-shift] * table[shift:]).sum(-1)
-    torch.testing.assert_close(
-        products, torch.full_like(products, turn.cos().sum().item()), rtol=0, atol=1e-4
-    )
 
 
 def test_sinusoids_are_neither_trained_nor_saved():
