@@ -116,6 +116,10 @@ class DefaultModelAdapter:
                 f"model_cfg.vocab_size={size} is less than the {vocabulary.size} tokens of the "
                 f"{vocabulary.name} tokenizer; use null to follow it"
             )
+        return self.make_model(config)
+
+    def make_model(self, config: Any) -> nn.Module:
+        """The module of a config; a package whose settings choose between classes overrides it."""
         return self.model_class(config)
 
     def prepare_model(self, model: nn.Module, batches: Iterable[Batch]) -> None:
@@ -277,7 +281,7 @@ class DefaultModelAdapter:
     def flops_per_token(self, config: Any, seq_len: int) -> float:
         """Training FLOPs per token: 6 per weight that multiplies it, plus attention in full."""
         with torch.device("meta"):
-            model = self.model_class(config)
+            model = self.make_model(config)
         return decoder_flops_per_token(model, self.parameter_roles(model), config, seq_len)
 
     def report(self, model: nn.Module) -> dict[str, float]:

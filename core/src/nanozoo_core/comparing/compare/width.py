@@ -62,7 +62,7 @@ def count(config: TrainingConfig, changes: dict[str, object]) -> float:
     adapter = load_adapter(config.model)
     model_cfg = _model_cfg(config, changes)
     with torch.device("meta"):
-        model = adapter.model_class(model_cfg)
+        model = adapter.make_model(model_cfg)
     return adapter.report(model)["params"]
 
 
