@@ -157,7 +157,7 @@ class DefaultModelAdapter:
                 losses = losses * weight
             if reduction == "mean":
                 losses = losses.mean() if weight is None else losses.sum() / weight.sum()
-        return losses if reduction == "mean" else losses.unflatten(0, targets.shape)
+        return losses if reduction == "mean" else losses.reshape(targets.shape)
 
     # -- optimisation ---------------------------------------------------------------------------
 
@@ -215,7 +215,8 @@ class DefaultModelAdapter:
 
     def append(self, model: nn.Module, tokens: Tensor, cache: Any) -> Tensor:
         """Reads K more tokens of every row, (B, K), and returns logits (B, K, V)."""
-        return model(tokens, cache=cache)
+        logits: Tensor = model(tokens, cache=cache)
+        return logits
 
     def crop(self, model: nn.Module, lengths: Tensor, cache: Any) -> None:
         """Forgets all but the first `lengths` (B,) tokens of each row."""
