@@ -8,21 +8,19 @@ its inputs; the weight's gradient, which both forms must return, is part of it.
 """
 
 import argparse
-import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.machine.device import device_name, peak_memory_bytes, synchronize
-from nanozoo_core.machine.process import tune_process
+from nanozoo_core.machine.device import peak_memory_bytes
 from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
+from nanozoo_core.testing.timing import begin, end, flags, take_turns
 
 # Tokens, width, vocabulary: byte models, the default recipes, and GPT-2's head.
 SHAPES = {
@@ -58,31 +56,13 @@ def run(form: str, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     with torch.autocast("cuda", torch.bfloat16, enabled=x.is_cuda):
         loss = FORMS[form](*inputs)
     loss.backward()
-    synchronize(x.device)
-
-
-def seconds(form: str, inputs: tuple[Tensor, Tensor, Tensor], repeats: int) -> float:
-    clock = time.perf_counter if inputs[0].is_cuda else time.process_time
-    started = clock()
-    for _ in range(repeats):
-        run(form, inputs)
-    return (clock() - started) / repeats
 
 
 def compare(shape: tuple[int, int, int], device: torch.device, rounds: int) -> dict[str, float]:
     """Median seconds of each form, and the ratio plain / fused over rounds: median and range."""
     inputs = make_inputs(shape, device)
-    for form in FORMS:
-        run(form, inputs)
-    repeats = max(1, round(0.5 / seconds("plain", inputs, 1)))
-    times = [{form: seconds(form, inputs, repeats) for form in FORMS} for _ in range(rounds)]
-    ratios = [t["plain"] / t["fused"] for t in times]
-    return {
-        **{f"{form}_seconds": statistics.median(t[form] for t in times) for form in FORMS},
-        "speed": statistics.median(ratios),
-        "speed_least": min(ratios),
-        "speed_most": max(ratios),
-    }
+    runs = {form: partial(run, form, inputs) for form in FORMS}
+    return take_turns(runs, device, rounds=rounds).compare("fused", than="plain")
 
 
 def held_bytes(device: torch.device) -> int:
@@ -111,15 +91,10 @@ def peak_bytes(form: str, name: str, device: torch.device) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser = flags(__doc__)
     parser.add_argument("--peak", nargs=2, metavar=("FORM", "SHAPE"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    tune_process()
-    device = torch.device(arguments.device)
+    arguments = begin(parser)
+    device = arguments.device
     shapes = GPU_SHAPES if device.type == "cuda" else SHAPES
     if arguments.peak:
         form, name = arguments.peak
@@ -141,9 +116,7 @@ def main() -> None:
             f"{speed['speed']:>8.2f} {spread:<14}"
             f"{peaks['plain'] / 2**20:>10.0f}{peaks['fused'] / 2**20:>10.0f}{memory:>8.2f}"
         )
-    if arguments.json:
-        machine = {"device": device_name(device), "torch": torch.__version__}
-        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
+    end(arguments, results)
 
 
 if __name__ == "__main__":

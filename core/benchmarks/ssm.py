@@ -7,24 +7,23 @@ thread, which other jobs hardly disturb, or wall seconds on a GPU. The process h
 our trainer makes, or with --untuned torch's own, under which large temporaries cost more.
 """
 
-import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.machine.device import device_name, synchronize
-from nanozoo_core.machine.process import tune_process
 from nanozoo_core.nn.mamba2 import Mamba2Mixer
 from nanozoo_core.ops.causal_conv import causal_conv1d
 from nanozoo_core.ops.linear_recurrence import linear_recurrence, linear_recurrence_reference
 from nanozoo_core.ops.selective_scan import selective_scan, selective_scan_reference
 from nanozoo_core.ops.ssd import ssd, ssd_reference
+from nanozoo_core.testing.timing import (
+    Run,
+    begin,
+    differentiated,
+    end,
+    flags,
+    take_turns,
+)
 
 # Batch, sequence, heads, channels of a head, state size, chunk.
 SCANS = {
@@ -42,20 +41,6 @@ GPU_RECURRENCES = {"long": (8, 8192, 512)}
 # Batch, sequence, channels.
 CONVOLUTIONS = {"tiny": (8, 256, 256), "wide": (1, 1024, 1280)}
 GPU_CONVOLUTIONS = {"wide": (8, 8192, 1280)}
-
-Run = Callable[[], None]
-
-
-def differentiated(function: Callable[..., Tensor], *tensors: Tensor) -> Run:
-    """One forward and backward pass of `function`."""
-    leaves = [tensor.requires_grad_() for tensor in tensors]
-
-    def run() -> None:
-        y = function(*leaves)
-        torch.autograd.grad(y, leaves, torch.ones_like(y))
-        synchronize(y.device)
-
-    return run
 
 
 def scan_forms(shape: tuple[int, ...], device: torch.device) -> dict[str, Run]:
@@ -163,54 +148,19 @@ def mixer_forms(device: torch.device) -> dict[str, Run]:
         state = mixer.init_state(8, device)
         for u_t in u.unbind(1):
             mixer.step(u_t, state)
-        synchronize(device)
 
     @torch.no_grad()
     def ours() -> None:
         mixer(u, mixer.init_state(8, device))
-        synchronize(device)
 
     return {"plain": plain, "ours": ours}
 
 
-def compare(forms: dict[str, Run], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median seconds of both forms, and the ratio plain / ours over rounds: median and range."""
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-
-    def seconds(run: Run, repeats: int) -> float:
-        started = clock()
-        for _ in range(repeats):
-            run()
-        return (clock() - started) / repeats
-
-    for run in forms.values():
-        run()
-    repeats = {name: max(1, round(0.2 / seconds(run, 1))) for name, run in forms.items()}
-    times = [
-        {name: seconds(run, repeats[name]) for name, run in forms.items()} for _ in range(rounds)
-    ]
-    ratios = [t["plain"] / t["ours"] for t in times]
-    return {
-        "plain_seconds": statistics.median(t["plain"] for t in times),
-        "ours_seconds": statistics.median(t["ours"] for t in times),
-        "speed": statistics.median(ratios),
-        "speed_least": min(ratios),
-        "speed_most": max(ratios),
-    }
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = flags(__doc__)
     parser.add_argument("--only", default="", help="the cases whose name begins so")
-    parser.add_argument("--untuned", action="store_true", help="leave the process as torch has it")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if not arguments.untuned:
-        tune_process()
-    device = torch.device(arguments.device)
+    arguments = begin(parser)
+    device = arguments.device
     on_gpu = device.type == "cuda"
     cases = {
         f"ssd, {name}: loop over positions": scan_forms(shape, device)
@@ -230,13 +180,12 @@ def main() -> None:
     results = {}
     print(f"{'against':42}{'plain ms':>10}{'ours ms':>10}{'speed':>8}   range")
     for name, forms in cases.items():
-        row = results[name] = compare(forms, device, arguments.rounds)
+        times = take_turns(forms, device, rounds=arguments.rounds)
+        row = results[name] = times.compare("ours", than="plain")
         plain, ours = (1e3 * row[f"{form}_seconds"] for form in forms)
         spread = f"{row['speed_least']:.2f} .. {row['speed_most']:.2f}"
         print(f"{name:42}{plain:10.1f}{ours:10.1f}{row['speed']:8.2f}   {spread}")
-    if arguments.json:
-        head = {"device": device_name(device), "torch": torch.__version__}
-        arguments.json.write_text(json.dumps(head | {"results": results}, indent=2) + "\n")
+    end(arguments, results)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from race import adamw_step, begin, end, race, show_race
+from race import adamw_step, race, race_shapes
 from torch import Tensor, nn
 
 from nanozoo_core.contract import Step
@@ -111,17 +112,7 @@ def compare(peer: ModuleType, name: str, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    arguments = begin(__doc__, SHAPES)
-    peer = load_peer()
-    results = {}
-    print(f"{'shape':<10}{'nanoGPT tok/s':>15}{'nanozoo tok/s':>15}{'ratio':>8}  (range)")
-    for name in arguments.shapes:
-        row = results[name] = compare(peer, name, arguments.rounds)
-        print(
-            f"{name:<10}{row['nanoGPT_tokens_per_second']:>15,.0f}"
-            f"{row['nanozoo_tokens_per_second']:>15,.0f}{show_race(row)}"
-        )
-    end(arguments, results)
+    race_shapes(__doc__, SHAPES, "nanoGPT", partial(compare, load_peer()))
 
 
 if __name__ == "__main__":

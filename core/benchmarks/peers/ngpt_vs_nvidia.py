@@ -16,12 +16,13 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F
-from race import begin, end, race, show_race
+from race import race, race_shapes
 from torch import Tensor, nn
 
 import nanozoo_ngpt.model as our_module
@@ -195,17 +196,7 @@ def compare(peer: ModuleType, name: str, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    arguments = begin(__doc__, SHAPES)
-    peer = load_peer()
-    results = {}
-    print(f"{'shape':<10}{'NVIDIA tok/s':>15}{'nanozoo tok/s':>15}{'ratio':>8}  (range)")
-    for name in arguments.shapes:
-        row = results[name] = compare(peer, name, arguments.rounds)
-        print(
-            f"{name:<10}{row['nvidia_tokens_per_second']:>15,.0f}"
-            f"{row['nanozoo_tokens_per_second']:>15,.0f}{show_race(row)}"
-        )
-    end(arguments, results)
+    race_shapes(__doc__, SHAPES, "nvidia", partial(compare, load_peer()))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from nanozoo_core.comparing.bench.report import Entry, Spread, describe, row
 from nanozoo_core.comparing.bench.request import Assignment, Request, parse
 from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.training import checkpoint
+from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.trainer import train
 
 
@@ -51,7 +52,7 @@ def test_a_run_brings_its_settings_and_weights(data: list[str], tmp_path: Path) 
     composed = compose_config(["model=toy", "train.max_steps=2", f"run_dir={run}", *data])
     train(resolve(composed))
     contestant = Decoding(assignment("decode", ["model_cfg.num_heads=4"], f"models=old:{run}"))
-    stored = checkpoint.read_tensors(checkpoint.latest(run), "model")
+    stored = checkpoint.read_tensors(RunFolder(run).latest_checkpoint(), "model")
     assert torch.equal(contestant.trainer.model.head.weight, stored["head.weight"])
     assert contestant.trainer.model_cfg.num_heads == 4
 

@@ -21,6 +21,7 @@ from nanozoo_core.comparing.compare.report import Report, markdown, page
 from nanozoo_core.comparing.compare.request import parse
 from nanozoo_core.comparing.compare.results import collect, read_run
 from nanozoo_core.errors import CheckpointError
+from nanozoo_core.training.run_folder import RunFolder, Sample, Samples
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -127,7 +128,7 @@ def make_run(folder: Path, *, seed: int = 0, bpb: float = 2.0, **config: object)
     ]
     rows.append({"step": 3, "bytes": 3000, "flops": 3e6, "seconds": 3, "val_bpb": bpb})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "samples.txt").write_text("--- prompt: ''\n</script><b>hello\n")
+    RunFolder(folder).write_samples(Samples((Sample("", "</script><b>hello"),)))
     return folder
 
 

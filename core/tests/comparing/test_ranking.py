@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import tukey_hsd
 
 from nanozoo_core.comparing.compare.ranking import half_width, rank, warnings
-from nanozoo_core.comparing.compare.results import Entry, Run, split_samples
+from nanozoo_core.comparing.compare.results import Entry, Run
 
 
 def entry(label: str, *bpbs: float, **changes: Any) -> Entry:
@@ -24,7 +24,7 @@ def entry(label: str, *bpbs: float, **changes: Any) -> Entry:
         "seed": 0,
     }
     runs = [
-        Run(label, seed, Path("nowhere"), {**result, "val_bpb": bpb, **changes}, [], [], "train")
+        Run(label, seed, Path("nowhere"), {**result, "val_bpb": bpb, **changes}, [], (), "train")
         for seed, bpb in enumerate(bpbs)
     ]
     return Entry(label, tuple(runs))
@@ -94,8 +94,3 @@ def test_unequal_terms_are_named() -> None:
     assert "different amounts of text, 2.0 to 4.0 MB" in said
     assert "different machines: cpu, gpu" in said
     assert warnings([entry("a", 1.5, 1.6), entry("b", 1.4, 1.5)]) == []
-
-
-def test_samples_are_read_back() -> None:
-    text = "--- prompt: ''\nabc\n\n--- prompt: 'def '\ndef f():\n    pass\n\n--- shown\n|a|b\n"
-    assert split_samples(text) == [("''", "abc"), ("'def '", "def f():\n    pass")]

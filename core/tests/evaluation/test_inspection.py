@@ -14,6 +14,7 @@ from nanozoo_core.contract import Batch, Curves, HeatMap, Inspection, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.evaluation import inspection
 from nanozoo_core.training import checkpoint, runs, trainer
+from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.trainer import train
 
 PICTURES = (
@@ -66,7 +67,7 @@ def finished(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def test_a_run_holds_its_inspection(finished: Path) -> None:
-    diagnostics = json.loads((finished / "result.json").read_text())["diagnostics"]
+    diagnostics = RunFolder(finished).read_result()["diagnostics"]
     stored = json.loads((finished / "inspection.json").read_text())
     assert stored["metrics"] == diagnostics
     assert stored["pictures"][1]["values"] == [[0.25, 0.75], [0.5, 0.5]]
@@ -75,16 +76,16 @@ def test_a_run_holds_its_inspection(finished: Path) -> None:
 
 
 def test_calibration_is_kept_with_the_weights(finished: Path) -> None:
-    threshold = checkpoint.read_tensors(checkpoint.latest(finished), "model")["threshold"]
+    threshold = checkpoint.read_tensors(RunFolder(finished).latest_checkpoint(), "model")[
+        "threshold"
+    ]
     assert float(threshold) > 0
-    assert json.loads((finished / "result.json").read_text())["diagnostics"]["threshold"] == float(
-        threshold
-    )
+    assert RunFolder(finished).read_result()["diagnostics"]["threshold"] == float(threshold)
 
 
 def test_averaged_weights_are_inspected(finished: Path) -> None:
-    averaged = checkpoint.read_tensors(checkpoint.latest(finished), "ema")
-    last = checkpoint.read_tensors(checkpoint.latest(finished), "model")
+    averaged = checkpoint.read_tensors(RunFolder(finished).latest_checkpoint(), "ema")
+    last = checkpoint.read_tensors(RunFolder(finished).latest_checkpoint(), "model")
     seen = json.loads((finished / "inspection.json").read_text())["metrics"]["weight"]
     assert seen == pytest.approx(sum(float(t.double().sum()) for t in averaged.values()))
     assert seen != pytest.approx(sum(float(last[name].double().sum()) for name in averaged))

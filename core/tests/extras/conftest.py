@@ -10,7 +10,7 @@ import torch
 from nanozoo_core.config import compose_config, model_config, training_config
 from nanozoo_core.data.tokenizers import ByteTokenizer
 from nanozoo_core.default_model_adapter import load_adapter
-from nanozoo_core.training import checkpoint
+from nanozoo_core.training.run_folder import TrainState
 from nanozoo_core.training.runs import LoadedRun
 
 
@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> LoadedRun:
     model = adapter.build(model_cfg, vocabulary).eval()
     with torch.no_grad():  # the head starts at zero
         model.get_parameter("head.weight").normal_()
-    state = checkpoint.TrainState(model="toy")
+    state = TrainState(model="toy")
     return LoadedRun(
         tmp_path, config, model_cfg, state, adapter, model, vocabulary, torch.device("cpu")
     )

@@ -3,16 +3,20 @@
 Shapes: N tokens, D model_dim, V vocabulary.
 """
 
-import importlib.util
 import itertools
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 import torch
+from head_cases import (
+    assert_same,
+    make,
+    several,
+    several_found,
+    several_reference,
+    values_and_gradients,
+)
 from torch import Tensor
 
 from nanozoo_core.ops.linear_cross_entropy import (
@@ -25,99 +29,6 @@ OPTIONS = [
     pytest.param(dict(zip(("with_bias", "with_token_weight", "softcap"), values, strict=True)))
     for values in itertools.product((False, True), (False, True), (None, 3.0))
 ]
-
-
-def make(
-    num_tokens: int,
-    dim: int,
-    vocab_size: int,
-    *,
-    with_bias: bool = False,
-    with_token_weight: bool = False,
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Arguments whose tensors require gradients; about a third of the token weights are zero."""
-    g = torch.Generator().manual_seed(seed)
-    args = {
-        "x": torch.randn(num_tokens, dim, generator=g, dtype=dtype).requires_grad_(),
-        "weight": torch.randn(vocab_size, dim, generator=g, dtype=dtype).requires_grad_(),
-        "targets": torch.randint(vocab_size, (num_tokens,), generator=g),
-    }
-    if with_bias:
-        args["bias"] = torch.randn(vocab_size, generator=g, dtype=dtype).requires_grad_()
-    if with_token_weight:
-        w = torch.rand(num_tokens, generator=g, dtype=dtype)
-        args["token_weight"] = (w * (w > 0.3)).requires_grad_()
-    return args
-
-
-def values_and_gradients(
-    function: Callable[..., Tensor], args: dict[str, Tensor], **options: object
-) -> dict[str, Tensor]:
-    """The output, and the gradient of a random weighing of it with respect to every argument."""
-    output = function(**args, **options)
-    upstream = torch.rand(output.shape, generator=torch.Generator().manual_seed(7)).to(output)
-    wanted = {name: arg for name, arg in args.items() if arg.requires_grad}
-    grads = torch.autograd.grad((upstream * output).sum(), list(wanted.values()))
-    return {"output": output.detach()} | dict(zip(wanted, grads, strict=True))
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Each tensor within `tolerance` of its expected one's largest entry."""
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        assert found[name].shape == value.shape, name
-        if value.numel() > 0:
-            error = float((found[name] - value).abs().max())
-            assert error <= tolerance * float(value.abs().max()), (name, error)
-
-
-def several(
-    num_tokens: int,
-    dim: int,
-    vocab_size: int,
-    num_targets: int,
-    *,
-    dtype: torch.dtype = torch.float64,
-) -> dict[str, Tensor]:
-    """Arguments with several targets, some twice, some weights and whole rows of them zero."""
-    args = make(num_tokens, dim, vocab_size, with_bias=True, dtype=dtype)
-    g = torch.Generator().manual_seed(3)
-    shape = num_tokens, num_targets
-    args["targets"] = torch.randint(vocab_size, shape, generator=g)
-    args["targets"][::2, -1] = args["targets"][::2, 0]
-    weights = torch.rand(shape, generator=g, dtype=dtype)
-    weights *= weights > 0.3
-    weights[::5] = 0
-    return args | {"token_weight": weights}
-
-
-def several_reference(args: dict[str, Tensor], softcap: float | None) -> dict[str, Tensor]:
-    """One head per target, summed."""
-    wanted = {name: args[name] for name in ("x", "weight", "bias")}
-    columns = zip(args["targets"].unbind(1), args["token_weight"].unbind(1), strict=True)
-    loss = sum(
-        linear_cross_entropy_reference(
-            **wanted, targets=targets, token_weight=weights, softcap=softcap, reduction="sum"
-        )
-        for targets, weights in columns
-    )
-    assert isinstance(loss, Tensor)
-    gradients = torch.autograd.grad(loss, list(wanted.values()))
-    return {"output": loss.detach()} | dict(zip(wanted, gradients, strict=True))
-
-
-def several_found(
-    args: dict[str, Tensor], softcap: float | None, **options: object
-) -> dict[str, Tensor]:
-    wanted = {name: args[name] for name in ("x", "weight", "bias")}
-    loss, losses = multi_target_cross_entropy(**args, softcap=softcap, **options)
-    weighed = (losses * args["token_weight"]).sum()
-    torch.testing.assert_close(weighed, loss.detach())
-    gradients = torch.autograd.grad(loss, list(wanted.values()))
-    return {"output": loss.detach()} | dict(zip(wanted, gradients, strict=True))
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -442,196 +353,9 @@ def test_target_outside_the_vocabulary_is_refused(target: int) -> None:
         linear_cross_entropy(torch.zeros(2, 4), torch.zeros(9, 4), torch.tensor([0, target]))
 
 
-# -- the Triton twin -------------------------------------------------------------------------------
-
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
-)
-CUDA = torch.device("cuda")
-
-
 def test_several_targets_are_refused_without_a_weight_each() -> None:
     args = several(4, 8, 9, 2)
     with pytest.raises(ValueError, match=r"token_weight \(4, 1\) must both be"):
         multi_target_cross_entropy(**args | {"token_weight": args["token_weight"][:, :1]})
     with pytest.raises(IndexError, match=r"the vocabulary over 0 \.\. 8"):
         multi_target_cross_entropy(**args | {"targets": args["targets"] + 9})
-
-
-@needs_triton
-def test_triton_equals_reference_in_the_interpreter() -> None:
-    # The interpreter is chosen when triton is imported, and a wrong mask would kill the process.
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "--noconftest",
-            "-k",
-            "interpreted_kernel",
-            __file__,
-        ],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "skipped" not in done.stdout.splitlines()[-1], done.stdout
-
-
-interpreted = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="run by the test above in a child process"
-)
-
-
-@interpreted
-@pytest.mark.parametrize(
-    ("num_tokens", "dim", "vocab_size", "softcap", "reduction", "normalised"),
-    [
-        (1, 16, 33, None, "sum", True),
-        (63, 16, 130, 3.0, "none", True),
-        (65, 48, 33, 3.0, "mean", True),
-        (63, 4, 130, None, "none", False),
-        (65, 48, 33, 3.0, "mean", False),
-    ],
-)
-def test_interpreted_kernel_equals_reference(
-    num_tokens: int,
-    dim: int,
-    vocab_size: int,
-    softcap: float | None,
-    reduction: str,
-    normalised: bool,
-) -> None:
-    args = make(
-        num_tokens, dim, vocab_size, with_bias=True, with_token_weight=True, dtype=torch.float32
-    )
-    options = {"softcap": softcap, "reduction": reduction, "normalised": normalised}
-    expected = values_and_gradients(linear_cross_entropy_reference, args, **options)
-    found = values_and_gradients(
-        linear_cross_entropy, args, backend="triton", chunk_size=40, **options
-    )
-    assert_same(found, expected, 1e-5)
-
-
-@interpreted
-def test_interpreted_kernel_sweeps_a_row_in_several_blocks() -> None:
-    args = make(3, 16, 4096 * 2 + 5, dtype=torch.float32)
-    args["x"] = (20 * args["x"].detach()).requires_grad_()
-    expected = values_and_gradients(linear_cross_entropy_reference, args)
-    found = values_and_gradients(linear_cross_entropy, args, backend="triton")
-    assert_same(found, expected, 1e-5)
-
-
-@interpreted
-def test_interpreted_kernel_takes_bfloat16() -> None:
-    args = make(65, 16, 130, with_bias=True, dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = values_and_gradients(linear_cross_entropy, args, backend="torch")
-        found = values_and_gradients(linear_cross_entropy, args, backend="triton")
-    # Both round the gradient of a logit, the scaled feature and the product to 8 bits, but one
-    # before and one after the division by the row's norm: six roundings of 2^-9.
-    assert_same(found, expected, 6 * 2**-9)
-
-
-@interpreted
-@pytest.mark.parametrize("shift", [-90.0, 90.0])
-def test_interpreted_kernel_holds_an_extreme_mass(shift: float) -> None:
-    args = make(3, 16, 130, with_bias=True, dtype=torch.float32)
-    args["bias"] = (args["bias"].detach() + shift).requires_grad_()
-    options = {"normalised": False, "reduction": "sum"}
-    expected = values_and_gradients(linear_cross_entropy, args, backend="torch", **options)
-    found = values_and_gradients(linear_cross_entropy, args, backend="triton", **options)
-    # e^60 of an argument that float32 holds to 60 * 2^-24 is off by as much.
-    assert_same(found, expected, 2e-5)
-
-
-@interpreted
-@pytest.mark.parametrize("target", [-1, 33])
-def test_interpreted_kernel_marks_an_illegal_target(target: int) -> None:
-    from nanozoo_core.ops.softmax_step import softmax_step_triton
-
-    losses, _ = softmax_step_triton(
-        torch.zeros(2, 64)[:, :33],
-        torch.tensor([[0], [target]]),
-        None,
-        softcap=None,
-        normalised=True,
-        with_gradient=True,
-    )
-    assert losses[:, 0].isfinite().tolist() == [True, False]
-
-
-@interpreted
-@pytest.mark.parametrize("softcap", [None, 3.0])
-def test_interpreted_kernel_takes_several_targets(softcap: float | None) -> None:
-    args = several(65, 16, 130, 3, dtype=torch.float32)
-    expected = several_reference(args, softcap)
-    assert_same(several_found(args, softcap, backend="triton", chunk_size=40), expected, 1e-5)
-
-
-@needs_triton
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled there")
-@pytest.mark.parametrize(
-    ("dtype", "normalised", "num_targets"),
-    [("bf16", True, 1), ("fp32", True, 1), ("bf16", False, 1), ("bf16", True, 4)],
-)
-def test_kernel_compiles_for_sm_90(dtype: str, normalised: bool, num_targets: int) -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from nanozoo_core.ops.softmax_step import softmax_step_kernel
-
-    source = ASTSource(
-        softmax_step_kernel,
-        signature={
-            "logits": f"*{dtype}",
-            "targets": "*i64",
-            "parts": "*fp32",
-            "losses": "*fp32",
-            "vocab_size": "i32",
-            "row_stride": "i32",
-            "softcap": "fp32",
-            "log_size": "fp32",
-            "MAX_LOG_MASS": "constexpr",
-            "NORMALISED": "constexpr",
-            "HAS_SOFTCAP": "constexpr",
-            "WITH_GRADIENT": "constexpr",
-            "NUM_TARGETS": "constexpr",
-            "BLOCK": "constexpr",
-        },
-        constexprs={
-            "MAX_LOG_MASS": 60.0,
-            "HAS_SOFTCAP": True,
-            "NORMALISED": normalised,
-            "WITH_GRADIENT": True,
-            "NUM_TARGETS": num_targets,
-            "BLOCK": 4096,
-        },
-    )
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
-    assert "cubin" in compiled.asm
-    assert compiled.metadata.num_warps == 8
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("normalised", [True, False])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize(("num_tokens", "vocab_size"), [(1, 33), (1000, 50257)])
-def test_cuda_equals_reference(
-    num_tokens: int, vocab_size: int, reduction: str, normalised: bool
-) -> None:
-    args = make(
-        num_tokens, 64, vocab_size, with_bias=True, with_token_weight=True, dtype=torch.float32
-    )
-    args = {
-        name: arg.detach().to(CUDA).requires_grad_(arg.requires_grad) for name, arg in args.items()
-    }
-    options = {"softcap": 15.0, "reduction": reduction, "normalised": normalised}
-    expected = values_and_gradients(linear_cross_entropy_reference, args, **options)
-    found = values_and_gradients(linear_cross_entropy, args, chunk_size=300, **options)
-    assert_same(found, expected, 1e-5)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import shutil
@@ -15,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from nanozoo_core.config import compose, compose_config, resolve
+from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.errors import CheckpointError, NonFiniteError
-from nanozoo_core.training import checkpoint, records, runs
+from nanozoo_core.training import checkpoint, runs
+from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.trainer import Trainer, train
 
 
@@ -34,11 +34,11 @@ def run(corpus: Path, folder: Path, *changes: str) -> Path:
 
 
 def resume(folder: Path, **changes: Any) -> None:
-    train(resolve(compose.stored_config(folder) | {"resume": str(folder)} | changes))
+    train(resolve(RunFolder(folder).read_config() | {"resume": str(folder)} | changes))
 
 
 def rows(folder: Path, key: str = "loss") -> list[float]:
-    return [row[key] for row in records.read_metrics(folder) if key in row]
+    return [row[key] for row in RunFolder(folder).read_metrics() if key in row]
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def test_split_run_equals_whole_run(corpus: Path, tmp_path: Path, changes: tuple
     resume(split)
     stems = ["model", "optimizer"] + ["ema"] * ("train.ema=0.5" in changes)
     for stem in stems:
-        one = checkpoint.read_tensors(checkpoint.latest(whole), stem)
-        two = checkpoint.read_tensors(checkpoint.latest(split), stem)
+        one = checkpoint.read_tensors(RunFolder(whole).latest_checkpoint(), stem)
+        two = checkpoint.read_tensors(RunFolder(split).latest_checkpoint(), stem)
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one)
     assert rows(whole) == rows(split)
@@ -89,12 +89,12 @@ def test_first_budget_reached_ends_the_run(
 ) -> None:
     """128 bytes a step, a few of them separators."""
     folder = run(corpus, tmp_path / "run", budget)
-    assert json.loads((folder / "result.json").read_text())["steps"] == steps
+    assert RunFolder(folder).read_result()["steps"] == steps
 
 
 def test_budget_in_seconds_ends_the_run(corpus: Path, tmp_path: Path) -> None:
     folder = run(corpus, tmp_path / "run", "train.max_steps=null", "train.max_seconds=0.05")
-    result = json.loads((folder / "result.json").read_text())
+    result = RunFolder(folder).read_result()
     assert result["steps"] >= 1
     assert result["train_seconds"] >= 0.05
 
@@ -135,7 +135,7 @@ def ranks_of_one() -> Any:
 def test_resumed_run_keeps_model_data_and_seed(half: Path) -> None:
     with pytest.raises(CheckpointError, match=r"seed differs from the run"):
         resume(half, seed=5)
-    deeper = compose.stored_config(half)["model_cfg"] | {"num_layers": 2}
+    deeper = RunFolder(half).read_config()["model_cfg"] | {"num_layers": 2}
     with pytest.raises(CheckpointError, match=r"model_cfg.num_layers differs"):
         resume(half, model_cfg=deeper)
 
@@ -150,25 +150,25 @@ def test_metrics_after_the_checkpoint_are_cut_on_resume(half: Path) -> None:
     with (half / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "loss": 99}\n{"step": 6, "lo')
     resume(half)
-    steps = [row["step"] for row in records.read_metrics(half) if "loss" in row]
+    steps = [row["step"] for row in RunFolder(half).read_metrics() if "loss" in row]
     assert steps == list(range(1, 9))
 
 
 def test_old_checkpoints_go_and_the_best_stays(corpus: Path, tmp_path: Path) -> None:
     folder = run(corpus, tmp_path / "run", "train.max_steps=12", "checkpoint.keep=2")
-    assert checkpoint.list_steps(folder) == [10, 12]
+    assert RunFolder(folder).checkpoint_steps() == [10, 12]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "optimizer.safetensors"])
 def test_truncated_checkpoint_is_one_sentence(half: Path, name: str) -> None:
-    path = checkpoint.latest(half) / name
+    path = RunFolder(half).latest_checkpoint() / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(CheckpointError, match=f"{name} is (truncated or )?damaged"):
         resume(half)
 
 
 def test_pickle_is_never_loaded(half: Path) -> None:
-    path = checkpoint.latest(half) / "model.safetensors"
+    path = RunFolder(half).latest_checkpoint() / "model.safetensors"
     torch.save({"weight": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="is a pickle, which can run code"):
         resume(half)
@@ -181,7 +181,7 @@ def test_checkpoint_of_another_shape_is_refused(half: Path, corpus: Path, tmp_pa
     wide = run(corpus, tmp_path / "wide", "model_cfg.model_dim=32", "train.stop_after=2")
     for path in (half / "checkpoints").iterdir():
         shutil.rmtree(path)
-    shutil.copytree(checkpoint.latest(wide), half / "checkpoints" / "step_000002")
+    shutil.copytree(RunFolder(wide).latest_checkpoint(), half / "checkpoints" / "step_000002")
     with pytest.raises(CheckpointError, match="checkpoint of another model"):
         resume(half)
 
@@ -215,7 +215,7 @@ def start(corpus: Path, folder: Path, *changes: str) -> subprocess.Popen[str]:
 
 def wait_for_steps(folder: Path, count: int) -> None:
     deadline = time.monotonic() + 120
-    while len(checkpoint.list_steps(folder)) < count and time.monotonic() < deadline:
+    while len(RunFolder(folder).checkpoint_steps()) < count and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
@@ -225,10 +225,10 @@ def test_kill_leaves_a_loadable_checkpoint(corpus: Path, tmp_path: Path) -> None
     wait_for_steps(folder, 2)
     child.kill()
     child.communicate()
-    newest = checkpoint.list_steps(folder)[-1]
+    newest = RunFolder(folder).checkpoint_steps()[-1]
     assert runs.load_run(folder, device="cpu").state.step == newest
-    resume(folder, train=compose.stored_config(folder)["train"] | {"max_steps": newest + 2})
-    assert json.loads((folder / "result.json").read_text())["steps"] == newest + 2
+    resume(folder, train=RunFolder(folder).read_config()["train"] | {"max_steps": newest + 2})
+    assert RunFolder(folder).read_result()["steps"] == newest + 2
 
 
 def test_sigterm_saves_and_says_how_to_resume(corpus: Path, tmp_path: Path) -> None:
@@ -240,8 +240,8 @@ def test_sigterm_saves_and_says_how_to_resume(corpus: Path, tmp_path: Path) -> N
     assert child.returncode == 128 + signal.SIGTERM
     assert f"train resume={folder}" in out
     assert "Traceback" not in err
-    last = records.read_metrics(folder)[-1]["step"]
-    assert checkpoint.list_steps(folder)[-1] == last
+    last = RunFolder(folder).read_metrics()[-1]["step"]
+    assert RunFolder(folder).checkpoint_steps()[-1] == last
 
 
 @pytest.mark.slow
@@ -264,8 +264,8 @@ def test_sharded_training_equals_one_process(corpus: Path, tmp_path: Path, optim
     torch.testing.assert_close(
         torch.tensor(rows(folder)), torch.tensor(rows(alone)), rtol=1e-5, atol=0
     )
-    one = checkpoint.read_tensors(checkpoint.latest(alone), "model")
-    two = checkpoint.read_tensors(checkpoint.latest(folder), "model")
+    one = checkpoint.read_tensors(RunFolder(alone).latest_checkpoint(), "model")
+    two = checkpoint.read_tensors(RunFolder(folder).latest_checkpoint(), "model")
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
     assert (folder / "samples.txt").exists()

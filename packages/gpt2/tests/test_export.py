@@ -14,7 +14,7 @@ from nanozoo_core.config import compose, compose_config, model_config, training_
 from nanozoo_core.data.tokenizers import train_bpe
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.errors import CheckpointError
-from nanozoo_core.training import checkpoint
+from nanozoo_core.training.run_folder import TrainState
 from nanozoo_core.training.runs import LoadedRun
 
 transformers = pytest.importorskip("transformers")
@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> LoadedRun:
     )
     torch.manual_seed(0)
     model = adapter.build(model_cfg, vocabulary).eval()
-    state = checkpoint.TrainState(model="gpt2")
+    state = TrainState(model="gpt2")
     return LoadedRun(
         tmp_path / "run", config, model_cfg, state, adapter, model, vocabulary, torch.device("cpu")
     )

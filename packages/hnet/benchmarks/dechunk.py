@@ -5,17 +5,14 @@
 Both forms alternate in one process: CPU seconds of one thread, or wall seconds on a GPU.
 """
 
-import argparse
-import json
-import statistics
-import time
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from nanozoo_core.machine.device import device_name, synchronize
-from nanozoo_core.machine.process import tune_process
+from nanozoo_core.machine.device import device_name
+from nanozoo_core.testing.timing import begin, end, flags, take_turns
 from nanozoo_hnet.kernels.dechunk import dechunk, dechunk_reference
 
 # Rows, positions, channels; a chunk has five positions on average.
@@ -37,38 +34,20 @@ def make_inputs(shape: tuple[int, int, int], device: torch.device) -> list[Tenso
     return [values, probs, boundaries.cumsum(1) - 1, confidence, residual]
 
 
-def seconds(form: str, inputs: list[Tensor], repeats: int) -> float:
-    clock = time.perf_counter if inputs[0].is_cuda else time.process_time
-    synchronize(inputs[0].device)
-    started = clock()
-    for _ in range(repeats):
-        FORMS[form](*inputs).sum().backward()
-    synchronize(inputs[0].device)
-    return (clock() - started) / repeats
-
-
 def compare(shape: tuple[int, int, int], device: torch.device, rounds: int) -> dict[str, float]:
     """Median seconds of each form, and the ratio definition / dechunk: median and range."""
     inputs = make_inputs(shape, device)
-    times = [{form: seconds(form, inputs, 3) for form in FORMS} for _ in range(rounds + 1)][1:]
-    ratios = [t["definition"] / t["dechunk"] for t in times]
-    return {
-        **{f"{form}_seconds": statistics.median(t[form] for t in times) for form in FORMS},
-        "speed": statistics.median(ratios),
-        "speed_least": min(ratios),
-        "speed_most": max(ratios),
-    }
+    runs = {name: partial(both_ways, form, inputs) for name, form in FORMS.items()}
+    return take_turns(runs, device, rounds=rounds, repeats=3).compare("dechunk", than="definition")
+
+
+def both_ways(form: Callable[..., Tensor], inputs: list[Tensor]) -> None:
+    form(*inputs).sum().backward()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    tune_process()
-    device = torch.device(arguments.device)
+    arguments = begin(flags(__doc__))
+    device = arguments.device
     shapes = GPU_SHAPES if device.type == "cuda" else SHAPES
     results = {name: compare(shape, device, arguments.rounds) for name, shape in shapes.items()}
     print(f"{device_name(device)}, torch {torch.__version__}")
@@ -78,9 +57,7 @@ def main() -> None:
         label = f"{name} {shapes[name]}"
         milliseconds = [f"{row[f'{form}_seconds'] * 1e3:.2f} ms" for form in FORMS]
         print(f"{label:24} {milliseconds[0]:>12} {milliseconds[1]:>12} {spread:>16}")
-    if arguments.json is not None:
-        record = {"device": device_name(device), "torch": torch.__version__, "results": results}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+    end(arguments, results)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,6 @@ the step, or on a GPU wall seconds and the peak that torch allocates.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,15 +18,9 @@ import torch
 from nanozoo_core.config import model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import load_adapter
-from nanozoo_core.machine.device import (
-    autocast,
-    device_name,
-    peak_memory_bytes,
-    resolve_dtype,
-    synchronize,
-)
-from nanozoo_core.machine.process import tune_process
+from nanozoo_core.machine.device import autocast, device_name, peak_memory_bytes, resolve_dtype
 from nanozoo_core.testing.sources import batch_of
+from nanozoo_core.testing.timing import begin, end, flags, in_own_process, seconds
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 
 CHUNKS = {"chunking": "fixed", "target_ratio": 6.0}
@@ -75,41 +65,38 @@ def measure(model_name: str, length: int, device: torch.device, steps: int) -> d
         model = adapter.build(config, ToyVocabulary(258))
     generator = torch.Generator().manual_seed(1)
     batch = batch_of(torch.randint(258, (1, length + 1), generator=generator)).to(device)
-    on_gpu = device.type == "cuda"
-    clock = time.perf_counter if on_gpu else time.process_time
-    before = torch.cuda.memory_allocated() if on_gpu else peak_memory_bytes(device)
-    seconds = []
-    for _ in range(1 + steps):
-        synchronize(device)
-        started = clock()
+
+    def step() -> None:
         with autocast(device, resolve_dtype("auto", device)):
             loss = adapter.training_loss(model, batch, Step(0, 0.0, 0)).value
         loss.backward()
-        synchronize(device)
-        seconds.append(clock() - started)
+
+    on_gpu = device.type == "cuda"
+    before = torch.cuda.memory_allocated() if on_gpu else peak_memory_bytes(device)
+    times = []
+    for _ in range(1 + steps):
+        times.append(seconds(step, device))
         model.zero_grad(set_to_none=True)
     peak = peak_memory_bytes(device)
     report = adapter.report(model)
     state = report["cache_bytes_per_token"] * length + report["state_bytes"]
     return {
-        "seconds": statistics.median(seconds[1:]),
+        "seconds": statistics.median(times[1:]),
         "peak_bytes": peak - before,
         "decoding_bytes": state,
         "parameters": report["params"],
     }
 
 
-def in_process(model: str, length: int, arguments: argparse.Namespace) -> dict[str, float]:
-    command = [sys.executable, __file__, "--device", arguments.device]
-    command += ["--steps", str(arguments.steps), "--measure", model, str(length)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(found.stdout.splitlines()[-1])
-
-
 def compare(length: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Medians over rounds of each model, and its speed relative to the first of its round."""
     rounds = [
-        {model: in_process(model, length, arguments) for model in arguments.models}
+        {
+            model: in_own_process(
+                __file__, arguments, "--steps", arguments.steps, "--measure", model, length
+            )
+            for model in arguments.models
+        }
         for _ in range(arguments.rounds)
     ]
     first = arguments.models[0]
@@ -123,20 +110,15 @@ def compare(length: int, arguments: argparse.Namespace) -> dict[str, dict[str, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = flags(__doc__, rounds=3)
     parser.add_argument("--lengths", nargs="*", type=int, default=LENGTHS)
     parser.add_argument(
         "--models", nargs="*", help="by default all; speeds are relative to the first"
     )
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="per round, after one to warm up")
     parser.add_argument("--measure", nargs=2, metavar=("MODEL", "LENGTH"), help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    tune_process()
-    device = torch.device(arguments.device)
+    arguments = begin(parser)
+    device = arguments.device
     if arguments.measure:
         model, length = arguments.measure
         print(json.dumps(measure(model, int(length), device, arguments.steps)))
@@ -152,9 +134,7 @@ def main() -> None:
             sizes = [f"{row[key] / 2**20:.1f} MiB" for key in ("peak_bytes", "decoding_bytes")]
             left = f"{length:>7} {model:12} {row['parameters']:>11,.0f} {row['seconds']:>9.3f}"
             print(f"{left} {row['speed']:>6.2f} {sizes[0]:>12} {sizes[1]:>10}", flush=True)
-    if arguments.json is not None:
-        record = {"device": device_name(device), "torch": torch.__version__, "results": results}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+    end(arguments, results)
 
 
 if __name__ == "__main__":

@@ -11,26 +11,21 @@ times are CPU seconds of one thread, or wall seconds on a GPU.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.machine.device import device_name, peak_memory_bytes, synchronize
-from nanozoo_core.machine.process import tune_process
+from nanozoo_core.machine.device import device_name, peak_memory_bytes
 from nanozoo_core.ops.selective_scan import selective_scan
 from nanozoo_core.ops.ssd import ssd
+from nanozoo_core.testing.timing import Run, begin, end, flags, in_own_process, seconds
 
 KINDS = ("mamba1", "mamba2", "attention")
 CHANNELS, STATES, HEADS = 256, {"mamba1": 16, "mamba2": 64}, 4
 
 
-def mixing(kind: str, length: int, device: torch.device) -> Callable[[], None]:
+def mixing(kind: str, length: int, device: torch.device) -> Run:
     """A forward and backward pass, its inputs made."""
     generator = torch.Generator().manual_seed(0)
 
@@ -68,37 +63,27 @@ def mixing(kind: str, length: int, device: torch.device) -> Callable[[], None]:
     def run() -> None:
         y = forward()
         torch.autograd.grad(y, inputs, torch.ones_like(y))
-        synchronize(device)
 
     return run
 
 
 def measure(kind: str, length: int, device: torch.device) -> dict[str, float]:
     """Seconds and bytes of one pass, in this process."""
-    tune_process()
     mixing(kind, 64, device)()  # loads what the first pass loads
     run = mixing(kind, length, device)
     before = peak_memory_bytes(device)
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-    times = []
-    for _ in range(3):
-        started = clock()
-        run()
-        times.append(clock() - started)
-        if sum(times) > 20:
-            break
+    times: list[float] = []
+    while len(times) < 3 and sum(times) <= 20:
+        times.append(seconds(run, device))
     return {"seconds": statistics.median(times), "bytes": peak_memory_bytes(device) - before}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = flags(__doc__)
     parser.add_argument("--longest", type=int, default=65536)
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    parser.add_argument("--one", nargs=2, metavar=("KIND", "LENGTH"), help="one case, as JSON")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    device = torch.device(arguments.device)
+    parser.add_argument("--one", nargs=2, metavar=("KIND", "LENGTH"), help=argparse.SUPPRESS)
+    arguments = begin(parser)
+    device = arguments.device
     if arguments.one:
         print(json.dumps(measure(arguments.one[0], int(arguments.one[1]), device)))
         return
@@ -109,14 +94,11 @@ def main() -> None:
     for length in lengths:
         cells = ""
         for kind in KINDS:
-            command = [sys.executable, __file__, "--device", arguments.device, "--one", kind]
-            done = subprocess.run([*command, str(length)], capture_output=True, check=True)
-            row = results[kind][length] = json.loads(done.stdout)
+            row = in_own_process(__file__, arguments, "--one", kind, length)
+            results[kind][length] = row
             cells += f"{1e6 * row['seconds'] / length:>15.1f}{row['bytes'] / length / 1e3:>8.1f}"
         print(f"{length:>8}{cells}", flush=True)
-    if arguments.json is not None:
-        record = {"device": device_name(device), "torch": torch.__version__, "results": results}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+    end(arguments, results)
 
 
 if __name__ == "__main__":

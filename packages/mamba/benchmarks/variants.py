@@ -6,20 +6,14 @@ A step is loss, gradients, AdamW(fused=True) and zero_grad, in float32 (bfloat16
 alternate in one process: CPU seconds of one thread, or wall seconds on a GPU.
 """
 
-import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from nanozoo_core.contract import Step
-from nanozoo_core.machine.device import autocast, device_name, synchronize
-from nanozoo_core.machine.process import tune_process
+from nanozoo_core.machine.device import autocast, device_name
 from nanozoo_core.testing.sources import batch_of
+from nanozoo_core.testing.timing import Run, begin, end, flags, take_turns
 from nanozoo_mamba.adapter import MambaAdapter
 from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.model import Mamba
@@ -36,13 +30,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "wide, 16 and 128": (WIDE, {"d_state": 128, "head_dim": 64, "chunk_size": 64}, 1),
 }
 GPU_CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {"130m": (LARGE, {}, 16)}
-Run = Callable[[], None]
 ADAPTER = MambaAdapter(MambaConfig, Mamba)
 
 
-def training_step(
-    config: MambaConfig, num_windows: int, device: torch.device
-) -> Callable[[], None]:
+def training_step(config: MambaConfig, num_windows: int, device: torch.device) -> Run:
     torch.manual_seed(0)
     assert config.vocab_size is not None
     assert config.seq_len is not None
@@ -62,25 +53,9 @@ def training_step(
     return step
 
 
-def seconds(step: Run, device: torch.device, repeats: int = 2) -> float:
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-    synchronize(device)
-    started = clock()
-    for _ in range(repeats):
-        step()
-    synchronize(device)
-    return (clock() - started) / repeats
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    tune_process()
-    device = torch.device(arguments.device)
+    arguments = begin(flags(__doc__))
+    device = arguments.device
     results = {}
     print(f"{device_name(device)}, torch {torch.__version__}")
     print(f"{'shape':20}{'mamba1 tok/s':>14}{'mamba2 tok/s':>14}{'ratio':>8}   range")
@@ -92,23 +67,18 @@ def main() -> None:
             "mamba2": MambaConfig(**shared, variant="mamba2", **second),
         }
         steps = {key: training_step(c, num_windows, device) for key, c in configs.items()}
-        times = [
-            {key: seconds(step, device) for key, step in steps.items()}
-            for _ in range(arguments.rounds + 1)
-        ][1:]  # the first warms up
-        ratios = [t["mamba1"] / t["mamba2"] for t in times]
+        times = take_turns(steps, device, rounds=arguments.rounds, repeats=2)
+        speed = times.speed("mamba2", than="mamba1")
         num_tokens = num_windows * shared["seq_len"]
-        row = {key: num_tokens / statistics.median(t[key] for t in times) for key in steps}
-        row |= {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+        row = {key: num_tokens / times.median(key) for key in steps}
+        row |= {"ratio": speed.median, "least": speed.least, "most": speed.most}
         results[name] = row
         print(
             f"{name:20}{row['mamba1']:>14,.0f}{row['mamba2']:>14,.0f}{row['ratio']:>8.2f}   "
             f"{row['least']:.2f} .. {row['most']:.2f}",
             flush=True,
         )
-    if arguments.json is not None:
-        record = {"device": device_name(device), "torch": torch.__version__, "results": results}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+    end(arguments, results)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,6 @@ of validation, with thresholds that meet the capacity, computing the chosen toke
 (bfloat16 there).
 """
 
-import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +15,10 @@ from torch import nn
 
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.machine.device import autocast, device_name, synchronize
-from nanozoo_core.machine.process import tune_process
+from nanozoo_core.machine.device import autocast, device_name
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.testing.sources import batch_of
+from nanozoo_core.testing.timing import Run, begin, end, flags, take_turns
 from nanozoo_mod.adapter import MoDAdapter
 from nanozoo_mod.config import MoDConfig
 from nanozoo_mod.model import MoD
@@ -57,9 +51,7 @@ RATIOS = {
 }
 
 
-def tasks(
-    settings: dict[str, Any], control_layers: int, batch: Batch
-) -> dict[str, Callable[[], object]]:
+def tasks(settings: dict[str, Any], control_layers: int, batch: Batch) -> dict[str, Run]:
     """What is timed, by name."""
     torch.manual_seed(0)
     device = batch.tokens.device
@@ -97,16 +89,6 @@ def tasks(
     }
 
 
-def seconds(task: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-    synchronize(device)
-    started = clock()
-    for _ in range(repeats):
-        task()
-    synchronize(device)
-    return (clock() - started) / repeats
-
-
 def flops_ratio(settings: dict[str, Any], control_layers: int) -> float:
     plain = {key: value for key, value in settings.items() if key != "predictor_dim"}
     plain |= {"capacity": 1.0, "router_gate": "one", "num_layers": control_layers}
@@ -116,39 +98,28 @@ def flops_ratio(settings: dict[str, Any], control_layers: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    tune_process()
-    device = torch.device(arguments.device)
+    arguments = begin(flags(__doc__, rounds=7))
+    device = arguments.device
     results: dict[str, dict[str, float]] = {}
     print(f"{device_name(device)}, torch {torch.__version__}; medians, and the range of rounds")
-    print(f"{'case':24}{'FLOPs':>6}{'step':>18}{'score':>18}{'gather / masked':>18}")
+    print(f"{'case':24}{'FLOPs':>6}{'step':>22}{'score':>22}{'gather / masked':>22}")
     cases = GPU_CASES if device.type == "cuda" else CASES
     for name, (settings, control_layers, windows) in cases.items():
         tokens = torch.randint(4096, (windows, settings["seq_len"] + 1), device=device)
         batch = batch_of(tokens)
         timed = tasks(settings, control_layers, batch)
-        rounds = [
-            {label: seconds(task, device) for label, task in timed.items()}
-            for _ in range(arguments.rounds + 1)
-        ][1:]
-        row = {f"{label} seconds": statistics.median(r[label] for r in rounds) for label in timed}
+        times = take_turns(timed, device, rounds=arguments.rounds, repeats=3)
+        row = {f"{label} seconds": times.median(label) for label in timed}
         row["flops"] = flops_ratio(settings, control_layers)
-        cells = []
+        cells = ""
         for ratio, (ours, theirs) in RATIOS.items():
-            values = [r[ours] / r[theirs] for r in rounds]
-            row[ratio] = statistics.median(values)
-            row[f"{ratio} least"], row[f"{ratio} most"] = min(values), max(values)
-            cells.append(f"{row[ratio]:.2f} ({min(values):.2f}-{max(values):.2f})")
+            spread = times.speed(theirs, than=ours)  # their speed is the ratio of times
+            row[ratio] = spread.median
+            row[f"{ratio} least"], row[f"{ratio} most"] = spread.least, spread.most
+            cells += f"{spread!s:>22}"
         results[name] = row
-        print(f"{name:24}{row['flops']:6.2f}{cells[0]:>18}{cells[1]:>18}{cells[2]:>18}", flush=True)
-    if arguments.json is not None:
-        record = {"device": device_name(device), "torch": torch.__version__, "results": results}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+        print(f"{name:24}{row['flops']:6.2f}{cells}", flush=True)
+    end(arguments, results)
 
 
 if __name__ == "__main__":

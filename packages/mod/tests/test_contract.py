@@ -1,11 +1,10 @@
-import json
-
 import pytest
 import torch
 
 from nanozoo_core.testing import ModelContract
 from nanozoo_core.testing.processes import train_in_processes
 from nanozoo_core.training import checkpoint
+from nanozoo_core.training.run_folder import RunFolder
 
 
 class TestContract(ModelContract):
@@ -28,12 +27,14 @@ class TestContract(ModelContract):
         train_in_processes(overrides, log=tmp_path / "log", num_processes=2)
         runs = alone, tmp_path / "two"
         thresholds = [
-            checkpoint.read_tensors(checkpoint.latest(run), "model")["blocks.1.threshold"]
+            checkpoint.read_tensors(RunFolder(run).latest_checkpoint(), "model")[
+                "blocks.1.threshold"
+            ]
             for run in runs
         ]
         assert thresholds[0] != 0
         torch.testing.assert_close(*thresholds, rtol=1e-3, atol=1e-4)
-        scores = [json.loads((run / "result.json").read_text())["val_bpb"] for run in runs]
+        scores = [RunFolder(run).read_result()["val_bpb"] for run in runs]
         torch.testing.assert_close(*scores, rtol=1e-4, atol=0)
         losses = [torch.tensor(self.losses(run)) for run in runs]
         torch.testing.assert_close(*losses, rtol=1e-5, atol=0)

@@ -7,11 +7,8 @@ in total, not those in use, and not the batch: the column "passes" leaves the op
 models alternate in one process: CPU seconds of one thread, or wall seconds on a GPU.
 """
 
-import argparse
 import dataclasses
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +18,10 @@ from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.device import autocast, device_name, resolve_dtype, synchronize
-from nanozoo_core.machine.process import tune_process
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing.sources import batch_of
+from nanozoo_core.testing.timing import begin, end, flags
 from nanozoo_moe.adapter import MoEAdapter
 from nanozoo_moe.config import MoEConfig
 from nanozoo_moe.model import MoE
@@ -131,16 +128,11 @@ def compare(case: str, device: torch.device, rounds: int, steps: int) -> dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = flags(__doc__)
     parser.add_argument("--steps", type=int, default=2, help="per round")
     parser.add_argument("--case", action="append", help="one of the cases; all by default")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    tune_process()
-    device = torch.device(arguments.device)
+    arguments = begin(parser)
+    device = arguments.device
     names = arguments.case or list(GPU_CASES if device.type == "cuda" else CASES)
     print(f"{device_name(device)}, torch {torch.__version__}")
     head = f"{'active / dense width':>20} {'moe':>11} {'dense':>11} {'ratio':>18} {'passes':>7}"
@@ -153,9 +145,7 @@ def main() -> None:
         milliseconds = [f"{row[f'{form}_seconds'] * 1e3:.1f} ms" for form in ("moe", "dense")]
         columns = f"{widths:>20} {milliseconds[0]:>11} {milliseconds[1]:>11} {spread:>18}"
         print(f"{name:20} {columns} {row['passes_ratio']:>7.2f}")
-    if arguments.json is not None:
-        record = {"device": device_name(device), "torch": torch.__version__, "results": results}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+    end(arguments, results)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import torch
 from nanozoo_core.testing import ModelContract
 from nanozoo_core.testing.processes import train_in_processes
 from nanozoo_core.training import checkpoint
+from nanozoo_core.training.run_folder import RunFolder
 
 
 class TestContract(ModelContract):
@@ -35,7 +36,7 @@ class TestContract(ModelContract):
         torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=1e-5, atol=0)
         key = "blocks.1.mlp.router.choice_bias"
         bias, same = (
-            checkpoint.read_tensors(checkpoint.latest(run), "model")[key]
+            checkpoint.read_tensors(RunFolder(run).latest_checkpoint(), "model")[key]
             for run in (alone, tmp_path / "two")
         )
         assert bias.abs().max() > 0.01

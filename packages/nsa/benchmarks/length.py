@@ -11,18 +11,14 @@ window of 256. `keys` is how many a position reads on average.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.machine.device import device_name, peak_memory_bytes, synchronize
-from nanozoo_core.machine.process import tune_process
+from nanozoo_core.machine.device import device_name, peak_memory_bytes
 from nanozoo_core.nn.control import ControlAttention
 from nanozoo_core.nn.rotary import rotary_angles
+from nanozoo_core.testing.timing import begin, end, flags, in_own_process, seconds
 from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.mixer import NSAMixer
 
@@ -69,36 +65,26 @@ def measure(form: str, length: int, device: torch.device, rounds: int) -> dict[s
     nn.init.normal_((layer.out_proj if form == "nsa" else layer.attention.out).weight, std=0.02)
     x = torch.randn(1, length, 256, device=device, requires_grad=True)
     on_gpu = device.type == "cuda"
-    clock = time.perf_counter if on_gpu else time.process_time
 
-    def step() -> float:
-        synchronize(device)
-        started = clock()
+    def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
             y = layer(x)
         y.float().square().mean().backward()
-        synchronize(device)
-        return clock() - started
 
     before = 0 if on_gpu else peak_memory_bytes(device)
-    times = [step()]
+    times = [seconds(step, device)]
     peak = peak_memory_bytes(device)
     if times[0] < 10:
-        times = [step() for _ in range(rounds)]
+        times = [seconds(step, device) for _ in range(rounds)]
     return {"seconds": statistics.median(times), "bytes": peak - before}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = flags(__doc__, rounds=3)
     parser.add_argument("--longest", type=int, default=LENGTHS[-1])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    parser.add_argument("--one", nargs=2, metavar=("FORM", "LENGTH"), help="measure one case")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    tune_process()
-    device = torch.device(arguments.device)
+    parser.add_argument("--one", nargs=2, metavar=("FORM", "LENGTH"), help=argparse.SUPPRESS)
+    arguments = begin(parser)
+    device = arguments.device
     if arguments.one:
         form, length = arguments.one
         print(json.dumps(measure(form, int(length), device, arguments.rounds)))
@@ -110,10 +96,8 @@ def main() -> None:
     for length in (n for n in LENGTHS if n <= arguments.longest):
         row = {}
         for form in FORMS:
-            command = [sys.executable, __file__, "--device", str(device)]
-            command += ["--rounds", str(arguments.rounds), "--one", form, str(length)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            row[form] = json.loads(done.stdout.splitlines()[-1])
+            words = ("--rounds", arguments.rounds, "--one", form, length)
+            row[form] = in_own_process(__file__, arguments, *words)
             row[form]["keys"] = keys_read(form, length)
         results[length] = row
         full, nsa = row["full"], row["nsa"]
@@ -123,9 +107,7 @@ def main() -> None:
             f"{nsa['bytes'] / 1e6:11.0f}{full['keys']:11.0f}{nsa['keys']:11.0f}",
             flush=True,
         )
-    if arguments.json is not None:
-        record = {"device": device_name(device), "torch": torch.__version__, "results": results}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+    end(arguments, results)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nanozoo_core.commands.generate import CONTINUATION_TOKENS, MIDDLE_TOKENS
 from nanozoo_core.errors import ConfigError, suggest
 from nanozoo_core.machine.terminal import reported_errors
+from nanozoo_core.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from nanozoo_core.training.runs import LoadedRun
@@ -239,7 +240,7 @@ def show_target(arguments: argparse.Namespace) -> None:
     if arguments.target is None and arguments.config is None:
         raise ConfigError("nothing to show: give a model, a run folder or --config PATH")
     target = arguments.target
-    if target is not None and (Path(target) / "config.yaml").is_file():
+    if target is not None and RunFolder(Path(target)).is_run:
         out(show.describe_run(Path(target), text=arguments.text))
         return
     overrides = list(arguments.overrides)
@@ -315,7 +316,10 @@ def inspect_run(arguments: argparse.Namespace) -> None:
         )
     if found is not None:
         out(inspection.describe(found))
-        files = "inspection.json, inspection.png" if found.pictures else "inspection.json"
+        folder = RunFolder(arguments.run)
+        files = folder.inspection_path.name
+        if found.pictures:
+            files += f", {folder.inspection_picture_path.name}"
         out(f"written to {arguments.run}: {files}")
     if shown is not None:
         out(f"shown on a text:\n{shown}")

@@ -16,6 +16,7 @@ from nanozoo_core import registry
 from nanozoo_core.data.tokenizers import SEPARATOR, Tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import CheckpointError, ConfigError
+from nanozoo_core.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from nanozoo_core.training.runs import LoadedRun
@@ -89,8 +90,8 @@ def _tokenizer_config(run: LoadedRun) -> dict[str, Any]:
 
 
 def _card(run: LoadedRun, folder: Path) -> str:
-    path = run.folder / "result.json"
-    result = json.loads(path.read_text()) if path.is_file() else {}
+    folder_of_run = RunFolder(run.folder)
+    result = folder_of_run.read_result() if folder_of_run.is_finished else {}
     return CARD.format(
         model=run.config.model,
         score=f"{result['val_bpb']:.4f}" if result else "unfinished run, unknown",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from nanozoo_core.config import (
     schema,
 )
 from nanozoo_core.default_model_adapter import load_adapter
+from nanozoo_core.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from nanozoo_core.default_model_adapter import DefaultModelAdapter
@@ -103,9 +103,9 @@ def describe_run(folder: Path, *, text: str | None) -> str:
     from nanozoo_core.training import runs
 
     lines = []
-    result = folder / "result.json"
-    if result.is_file():
-        lines += [f"{key}: {value}" for key, value in json.loads(result.read_text()).items()]
+    run_folder = RunFolder(folder)
+    if run_folder.is_finished:
+        lines += [f"{key}: {value}" for key, value in run_folder.read_result().items()]
     else:
         lines.append(f"{folder} is not finished; continue it with: train resume={folder}")
     if text is not None:

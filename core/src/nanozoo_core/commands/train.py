@@ -13,6 +13,7 @@ from nanozoo_core import registry
 from nanozoo_core.config import compose, resolve
 from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
 from nanozoo_core.machine.terminal import reported_errors
+from nanozoo_core.training.run_folder import RunFolder, newest_unfinished
 
 USAGE = """\
 usage: train --model NAME [key=value ...]           train a model on the default data
@@ -142,17 +143,12 @@ def find_run(resume: str, line: CommandLine) -> Path | None:
     model = line.value("model")
     if model is None:
         raise ConfigError("resume=auto needs --model NAME to know which runs to look at")
-    folder = Path("runs") / model
-    unfinished = [
-        path.parent
-        for path in folder.glob("*/checkpoints")
-        if not (path.parent / "result.json").exists() and any(path.glob("step_*"))
-    ]
-    return max(unfinished, key=lambda run: run.stat().st_mtime, default=None)
+    found = newest_unfinished(model)
+    return None if found is None else found.path
 
 
 def check_resumable(run: Path, line: CommandLine) -> None:
-    stored = compose.stored_config(run)
+    stored = RunFolder(run).read_config()
     asked = line.value("model")
     if asked is not None and asked != stored["model"]:
         raise CheckpointError(

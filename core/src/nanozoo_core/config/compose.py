@@ -15,7 +15,7 @@ from typing import Any
 from nanozoo_core import registry
 from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.config.settings import TrainingConfig
-from nanozoo_core.errors import CheckpointError, ConfigError, suggest
+from nanozoo_core.errors import ConfigError, suggest
 
 SETTINGS = {field.name for field in fields(TrainingConfig)}
 QUIET = [
@@ -149,25 +149,6 @@ def as_config_error(error: BaseException) -> ConfigError:
     if override is not None:
         return ConfigError(f"'{override.lstrip('+')}' cannot be read: {sentence}")
     return ConfigError(sentence)
-
-
-def stored_config(run: Path) -> dict[str, Any]:
-    """The settings of a run folder, as its config.yaml holds them.
-
-    Raises: CheckpointError when the folder is no run.
-    """
-    from omegaconf import OmegaConf
-
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise CheckpointError(f"{run} is not a run folder: it has no config.yaml")
-    try:
-        data = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(data, dict) or "model" not in data:
-        raise CheckpointError(f"{path} is not the config of a run: it names no model")
-    return {str(key): value for key, value in data.items()}
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

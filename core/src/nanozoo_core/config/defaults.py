@@ -34,7 +34,7 @@ def from_defaults(cls: type[T], **changes: Any) -> T:
     Raises: ConfigError as for a value on the command line.
     """
     path = SECTIONS[cls]
-    values: Any = training_defaults()
+    values = training_defaults()
     for key in path.split(".") if path else []:
         values = values[key]
     return schema.from_dict(cls, merged(values, changes), path)

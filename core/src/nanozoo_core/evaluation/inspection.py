@@ -1,4 +1,4 @@
-"""What is peculiar to a model, drawn: inspection.json and inspection.png of a run.
+"""What is peculiar to a model: numbers, tables and a picture of them.
 
 The adapter supplies numbers, curves and heat maps from some validation text; nothing here knows
 what they mean.
@@ -34,12 +34,10 @@ def inspect_model(
     validation: ValidationSet,
     vocabulary: Tokenizer,
     *,
-    folder: Path,
     batch_tokens: int,
     device: torch.device,
 ) -> Inspection | None:
-    """The adapter's view of the first 64 kB of validation text, written to the run's `folder`; None
-    where it has none."""
+    """The adapter's view of the first 64 kB of validation text; None where it has none."""
     batches: list[Batch] = []
     num_bytes = 0
     for batch in validation.batches(max(1, batch_tokens // validation.seq_len)):
@@ -51,8 +49,6 @@ def inspect_model(
     model.eval()
     found = adapter.inspect(model, batches, vocabulary)
     model.train(was_training)
-    if found is not None:
-        write(folder, found)
     return found
 
 
@@ -63,12 +59,12 @@ def describe(inspection: Inspection) -> str:
     return "\n".join(parts)
 
 
-def write(folder: Path, inspection: Inspection) -> None:
-    """Writes inspection.json, and inspection.png where there is something to draw."""
+def write(inspection: Inspection, path: Path, picture: Path) -> None:
+    """Writes the numbers to `path` as JSON, and a picture where there is something to draw."""
     text = json.dumps(dataclasses.asdict(inspection), indent=2)
-    (folder / "inspection.json").write_text(text + "\n")
+    path.write_text(text + "\n")
     if inspection.pictures:
-        _draw(folder / "inspection.png", inspection.pictures)
+        _draw(picture, inspection.pictures)
 
 
 def _table(picture: Curves | HeatMap) -> str:

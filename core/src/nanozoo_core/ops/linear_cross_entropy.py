@@ -19,12 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.ops.softmax_step import softmax_step_torch, softmax_step_triton, triton
 
 Reduction = Literal["mean", "sum", "none"]
 Backend = Literal["torch", "triton"]
 
 
+@uncompiled(with_callees=True)  # loops over chunks are nothing that a compiler could improve
 def linear_cross_entropy(
     x: Tensor,
     weight: Tensor,
@@ -64,28 +66,8 @@ def linear_cross_entropy(
     Raises: ValueError for shapes that do not fit; IndexError, on the CPU, for a target outside the
         vocabulary. On CUDA, where a look would stall the device, its loss is NaN.
     """
-    if torch.compiler.is_compiling():
-        # Loops over chunks in reused buffers are nothing a compiler could improve: break the graph.
-        return torch.compiler.disable(linear_cross_entropy)(
-            x,
-            weight,
-            targets,
-            bias=bias,
-            token_weight=token_weight,
-            softcap=softcap,
-            normalised=normalised,
-            reduction=reduction,
-            chunk_size=chunk_size,
-            backend=backend,
-        )
     _check(x, weight, targets, bias, token_weight, softcap, reduction, chunk_size)
-    head = _Head(
-        softcap=softcap,
-        normalised=normalised,
-        chunk_size=_chunk_size(x, weight, chunk_size),
-        dtype=_product_dtype(x),
-        backend=backend or _default_backend(x),
-    )
+    head = _Head.choose(x, weight, softcap, chunk_size, backend, normalised=normalised)
     accumulator = torch.promote_types(x.dtype, torch.float32)
     columns = targets[:, None]
     if reduction == "none":
@@ -105,6 +87,7 @@ def linear_cross_entropy(
     return loss
 
 
+@uncompiled(with_callees=True)  # loops over chunks are nothing that a compiler could improve
 def multi_target_cross_entropy(
     x: Tensor,
     weight: Tensor,
@@ -126,17 +109,6 @@ def multi_target_cross_entropy(
 
     Returns: the sum, a scalar, and all l_im (N, M), without gradient.
     """
-    if torch.compiler.is_compiling():
-        return torch.compiler.disable(multi_target_cross_entropy)(
-            x,
-            weight,
-            targets,
-            token_weight,
-            bias=bias,
-            softcap=softcap,
-            chunk_size=chunk_size,
-            backend=backend,
-        )
     if targets.ndim != 2 or targets.shape != token_weight.shape or targets.shape[1] == 0:
         raise ValueError(
             f"targets {tuple(targets.shape)} and token_weight {tuple(token_weight.shape)} must "
@@ -144,13 +116,7 @@ def multi_target_cross_entropy(
         )
     for column in targets.unbind(1):
         _check(x, weight, column, bias, None, softcap, "sum", chunk_size)
-    head = _Head(
-        softcap=softcap,
-        normalised=True,
-        chunk_size=_chunk_size(x, weight, chunk_size),
-        dtype=_product_dtype(x),
-        backend=backend or _default_backend(x),
-    )
+    head = _Head.choose(x, weight, softcap, chunk_size, backend)
     shares = token_weight.detach().to(torch.promote_types(x.dtype, torch.float32))
     with_gradient = torch.is_grad_enabled()
     return _SummedLoss.apply(x, weight, bias, shares, targets, head, with_gradient)
@@ -198,6 +164,21 @@ class _Head:
     chunk_size: int
     dtype: torch.dtype  # of the matrix products
     backend: Backend
+
+    @classmethod
+    def choose(
+        cls,
+        x: Tensor,
+        weight: Tensor,
+        softcap: float | None,
+        chunk_size: int | None,
+        backend: Backend | None,
+        *,
+        normalised: bool = True,
+    ) -> _Head:
+        chunk_size = _chunk_size(x, weight, chunk_size)
+        backend = backend or _default_backend(x)
+        return cls(softcap, normalised, chunk_size, _product_dtype(x), backend)
 
 
 @dataclass

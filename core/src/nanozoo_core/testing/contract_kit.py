@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from nanozoo_core import registry
 from nanozoo_core.config import (
     OptimConfig,
-    compose,
     compose_config,
     from_defaults,
     model_config,
@@ -37,6 +35,7 @@ from nanozoo_core.testing.sources import MarkovSource, batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_core.training import checkpoint, runs
 from nanozoo_core.training.distributed import LossModule
+from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.trainer import train
 
 CPU = torch.device("cpu")
@@ -365,8 +364,7 @@ class ModelContract:
         return train(resolve(compose_config(overrides))).folder
 
     def losses(self, run: Path) -> list[float]:
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return [row["loss"] for row in rows if "loss" in row]
+        return [row["loss"] for row in RunFolder(run).read_metrics() if "loss" in row]
 
     def test_split_run_equals_whole_run(self, corpus: Path, tmp_path: Path) -> None:
         whole = self.run(self.overrides(corpus, tmp_path / "whole"))
@@ -377,20 +375,20 @@ class ModelContract:
     def assert_same_end(self, whole: Path, half: Path) -> None:
         """Both runs logged the same losses and ended with the same weights and state."""
         for stem in ("model", "optimizer"):
-            one = checkpoint.read_tensors(checkpoint.latest(whole), stem)
-            two = checkpoint.read_tensors(checkpoint.latest(half), stem)
+            one = checkpoint.read_tensors(RunFolder(whole).latest_checkpoint(), stem)
+            two = checkpoint.read_tensors(RunFolder(half).latest_checkpoint(), stem)
             assert one.keys() == two.keys()
             different = [name for name in one if not torch.equal(one[name], two[name])]
             assert different == []
         assert self.losses(whole) == self.losses(half)
 
     def resume(self, run: Path) -> None:
-        stored = compose.stored_config(run) | {"resume": str(run)}
+        stored = RunFolder(run).read_config() | {"resume": str(run)}
         train(resolve(stored))
 
     def test_a_checkpoint_scores_as_the_run_did(self, corpus: Path, tmp_path: Path) -> None:
         folder = self.run(self.overrides(corpus, tmp_path / "run"))
-        result = json.loads((folder / "result.json").read_text())
+        result = RunFolder(folder).read_result()
         score = runs.score(runs.load_run(folder, device="cpu"), {})
         assert score["val_bpb"] == pytest.approx(result["val_bpb"], rel=1e-9)
 
@@ -434,7 +432,7 @@ class ModelContract:
         others = sorted(set(registry.model_modules().values()) - own)
         overrides = self.overrides(corpus, tmp_path / "run", **{"train.max_steps": 2})
         train_in_processes(overrides, log=tmp_path / "log", without=others)
-        assert (tmp_path / "run" / "result.json").exists()
+        assert RunFolder(tmp_path / "run").is_finished
 
     def builds_on(self) -> tuple[str, ...]:
         """Models whose packages this one depends on."""

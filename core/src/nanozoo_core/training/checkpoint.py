@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,37 +20,9 @@ from torch import Tensor, nn
 
 from nanozoo_core.errors import CheckpointError
 from nanozoo_core.optim.sharding import gather_whole
+from nanozoo_core.training.run_folder import RunFolder, TrainState
 
-PREFIX = "step_"
 TEMPORARY = ".writing-"
-
-
-@dataclass
-class TrainState:
-    """What a run has done so far, beside weights and optimiser."""
-
-    model: str
-    step: int = 0
-    tokens: int = 0
-    bytes: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
-    best_bpb: float | None = None
-    best_step: int | None = None
-
-
-def folder_of(run: Path) -> Path:
-    return run / "checkpoints"
-
-
-def path_of(run: Path, step: int) -> Path:
-    return folder_of(run) / f"{PREFIX}{step:06d}"
-
-
-def list_steps(run: Path) -> list[int]:
-    """Steps with a checkpoint, ascending."""
-    names = [path.name.removeprefix(PREFIX) for path in folder_of(run).glob(f"{PREFIX}*")]
-    return sorted(int(name) for name in names if name.isdigit())
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -100,7 +72,7 @@ def copy_into(target: Tensor, source: Tensor) -> None:
 
 
 def save(
-    run: Path,
+    run: RunFolder,
     state: TrainState,
     tensors: dict[str, dict[str, Tensor]],
     *,
@@ -111,8 +83,8 @@ def save(
     Args: tensors: per file stem (model, optimizer, ema), tensors by name.
     Raises: CheckpointError when the disk refuses; older checkpoints are then untouched.
     """
-    final = path_of(run, state.step)
-    temporary = folder_of(run) / f"{TEMPORARY}{final.name}"
+    final = run.checkpoint(state.step)
+    temporary = run.checkpoints_path / f"{TEMPORARY}{final.name}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -124,28 +96,18 @@ def save(
             _flush(path)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _flush(folder_of(run))
+        _flush(run.checkpoints_path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"the checkpoint of step {state.step} cannot be written to {folder_of(run)}: "
+            f"the checkpoint of step {state.step} cannot be written to {run.checkpoints_path}: "
             f"{_reason(error)}; earlier checkpoints are untouched"
         ) from error
-    spared = {*list_steps(run)[-keep:], state.step, state.best_step}
-    for step in list_steps(run):
+    spared = {*run.checkpoint_steps()[-keep:], state.step, state.best_step}
+    for step in run.checkpoint_steps():
         if step not in spared:
-            shutil.rmtree(path_of(run, step), ignore_errors=True)
+            shutil.rmtree(run.checkpoint(step), ignore_errors=True)
     return final
-
-
-def read_state(path: Path) -> TrainState:
-    """The training state of a checkpoint folder. Raises: CheckpointError when it is damaged."""
-    try:
-        return TrainState(**json.loads((path / "state.json").read_text()))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is not a checkpoint: it has no state.json") from error
-    except (OSError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path / 'state.json'} is damaged: {_reason(error)}") from error
 
 
 def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
@@ -173,23 +135,6 @@ def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file} is truncated or damaged: {_reason(error)}") from error
-
-
-def latest(run: Path) -> Path:
-    """The newest checkpoint of a run. Raises: CheckpointError when there is none."""
-    steps = list_steps(run)
-    if not steps:
-        raise CheckpointError(f"{run} has no checkpoint to continue from")
-    return path_of(run, steps[-1])
-
-
-def best(run: Path) -> Path:
-    """The checkpoint with the lowest validation score, or the newest if none was scored."""
-    newest = latest(run)
-    step = read_state(newest).best_step
-    if step is not None and path_of(run, step).is_dir():
-        return path_of(run, step)
-    return newest
 
 
 def _flush(path: Path) -> None:

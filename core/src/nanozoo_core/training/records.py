@@ -1,46 +1,23 @@
-"""What a run leaves on disk: config.yaml, metrics.jsonl, result.json, loss.png, samples.txt,
-TensorBoard events; and what it says on the terminal."""
+"""The rows that a run logs, to its folder, TensorBoard and Weights & Biases; and their plot."""
 
 from __future__ import annotations
 
 import json
 import math
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 from nanozoo_core.config import LogConfig
 from nanozoo_core.data.tokenizers import Tokenizer, save_tokenizer
 from nanozoo_core.errors import CheckpointError, ConfigError
-
-
-def new_run_folder(asked: str | None, model: str) -> Path:
-    """A path for a new run that does not exist yet or is empty.
-
-    Raises: ConfigError when run_dir already holds something.
-    """
-    if asked is not None:
-        path = Path(asked)
-        if path.is_dir() and any(path.iterdir()):
-            raise ConfigError(
-                f"run_dir={path} is not empty; choose another, or continue that run with "
-                f"resume={path}"
-            )
-        return path
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    path = Path("runs") / model / stamp
-    count = 1
-    while path.exists():
-        count += 1
-        path = Path("runs") / model / f"{stamp}_{count}"
-    return path
+from nanozoo_core.training.run_folder import RunFolder
 
 
 class RunRecords:
     """Writes one run's files; every method does nothing on ranks other than 0."""
 
-    def __init__(self, folder: Path, log: LogConfig, *, is_main: bool) -> None:
+    def __init__(self, folder: RunFolder, log: LogConfig, *, is_main: bool) -> None:
         self.folder = folder
         self.is_main = is_main
         self._log = log
@@ -57,6 +34,7 @@ class RunRecords:
         """
         if not self.is_main:
             return
+        folder = self.folder
         if self._log.wandb:
             try:
                 import wandb
@@ -66,44 +44,37 @@ class RunRecords:
                     "log.wandb=false"
                 ) from error
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._write_config(config)
-            save_tokenizer(tokenizer, self.folder)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.write_config(config)
+            save_tokenizer(tokenizer, folder.path)
             rows = []
             if resume_step is not None:
-                rows = [row for row in read_metrics(self.folder) if row["step"] <= resume_step]
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            path = self.folder / "metrics.jsonl"
-            path.write_text(text)
-            self._metrics = path.open("a", buffering=1)
+                rows = [row for row in folder.read_metrics() if row["step"] <= resume_step]
+            folder.write_metrics(rows)
+            self._metrics = folder.metrics_path.open("a", buffering=1)
             if self._log.tensorboard:
                 from tensorboardX import SummaryWriter
 
                 purge = None if resume_step is None else resume_step + 1
-                self._tensorboard = SummaryWriter(str(self.folder), purge_step=purge)
+                self._tensorboard = SummaryWriter(str(folder), purge_step=purge)
         except OSError as error:
             raise CheckpointError(
-                f"the run folder {self.folder} cannot be written: {error.strerror or error}"
+                f"the run folder {folder} cannot be written: {error.strerror or error}"
             ) from error
         if self._log.wandb:
             self._wandb = wandb.init(
-                project="nanozoo", name="/".join(self.folder.parts[-2:]), config=config
+                project="nanozoo", name="/".join(folder.path.parts[-2:]), config=config
             )
 
-    def _write_config(self, config: dict[str, Any]) -> None:
-        from omegaconf import OmegaConf
-
-        (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
-
     def log(self, row: dict[str, Any]) -> None:
-        """Appends one object to metrics.jsonl, and its numbers to TensorBoard and W&B."""
+        """Appends a row to the metrics, and its numbers to TensorBoard and W&B."""
         if not self.is_main:
             return
         try:
             self._metrics.write(json.dumps(row) + "\n")
         except OSError as error:
             raise CheckpointError(
-                f"{self.folder / 'metrics.jsonl'} cannot be written: {error.strerror}"
+                f"{self.folder.metrics_path} cannot be written: {error.strerror}"
             ) from error
         numbers = {k: v for k, v in row.items() if k != "step" and isinstance(v, int | float)}
         if self._tensorboard is not None:
@@ -113,16 +84,11 @@ class RunRecords:
             self._wandb.log(numbers, step=row["step"])
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Writes result.json and the plot."""
+        """Writes the result and the plot."""
         if not self.is_main:
             return
-        text = json.dumps(result, indent=2) + "\n"
-        (self.folder / "result.json").write_text(text)
+        self.folder.write_result(result)
         plot_losses(self.folder)
-
-    def write_samples(self, text: str) -> None:
-        if self.is_main:
-            (self.folder / "samples.txt").write_text(text, encoding="utf-8")
 
     def close(self) -> None:
         for sink in (self._metrics, self._tensorboard):
@@ -132,28 +98,14 @@ class RunRecords:
             self._wandb.finish()
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line cut off by a kill is dropped."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def plot_losses(folder: Path) -> None:
-    """Draws training and validation bits per byte against bytes read, into loss.png."""
+def plot_losses(folder: RunFolder) -> None:
+    """Draws training and validation bits per byte against bytes read, into the run's folder."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = read_metrics(folder)
+    rows = folder.read_metrics()
     train = [(r["bytes"] / 1e6, r["train_bpb"]) for r in rows if r.get("train_bpb") is not None]
     val = [(r["bytes"] / 1e6, r["val_bpb"]) for r in rows if r.get("val_bpb") is not None]
     figure, axes = plt.subplots(figsize=(7, 4.5), dpi=120)
@@ -162,7 +114,7 @@ def plot_losses(folder: Path) -> None:
     if val:
         axes.plot(*zip(*val, strict=True), "o-", color="tab:orange", label="validation")
         lowest = min(y for _, y in val if math.isfinite(y))
-        axes.set_title(f"{'/'.join(folder.parts[-2:])}: {lowest:.3f} bits per byte")
+        axes.set_title(f"{'/'.join(folder.path.parts[-2:])}: {lowest:.3f} bits per byte")
     values = [y for _, y in train + val if math.isfinite(y)]
     if values and max(values) > 3 * min(values):
         axes.set_ylim(top=3 * min(values))
@@ -172,7 +124,7 @@ def plot_losses(folder: Path) -> None:
     if train or val:
         axes.legend()
     figure.tight_layout()
-    figure.savefig(folder / "loss.png")
+    figure.savefig(folder.loss_picture_path)
     plt.close(figure)
 
 

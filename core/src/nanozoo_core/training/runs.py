@@ -12,7 +12,6 @@ from torch import nn
 from nanozoo_core.config import (
     EvalConfig,
     TrainingConfig,
-    compose,
     resolve,
     schema,
     training_config,
@@ -30,6 +29,7 @@ from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training import checkpoint
 from nanozoo_core.training.distributed import LossModule
+from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
 
 
 @dataclass
@@ -39,7 +39,7 @@ class LoadedRun:
     folder: Path
     config: TrainingConfig
     model_cfg: Any
-    state: checkpoint.TrainState
+    state: TrainState
     adapter: DefaultModelAdapter
     model: nn.Module
     vocabulary: Tokenizer
@@ -61,9 +61,9 @@ def load_run(
         model of another shape.
     """
     tune_process()
-    stored = compose.stored_config(folder)
+    stored = RunFolder(folder).read_config()
     config = training_config(stored)
-    path = _find_checkpoint(folder, checkpoint)
+    path = _find_checkpoint(RunFolder(folder), checkpoint)
     vocabulary = load_tokenizer(folder, config.data)
     changed = stored | {"model_cfg": config.model_cfg | (model_overrides or {})}
     model_cfg = resolve(changed).with_vocabulary(vocabulary.size).model_cfg
@@ -75,9 +75,9 @@ def load_run(
     return LoadedRun(folder, config, model_cfg, state, adapter, model, vocabulary, place)
 
 
-def read_weights(model: nn.Module, path: Path, name: str) -> checkpoint.TrainState:
+def read_weights(model: nn.Module, path: Path, name: str) -> TrainState:
     """Fills `model` from a checkpoint folder, averaged weights last."""
-    state = checkpoint.read_state(path)
+    state = read_state(path)
     if state.model != name:
         raise CheckpointError(f"{path} is a checkpoint of model {state.model}, not {name}")
     tensors = checkpoint.read_tensors(path, "model")
@@ -118,15 +118,18 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
 def inspect(run: LoadedRun) -> Inspection | None:
     """What is peculiar to the run's model, also written to its folder; None where nothing is."""
     validation, _ = validation_set(run, run.config.eval.bytes)
-    return inspection.inspect_model(
+    found = inspection.inspect_model(
         run.adapter,
         run.model,
         validation,
         run.vocabulary,
-        folder=run.folder,
         batch_tokens=run.config.eval.batch_tokens,
         device=run.device,
     )
+    if found is not None:
+        folder = RunFolder(run.folder)
+        inspection.write(found, folder.inspection_path, folder.inspection_picture_path)
+    return found
 
 
 def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
@@ -141,14 +144,14 @@ def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
     return validation, data.fingerprint
 
 
-def _find_checkpoint(folder: Path, which: str) -> Path:
+def _find_checkpoint(folder: RunFolder, which: str) -> Path:
     if which == "latest":
-        return checkpoint.latest(folder)
+        return folder.latest_checkpoint()
     if which == "best":
-        return checkpoint.best(folder)
-    path = checkpoint.path_of(folder, int(which)) if which.isdigit() else None
+        return folder.best_checkpoint()
+    path = folder.checkpoint(int(which)) if which.isdigit() else None
     if path is None or not path.is_dir():
-        steps = ", ".join(map(str, checkpoint.list_steps(folder))) or "none"
+        steps = ", ".join(map(str, folder.checkpoint_steps())) or "none"
         raise CheckpointError(
             f"--checkpoint={which} is not in {folder}; use latest, best or one of: {steps}"
         )

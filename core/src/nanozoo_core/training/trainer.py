@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nanozoo_core.config import ResolvedConfig, compose, schema
+from nanozoo_core.config import ResolvedConfig, schema
 from nanozoo_core.contract import Batch, Inspection, SamplingSettings, Step
 from nanozoo_core.data.loader import Stage, TrainLoader, ValidationSet, compression_baselines
 from nanozoo_core.data.prepare import PreparedData, prepare
@@ -39,6 +39,14 @@ from nanozoo_core.training import checkpoint, records
 from nanozoo_core.training.batches import mean_per_step, plan_batches
 from nanozoo_core.training.budget import Budget, plan_budget
 from nanozoo_core.training.distributed import LossModule, parallelize, reshard, set_gradient_sync
+from nanozoo_core.training.run_folder import (
+    RunFolder,
+    Sample,
+    Samples,
+    TrainState,
+    new_run_folder,
+    read_state,
+)
 
 STATISTICS_BATCHES = 32  # training batches shown to prepare_model and finalize
 
@@ -112,11 +120,11 @@ class Trainer:
             groups, config.optim, total_steps=self.budget.steps, device=self.device
         )
         self.ema = self._start_ema()
-        self.state = checkpoint.TrainState(model=config.model)
+        self.state = TrainState(model=config.model)
         self.folder = self._choose_folder()
         self.records = records.RunRecords(self.folder, config.log, is_main=ranks.is_main)
         if config.resume is not None:
-            self._load(checkpoint.latest(self.folder))
+            self._load(self.folder.latest_checkpoint())
 
     # -- setting up -----------------------------------------------------------------------------
 
@@ -174,12 +182,12 @@ class Trainer:
             return None
         return [p.detach().clone() for p in self.model.parameters()]
 
-    def _choose_folder(self) -> Path:
+    def _choose_folder(self) -> RunFolder:
         if self.config.resume is not None:
-            return Path(self.config.resume)
+            return RunFolder(Path(self.config.resume))
         folder = None
         if self.ranks.is_main:
-            folder = records.new_run_folder(self.config.run_dir, self.config.model)
+            folder = new_run_folder(self.config.run_dir, self.config.model)
         return self.ranks.broadcast(folder)
 
     def _load(self, path: Path) -> None:
@@ -188,7 +196,7 @@ class Trainer:
         Raises: CheckpointError, also when the run is already at its budget.
         """
         self._check_same_run()
-        self.state = checkpoint.read_state(path)
+        self.state = read_state(path)
         if self.state.model != self.config.model:
             raise CheckpointError(
                 f"{path} is a checkpoint of model {self.state.model}, not {self.config.model}"
@@ -207,7 +215,7 @@ class Trainer:
 
     def _check_same_run(self) -> None:
         """Model, data and seed of a resumed run cannot change. Raises: CheckpointError."""
-        stored = compose.stored_config(self.folder)
+        stored = self.folder.read_config()
         for key in ("model", "seed", "data", "model_cfg"):
             now, then = self._config_to_store()[key], stored.get(key)
             if now != then:
@@ -343,8 +351,8 @@ class Trainer:
         if not (bad_loss or bad_gradient):
             return
         what = "loss" if bad_loss else "gradient norm"
-        steps = checkpoint.list_steps(self.folder)
-        good = checkpoint.path_of(self.folder, steps[-1]) if steps else "none yet"
+        folder = self.folder
+        good = folder.latest_checkpoint() if folder.has_checkpoint else "none yet"
         raise NonFiniteError(
             f"the {what} is not finite at step {self.state.step}; the weights were not touched "
             f"and the last good checkpoint is {good}; a lower optim.lr or a longer optim.warmup "
@@ -457,7 +465,7 @@ class Trainer:
                 f"  train resume={self.folder}"
             )
             records.plot_losses(self.folder)
-        return Result(self.folder, signal=received)
+        return Result(self.folder.path, signal=received)
 
     def _finish(self) -> Result:
         model = self._whole_model()
@@ -471,7 +479,7 @@ class Trainer:
             self.records.finish(self._result(score, baselines) | diagnostics)
             self._write_samples(model)
             self._say_farewell(score, baselines, found)
-        return Result(self.folder, val_bpb=score.bits_per_byte)
+        return Result(self.folder.path, val_bpb=score.bits_per_byte)
 
     @torch.no_grad()
     def _calibrate(self, model: nn.Module) -> None:
@@ -482,15 +490,19 @@ class Trainer:
             mine.copy_(final)
 
     def _inspect(self, model: nn.Module) -> Inspection | None:
-        return inspection.inspect_model(
+        found = inspection.inspect_model(
             self.adapter,
             model,
             self.validation,
             self.data.vocabulary,
-            folder=self.folder,
             batch_tokens=self.config.eval.batch_tokens,
             device=self.device,
         )
+        if found is not None:
+            inspection.write(
+                found, self.folder.inspection_path, self.folder.inspection_picture_path
+            )
+        return found
 
     def _result(self, score: Score, baselines: dict[str, float]) -> dict[str, Any]:
         state, config = self.state, self.config
@@ -566,40 +578,40 @@ class Trainer:
         prompts = [""]
         for document in itertools.islice(self.validation.documents, 2):
             prompts.append(document.decode("utf-8", errors="replace")[:48])
-        texts = []
+        texts: list[Sample] = []
         for seed, prompt in enumerate(prompts):
             settings = SamplingSettings(max_tokens=SAMPLE_TOKENS, temperature=0.8, seed=seed)
             tokens = generate_tokens(self.adapter, model, vocabulary, prompt, settings)
             text = vocabulary.decode([token for new in tokens for token in new])
-            texts.append(f"--- prompt: {prompt!r}\n{prompt}{text}\n")
+            texts.append(Sample(prompt, prompt + text))
         shown = self.adapter.show_sample(model, vocabulary, inspection.SHOWN_TEXT)
-        if shown is not None:
-            texts.append(f"--- shown\n{shown}\n")
-        self.records.write_samples("\n".join(texts))
+        self.folder.write_samples(Samples(tuple(texts), shown))
 
     def _whole_model(self) -> nn.Module:
         """A copy of the model, averaged weights where there are any, all of them on every rank."""
         model = self.adapter.build(self.model_cfg, self.data.vocabulary).to(self.device)
         with self._averaged_weights():
             tensors = checkpoint.model_tensors(self.model)
-            checkpoint.load_model_tensors(model, tensors, self.folder)
+            checkpoint.load_model_tensors(model, tensors, self.folder.path)
         return model
 
     def _say_farewell(
         self, score: Score, baselines: dict[str, float], found: Inspection | None
     ) -> None:
-        say("\n" + (self.folder / "samples.txt").read_text(encoding="utf-8").strip())
+        say("\n" + self.folder.samples_text_path.read_text(encoding="utf-8").strip())
         if found is not None:
             say("\n" + inspection.describe(found))
         others = ", ".join(f"{name} {bpb:.3f}" for name, bpb in baselines.items())
+        run = self.folder
+        paths = (run.result_path, run.metrics_path, run.loss_picture_path, run.samples_text_path)
+        files = ", ".join([path.name for path in paths] + [f"{run.checkpoints_path.name}/"])
         sign = "at most " if score.bound == "upper" else ""
         say(
             f"\n{self.config.model}: {sign}{score.bits_per_byte:.4f} bits per byte on "
             f"{score.num_bytes:,} bytes (the same bytes compressed: {others})\n"
             f"{self.state.tokens:,} tokens in {self.state.seconds:.0f} s, "
             f"{self.state.tokens / self.state.seconds:,.0f} tokens/s\n"
-            f"all files are in {self.folder}: result.json, metrics.jsonl, loss.png, samples.txt, "
-            f"checkpoints/\n"
+            f"all files are in {self.folder}: {files}\n"
             f"more text: nanozoo generate {self.folder} --prompt 'def '"
         )
 

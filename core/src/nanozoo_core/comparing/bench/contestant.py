@@ -17,7 +17,8 @@ from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.randomness import seeded_generator
-from nanozoo_core.training import checkpoint, runs
+from nanozoo_core.training import runs
+from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.trainer import Trainer
 
 WARM_UP = 2  # pieces of work before the first that counts; the first one may compile
@@ -65,7 +66,7 @@ class Contestant:
         resolved = resolve(settings)
         self.trainer = Trainer(resolved, Ranks())
         if assignment.run is not None:
-            newest = checkpoint.latest(assignment.run)
+            newest = RunFolder(assignment.run).latest_checkpoint()
             runs.read_weights(self.trainer.model, newest, resolved.training.model)
         self.device = self.trainer.device
 

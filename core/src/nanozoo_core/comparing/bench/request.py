@@ -16,6 +16,7 @@ from nanozoo_core.comparing.compare.request import (
 )
 from nanozoo_core.config import compose_config, training_config
 from nanozoo_core.errors import CheckpointError, ConfigError, Problems, suggest
+from nanozoo_core.training.run_folder import RunFolder
 
 TASKS = ("train", "decode")
 KEYS = ("models", "what", "seconds", "rounds", "decode_tokens", "peak_flops", "folder")
@@ -109,9 +110,9 @@ def _assignment(entrant: Entrant, general: Sequence[str]) -> Assignment:
         target = str(entrant.model)
         if Path(target).is_dir():
             run = Path(target)
-            recipe = run / "config.yaml"
+            recipe = RunFolder(run).config_path
             if not recipe.is_file():
-                raise CheckpointError(f"models: {run} is not a run folder: it has no config.yaml")
+                raise CheckpointError(f"models: {run} is not a run folder: it has no {recipe.name}")
         else:
             arguments = [f"model={target}", *arguments]
     try:

@@ -4,7 +4,6 @@ launchers on a cluster."""
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from nanozoo_core.comparing.compare.plan import Member
 from nanozoo_core.errors import NanozooError
 from nanozoo_core.machine.terminal import say
+from nanozoo_core.training.run_folder import RunFolder
 
 POLL_SECONDS = 0.2
 TAIL_LINES = 3
@@ -67,7 +67,7 @@ def run_members(plan: Path, members: list[Member], *, jobs: int, command: str) -
 
 
 def is_done(member: Member) -> bool:
-    return (member.folder / "result.json").is_file()
+    return RunFolder(member.folder).is_finished
 
 
 def _as_keyboard_interrupt(_number: int, _frame: object) -> None:
@@ -113,11 +113,8 @@ def _stop(running: list[Running]) -> None:
 
 def _progress(one: Running) -> str:
     """Its name and the last step it logged."""
-    try:
-        lines = (one.member.folder / "metrics.jsonl").read_text().splitlines()
-        return f"{one.member.name} at step {json.loads(lines[-1])['step']}"
-    except (OSError, IndexError, ValueError):
-        return f"{one.member.name} starting"
+    rows = RunFolder(one.member.folder).read_metrics()
+    return f"{one.member.name} " + (f"at step {rows[-1]['step']}" if rows else "starting")
 
 
 def _conclude(one: Running, failures: dict[str, str]) -> None:
@@ -127,7 +124,7 @@ def _conclude(one: Running, failures: dict[str, str]) -> None:
         failures[name] = failure_sentence(member, one.process.returncode)
         say(f"{name} failed: {failures[name]}")
         return
-    result = json.loads((member.folder / "result.json").read_text())
+    result = RunFolder(member.folder).read_result()
     sign = "<= " if result["val_bound"] == "upper" else ""
     say(
         f"{name}: {sign}{result['val_bpb']:.4f} bits per byte, "

@@ -16,15 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nanozoo_core.comparing.compare.plan import Member, read_member
+from nanozoo_core.training.run_folder import RunFolder
 
 
 def arguments_for(member: Member) -> list[str] | None:
     """What `train` is to be told: to start, to go on, or (None) nothing, since the run is done.
     A run that died before its first checkpoint starts again."""
-    if (member.folder / "result.json").is_file():
+    run = RunFolder(member.folder)
+    if run.is_finished:
         return None
-    checkpoints = member.folder / "checkpoints"
-    if checkpoints.is_dir() and any(checkpoints.glob("step_*")):
+    if run.has_checkpoint:
         return [f"resume={member.folder}"]
     shutil.rmtree(member.folder, ignore_errors=True)
     return [*member.arguments, f"run_dir={member.folder}"]

@@ -197,6 +197,6 @@ def _samples(entries: Sequence[Entry]) -> list[dict[str, object]]:
     """What each model wrote after each prompt, in its first run."""
     prompts: dict[str, dict[str, str]] = {}
     for entry in entries:
-        for prompt, text in entry.runs[0].samples:
-            prompts.setdefault(prompt, {})[entry.label] = text
+        for sample in entry.runs[0].samples:
+            prompts.setdefault(repr(sample.prompt), {})[entry.label] = sample.text
     return [{"prompt": prompt, "texts": texts} for prompt, texts in prompts.items()]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core.comparing.compare.plan import Member
-from nanozoo_core.config import compose
-from nanozoo_core.errors import CheckpointError
-from nanozoo_core.training.records import read_metrics
+from nanozoo_core.training.run_folder import RunFolder, Sample
 
 
 @dataclass(frozen=True)
@@ -25,7 +21,7 @@ class Run:
     folder: Path
     result: dict[str, Any]
     rows: list[dict[str, Any]]
-    samples: list[tuple[str, str]]
+    samples: tuple[Sample, ...]
     command: str
 
     @property
@@ -76,37 +72,24 @@ class Entry:
     @cached_property
     def context_bytes(self) -> float:
         """The text that a window holds on average: what the model can look back on."""
-        config = compose.stored_config(self.runs[0].folder)
+        config = RunFolder(self.runs[0].folder).read_config()
         per_token = self.first["val_bytes"] / self.first["val_tokens"]
         return float(config["data"]["seq_len"] * per_token)
 
 
 def read_run(folder: Path, label: str, command: str) -> Run:
     """Raises: CheckpointError when the folder holds no finished run."""
-    path = folder / "result.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} holds no finished run (no result.json); continue it with: "
-            f"train resume={folder}"
-        )
-    result = json.loads(path.read_text())
-    samples = folder / "samples.txt"
+    run = RunFolder(folder)
+    result = run.read_result()
     return Run(
         label=label,
         seed=result["seed"],
         folder=folder,
         result=result,
-        rows=read_metrics(folder),
-        samples=split_samples(samples.read_text(encoding="utf-8")) if samples.is_file() else [],
+        rows=run.read_metrics(),
+        samples=run.read_samples().texts,
         command=command,
     )
-
-
-def split_samples(text: str) -> list[tuple[str, str]]:
-    """(prompt, prompt with its continuation) of each part of samples.txt."""
-    parts = re.split(r"^--- prompt: (.*)\n", text, flags=re.MULTILINE)[1:]
-    pairs = zip(parts[::2], parts[1::2], strict=True)
-    return [(prompt, body.split("\n--- shown\n")[0].rstrip("\n")) for prompt, body in pairs]
 
 
 def collect(members: list[Member], folders: tuple[Path, ...]) -> list[Entry]:
@@ -116,12 +99,12 @@ def collect(members: list[Member], folders: tuple[Path, ...]) -> list[Entry]:
     """
     found: dict[str, list[Run]] = {}
     for member in members:
-        if (member.folder / "result.json").is_file():
+        if RunFolder(member.folder).is_finished:
             run = read_run(member.folder, member.label, member.command)
             found.setdefault(member.label, []).append(run)
     settings: dict[str, dict[str, Any]] = {}
     for folder in folders:
-        config = compose.stored_config(folder)
+        config = RunFolder(folder).read_config()
         config = {key: value for key, value in config.items() if key != "seed"}
         label = str(config["model"])
         taken = 1
@@ -129,6 +112,6 @@ def collect(members: list[Member], folders: tuple[Path, ...]) -> list[Entry]:
             taken += 1
             label = f"{config['model']}_{taken}"
         settings[label] = config
-        command = f"train --config {folder / 'config.yaml'}"
+        command = f"train --config {RunFolder(folder).config_path}"
         found.setdefault(label, []).append(read_run(folder, label, command))
     return [Entry(label, tuple(runs)) for label, runs in found.items()]

@@ -1,0 +1,244 @@
+"""A run's folder: the names of its files, what they say of the run, and reading and writing them.
+
+Importing this module loads no torch, so that commands can look at runs at once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nanozoo_core.errors import CheckpointError, ConfigError
+
+RUNS = Path("runs")  # where runs without run_dir go, one folder per model
+STEP_PREFIX = "step_"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that the trained model wrote."""
+
+    prompt: str
+    text: str
+    """The prompt with its continuation."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All that a finished run shows of what its model writes."""
+
+    texts: tuple[Sample, ...] = ()
+    shown: str | None = None
+    """What is peculiar to the model on a fixed text, where it has something to show."""
+
+
+@dataclass
+class TrainState:
+    """What a run has done so far, beside weights and optimiser."""
+
+    model: str
+    step: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    best_bpb: float | None = None
+    best_step: int | None = None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk. The folder and its files need not exist yet."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    # -- the names --------------------------------------------------------------------------------
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result_path(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def samples_path(self) -> Path:
+        return self.path / "samples.json"
+
+    @property
+    def samples_text_path(self) -> Path:
+        return self.path / "samples.txt"
+
+    @property
+    def loss_picture_path(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def inspection_path(self) -> Path:
+        return self.path / "inspection.json"
+
+    @property
+    def inspection_picture_path(self) -> Path:
+        return self.path / "inspection.png"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder that the checkpoint of a step has, or would have."""
+        return self.checkpoints_path / f"{STEP_PREFIX}{step:06d}"
+
+    # -- what they say ----------------------------------------------------------------------------
+
+    @property
+    def is_run(self) -> bool:
+        return self.config_path.is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        return self.result_path.is_file()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return bool(self.checkpoint_steps())
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        found = self.checkpoints_path.glob(f"{STEP_PREFIX}*")
+        names = [path.name.removeprefix(STEP_PREFIX) for path in found]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def latest_checkpoint(self) -> Path:
+        """The folder of the newest checkpoint. Raises: CheckpointError when there is none."""
+        steps = self.checkpoint_steps()
+        if not steps:
+            raise CheckpointError(f"{self} has no checkpoint to continue from")
+        return self.checkpoint(steps[-1])
+
+    def best_checkpoint(self) -> Path:
+        """The checkpoint with the lowest validation score, or the newest if none was scored."""
+        newest = self.latest_checkpoint()
+        step = read_state(newest).best_step
+        if step is not None and self.checkpoint(step).is_dir():
+            return self.checkpoint(step)
+        return newest
+
+    # -- reading and writing ----------------------------------------------------------------------
+
+    def read_config(self) -> dict[str, Any]:
+        """The settings of the run. Raises: CheckpointError when the folder is no run."""
+        from omegaconf import OmegaConf
+
+        path = self.config_path
+        if not self.is_run:
+            raise CheckpointError(f"{self} is not a run folder: it has no {path.name}")
+        try:
+            data = OmegaConf.to_container(OmegaConf.load(path))
+        except Exception as error:
+            raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        if not isinstance(data, dict) or "model" not in data:
+            raise CheckpointError(f"{path} is not the config of a run: it names no model")
+        return {str(key): value for key, value in data.items()}
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        from omegaconf import OmegaConf
+
+        self.config_path.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows logged so far; a last line cut off by a kill is dropped."""
+        if not self.metrics_path.exists():
+            return []
+        rows = []
+        for line in self.metrics_path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        self.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def read_result(self) -> dict[str, Any]:
+        """What a finished run reached. Raises: CheckpointError when it is not finished."""
+        if not self.is_finished:
+            raise CheckpointError(
+                f"{self} holds no finished run (no {self.result_path.name}); continue it with: "
+                f"train resume={self}"
+            )
+        result: dict[str, Any] = json.loads(self.result_path.read_text())
+        return result
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Finishes the run."""
+        self.result_path.write_text(json.dumps(result, indent=2) + "\n")
+
+    def read_samples(self) -> Samples:
+        """What the model wrote; empty for a run that kept its samples only as text."""
+        if not self.samples_path.is_file():
+            return Samples()
+        stored = json.loads(self.samples_path.read_text(encoding="utf-8"))
+        return Samples(tuple(Sample(**sample) for sample in stored["texts"]), stored["shown"])
+
+    def write_samples(self, samples: Samples) -> None:
+        """Writes the samples as data, and once more as a text for people."""
+        stored = json.dumps(asdict(samples), indent=2)
+        self.samples_path.write_text(stored + "\n", encoding="utf-8")
+        parts = [f"--- prompt: {sample.prompt!r}\n{sample.text}\n" for sample in samples.texts]
+        if samples.shown is not None:
+            parts.append(f"--- shown\n{samples.shown}\n")
+        self.samples_text_path.write_text("\n".join(parts), encoding="utf-8")
+
+
+def read_state(checkpoint: Path) -> TrainState:
+    """The training state of a checkpoint folder. Raises: CheckpointError when it is damaged."""
+    path = checkpoint / "state.json"
+    try:
+        return TrainState(**json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{checkpoint} is not a checkpoint: it has no state.json") from error
+    except (OSError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is damaged: {reason}") from error
+
+
+def new_run_folder(asked: str | None, model: str) -> RunFolder:
+    """A folder for a new run, which does not exist yet or is empty.
+
+    Raises: ConfigError when run_dir already holds something.
+    """
+    if asked is not None:
+        path = Path(asked)
+        if path.is_dir() and any(path.iterdir()):
+            raise ConfigError(
+                f"run_dir={path} is not empty; choose another, or continue that run with "
+                f"resume={path}"
+            )
+        return RunFolder(path)
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    path = RUNS / model / stamp
+    count = 1
+    while path.exists():
+        count += 1
+        path = RUNS / model / f"{stamp}_{count}"
+    return RunFolder(path)
+
+
+def newest_unfinished(model: str) -> RunFolder | None:
+    """The run of a model that `resume=auto` continues; None where none has a checkpoint."""
+    runs = [RunFolder(path) for path in (RUNS / model).glob("*")]
+    unfinished = [run for run in runs if run.has_checkpoint and not run.is_finished]
+    return max(unfinished, key=lambda run: run.path.stat().st_mtime, default=None)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nanozoo_core.errors import CheckpointError
+from nanozoo_core.training.run_folder import RunFolder, Sample, Samples
+
+
+def test_samples_come_back_as_they_were_written(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    misleading = Sample("def", "def f():\n--- prompt: 'x'\n--- shown\n")
+    samples = Samples((Sample("", "caf\xe9\n"), misleading), shown="[de][f ]")
+    run.write_samples(samples)
+    assert run.read_samples() == samples
+
+
+def test_samples_are_written_for_people_too(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_samples(Samples((Sample("", "abc"), Sample("de", "def")), shown="[a]"))
+    text = run.samples_text_path.read_text()
+    assert text == "--- prompt: ''\nabc\n\n--- prompt: 'de'\ndef\n\n--- shown\n[a]\n"
+
+
+def test_a_run_with_samples_only_as_text_has_none_as_data(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.samples_text_path.write_text("--- prompt: ''\nabc\n")
+    assert run.read_samples() == Samples()
+
+
+def test_a_folder_says_how_far_its_run_came(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert not run.is_run
+    with pytest.raises(CheckpointError, match="is not a run folder"):
+        run.read_config()
+    with pytest.raises(CheckpointError, match="no checkpoint to continue from"):
+        run.latest_checkpoint()
+    run.checkpoint(7).mkdir(parents=True)
+    run.checkpoint(12).mkdir()
+    (run.checkpoints_path / ".writing-step_000020").mkdir()
+    run.write_config({"model": "toy", "seed": 1})
+    assert run.is_run
+    assert run.read_config() == {"model": "toy", "seed": 1}
+    assert run.checkpoint_steps() == [7, 12]
+    assert run.latest_checkpoint() == run.checkpoint(12)
+    with pytest.raises(CheckpointError, match="train resume="):
+        run.read_result()
+    run.write_result({"val_bpb": 2.0})
+    assert run.is_finished
+    assert run.read_result() == {"val_bpb": 2.0}
+
+
+def test_metrics_end_at_a_line_cut_off_by_a_kill(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.read_metrics() == []
+    rows = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]
+    run.write_metrics(rows)
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert run.read_metrics() == rows
