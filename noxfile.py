@@ -24,6 +24,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = [
     "lint",
     "types",
+    "build",
     "docs",
     "test-core",
     "test-extras",
@@ -67,6 +68,16 @@ def types(session: nox.Session) -> None:
     sync(session, "--all-packages", "--group", "types")
     for folder in ("core", *(f"packages/{model}" for model in MODELS)):
         session.run("mypy", f"{folder}/src", silent=False)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """The wheel and the sdist of every package, as a registry would take them."""
+    sync(session, "--only-group", "build")
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("uv", "build", "--all-packages", "--quiet", "-o", folder, external=True)
+        files = [str(path) for path in Path(folder).iterdir() if path.suffix in (".whl", ".gz")]
+        session.run("twine", "check", "--strict", *sorted(files))
 
 
 @nox.session(name="test-core")

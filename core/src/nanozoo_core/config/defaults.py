@@ -45,8 +45,9 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     result = dict(values)
     for key, change in changes.items():
         old = result.get(key)
-        both = isinstance(old, dict) and isinstance(change, dict)
-        result[key] = merged(old, change) if both else change
+        if isinstance(old, dict) and isinstance(change, dict):
+            change = merged(old, change)
+        result[key] = change
     return result
 
 
