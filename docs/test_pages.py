@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -54,3 +55,29 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     targets = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)]
     missing = [t for t in targets if t and ":" not in t and not (page.parent / t).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_modules_named_by_a_page_are_there(page: Path) -> None:
+    if page.name == "CHANGELOG.md":
+        return  # it names what was
+    text = page.read_text(encoding="utf-8")
+    names = {
+        name for name in re.findall(r"\bnanozoo_core(?:[./]\w+)+", text) if "my_idea" not in name
+    }
+    assert [name for name in sorted(names) if not _is_there(re.split(r"[./]", name))] == []
+
+
+def _is_there(parts: list[str]) -> bool:
+    """Whether the longest part of a dotted name that is a module has the rest as attributes."""
+    if parts[-1] in ("py", "yaml"):
+        return (ROOT / "core/src" / "/".join(parts[:-1])).with_suffix(f".{parts[-1]}").is_file()
+    for size in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:size]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[size:]:
+            found = getattr(found, attribute, None)
+        return found is not None
+    return False
