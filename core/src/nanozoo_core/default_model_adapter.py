@@ -307,8 +307,8 @@ class DefaultModelAdapter:
     def inspect(
         self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
     ) -> Inspection | None:
-        """Numbers and pictures of what is peculiar to this model, from some validation batches:
-        diagnostics, never the score."""
+        """Diagnostics that only this model has, as numbers and pictures, from some validation
+        batches; never the score."""
         return None
 
 
