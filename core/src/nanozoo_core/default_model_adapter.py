@@ -179,7 +179,7 @@ class DefaultModelAdapter:
                 losses = losses * weight
             if reduction == "mean":
                 losses = losses.mean() if weight is None else losses.sum() / weight.sum()
-        return losses if reduction == "mean" else losses.unflatten(0, targets.shape)
+        return losses if reduction == "mean" else losses.reshape(targets.shape)
 
     # -- optimisation ---------------------------------------------------------------------------
 
@@ -237,7 +237,8 @@ class DefaultModelAdapter:
 
     def append(self, model: nn.Module, tokens: Tensor, cache: Any) -> Tensor:
         """Reads K more tokens of every row, (B, K), and returns logits (B, K, V)."""
-        return model(tokens, cache=cache)
+        logits: Tensor = model(tokens, cache=cache)
+        return logits
 
     @property
     def can_denoise(self) -> bool:
@@ -323,8 +324,8 @@ class DefaultModelAdapter:
     def inspect(
         self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
     ) -> Inspection | None:
-        """Numbers and pictures of what is peculiar to this model, from some validation batches:
-        diagnostics, never the score."""
+        """Diagnostics that only this model has, as numbers and pictures, from some validation
+        batches; never the score."""
         return None
 
 

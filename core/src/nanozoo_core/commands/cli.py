@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 COMPARE_HELP = """\
 models=A,B       models, recipe files, or variants NAME:MODEL with settings NAME.key=value
-budget=UNIT:N    bytes (2e6), tokens, flops, steps or seconds of training; own: each model's own
-seeds=N          so many seeds (2), or a list as in seeds=3,4,5
-jobs=N           runs at the same time (1), sharing the CPU's threads
-folder=PATH      where runs and report lie (runs/compare/UNIT_N)
-match=A|N        scale widths until all have the parameters of model A, or N of them
-runs=RUN,RUN     finished runs to report on as well
+budget=UNIT:N    training in bytes (2e6), tokens, flops, steps or seconds; own: each model's own
+seeds=N          how many seeds (2), or a list of them as in seeds=3,4,5
+jobs=N           how many runs train at the same time (1) and share the CPU's threads
+folder=PATH      where the runs and the report are written (runs/compare/UNIT_N)
+match=A|N        scale the widths until all have the parameters of model A, or N parameters
+runs=RUN,RUN     finished runs that the report includes as well
 key=value        a setting of every model, MODEL.key=value of one
-hydra/launcher=X run through a Hydra launcher, such as submitit_slurm"""
+hydra/launcher=X start the runs through a Hydra launcher, such as submitit_slurm"""
 BENCH_HELP = """\
 models=A,B       models, recipe files, run folders, or variants NAME:MODEL
-what=LIST        train,decode (both), or one of them
-seconds=N        so long each model works in each task (10), whole steps and texts
-rounds=N         in so many blocks (5)
+what=LIST        tasks: train,decode (both), or one of them
+seconds=N        seconds of work per model and task (10), rounded to whole steps and texts
+rounds=N         blocks into which that work is divided (5)
 decode_tokens=N  length of a text (128)
-peak_flops=N     what the device can do per second, for MFU where it is not known
-folder=PATH      where bench.json and traces go (runs/bench/TIME)
+peak_flops=N     FLOPs per second of the device, for MFU where core does not know them
+folder=PATH      where bench.json and the traces are written (runs/bench/TIME)
 key=value        a setting of every model, MODEL.key=value of one"""
 
 
@@ -94,10 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(handler=evaluate_run)
 
     inspect = commands.add_parser(
-        "inspect", help="draw what is peculiar to a run's model (expert loads, depth, routing)"
+        "inspect", help="plot model-specific diagnostics of a run (expert loads, depth, routing)"
     )
     _add_run_arguments(inspect)
-    inspect.add_argument("--text", help="text to mark, where the model does (hnet its chunks)")
+    inspect.add_argument("--text", help="text to mark, where the model can (hnet shows its chunks)")
     inspect.set_defaults(handler=inspect_run)
 
     export = commands.add_parser("export", help="write a run in another project's format")
@@ -145,7 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     new.set_defaults(handler=write_new_model)
 
-    generate = commands.add_parser("generate", help="draw text from a run")
+    generate = commands.add_parser("generate", help="generate text from a run")
     _add_run_arguments(generate)
     generate.add_argument("--prompt", default="", help="text to continue; empty starts a document")
     generate.add_argument(
@@ -154,7 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--max-tokens",
         type=int,
-        help=f"new tokens: at most so many ({CONTINUATION_TOKENS}), or just so many in the middle "
+        help=f"the most new tokens ({CONTINUATION_TOKENS}), or with --suffix their exact number "
         f"({MIDDLE_TOKENS})",
     )
     generate.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
@@ -179,8 +179,8 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--speculative",
         action="store_true",
-        help="check several tokens at once, where the model can propose them; text drawn has the "
-        "same distribution, greedy text is the same",
+        help="check several tokens at once, where the model can propose them; sampled text keeps "
+        "its distribution, and greedy text stays the same",
     )
     generate.set_defaults(handler=generate_text)
     return parser

@@ -55,7 +55,7 @@ def check_taken_back(
         for offset in range(count):
             assert_equal(found[:, offset], full[rows, lengths + offset])
         lengths = lengths + count
-        adapter.crop(model, lengths, cache)
+        cache.crop(lengths)
         assert torch.equal(cache.lengths, lengths)
     new = tokens[rows, lengths][:, None]
     assert_equal(adapter.append(model, new, cache)[:, 0], full[rows, lengths])
