@@ -24,6 +24,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = [
     "lint",
     "types",
+    "build",
     "docs",
     "test-core",
     "test-extras",
@@ -54,11 +55,12 @@ def sync(session: nox.Session, *arguments: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style: ruff's checks and its format, and the lock in step with the pyproject files."""
-    sync(session, "--only-group", "lint")
+    """Style, the lock in step with the pyproject files, and imports that point downwards."""
+    sync(session, "--all-packages", "--group", "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("uv", "lock", "--check", external=True)
+    session.run("lint-imports")
 
 
 @nox.session
@@ -67,6 +69,16 @@ def types(session: nox.Session) -> None:
     sync(session, "--all-packages", "--group", "types")
     for folder in ("core", *(f"packages/{model}" for model in MODELS)):
         session.run("mypy", f"{folder}/src", silent=False)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """The wheel and the sdist of every package, as a registry would take them."""
+    sync(session, "--only-group", "build")
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("uv", "build", "--all-packages", "--quiet", "-o", folder, external=True)
+        files = [str(path) for path in Path(folder).iterdir() if path.suffix in (".whl", ".gz")]
+        session.run("twine", "check", "--strict", *sorted(files))
 
 
 @nox.session(name="test-core")
@@ -85,9 +97,9 @@ def test_extras(session: nox.Session) -> None:
 
 @nox.session(name="test-configs")
 def test_configs(session: nox.Session) -> None:
-    """Every YAML composes and validates, under pytest and as a script."""
+    """Every YAML composes and validates, and what the pages say of the code is true."""
     sync(session, "--all-packages", "--group", "dev")
-    session.run("pytest", "configs", *session.posargs)
+    session.run("pytest", "configs", "docs", *session.posargs)
     session.run("python", "configs/test_configs.py")
 
 

@@ -22,10 +22,10 @@ import torch
 from race import adamw_step, race, race_shapes
 from torch import Tensor, nn
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.testing.sources import batch_of
-from nanozoo_gpt2.config import GPT2Config
 from nanozoo_gpt2.model import GPT2
 
 # Layers, heads, width, sequence, batch, vocabulary.
@@ -67,13 +67,16 @@ def build(peer: ModuleType, name: str) -> tuple[nn.Module, nn.Module]:
             )
         )
     ours = GPT2(
-        GPT2Config(
-            vocab_size=vocab_size,
-            seq_len=seq_len,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            model_dim=model_dim,
-            activation="gelu",
+        model_config(
+            "gpt2",
+            {
+                "vocab_size": vocab_size,
+                "seq_len": seq_len,
+                "num_layers": num_layers,
+                "num_heads": num_heads,
+                "model_dim": model_dim,
+                "activation": "gelu",
+            },
         )
     )
     weights = {}

@@ -26,10 +26,10 @@ from race import race, race_shapes
 from torch import Tensor, nn
 
 import nanozoo_ngpt.model as our_module
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.testing.sources import batch_of
-from nanozoo_ngpt.config import NGPTConfig
 from nanozoo_ngpt.model import NGPT
 
 # Layers, heads, width, sequence, batch, vocabulary.
@@ -82,13 +82,16 @@ def build(peer: ModuleType, name: str) -> tuple[nn.Module, NGPT]:
         )
     normalize(theirs)
     ours = NGPT(
-        NGPTConfig(
-            vocab_size=vocab_size,
-            seq_len=seq_len,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            model_dim=model_dim,
-            mlp_ratio=4,
+        model_config(
+            "ngpt",
+            {
+                "vocab_size": vocab_size,
+                "seq_len": seq_len,
+                "num_layers": num_layers,
+                "num_heads": num_heads,
+                "model_dim": model_dim,
+                "mlp_ratio": 4,
+            },
         )
     )
     state = theirs.state_dict()

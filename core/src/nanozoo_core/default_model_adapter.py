@@ -116,6 +116,10 @@ class DefaultModelAdapter:
                 f"model_cfg.vocab_size={size} is less than the {vocabulary.size} tokens of the "
                 f"{vocabulary.name} tokenizer; use null to follow it"
             )
+        return self.make_model(config)
+
+    def make_model(self, config: Any) -> nn.Module:
+        """The module of a config; a package whose settings choose between classes overrides it."""
         return self.model_class(config)
 
     def prepare_model(self, model: nn.Module, batches: Iterable[Batch]) -> None:
@@ -175,7 +179,7 @@ class DefaultModelAdapter:
                 losses = losses * weight
             if reduction == "mean":
                 losses = losses.mean() if weight is None else losses.sum() / weight.sum()
-        return losses if reduction == "mean" else losses.unflatten(0, targets.shape)
+        return losses if reduction == "mean" else losses.reshape(targets.shape)
 
     # -- optimisation ---------------------------------------------------------------------------
 
@@ -233,7 +237,8 @@ class DefaultModelAdapter:
 
     def append(self, model: nn.Module, tokens: Tensor, cache: Any) -> Tensor:
         """Reads K more tokens of every row, (B, K), and returns logits (B, K, V)."""
-        return model(tokens, cache=cache)
+        logits: Tensor = model(tokens, cache=cache)
+        return logits
 
     @property
     def can_denoise(self) -> bool:
@@ -277,7 +282,7 @@ class DefaultModelAdapter:
     def flops_per_token(self, config: Any, seq_len: int) -> float:
         """Training FLOPs per token: 6 per weight that multiplies it, plus attention in full."""
         with torch.device("meta"):
-            model = self.model_class(config)
+            model = self.make_model(config)
         return decoder_flops_per_token(model, self.parameter_roles(model), config, seq_len)
 
     def report(self, model: nn.Module) -> dict[str, float]:
@@ -319,8 +324,8 @@ class DefaultModelAdapter:
     def inspect(
         self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
     ) -> Inspection | None:
-        """Numbers and pictures of what is peculiar to this model, from some validation batches:
-        diagnostics, never the score."""
+        """Diagnostics that only this model has, as numbers and pictures, from some validation
+        batches; never the score."""
         return None
 
 

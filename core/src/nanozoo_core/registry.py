@@ -46,4 +46,5 @@ def check_model_name(name: str) -> None:
 def config_class(name: str) -> type[Any]:
     """The config dataclass of a model."""
     check_model_name(name)
-    return importlib.import_module(f"{model_modules()[name]}.config").Config
+    config: type[Any] = importlib.import_module(f"{model_modules()[name]}.config").Config
+    return config

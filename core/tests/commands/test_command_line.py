@@ -213,7 +213,7 @@ def test_evaluate_and_generate_a_run(run: Run, toy: list[object]) -> None:
     )
     assert first.out == again.out == naive.out
     assert first.out.startswith("word")
-    scored = json.loads(run("evaluate", "here", "eval.bytes=500", program="nanozoo").out)
+    scored = json.loads(run("evaluate", "here", "eval.bytes=5e2", program="nanozoo").out)
     assert scored["val_bytes"] == 500
 
 
@@ -232,6 +232,8 @@ def test_evaluate_and_generate_a_run(run: Run, toy: list[object]) -> None:
         (["generate", "here", "--speculative"], "proposes tokens ahead, which toy"),
         (["generate", "here", "--speculative", "--no-cache"], "leave out --no-cache"),
         (["evaluate", "here", "eval.bytez=5"], "did you mean 'bytes'?"),
+        (["evaluate", "here", "eval.bytes=[5"], "'eval.bytes=[5' cannot be read"),
+        (["generate", "here", "model_cfg.x={"], "'model_cfg.x={' cannot be read"),
     ],
 )
 def test_bad_use_of_a_run(run: Run, toy: list[object], arguments: list[str], part: str) -> None:

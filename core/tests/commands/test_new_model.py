@@ -114,6 +114,14 @@ def test_every_file_is_rendered_and_imports_are_sorted(name: str, tmp_path: Path
             assert own == sorted(own)
 
 
+def test_in_the_workspace_it_has_the_licence_of_the_whole(workspace: Path) -> None:
+    (workspace / "LICENSE").write_text("free")
+    package = new_model("nsa2", folder=workspace / "packages")
+    assert (package.folder / "LICENSE").read_text() == "free"
+    project = tomllib.loads((package.folder / "pyproject.toml").read_text())["project"]
+    assert project["license-files"] == ["LICENSE"]
+
+
 def test_in_the_workspace_it_becomes_a_member(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nanozoo_core.comparing.compare.plan import compose_entrant, first_difference, make_plan
+from nanozoo_core.comparing.compare.plan import first_difference, make_plan
 from nanozoo_core.comparing.compare.request import parse
 from nanozoo_core.comparing.compare.width import TOLERANCE, count, match_widths
 from nanozoo_core.errors import CheckpointError, ConfigError
@@ -97,9 +97,8 @@ def test_widths_are_scaled_to_equal_parameters() -> None:
     entrants, failures = match_widths(request)
     assert failures == {}
     for entrant in entrants:
-        config = compose_entrant(entrant, list(entrant.overrides))
-        assert count(config, {}) == pytest.approx(3e5, rel=TOLERANCE)
-    wide, deep = (compose_entrant(e, list(e.overrides)).model_cfg["model_dim"] for e in entrants)
+        assert count(request.resolve(entrant), {}) == pytest.approx(3e5, rel=TOLERANCE)
+    wide, deep = (request.resolve(entrant).model_cfg.model_dim for entrant in entrants)
     assert wide > deep > 16
 
 

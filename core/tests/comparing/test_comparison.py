@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from nanozoo_core.comparing.compare.member import arguments_for
+from nanozoo_core.comparing.compare.member import settings_for
 from nanozoo_core.comparing.compare.plan import make_plan
 from nanozoo_core.comparing.compare.report import Report, markdown, page
 from nanozoo_core.comparing.compare.request import parse
 from nanozoo_core.comparing.compare.results import collect, read_run
+from nanozoo_core.config import schema
 from nanozoo_core.errors import CheckpointError
 from nanozoo_core.training.run_folder import RunFolder, Sample, Samples
 
@@ -51,11 +52,13 @@ def test_compare_trains_reports_and_goes_on(
     members, _ = make_plan(parse([*words, f"folder={folder}"]))
     wide = members[1]
     wide.folder.parent.mkdir(parents=True)
-    stopped = command("train", *wide.arguments, f"run_dir={wide.folder}", "train.stop_after=4")
+    stopped = command(
+        "train", *wide.source, *wide.overrides, f"run_dir={wide.folder}", "train.stop_after=4"
+    )
     assert stopped.returncode == 0, stopped.stderr
     seconds = (wide.folder / "metrics.jsonl").read_text().splitlines()[3]
 
-    first = command("cli", "compare", *words)
+    first = command("commands.cli", "compare", *words)
     assert first.returncode == 1
     assert "error: broken_0: the " in first.stderr
     assert "is not finite at step" in first.stderr
@@ -68,7 +71,9 @@ def test_compare_trains_reports_and_goes_on(
         assert (folder / name).stat().st_size > 5000
 
     before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/result.json")}
-    again = command("cli", "compare", words[0].replace(",broken:toy", ""), *words[1:2], *words[4:])
+    again = command(
+        "commands.cli", "compare", words[0].replace(",broken:toy", ""), *words[1:2], *words[4:]
+    )
     assert again.returncode == 0, again.stderr
     assert "2 of 2 runs are there already" in again.stdout
     assert before == {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/result.json")}
@@ -101,12 +106,12 @@ def test_a_stopped_comparison_says_how_to_go_on(words: list[str], tmp_path: Path
 @pytest.mark.slow
 def test_hydras_launchers_train_the_members(words: list[str], command: Command) -> None:
     words = ["models=toy,broken:toy", *words[2:5], "seeds=1", *words[6:]]
-    done = command("cli", "compare", *words, "hydra/launcher=basic")
+    done = command("commands.cli", "compare", *words, "hydra/launcher=basic")
     assert done.returncode == 1
     assert "error: broken_0: " in done.stderr
     assert "is not finite at step" in done.stderr
     assert "| 1 | toy |" in done.stdout
-    unknown = command("cli", "compare", *words, "hydra/launcher=nowhere", "folder=other")
+    unknown = command("commands.cli", "compare", *words, "hydra/launcher=nowhere", "folder=other")
     assert "Hydra could not launch the runs with hydra/launcher=nowhere" in unknown.stderr
 
 
@@ -172,13 +177,19 @@ def test_a_report_of_failures_alone(tmp_path: Path) -> None:
 
 def test_a_member_starts_goes_on_or_is_done(tmp_path: Path) -> None:
     (member,), _ = make_plan(parse(["models=toy", "seeds=1", f"folder={tmp_path}"]))
-    start = [*member.arguments, f"run_dir={member.folder}"]
-    assert arguments_for(member) == start
+    start = settings_for(member)
+    assert start is not None
+    assert start.training.run_dir == str(member.folder)
+    assert schema.to_dict(start.training)["model_cfg"] == member.settings["model_cfg"]
     member.folder.mkdir(parents=True)
-    (member.folder / "config.yaml").write_text("died before its first checkpoint")
-    assert arguments_for(member) == start
+    run = RunFolder(member.folder)
+    run.config_path.write_text("died before its first checkpoint")
+    assert settings_for(member) == start
     assert not member.folder.exists()
-    (member.folder / "checkpoints" / "step_5").mkdir(parents=True)
-    assert arguments_for(member) == [f"resume={member.folder}"]
-    (member.folder / "result.json").write_text("{}")
-    assert arguments_for(member) is None
+    run.checkpoint(5).mkdir(parents=True)
+    run.write_config(schema.to_dict(start.training))
+    on = settings_for(member)
+    assert on is not None
+    assert on.training.resume == str(member.folder)
+    run.write_result({})
+    assert settings_for(member) is None

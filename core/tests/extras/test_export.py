@@ -9,9 +9,10 @@ import pytest
 pytest.importorskip("tokenizers")
 
 from nanozoo_core.config import compose
+from nanozoo_core.data.hf_tokenizer import find_merges, hf_tokenizer
 from nanozoo_core.data.tokenizers import SEPARATOR, ByteTokenizer, Tokenizer, train_bpe
 from nanozoo_core.errors import ConfigError
-from nanozoo_core.training.export import export_hf, find_merges, hf_tokenizer
+from nanozoo_core.training.export import export_hf
 from nanozoo_core.training.runs import LoadedRun
 
 SOURCE = Path(compose.__file__).read_text()

@@ -245,9 +245,12 @@ def test_sigterm_saves_and_says_how_to_resume(corpus: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_sharded_training_equals_one_process(corpus: Path, tmp_path: Path, optimizer: str) -> None:
-    changes = [f"optim.name={optimizer}", "model_cfg.model_dim=32", "checkpoint.every=3"]
+@pytest.mark.parametrize(("optimizer", "ema"), [("muon", 0.5), ("adamw", 0.0)])
+def test_sharded_training_equals_one_process(
+    corpus: Path, tmp_path: Path, optimizer: str, ema: float
+) -> None:
+    changes = [f"optim.name={optimizer}", f"train.ema={ema}"]
+    changes += ["model_cfg.model_dim=32", "checkpoint.every=3"]
     alone = run(corpus, tmp_path / "one", *changes)
     folder = tmp_path / "two"
     subprocess.run(
@@ -264,8 +267,9 @@ def test_sharded_training_equals_one_process(corpus: Path, tmp_path: Path, optim
     torch.testing.assert_close(
         torch.tensor(rows(folder)), torch.tensor(rows(alone)), rtol=1e-5, atol=0
     )
-    one = checkpoint.read_tensors(RunFolder(alone).latest_checkpoint(), "model")
-    two = checkpoint.read_tensors(RunFolder(folder).latest_checkpoint(), "model")
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
+    for stem in ["model"] + ["ema"] * (ema > 0):
+        one = checkpoint.read_tensors(RunFolder(alone).latest_checkpoint(), stem)
+        two = checkpoint.read_tensors(RunFolder(folder).latest_checkpoint(), stem)
+        for name, weight in one.items():
+            torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
     assert (folder / "samples.txt").exists()

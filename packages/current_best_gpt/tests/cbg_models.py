@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nanozoo_core.config import model_config
 from nanozoo_current_best_gpt.config import CurrentBestConfig
 from nanozoo_current_best_gpt.model import CurrentBestGPT
 
@@ -52,7 +53,8 @@ FULL: dict[str, Any] = {
 
 def make_config(base: dict[str, Any], **changes: Any) -> CurrentBestConfig:
     shape = {"vocab_size": 20, "seq_len": 64, "num_layers": 4, "model_dim": 32, "num_heads": 4}
-    return CurrentBestConfig(**(shape | base | changes))
+    config: CurrentBestConfig = model_config("current_best_gpt", shape | base | changes)
+    return config
 
 
 def make_model(base: dict[str, Any], *, seed: int = 0, **changes: Any) -> CurrentBestGPT:

@@ -57,10 +57,10 @@ def test_turning_follows_the_token_and_the_parity_of_the_head():
     """Scores in a pair depend on 2 t + head mod 2 alone."""
     model = make_model(FULL)
     attention = model.blocks[0].attention
-    view, _ = model._look(torch.ones(1, 12, dtype=torch.int64), None, 0)
+    view = model._look(torch.ones(1, 12, dtype=torch.int64), None, 0)
     x = normal(1, 4, 1, 8).float().expand(1, 4, 12, 8)
     turned = attention._turn(x, view)
-    plain, _ = model._look(torch.ones(1, 24, dtype=torch.int64), None, 0)
+    plain = model._look(torch.ones(1, 24, dtype=torch.int64), None, 0)
     for head in range(4):
         positions = range(head % 2, 24, 2)
         expected = model.blocks[1].attention._turn(x[:, :, :1].expand(1, 4, 24, 8), plain)

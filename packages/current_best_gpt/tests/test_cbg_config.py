@@ -9,7 +9,6 @@ from nanozoo_core.config import compose_config, model_config, training_config
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_current_best_gpt import schedule
-from nanozoo_current_best_gpt.config import CurrentBestConfig
 from nanozoo_current_best_gpt.model import CurrentBestGPT
 
 RECIPES = Path(__file__).parents[3] / "configs"
@@ -50,13 +49,14 @@ REFUSED = [
 @pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[m[:30] for _, m in REFUSED])
 def test_wrong_settings_are_refused(changes, message):
     with pytest.raises(ConfigError) as error:
-        CurrentBestConfig(**changes)
+        model_config("current_best_gpt", changes)
     assert any(message in problem for problem in error.value.problems), error.value.problems
 
 
 def test_all_problems_are_named_at_once():
+    changes = {"num_heads": 5, "bigram_rows": 1, "untie_at": 2.0, "window_pattern": "SLS"}
     with pytest.raises(ConfigError) as error:
-        CurrentBestConfig(num_heads=5, bigram_rows=1, untie_at=2.0, window_pattern="SLS")
+        model_config("current_best_gpt", changes)
     assert len(error.value.problems) >= 4
 
 

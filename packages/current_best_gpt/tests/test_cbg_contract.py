@@ -27,7 +27,6 @@ class TestContract(ModelContract):
 
     def num_parameters(self, config: CurrentBestConfig) -> int:
         dim, heads, vocab = config.model_dim, config.num_heads, config.vocab_size
-        assert vocab is not None
         attention = 3 * (4 * dim**2 + 2)
         mlps = 4 * 8 * dim**2
         lambdas = 3 * 4 + 1  # of the blocks before the last; of the skip

@@ -6,6 +6,7 @@ from cbg_models import FULL, make_model, perturb, tokens_of
 
 from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.default_model_adapter import load_adapter
+from nanozoo_core.generation.text import draw_text
 from nanozoo_current_best_gpt.cache import SPARE
 
 ADAPTER = load_adapter("current_best_gpt")
@@ -99,7 +100,8 @@ def test_text_goes_on_past_the_trained_length():
     def text(**changes):
         settings = SamplingSettings(max_tokens=80, **changes)
         generator = torch.Generator().manual_seed(0)
-        return [t for new in ADAPTER.generate(model, [0, 3], settings, generator) for t in new]
+        pieces = draw_text(ADAPTER, model, [0, 3], settings, generator)
+        return [token for new in pieces for token in new]
 
     assert text() == text(use_cache=False)
 

@@ -8,7 +8,6 @@ import pytest
 from nanozoo_core.config import compose_config, model_config, training_config
 from nanozoo_core.optim.schedule import lr_factor, muon_momentum
 from nanozoo_current_best_gpt import schedule
-from nanozoo_current_best_gpt.config import CurrentBestConfig
 
 RECIPE = Path(__file__).parents[3] / "configs" / "current_best_gpt.yaml"
 STEPS = 1285
@@ -72,7 +71,7 @@ def test_scores_grow_with_the_window_as_the_record_has_it(recipe):
 
 
 def make_config(**changes):
-    return CurrentBestConfig(vocab_size=300, seq_len=64, **changes)
+    return model_config("current_best_gpt", changes, seq_len=64, vocab_size=300)
 
 
 def test_frequencies_fall_from_one_to_the_base():

@@ -11,7 +11,6 @@ from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
-from nanozoo_current_best_gpt.config import CurrentBestConfig
 
 ADAPTER = load_adapter("current_best_gpt")
 CPU = torch.device("cpu")
@@ -213,8 +212,8 @@ def test_a_run_goes_on_to_the_same_bits_across_the_parting_and_a_stage(stop):
 
 
 def test_batches_and_windows_follow_the_stages():
-    config = CurrentBestConfig(
-        vocab_size=300,
+    config = make_config(
+        {},
         stage_starts=(0.0, 0.25, 0.5),
         windows=((8, 64),),
         batch_scale=(0.25, 1.0, 1.0),

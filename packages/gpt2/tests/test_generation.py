@@ -1,5 +1,6 @@
 import pytest
 import torch
+from gpt2_models import make_config
 
 from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
@@ -14,7 +15,7 @@ PROMPT = [3, 1, 4, 1, 5]
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=VOCAB, seq_len=CONTEXT, num_layers=2, model_dim=32, num_heads=4)
+    config = make_config(vocab_size=VOCAB, seq_len=CONTEXT, num_layers=2, model_dim=32, num_heads=4)
     model = GPT2(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

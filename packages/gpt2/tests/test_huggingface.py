@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from gpt2_models import make_config
 
 from nanozoo_core.errors import CheckpointError
-from nanozoo_gpt2.config import GPT2Config
+from nanozoo_core.testing.huggingface import assert_same_weights, assert_written_back
 from nanozoo_gpt2.huggingface import (
     from_hf_config,
     from_hf_state_dict,
@@ -61,9 +62,8 @@ def test_the_other_gelu_would_show(theirs):
 def test_weights_make_the_round_trip_bit_for_bit(theirs, ours):
     source = theirs.state_dict()
     back = to_hf_state_dict(ours)
-    assert set(source) - set(back) == {"lm_head.weight"}
-    assert set(back) <= set(source)
-    assert [name for name in back if not torch.equal(back[name], source[name])] == []
+    assert "lm_head.weight" not in back
+    assert_written_back(source, back)
 
 
 def test_released_names_and_mask_buffers_are_accepted(theirs, ours):
@@ -74,9 +74,7 @@ def test_released_names_and_mask_buffers_are_accepted(theirs, ours):
     }
     released["h.0.attn.bias"] = torch.ones(1, 1, 32, 32)
     released["h.0.attn.masked_bias"] = torch.tensor(-1e4)
-    found, expected = from_hf_state_dict(released), ours.state_dict()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert_same_weights(from_hf_state_dict(released), ours.state_dict())
 
 
 @pytest.mark.parametrize("pad_vocab_to", [1, 64])
@@ -97,7 +95,7 @@ def test_transformers_loads_what_is_saved(ours, tmp_path, pad_vocab_to):
 @torch.no_grad()
 def test_variants_export_too(tmp_path, changes):
     torch.manual_seed(0)
-    config = GPT2Config(
+    config = make_config(
         vocab_size=97, seq_len=32, num_layers=2, model_dim=32, num_heads=4, **changes
     )
     model = GPT2(config).eval()
@@ -107,12 +105,12 @@ def test_variants_export_too(tmp_path, changes):
 
 
 def test_our_config_makes_the_round_trip():
-    config = GPT2Config(vocab_size=97, seq_len=32, num_layers=3, mlp_ratio=2.0, activation="gelu")
+    config = make_config(vocab_size=97, seq_len=32, num_layers=3, mlp_ratio=2.0, activation="gelu")
     assert from_hf_config(to_hf_config(config)) == config
 
 
 def test_a_setting_that_gpt2_lacks_is_refused():
-    theirs = to_hf_config(GPT2Config(vocab_size=97, seq_len=32))
+    theirs = to_hf_config(make_config(vocab_size=97, seq_len=32))
     changes = {"scale_attn_by_inverse_layer_idx": True, "activation_function": "relu"}
     with pytest.raises(CheckpointError, match=r"inverse_layer_idx=True .*activation_function=relu"):
         from_hf_config(theirs | changes)

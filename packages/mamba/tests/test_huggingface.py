@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from nanozoo_core.errors import CheckpointError
+from nanozoo_core.testing.huggingface import assert_same_weights, assert_written_back
 from nanozoo_mamba.adapter import MambaAdapter
 from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.huggingface import (
@@ -78,10 +79,7 @@ def test_cached_decoding_agrees_with_their_whole_pass(theirs, ours):
 
 
 def test_weights_make_the_round_trip_bit_for_bit(theirs, ours):
-    source, back = theirs.state_dict(), to_hf_state_dict(ours)
-    assert set(source) - set(back) <= {"lm_head.weight"}
-    assert set(back) <= set(source)
-    assert [name for name in back if not torch.equal(back[name], source[name])] == []
+    assert_written_back(theirs.state_dict(), to_hf_state_dict(ours))
 
 
 def test_the_config_makes_the_round_trip(theirs, ours):
@@ -119,9 +117,7 @@ def test_the_authors_names_are_accepted():
     released = to_hf_state_dict(model)
     released["backbone.embedding.weight"] = released.pop("backbone.embeddings.weight")
     released["lm_head.weight"] = released["backbone.embedding.weight"]
-    found, expected = from_hf_state_dict(released, "mamba1"), model.state_dict()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert_same_weights(from_hf_state_dict(released, "mamba1"), model.state_dict())
 
 
 def test_a_model_with_mlps_is_not_saved(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.device import autocast, device_name
@@ -55,15 +56,12 @@ def tasks(settings: dict[str, Any], control_layers: int, batch: Batch) -> dict[s
     """What is timed, by name."""
     torch.manual_seed(0)
     device = batch.tokens.device
-    control = ControlModel(
-        settings["vocab_size"],
-        num_layers=control_layers,
-        model_dim=settings["model_dim"],
-        num_heads=settings["num_heads"],
-    ).to(device)
+    control = ControlModel(model_config("mod", settings | {"num_layers": control_layers})).to(
+        device
+    )
     calibrated = settings | {"predictor_threshold": "calibrated"}
-    model = MoD(MoDConfig(**calibrated)).to(device)
-    masked = MoD(MoDConfig(**calibrated, routed_impl="masked")).to(device).eval()
+    model = MoD(model_config("mod", calibrated)).to(device)
+    masked = MoD(model_config("mod", calibrated | {"routed_impl": "masked"})).to(device).eval()
     masked.load_state_dict(model.state_dict())
     for each in (model, masked):
         ADAPTER.finalize(each.eval(), [batch])
@@ -92,7 +90,7 @@ def tasks(settings: dict[str, Any], control_layers: int, batch: Batch) -> dict[s
 def flops_ratio(settings: dict[str, Any], control_layers: int) -> float:
     plain = {key: value for key, value in settings.items() if key != "predictor_dim"}
     plain |= {"capacity": 1.0, "router_gate": "one", "num_layers": control_layers}
-    ours, theirs = (MoDConfig(**each) for each in (settings, plain))
+    ours, theirs = (model_config("mod", each) for each in (settings, plain))
     length = settings["seq_len"]
     return ADAPTER.flops_per_token(ours, length) / ADAPTER.flops_per_token(theirs, length)
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanozoo_core.config import OptimConfig, from_defaults
+from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.contract import Batch, Draw, Step
-from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing import ToyVocabulary
 from nanozoo_core.testing.sources import batch_of
+from nanozoo_core.testing.training import train
 from nanozoo_mod.adapter import MoDAdapter
 from nanozoo_mod.config import MoDConfig
 from nanozoo_mod.model import MoD
@@ -27,7 +27,7 @@ STEP = Step(number=0, progress=0.0, seed=0)
 def build(*, vocab_size: int = 31, moved: float = 0.0, **settings: Any) -> MoD:
     torch.manual_seed(0)
     defaults = {"seq_len": 64, "model_dim": 32, "predictor_dim": 32}
-    model = MoD(MoDConfig(vocab_size=vocab_size, **defaults | settings))
+    model = MoD(model_config("mod", {"vocab_size": vocab_size, **defaults | settings}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += moved * torch.randn_like(parameter)
@@ -37,23 +37,6 @@ def build(*, vocab_size: int = 31, moved: float = 0.0, **settings: Any) -> MoD:
 def random_batch(rows: int = 4, length: int = 64, vocab_size: int = 31, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     return batch_of(torch.randint(vocab_size, (rows, length + 1), generator=generator))
-
-
-def train(model: MoD, batches: list[Batch], lr: float = 1e-2) -> None:
-    optim = from_defaults(OptimConfig, name="adamw", lr=lr, warmup=10, decay_fraction=0.5)
-    groups = ADAPTER.optimizer_groups(model, optim)
-    optimizers = build_optimizers(
-        groups, optim, total_steps=len(batches), device=torch.device("cpu")
-    )
-    model.train()
-    for number, batch in enumerate(batches):
-        optimizers.set_schedule(number, number / len(batches))
-        step = Step(number=number, progress=number / len(batches), seed=0)
-        ADAPTER.training_loss(model, batch, step).value.backward()
-        optimizers.clip(1.0)
-        optimizers.step()
-        optimizers.zero_grad()
-    model.eval()
 
 
 def nats_per_token(model: MoD, batch: Batch) -> Tensor:
@@ -196,7 +179,7 @@ def test_flops_are_those_of_the_products(settings: dict[str, Any]) -> None:
 
 
 def test_at_capacity_one_flops_are_the_control_s() -> None:
-    config = MoDConfig(vocab_size=31, capacity=1.0, router_gate="one")
+    config = model_config("mod", {"vocab_size": 31, "capacity": 1.0, "router_gate": "one"})
     expected = 6 * (4 * 12 * 128**2 + 31 * 128) + 12 * 4 * 128 * 64
     assert ADAPTER.flops_per_token(config, 64) == expected
 
@@ -225,9 +208,9 @@ def test_at_capacity_one_flops_are_the_control_s() -> None:
 def test_depths_at_the_flops_of_the_control(
     shape: dict[str, Any], control_layers: int, layers: int, share: float
 ) -> None:
-    ours = MoDConfig(**shape, num_layers=layers)
+    ours = model_config("mod", shape | {"num_layers": layers})
     plain = {"capacity": 1.0, "router_gate": "one", "predictor_dim": 32}
-    control = MoDConfig(**shape | plain, num_layers=control_layers)
+    control = model_config("mod", shape | plain | {"num_layers": control_layers})
     seq_len = shape["seq_len"]
     ratio = ADAPTER.flops_per_token(ours, seq_len) / ADAPTER.flops_per_token(control, seq_len)
     assert ratio == pytest.approx(share, abs=0.005)
@@ -328,13 +311,13 @@ def test_a_cycle_is_learned_under_the_causal_choice() -> None:
         starts = torch.randint(8, (8, 1), generator=torch.Generator().manual_seed(seed))
         return batch_of((starts + torch.arange(65)) % 8)
 
-    train(model, [cycle(seed) for seed in range(150)])
+    train(ADAPTER, model, [cycle(seed) for seed in range(150)])
     assert float(nats_per_token(model, cycle(1000)).mean()) < 0.05
 
 
 def test_noise_is_not_predicted() -> None:
     model = build(vocab_size=16, num_layers=2)
-    train(model, [random_batch(16, vocab_size=16, seed=seed) for seed in range(150)])
+    train(ADAPTER, model, [random_batch(16, vocab_size=16, seed=seed) for seed in range(150)])
     nats = nats_per_token(model, random_batch(256, vocab_size=16, seed=1000))
     error = float(nats.std()) / math.sqrt(len(nats))
     assert float(nats.mean()) > math.log(16) - 3 * error
@@ -359,6 +342,6 @@ def test_every_parameter_gets_gradient_and_the_loss_falls(settings: dict[str, An
         parameter.register_hook(lambda g, name=name: reached.add(name) if g.any() else None)
     batches = [random_batch(seed=0)] * 20
     before = float(nats_per_token(model, batches[0]).mean())
-    train(model, batches)
+    train(ADAPTER, model, batches)
     assert reached == {name for name, _ in model.named_parameters()}
     assert float(nats_per_token(model, batches[0]).mean()) < before - 0.1

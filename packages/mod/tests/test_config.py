@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core.config import compose_config, training_config
+from nanozoo_core.config import compose_config, model_config, training_config
 from nanozoo_core.errors import ConfigError
-from nanozoo_mod.config import MoDConfig
 
 
 @pytest.mark.parametrize(
@@ -37,12 +36,12 @@ from nanozoo_mod.config import MoDConfig
 )
 def test_a_wrong_value_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        MoDConfig(**changes)
+        model_config("mod", changes)
 
 
 def test_all_problems_come_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        MoDConfig(num_heads=5, capacity=2.0, seq_len=0)
+        model_config("mod", {"num_heads": 5, "capacity": 2.0, "seq_len": 0})
     assert len(caught.value.problems) == 3
 
 
@@ -60,13 +59,13 @@ def test_a_setting_without_effect_is_pointed_out(changes: dict[str, Any], cause:
     key, value = list(changes.items())[-1]
     message = f"model_cfg.{key}={value} has no effect with model_cfg.{cause}"
     with pytest.warns(UserWarning, match=message):
-        MoDConfig(**changes)
+        model_config("mod", changes)
 
 
 def test_the_default_says_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        MoDConfig()
+        model_config("mod")
 
 
 @pytest.mark.parametrize(
@@ -74,12 +73,16 @@ def test_the_default_says_nothing() -> None:
     [(0.125, 1024, 128), (0.125, 1, 1), (0.125, 7, 1), (0.125, 9, 2), (0.7, 10, 7), (1.0, 5, 5)],
 )
 def test_capacity_rounds_up_and_leaves_one(capacity: float, length: int, expected: int) -> None:
-    assert MoDConfig(capacity=capacity).num_selected(length) == expected
+    assert model_config("mod", {"capacity": capacity}).num_selected(length) == expected
 
 
 def test_which_blocks_are_routed() -> None:
-    assert list(MoDConfig(num_layers=5).routed_layers) == [1, 3]
-    assert list(MoDConfig(num_layers=3, every_other=False).routed_layers) == [0, 1, 2]
+    assert list(model_config("mod", {"num_layers": 5}).routed_layers) == [1, 3]
+    assert list(model_config("mod", {"num_layers": 3, "every_other": False}).routed_layers) == [
+        0,
+        1,
+        2,
+    ]
 
 
 def test_the_ablation_runs_by_a_setting() -> None:

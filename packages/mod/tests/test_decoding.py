@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import SamplingSettings
+from nanozoo_core.generation.text import draw_text
+from nanozoo_core.testing.decoding import assert_equal, check_ragged_rows, check_taken_back
 from nanozoo_mod.adapter import MoDAdapter
 from nanozoo_mod.config import MoDConfig
 from nanozoo_mod.model import MoD
@@ -27,7 +30,7 @@ LENGTH = 64
 
 def build(**settings: Any) -> MoD:
     torch.manual_seed(0)
-    config = MoDConfig(vocab_size=31, seq_len=LENGTH, model_dim=32, **settings)
+    config = model_config("mod", {"vocab_size": 31, "seq_len": LENGTH, "model_dim": 32, **settings})
     model = MoD(config).eval().double()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -42,44 +45,17 @@ def random_tokens(batch: int = 3, length: int = LENGTH) -> Tensor:
     return torch.randint(31, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
-def assert_equal(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-
-
 @ways
-@torch.no_grad()
 def test_ragged_rows_decode_as_the_parallel_form(way: dict[str, Any]) -> None:
-    model, tokens = build(**way), random_tokens()
-    full = model(tokens)
-    lengths, rows = torch.tensor([3, 17, 9]), torch.arange(3)
-    cache = ADAPTER.init_cache(model, 3, LENGTH)
-    found = ADAPTER.prefill(model, tokens[:, :17], lengths, cache)
-    assert_equal(found, full[rows, lengths - 1])
-    for step in range(LENGTH - 17):
-        new = tokens[rows, lengths + step][:, None]
-        assert_equal(ADAPTER.append(model, new, cache)[:, 0], full[rows, lengths + step])
+    lengths = torch.tensor([3, 17, 9])
+    check_ragged_rows(ADAPTER, build(**way), random_tokens(), lengths, steps=LENGTH - 17)
 
 
 @ways
-@torch.no_grad()
 def test_several_tokens_at_once_and_taken_back(way: dict[str, Any]) -> None:
+    lengths = torch.tensor([3, 17, 9])
     model, tokens = build(**way), random_tokens()
-    full = model(tokens)
-    lengths, rows = torch.tensor([3, 17, 9]), torch.arange(3)
-    cache = ADAPTER.init_cache(model, 3, LENGTH)
-    ADAPTER.prefill(model, tokens[:, :17], lengths, cache)
-    wrong = (tokens[:, :7] + 5) % 31
-    for kept in (0, 2, 5):
-        guess = torch.stack([tokens[r, n : n + 7] for r, n in enumerate(lengths.tolist())])
-        guess = torch.cat([guess[:, :kept], wrong[:, kept:]], 1)
-        found = ADAPTER.append(model, guess, cache)
-        for offset in range(kept):
-            assert_equal(found[:, offset], full[rows, lengths + offset])
-        lengths = lengths + kept
-        cache.crop(lengths)
-        assert torch.equal(cache.lengths, lengths)
-    assert_equal(ADAPTER.append(model, tokens[rows, lengths][:, None], cache)[:, 0],
-                 full[rows, lengths])  # fmt: skip
+    check_taken_back(ADAPTER, model, tokens, lengths, kept=(0, 2, 5), num_new=7, vocab_size=31)
 
 
 @torch.no_grad()
@@ -138,7 +114,8 @@ def test_sampling_past_the_context_is_the_same_without_cache(way: dict[str, Any]
 
     def draw(use_cache: bool) -> list[int]:
         settings = SamplingSettings(max_tokens=90, use_cache=use_cache)
-        pieces = ADAPTER.generate(model, [1, 2], settings, torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        pieces = draw_text(ADAPTER, model, [1, 2], settings, generator)
         return [token for piece in pieces for token in piece]
 
     assert draw(True) == draw(False)

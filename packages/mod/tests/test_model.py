@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanozoo_core.config import model_config
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import rotary_angles
-from nanozoo_mod.config import MoDConfig
+from nanozoo_core.testing.training import gradients, move
 from nanozoo_mod.model import MoD, RoutedBlock
 
 SMALL: dict[str, Any] = {
@@ -33,7 +35,7 @@ ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def build(*, seed: int = 0, moved: float = 0.1, **settings: Any) -> MoD:
     """A model whose weights are all away from zero and whose blocks take some tokens each."""
     torch.manual_seed(seed)
-    model = MoD(MoDConfig(**SMALL | settings))
+    model = MoD(model_config("mod", SMALL | settings))
     move(model, moved)
     with torch.no_grad():
         for block in model.routed_blocks:
@@ -42,24 +44,8 @@ def build(*, seed: int = 0, moved: float = 0.1, **settings: Any) -> MoD:
     return model
 
 
-@torch.no_grad()
-def move(model: torch.nn.Module, scale: float) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter += scale * torch.randn(parameter.shape, generator=generator)
-
-
 def random_tokens(batch: int = 3, length: int = 61, seed: int = 0) -> Tensor:
     return torch.randint(31, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def gradients(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in model.named_parameters()
-    }
 
 
 def block_inputs(model: MoD, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
@@ -77,9 +63,9 @@ def block_inputs(model: MoD, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, Tens
 @pytest.mark.parametrize("every_other", [True, False], ids=["every-other", "every"])
 def test_at_capacity_one_it_is_the_control_to_the_bit(every_other: bool) -> None:
     torch.manual_seed(0)
-    control = ControlModel(31, num_layers=4, model_dim=32, num_heads=4)
+    control = ControlModel(ControlConfig(31, 64, 4, 32, 4, mlp_ratio=4))
     torch.manual_seed(0)
-    model = MoD(MoDConfig(**SMALL, **CONTROL, every_other=every_other))
+    model = MoD(model_config("mod", SMALL | CONTROL | {"every_other": every_other}))
     tokens = random_tokens()
     for moved in (False, True):
         if moved:
@@ -98,7 +84,7 @@ def test_at_capacity_one_it_is_the_control_to_the_bit(every_other: bool) -> None
 
 def test_taking_all_tokens_causally_is_the_control_to_the_bit() -> None:
     model = build(router_type="random", router_gate="one")
-    control = ControlModel(31, num_layers=4, model_dim=32, num_heads=4)
+    control = ControlModel(ControlConfig(31, 64, 4, 32, 4, mlp_ratio=4))
     control.load_state_dict(dict(model.named_parameters()))
     tokens = random_tokens()
     assert not torch.equal(model(tokens), control(tokens))
@@ -109,9 +95,9 @@ def test_taking_all_tokens_causally_is_the_control_to_the_bit() -> None:
 
 def test_with_one_seed_the_shared_weights_are_the_control_s() -> None:
     torch.manual_seed(3)
-    control = ControlModel(31, num_layers=4, model_dim=32, num_heads=4)
+    control = ControlModel(ControlConfig(31, 64, 4, 32, 4, mlp_ratio=4))
     torch.manual_seed(3)
-    model = dict(MoD(MoDConfig(**SMALL)).named_parameters())
+    model = dict(MoD(model_config("mod", SMALL)).named_parameters())
     assert all(torch.equal(model[name], p) for name, p in control.named_parameters())
 
 
@@ -300,8 +286,3 @@ def test_random_choices_meet_the_capacity() -> None:
     with torch.no_grad():
         _, (routing,) = model.encode(torch.zeros(1, 4096, dtype=torch.int64))
     assert float(routing.chosen.double().mean()) == pytest.approx(0.25, abs=0.03)
-
-
-def test_a_model_needs_vocabulary_and_length() -> None:
-    with pytest.raises(ValueError, match="vocab_size and seq_len"):
-        MoD(MoDConfig())

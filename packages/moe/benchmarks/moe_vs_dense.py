@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nanozoo_core.config import OptimConfig, from_defaults
+from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.device import autocast, device_name, resolve_dtype, synchronize
@@ -91,17 +91,11 @@ class Training:
 def compare(case: str, device: torch.device, rounds: int, steps: int) -> dict[str, Any]:
     """Median seconds per step of each, and the ratio moe / dense: median and range."""
     settings, windows, length = (GPU_CASES if device.type == "cuda" else CASES)[case]
-    config = MoEConfig(seq_len=length, **settings)
-    assert config.vocab_size is not None
+    config = model_config("moe", {"seq_len": length, **settings})
     torch.manual_seed(0)
     with device:
         mixture = MoE(config)
-        dense = ControlModel(
-            config.vocab_size,
-            num_layers=config.num_layers,
-            model_dim=config.model_dim,
-            num_heads=config.num_heads,
-        )
+        dense = ControlModel(config)
     contestants = {
         "moe": Training(MoEAdapter(MoEConfig, MoE), mixture, windows, length),
         "dense": Training(DefaultModelAdapter(MoEConfig, ControlModel), dense, windows, length),

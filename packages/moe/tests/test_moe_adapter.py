@@ -28,7 +28,7 @@ ADAPTER = MoEAdapter(MoEConfig, MoE)
 def make_model(seed=0, **settings):
     """A model with nothing at zero."""
     torch.manual_seed(seed)
-    model = MoE(MoEConfig(**(SHAPE | settings)))
+    model = MoE(model_config("moe", SHAPE | settings))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -175,7 +175,7 @@ def test_cross_entropy_alone_teaches_the_router(settings):
 
 def test_every_expert_learns_within_twenty_steps():
     torch.manual_seed(0)
-    model = MoE(MoEConfig(**SHAPE))
+    model = MoE(model_config("moe", SHAPE))
     optim = from_defaults(OptimConfig)
     groups = ADAPTER.optimizer_groups(model, optim)
     optimizers = build_optimizers(groups, optim, total_steps=20, device=torch.device("cpu"))
@@ -228,14 +228,17 @@ def test_muon_updates_a_stack_as_so_many_matrices():
 
 
 def test_parameters_of_the_large_recipe():
-    config = MoEConfig(
-        vocab_size=50304,
-        seq_len=1024,
-        num_layers=12,
-        model_dim=768,
-        num_heads=6,
-        num_experts=16,
-        top_k=3,
+    config = model_config(
+        "moe",
+        {
+            "vocab_size": 50304,
+            "seq_len": 1024,
+            "num_layers": 12,
+            "model_dim": 768,
+            "num_heads": 6,
+            "num_experts": 16,
+            "top_k": 3,
+        },
     )
     with torch.device("meta"):
         report = ADAPTER.report(MoE(config))

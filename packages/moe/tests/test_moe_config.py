@@ -6,14 +6,15 @@ from nanozoo_core.config import (
     TrainingConfig,
     compose_config,
     from_defaults,
+    model_config,
     training_config,
 )
 from nanozoo_core.errors import ConfigError
-from nanozoo_moe.config import PRESETS, MoEConfig
+from nanozoo_moe.config import PRESETS
 
 
 def test_null_is_the_tiny_recipe():
-    config = MoEConfig()
+    config = model_config("moe")
     assert (config.routed, config.shared, config.expert_dim) == ((8, 2), 1, 176)
     assert (config.balance, config.bias_update_rate, config.seq_aux_alpha) == ("bias", 1e-2, 1e-4)
     assert (config.alpha, config.beta) == (0, 0)
@@ -22,7 +23,7 @@ def test_null_is_the_tiny_recipe():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_the_routing(name):
-    config = MoEConfig(preset=name)
+    config = model_config("moe", {"preset": name})
     assert {key: getattr(config, key) for key in PRESETS[name]} == PRESETS[name]
     assert (config.alpha, config.beta, config.bias_update_rate) == (0.01, 0.001, 0)
     assert config.expert_dim * config.routed[1] == config.mlp_dim
@@ -30,13 +31,13 @@ def test_a_preset_sets_the_routing(name):
 
 def test_a_preset_refuses_another_routing_and_accepts_its_own_again():
     with pytest.raises(ConfigError, match=r"model_cfg.top_k=3 contradicts model_cfg.preset=moe_m"):
-        MoEConfig(preset="moe_mixtral", top_k=3)
-    config = MoEConfig(preset="moe_olmoe")
+        model_config("moe", {"preset": "moe_mixtral", "top_k": 3})
+    config = model_config("moe", {"preset": "moe_olmoe"})
     assert dataclasses.replace(config, vocab_size=100).routed == (64, 8)
 
 
 def test_one_expert_is_the_dense_width():
-    config = MoEConfig(num_experts=1)
+    config = model_config("moe", {"num_experts": 1})
     assert (config.routed, config.shared, config.balance) == ((1, 1), 0, "none")
     assert config.expert_dim == config.mlp_dim == 512
     assert config.routed_scale == 1
@@ -52,7 +53,7 @@ def test_one_expert_is_the_dense_width():
     ],
 )
 def test_experts_share_the_dense_width(settings, width):
-    assert MoEConfig(**settings).expert_dim == width
+    assert model_config("moe", settings).expert_dim == width
 
 
 @pytest.mark.parametrize(
@@ -94,22 +95,22 @@ def test_experts_share_the_dense_width(settings, width):
 )
 def test_a_wrong_value_is_refused(changes, message):
     with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        MoEConfig(**changes)
+        model_config("moe", changes)
 
 
 def test_the_untested_balance_can_be_insisted_on():
     settings = {"score_func": "softmax", "norm_topk_prob": False}
-    assert MoEConfig(allow_untested=True, **settings).balance == "bias"
+    assert model_config("moe", {"allow_untested": True, **settings}).balance == "bias"
 
 
 def test_all_problems_come_at_once():
     with pytest.raises(ConfigError) as caught:
-        MoEConfig(num_heads=5, top_k=9, jitter_noise=1.0)
+        model_config("moe", {"num_heads": 5, "top_k": 9, "jitter_noise": 1.0})
     assert len(caught.value.problems) == 3
 
 
 def test_grouped_mm_refuses_rows_that_it_cannot_read():
-    config = MoEConfig(moe_hidden=36, experts_impl="grouped_mm")
+    config = model_config("moe", {"moe_hidden": 36, "experts_impl": "grouped_mm"})
     assert (
         config.check_training(
             from_defaults(TrainingConfig, model="moe", model_cfg={}, dtype="float32")
@@ -121,7 +122,7 @@ def test_grouped_mm_refuses_rows_that_it_cannot_read():
     )
     assert "model_cfg.moe_hidden=36 is no multiple of 8" in problem
     assert (
-        MoEConfig(moe_hidden=36).check_training(
+        model_config("moe", {"moe_hidden": 36}).check_training(
             from_defaults(TrainingConfig, model="moe", model_cfg={})
         )
         == []

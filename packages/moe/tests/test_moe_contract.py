@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from nanozoo_core.testing import ModelContract
-from nanozoo_core.testing.processes import train_in_processes
 from nanozoo_core.training import checkpoint
 from nanozoo_core.training.run_folder import RunFolder
 
@@ -28,16 +27,11 @@ class TestContract(ModelContract):
     @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
     def test_two_processes_train_as_one(self, corpus, tmp_path, strategy):
         """The same losses, and the same bias: it follows the loads of both ranks together."""
-        alone = self.run(self.overrides(corpus, tmp_path / "one"))
-        changes = {"distributed.strategy": strategy}
-        overrides = self.overrides(corpus, tmp_path / "two", **changes)
-        train_in_processes(overrides, log=tmp_path / "log", num_processes=2)
-        one, two = self.losses(alone), self.losses(tmp_path / "two")
-        torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=1e-5, atol=0)
+        runs = self.train_alone_and_together(corpus, tmp_path, strategy)
         key = "blocks.1.mlp.router.choice_bias"
         bias, same = (
             checkpoint.read_tensors(RunFolder(run).latest_checkpoint(), "model")[key]
-            for run in (alone, tmp_path / "two")
+            for run in runs
         )
         assert bias.abs().max() > 0.01
         assert torch.equal(bias, same)

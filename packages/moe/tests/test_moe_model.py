@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanozoo_core.config import OptimConfig, from_defaults
+from nanozoo_core.config import OptimConfig, from_defaults, model_config
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.nn.control import ControlModel
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 def make_model(seed=0, *, scale=0.1, **settings):
     """A model with nothing at zero."""
     torch.manual_seed(seed)
-    model = MoE(MoEConfig(**(SHAPE | settings)))
+    model = MoE(model_config("moe", SHAPE | settings))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += scale * torch.randn_like(parameter)
@@ -34,14 +35,7 @@ def make_model(seed=0, *, scale=0.1, **settings):
 
 def make_control(mlp_ratio=4.0):
     torch.manual_seed(1)
-    return ControlModel(
-        VOCAB,
-        num_layers=SHAPE["num_layers"],
-        model_dim=SHAPE["model_dim"],
-        num_heads=SHAPE["num_heads"],
-        mlp_ratio=mlp_ratio,
-        max_context=LENGTH,
-    )
+    return ControlModel(ControlConfig(**SHAPE, mlp_ratio=mlp_ratio))
 
 
 def take_weights(model, control):
@@ -65,7 +59,7 @@ def tokens(batch=4, length=LENGTH, seed=0):
 def test_one_expert_trains_as_the_control_to_the_bit():
     control = make_control()
     torch.manual_seed(1)
-    model = MoE(MoEConfig(**SHAPE, num_experts=1))
+    model = MoE(model_config("moe", SHAPE | {"num_experts": 1}))
     optim = from_defaults(OptimConfig)
     losses = []
     for contestant in (model, control):
@@ -131,7 +125,7 @@ def test_without_routed_output_the_shared_experts_are_a_dense_mlp():
 @torch.no_grad()
 def test_all_layers_dense_is_the_control():
     control = make_control()
-    model = MoE(MoEConfig(**SHAPE, first_k_dense=3))
+    model = MoE(model_config("moe", SHAPE | {"first_k_dense": 3}))
     take_weights(model, control)
     assert list(model.routers()) == []
     assert torch.equal(model(tokens()), control(tokens()))
@@ -194,7 +188,7 @@ def test_implementations_agree_on_the_whole_model(implementation):
 def test_what_the_control_has_too_starts_as_the_controls():
     control = dict(make_control().named_parameters())
     torch.manual_seed(1)
-    model = MoE(MoEConfig(**SHAPE))
+    model = MoE(model_config("moe", SHAPE))
     shared = {name for name, _ in model.named_parameters() if ".mlp." not in name}
     shared |= {"blocks.0.mlp.up.weight", "blocks.0.mlp.down.weight"}
     assert len(shared) == 2 + 2 * 3 + 2
@@ -204,7 +198,7 @@ def test_what_the_control_has_too_starts_as_the_controls():
 
 def test_each_expert_starts_with_its_own_fan_in():
     torch.manual_seed(0)
-    mixture = MixtureOfExperts(MoEConfig(model_dim=256, num_heads=4))
+    mixture = MixtureOfExperts(model_config("moe", {"model_dim": 256, "num_heads": 4}))
     for expert in mixture.up:
         assert expert.std().item() * math.sqrt(256) == pytest.approx(0.5, rel=0.02)
     assert not mixture.down.any()
@@ -215,7 +209,7 @@ def test_each_expert_starts_with_its_own_fan_in():
 
 def test_fresh_model_predicts_the_uniform_distribution():
     torch.manual_seed(0)
-    model = MoE(MoEConfig(**SHAPE))
+    model = MoE(model_config("moe", SHAPE))
     logits = model(tokens())
     loss = F.cross_entropy(logits.flatten(0, 1), tokens(seed=1).flatten())
     assert abs((loss - math.log(VOCAB) - logits.var(-1).mean() / 2).item()) < 0.1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanozoo_core.config import OptimConfig, from_defaults
+from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.contract import Draw, Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing.sources import MarkovSource, batch_of
@@ -36,7 +36,7 @@ def train(model, sample, steps):
 def make_model(vocab_size, **settings):
     torch.manual_seed(0)
     shape = {"seq_len": 32, "num_layers": 3, "model_dim": 64, "num_heads": 2}
-    return MoE(MoEConfig(vocab_size=vocab_size, **(shape | settings)))
+    return MoE(model_config("moe", {"vocab_size": vocab_size, **shape | settings}))
 
 
 class TwoModes:

@@ -6,7 +6,7 @@ Their experts are W_down (act(W_gate h) * W_up h): with act = relu and W_gate = 
 import pytest
 import torch
 
-from nanozoo_moe.config import MoEConfig
+from nanozoo_core.config import model_config
 from nanozoo_moe.model import MixtureOfExperts
 
 transformers = pytest.importorskip("transformers", minversion="5")
@@ -25,7 +25,7 @@ OURS = {"model_dim": DIM, "num_heads": 2, "moe_hidden": HIDDEN, "num_experts": E
 
 def make_ours(**settings):
     torch.manual_seed(0)
-    mixture = MixtureOfExperts(MoEConfig(**OURS, top_k=TOP_K, **settings))
+    mixture = MixtureOfExperts(model_config("moe", OURS | {"top_k": TOP_K} | settings))
     with torch.no_grad():
         for parameter in mixture.parameters():
             parameter.normal_(std=0.3)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from nanozoo_moe.config import MoEConfig
+from nanozoo_core.config import model_config
 from nanozoo_moe.routing import (
     Router,
     Routing,
@@ -16,7 +16,7 @@ from nanozoo_moe.routing import (
 
 def make_router(seed=0, **settings):
     torch.manual_seed(seed)
-    return Router(MoEConfig(**{"model_dim": 16, "num_heads": 2, **settings}))
+    return Router(model_config("moe", {"model_dim": 16, "num_heads": 2, **settings}))
 
 
 def stream(batch=2, length=20, seed=0):

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core.config import compose_config, training_config
+from nanozoo_core.config import compose_config, model_config, training_config
 from nanozoo_core.errors import ConfigError
-from nanozoo_mtm.config import MTMConfig
 
 
 @pytest.mark.parametrize(
@@ -37,12 +36,12 @@ from nanozoo_mtm.config import MTMConfig
 )
 def test_a_wrong_value_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        MTMConfig(**changes)
+        model_config("mtm", changes)
 
 
 def test_all_problems_come_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        MTMConfig(num_heads=5, num_mtp_modules=5, mtp_lambda=-1.0)
+        model_config("mtm", {"num_heads": 5, "num_mtp_modules": 5, "mtp_lambda": -1.0})
     assert len(caught.value.problems) == 3
 
 
@@ -68,7 +67,7 @@ def test_all_problems_come_at_once() -> None:
 )
 def test_an_odd_setting_is_pointed_out(changes: dict[str, Any], message: str) -> None:
     with pytest.warns(UserWarning, match=message):
-        MTMConfig(**changes)
+        model_config("mtm", changes)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,7 @@ def test_an_odd_setting_is_pointed_out(changes: dict[str, Any], message: str) ->
 def test_a_sound_setting_says_nothing(changes: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        MTMConfig(**changes)
+        model_config("mtm", changes)
 
 
 def test_a_key_of_another_code_base_is_named() -> None:
@@ -104,6 +103,6 @@ def test_a_key_of_another_code_base_is_named() -> None:
     ids=["constant", "linear", "step", "later-step"],
 )
 def test_weight_over_the_run(settings: dict[str, Any], expected: list[float]) -> None:
-    config = MTMConfig(**settings)
+    config = model_config("mtm", settings)
     found = [config.module_weight(progress) for progress in (0.0, 0.5, 1.0)]
     assert found == pytest.approx(expected)

@@ -1,10 +1,8 @@
 from typing import Any
 
 import pytest
-import torch
 
 from nanozoo_core.testing import ModelContract
-from nanozoo_core.testing.processes import train_in_processes
 
 
 class TestContract(ModelContract):
@@ -25,10 +23,4 @@ class TestContract(ModelContract):
     @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
     def test_two_processes_train_as_one(self, corpus, tmp_path, strategy):
         changes = {"model_cfg.num_mtp_modules": 2}
-        alone = self.run(self.overrides(corpus, tmp_path / "one", **changes))
-        changes |= {"distributed.strategy": strategy}
-        overrides = self.overrides(corpus, tmp_path / "two", **changes)
-        train_in_processes(overrides, log=tmp_path / "log", num_processes=2)
-        one, two = self.losses(alone), self.losses(tmp_path / "two")
-        assert len(one) == 8
-        torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=1e-5, atol=0)
+        self.train_alone_and_together(corpus, tmp_path, strategy, **changes)

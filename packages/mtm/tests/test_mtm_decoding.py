@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from mtm_models import ADAPTER, SMALL, VOCAB, all_logits, build, random_tokens
+from mtm_models import ADAPTER, SMALL, all_logits, build
 from torch import Tensor
 
 from nanozoo_core.contract import SamplingSettings
+from nanozoo_core.testing.multi_token import VOCAB, random_tokens
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.speculation import (
     check_greedy_rows,

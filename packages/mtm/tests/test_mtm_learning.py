@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from mtm_models import ADAPTER, all_logits, build, random_batch
+from mtm_models import ADAPTER, all_logits, build
 from torch import Tensor
 
-from nanozoo_core.commands import cli
-from nanozoo_core.config import compose_config, resolve
-from nanozoo_core.contract import Batch, SamplingSettings
-from nanozoo_core.generation.speculative import Tally, decode
-from nanozoo_core.randomness import seeded_generator
+from nanozoo_core.contract import Batch
+from nanozoo_core.multi_token_adapter import targets_of
 from nanozoo_core.testing import ToyVocabulary
+from nanozoo_core.testing.multi_token import (
+    LENGTH,
+    check_a_run_drafts,
+    check_counting,
+    random_batch,
+)
 from nanozoo_core.testing.sources import MarkovSource, batch_of
 from nanozoo_core.testing.training import train
-from nanozoo_core.training.trainer import train as run_training
-from nanozoo_mtm.adapter import targets_of
-
-LENGTH = 32
 
 
 @pytest.mark.parametrize("block", ["base", "mlp"])
@@ -31,28 +29,7 @@ def test_every_depth_counts_on(block: str) -> None:
         moved=0, vocab_size=12, num_mtp_modules=2, spec_draft_tokens=2, mtp_block=block,
         mtp_lambda=1.0, mtp_lambda_final=1.0,
     )  # fmt: skip
-
-    def counting(seed: int) -> Batch:
-        starts = torch.randint(12, (8, 1), generator=torch.Generator().manual_seed(seed))
-        return batch_of((starts + torch.arange(LENGTH + 3)) % 12, lookahead=3)
-
-    train(ADAPTER, model, [counting(seed) for seed in range(150)])
-    batch = counting(1000)
-    with torch.no_grad():
-        logits = all_logits(model, batch)
-    for depth, found in enumerate(logits):
-        targets, _ = targets_of(model, batch, depth)
-        assert torch.equal(found.argmax(-1), (batch.inputs + depth + 1) % 12)
-        losses = torch.nn.functional.cross_entropy(found.flatten(0, 1), targets.flatten())
-        assert float(losses) < 0.02
-    drafter = ADAPTER.drafter(model)
-    assert drafter is not None
-    tally, greedy = Tally(), SamplingSettings(temperature=0)
-    lengths = torch.full((8,), 8)
-    for _ in decode(drafter, batch.inputs[:, :8], lengths, greedy, seeded_generator(0),
-                    max_tokens=25, tally=tally):  # fmt: skip
-        pass
-    assert (tally.acceptance, tally.tokens_per_pass) == (1, 3)
+    check_counting(ADAPTER, model, lambda batch: all_logits(model, batch))
 
 
 def test_a_module_reads_the_token_that_comes_next() -> None:
@@ -73,7 +50,7 @@ def test_a_module_reads_the_token_that_comes_next() -> None:
         logits = all_logits(model, batch)
     losses = [
         torch.nn.functional.cross_entropy(
-            found.transpose(1, 2), targets_of(model, batch, depth)[0], reduction="none"
+            found.transpose(1, 2), targets_of(model, batch, depth + 1)[0], reduction="none"
         ).mean(0)
         for depth, found in enumerate(logits)
     ]
@@ -128,12 +105,11 @@ def test_inspection_compares_each_module_with_the_main_model() -> None:
     assert found.metrics["agreement_module1"] == pytest.approx(float(same))
     overlap = torch.minimum(p, q).sum(-1).mean()
     assert found.metrics["overlap_module1"] == pytest.approx(float(overlap), rel=1e-4)
-    targets, _ = targets_of(model, batch, 1)
+    targets, _ = targets_of(model, batch, 2)
     nll = torch.nn.functional.cross_entropy(module.transpose(1, 2), targets, reduction="none")
     assert found.metrics["nll_module1"] == pytest.approx(float(nll[:, :-1].mean()), rel=1e-4)
     assert len(found.pictures) == 2
     assert 1 <= found.metrics["tokens_per_pass_greedy"] <= 2
-    assert found.metrics["speculative_speedup"] > 0
 
 
 def test_without_modules_there_is_nothing_to_inspect() -> None:
@@ -144,33 +120,7 @@ def test_without_modules_there_is_nothing_to_inspect() -> None:
 def test_a_run_tells_of_its_module_and_generates_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("NANOZOO_CACHE", str(tmp_path / "cache"))
-    text = tmp_path / "text"
-    text.mkdir()
-    for number in range(8):
-        (text / f"{number}.txt").write_text(f"one two three four {number} " * 60)
-    composed = compose_config(
-        [
-            *("model=mtm", "device=cpu", "data.corpus=text", f"data.path='{text}'"),
-            *("data.tokenizer=bytes", "data.seq_len=32", "train.batch_tokens=128"),
-            *("train.max_steps=5", "eval.bytes=1000", "eval.every=0", "log.tensorboard=false"),
-            *("model_cfg.num_layers=2", "model_cfg.model_dim=16", "model_cfg.num_heads=2"),
-            f"run_dir='{tmp_path / 'run'}'",
-        ]
-    )
-    folder = run_training(resolve(composed)).folder
-    diagnostics = json.loads((folder / "result.json").read_text())["diagnostics"]
-    assert {"nll_module1", "acceptance_greedy", "speculative_speedup"} <= set(diagnostics)
-    capsys.readouterr()
-
-    def generate(*flags: str) -> tuple[str, str]:
-        cli.main(["generate", str(folder), "--temperature", "0", "--max-tokens", "40", *flags])
-        captured = capsys.readouterr()
-        return captured.out, captured.err
-
-    plain, drafted = generate(), generate("--speculative")
-    assert plain[0] == drafted[0]
-    assert "drafts accepted" in drafted[1]
+    plain, generate = check_a_run_drafts("mtm", "nll_module1", tmp_path, monkeypatch, capsys)
     with pytest.warns(UserWarning, match="run again on its own output"):
         again = generate("--speculative", "model_cfg.spec_draft_tokens=3")
-    assert again[0] == plain[0]
+    assert again[0] == plain

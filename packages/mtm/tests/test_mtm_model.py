@@ -9,24 +9,27 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from mtm_models import (
-    ADAPTER,
-    STEP,
-    VOCAB,
-    all_logits,
-    build,
-    random_batch,
-)
+from mtm_models import ADAPTER, all_logits, build
 from torch import Tensor
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Batch, Draw, Step
-from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.nn.control import ControlBlock, ControlModel
+from nanozoo_core.multi_token_adapter import targets_of
+from nanozoo_core.nn.control import ControlBlock
 from nanozoo_core.nn.norms import rms_norm
-from nanozoo_core.testing.sources import batch_of
-from nanozoo_core.testing.training import gradients, move
-from nanozoo_mtm.adapter import read_by, targets_of
-from nanozoo_mtm.config import MTMConfig
+from nanozoo_core.testing.multi_token import (
+    LARGE,
+    STEP,
+    VOCAB,
+    check_every_parameter_gets_gradient,
+    check_rows_are_independent,
+    check_starts_as_the_control,
+    new_document,
+    plain_gradients,
+    random_batch,
+)
+from nanozoo_core.testing.training import gradients
+from nanozoo_mtm.adapter import read_by
 from nanozoo_mtm.model import MTM, MLPBlock, PredictionModule
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -38,25 +41,12 @@ KINDS: dict[str, dict[str, Any]] = {
 kinds = pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 
 
-def control() -> ControlModel:
-    torch.manual_seed(0)
-    return ControlModel(VOCAB, num_layers=2, model_dim=32, num_heads=2, max_context=48)
-
-
-def plain_gradients(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients of the control, moved as `build` moves."""
-    plain = control()
-    move(plain, 0.1)
-    loss = DefaultModelAdapter(MTMConfig, ControlModel).training_loss(plain, batch, STEP).value
-    return loss, gradients(plain, loss)
-
-
 # -- the control -------------------------------------------------------------------------------
 
 
 def test_without_modules_it_is_the_control_to_the_bit() -> None:
     batch = random_batch()
-    expected, theirs = plain_gradients(batch)
+    expected, theirs = plain_gradients(build().config, batch)
     ours = build(num_mtp_modules=0, spec_draft_tokens=0)
     found = ADAPTER.training_loss(ours, batch, STEP)
     assert torch.equal(found.value, expected)
@@ -71,9 +61,7 @@ def test_without_modules_it_is_the_control_to_the_bit() -> None:
 
 @kinds
 def test_with_one_seed_the_main_model_starts_as_the_control(settings: dict[str, Any]) -> None:
-    ours = dict(build(moved=0, **settings).named_parameters())
-    for name, parameter in control().named_parameters():
-        assert torch.equal(ours[name], parameter), name
+    check_starts_as_the_control(build(moved=0, **settings))
 
 
 def test_the_main_model_does_not_depend_on_modules() -> None:
@@ -150,9 +138,7 @@ def test_changes_reach_depth_k_through_the_token_k_places_on() -> None:
 @pytest.mark.parametrize("lookahead", [1, 2, 3])
 def test_the_loss_is_the_main_one_and_the_mean_of_the_modules(lookahead: int) -> None:
     model, batch = build(), random_batch(3, 12, lookahead)
-    documents = batch.documents.clone()
-    documents[1, 7:] = 1
-    batch = replace(batch, documents=documents)
+    batch = replace(batch, documents=new_document(batch, 1, 7))
     logits = all_logits(model, batch)
     means = []
     for depth in range(3):
@@ -162,7 +148,7 @@ def test_the_loss_is_the_main_one_and_the_mean_of_the_modules(lookahead: int) ->
                 target = place + depth + 1
                 if target >= batch.tokens.shape[1]:
                     continue
-                if depth > 0 and documents[row, target] != documents[row, place]:
+                if depth > 0 and batch.documents[row, target] != batch.documents[row, place]:
                     continue
                 found = logits[depth, row, place]
                 losses.append(F.cross_entropy(found, batch.tokens[row, target]))
@@ -180,8 +166,8 @@ def test_without_lookahead_the_end_of_a_window_has_no_targets() -> None:
     model = build()
     for depth in range(3):
         short, whole = random_batch(4, 24), random_batch(4, 24, lookahead=3)
-        assert int(targets_of(model, short, depth)[1].sum()) == 4 * (24 - depth)
-        assert int(targets_of(model, whole, depth)[1].sum()) == 4 * 24
+        assert int(targets_of(model, short, depth + 1)[1].sum()) == 4 * (24 - depth)
+        assert int(targets_of(model, whole, depth + 1)[1].sum()) == 4 * 24
     assert ADAPTER.lookahead(model.config) == 3
 
 
@@ -207,27 +193,17 @@ def test_what_stands_past_the_window_is_never_used() -> None:
 def test_modules_stop_at_a_new_document() -> None:
     model = build()
     batch = random_batch(2, 20)
-    documents = batch.documents.clone()
-    documents[0, 10:] = 1
-    batch = replace(batch, documents=documents)
+    batch = replace(batch, documents=new_document(batch, 0, 10))
     for depth in (1, 2):
-        _, counts = targets_of(model, batch, depth)
+        _, counts = targets_of(model, batch, depth + 1)
         assert int(counts[0, :10].sum()) == 10 - depth - 1
         assert bool(counts[0, 10 : 20 - depth].all())
     across = build(cross_document_targets=True)
-    assert int(targets_of(across, batch, 2)[1].sum()) == 2 * 18
+    assert int(targets_of(across, batch, 3)[1].sum()) == 2 * 18
 
 
 def test_rows_are_independent() -> None:
-    model, batch = build(), random_batch()
-    whole = ADAPTER.training_loss(model, batch, STEP)
-    parts = []
-    for row in range(4):
-        one = batch_of(batch.tokens[row : row + 1], first_row=row, num_rows=4)
-        parts.append(ADAPTER.training_loss(model, one, STEP))
-    for name, value in whole.metrics.items():
-        mean = torch.stack([part.metrics[name] for part in parts]).mean()
-        torch.testing.assert_close(value, mean)
+    check_rows_are_independent(ADAPTER, build())
 
 
 # -- gradients ---------------------------------------------------------------------------------
@@ -235,14 +211,12 @@ def test_rows_are_independent() -> None:
 
 @kinds
 def test_every_parameter_gets_gradient(settings: dict[str, Any]) -> None:
-    model = build(**settings)
-    found = gradients(model, ADAPTER.training_loss(model, random_batch(), STEP).value)
-    assert all(gradient.abs().max() > 0 for gradient in found.values())
+    check_every_parameter_gets_gradient(ADAPTER, build(**settings))
 
 
 def test_modules_move_the_trunk_the_embedding_and_the_output() -> None:
     model, batch = build(), random_batch()
-    _, plain = plain_gradients(batch)
+    _, plain = plain_gradients(build().config, batch)
     found = gradients(model, ADAPTER.training_loss(model, batch, STEP).value)
     for name, gradient in plain.items():
         assert (found[name] - gradient).norm() > 1e-3 * gradient.norm(), name
@@ -250,7 +224,7 @@ def test_modules_move_the_trunk_the_embedding_and_the_output() -> None:
 
 def test_detached_modules_leave_the_trunk_to_the_control() -> None:
     model, batch = build(mtp_detach="hidden"), random_batch()
-    loss, plain = plain_gradients(batch)
+    loss, plain = plain_gradients(build().config, batch)
     found = ADAPTER.training_loss(model, batch, STEP)
     assert torch.equal(found.metrics["nll"], loss.detach())
     mine = gradients(model, found.value)
@@ -264,7 +238,7 @@ def test_detached_modules_leave_the_trunk_to_the_control() -> None:
 
 def test_at_weight_zero_the_main_model_is_the_control() -> None:
     model, batch = build(mtp_lambda_final=0.0), random_batch()
-    loss, plain = plain_gradients(batch)
+    loss, plain = plain_gradients(build().config, batch)
     found = ADAPTER.training_loss(model, batch, Step(number=9, progress=1.0, seed=0)).value
     assert torch.equal(found, loss)
     mine = gradients(model, found)
@@ -285,16 +259,15 @@ def test_every_depth_starts_uniform(settings: dict[str, Any]) -> None:
 
 def test_a_fused_stream_starts_with_the_size_of_its_parts() -> None:
     torch.manual_seed(0)
-    module = PredictionModule(MTMConfig(vocab_size=VOCAB))
+    module = PredictionModule(model_config("mtm", {"vocab_size": VOCAB}))
     hidden, embedded = (10 * torch.randn(4, 16, 128) for _ in range(2))
     u = module.fuse(torch.cat([module.hidden_norm(hidden), module.embed_norm(embedded)], -1))
     assert float(u.detach().std()) == pytest.approx(1, abs=0.05)
 
 
 def test_sizes_at_124m() -> None:
-    shape = {"vocab_size": 50304, "seq_len": 1024, "num_layers": 12, "model_dim": 768}
     with torch.device("meta"):
-        model = MTM(MTMConfig(**shape, num_heads=6))  # type: ignore[arg-type]
+        model = MTM(model_config("mtm", LARGE))
     report = ADAPTER.report(model)
     control = 2 * 50304 * 768 + 12 * 12 * 768**2
     module = 14 * 768**2 + 3 * 768

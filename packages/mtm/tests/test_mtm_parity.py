@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nanozoo_mtm.config import MTMConfig
+from nanozoo_core.config import model_config
 from nanozoo_mtm.model import PredictionModule
 
 transformers = pytest.importorskip("transformers", minversion="5.23")
@@ -52,12 +52,15 @@ def test_a_chain_of_two_modules(order, share_final_norm):
     )
     config.mtp_hidden_states_first = order == "hidden_first"
     rotary = LlamaRotaryEmbedding(config)
-    ours_config = MTMConfig(
-        vocab_size=31,
-        model_dim=DIM,
-        num_heads=2,
-        concat_order=order,
-        share_final_norm=share_final_norm,
+    ours_config = model_config(
+        "mtm",
+        {
+            "vocab_size": 31,
+            "model_dim": DIM,
+            "num_heads": 2,
+            "concat_order": order,
+            "share_final_norm": share_final_norm,
+        },
     )
     mask = torch.full((LENGTH, LENGTH), -torch.inf).triu(1)[None, None]
     positions = torch.arange(LENGTH)[None]

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core.config import compose_config, training_config
+from nanozoo_core.config import compose_config, model_config, training_config
 from nanozoo_core.errors import ConfigError
-from nanozoo_mtp.config import MTPConfig
 
 
 @pytest.mark.parametrize(
@@ -32,32 +31,35 @@ from nanozoo_mtp.config import MTPConfig
 )
 def test_a_wrong_value_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        MTPConfig(**changes)
+        model_config("mtp", changes)
 
 
 def test_all_problems_come_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        MTPConfig(num_heads=5, num_mtp_tokens=4, mtp_anneal_frac=2.0)
+        model_config("mtp", {"num_heads": 5, "num_mtp_tokens": 4, "mtp_anneal_frac": 2.0})
     assert len(caught.value.problems) == 3
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_mtp_tokens": 1, "head_backward": "sequential"}, "no effect with a single head"),
+        (
+            {"num_mtp_tokens": 1, "head_backward": "sequential"},
+            "no effect with model_cfg.num_mtp_tokens=1",
+        ),
         ({"mtp_anneal_frac": 0.5}, "no effect with model_cfg.mtp_weight_schedule=constant"),
     ],
     ids=["backward", "anneal"],
 )
 def test_a_setting_without_effect_is_pointed_out(changes: dict[str, Any], message: str) -> None:
     with pytest.warns(UserWarning, match=message):
-        MTPConfig(**changes)
+        model_config("mtp", changes)
 
 
 def test_the_default_says_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        MTPConfig()
+        model_config("mtp")
 
 
 def test_a_key_of_another_code_base_is_named() -> None:
@@ -94,10 +96,10 @@ def test_gradients_in_the_forward_pass_do_not_go_with_fsdp() -> None:
 def test_weights_over_the_run(
     settings: dict[str, Any], progress: float, expected: list[float]
 ) -> None:
-    config = MTPConfig(num_mtp_tokens=3, **settings)
+    config = model_config("mtp", {"num_mtp_tokens": 3, **settings})
     assert config.loss_weights(progress) == pytest.approx(expected)
 
 
 def test_heads_are_among_the_layers() -> None:
-    assert MTPConfig(num_layers=12, num_mtp_tokens=4).num_trunk_layers == 8
-    assert MTPConfig(num_mtp_tokens=4, head_type="linear").num_trunk_layers == 4
+    assert model_config("mtp", {"num_layers": 12, "num_mtp_tokens": 4}).num_trunk_layers == 8
+    assert model_config("mtp", {"num_mtp_tokens": 4, "head_type": "linear"}).num_trunk_layers == 4

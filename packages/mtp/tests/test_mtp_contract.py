@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from nanozoo_core.testing import ModelContract
-from nanozoo_core.testing.processes import train_in_processes
 
 
 class TestContract(ModelContract):
@@ -33,20 +32,15 @@ class TestContract(ModelContract):
     )
     def test_two_processes_train_as_one(self, corpus, tmp_path, strategy, way):
         changes = {"model_cfg.head_backward": way}
-        alone = self.run(self.overrides(corpus, tmp_path / "one", **changes))
-        changes |= {"distributed.strategy": strategy}
-        overrides = self.overrides(corpus, tmp_path / "two", **changes)
-        train_in_processes(overrides, log=tmp_path / "log", num_processes=2)
-        one, two = self.losses(alone), self.losses(tmp_path / "two")
-        assert len(one) == 8
-        torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=1e-5, atol=0)
+        self.train_alone_and_together(corpus, tmp_path, strategy, **changes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["checkpoint", "sequential"])
 def test_other_ways_to_the_gradient_compile(way: str) -> None:
-    from mtp_models import ADAPTER, STEP, build, random_batch
+    from mtp_models import ADAPTER, build
 
+    from nanozoo_core.testing.multi_token import STEP, random_batch
     from nanozoo_core.testing.training import gradients
     from nanozoo_core.training.distributed import LossModule
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from mtp_models import ADAPTER, SMALL, VOCAB, all_logits, build, random_tokens
+from mtp_models import ADAPTER, SMALL, all_logits, build
 from torch import Tensor
 
 from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.generation.speculative import Tally, speculative
 from nanozoo_core.randomness import seeded_generator
+from nanozoo_core.testing.multi_token import VOCAB, random_tokens
 from nanozoo_core.testing.speculation import (
     check_greedy_rows,
     check_greedy_text,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,51 +9,19 @@ import torch
 from mtp_models import ADAPTER, all_logits, build
 from torch import Tensor
 
-from nanozoo_core.commands import cli
-from nanozoo_core.config import compose_config, resolve
-from nanozoo_core.contract import Batch, SamplingSettings
-from nanozoo_core.generation.speculative import Tally, decode
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import ToyVocabulary
+from nanozoo_core.testing.multi_token import LENGTH, check_a_run_drafts, check_counting
 from nanozoo_core.testing.sources import MarkovSource, batch_of
 from nanozoo_core.testing.training import train
-from nanozoo_core.training.trainer import train as run_training
 from nanozoo_mtp.losses import token_losses
-from nanozoo_mtp.model import MTP
-
-LENGTH = 32
-
-
-def losses_by_horizon(model: MTP, tokens: Tensor) -> list[float]:
-    with torch.no_grad():
-        batch = batch_of(tokens, lookahead=model.config.num_mtp_tokens)
-        return [float(losses.mean()) for losses in token_losses(model, batch)]
 
 
 @pytest.mark.parametrize("head_type", ["block", "linear"])
 def test_every_head_counts_its_own_distance(head_type: str) -> None:
     """x_{t+1} = x_t + 1 mod V: head i at t says x_t + i."""
     model = build(moved=0, vocab_size=12, num_mtp_tokens=3, head_type=head_type)
-
-    def counting(seed: int) -> Batch:
-        starts = torch.randint(12, (8, 1), generator=torch.Generator().manual_seed(seed))
-        return batch_of((starts + torch.arange(LENGTH + 3)) % 12, lookahead=3)
-
-    train(ADAPTER, model, [counting(seed) for seed in range(150)])
-    tokens = counting(1000).tokens
-    assert max(losses_by_horizon(model, tokens)) < 0.02
-    inputs = tokens[:, :LENGTH]
-    with torch.no_grad():
-        for horizon, logits in enumerate(all_logits(model, inputs), start=1):
-            assert torch.equal(logits.argmax(-1), (inputs + horizon) % 12)
-    tally = Tally()
-    greedy = SamplingSettings(temperature=0)
-    drafter = ADAPTER.drafter(model)
-    lengths = torch.full((8,), 8)
-    for _ in decode(drafter, inputs[:, :8], lengths, greedy, seeded_generator(0), max_tokens=25,
-                    tally=tally):  # fmt: skip
-        pass
-    assert (tally.acceptance, tally.tokens_per_pass) == (1, 3)
+    check_counting(ADAPTER, model, lambda batch: all_logits(model, batch.inputs))
 
 
 def test_each_head_learns_the_chain_of_its_own_distance() -> None:
@@ -117,38 +84,9 @@ def test_inspection_adds_up() -> None:
     assert len(found.pictures) == 2
     assert 1 <= found.metrics["tokens_per_pass_greedy"] <= 3
     assert 0 <= found.metrics["acceptance_sampled"] <= 1
-    assert found.metrics["speculative_speedup"] > 0
 
 
 def test_a_run_tells_of_its_drafts_and_generates_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("NANOZOO_CACHE", str(tmp_path / "cache"))
-    text = tmp_path / "text"
-    text.mkdir()
-    for number in range(8):
-        (text / f"{number}.txt").write_text(f"one two three four {number} " * 60)
-    composed = compose_config(
-        [
-            *("model=mtp", "device=cpu", "data.corpus=text", f"data.path='{text}'"),
-            *("data.tokenizer=bytes", "data.seq_len=32", "train.batch_tokens=128"),
-            *("train.max_steps=5", "eval.bytes=1000", "eval.every=0", "log.tensorboard=false"),
-            *("model_cfg.num_layers=3", "model_cfg.model_dim=16", "model_cfg.num_heads=2"),
-            f"run_dir='{tmp_path / 'run'}'",
-        ]
-    )
-    folder = run_training(resolve(composed)).folder
-    diagnostics = json.loads((folder / "result.json").read_text())["diagnostics"]
-    assert {"nll_ahead2", "acceptance_greedy", "speculative_speedup"} <= set(diagnostics)
-    capsys.readouterr()
-
-    def generate(*flags: str) -> tuple[str, str]:
-        cli.main(["generate", str(folder), "--temperature", "0", "--max-tokens", "40", *flags])
-        captured = capsys.readouterr()
-        return captured.out, captured.err
-
-    plain, drafted = generate(), generate("--speculative")
-    assert plain[0] == drafted[0]
-    assert plain[1] == ""
-    assert "passes" in drafted[1]
-    assert "drafts accepted" in drafted[1]
+    check_a_run_drafts("mtp", "nll_ahead2", tmp_path, monkeypatch, capsys)

@@ -9,24 +9,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from mtp_models import (
-    ADAPTER,
-    STEP,
-    VOCAB,
-    all_logits,
-    build,
-    random_batch,
-    random_tokens,
-)
+from mtp_models import ADAPTER, all_logits, build
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nanozoo_core.contract import Batch, Draw
 from nanozoo_core.machine.device import autocast
+from nanozoo_core.multi_token_adapter import targets_of
+from nanozoo_core.testing.multi_token import STEP, VOCAB, new_document, random_batch, random_tokens
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.training import gradients
-from nanozoo_mtp.losses import targets_of, token_losses
+from nanozoo_mtp.losses import token_losses
 from nanozoo_mtp.model import MTP
 
 WAYS = ("joint", "checkpoint", "sequential")
@@ -61,8 +55,7 @@ def by_hand(model: MTP, batch: Batch) -> list[Tensor]:
 @pytest.mark.parametrize("settings", [{}, {"head_type": "linear"}, SHARED], ids=str)
 def test_losses_are_those_written_out(settings: dict[str, Any], lookahead: int) -> None:
     model, batch = build(**settings), random_batch(3, 12, lookahead)
-    documents = batch.documents.clone()
-    documents[1, 7:] = 1
+    documents = new_document(batch, 1, 7)
     batch = replace(batch, documents=documents)
     loss = ADAPTER.training_loss(model, batch, STEP)
     expected = torch.stack(by_hand(model, batch))
@@ -96,8 +89,7 @@ def test_tokens_behind_a_new_document_are_no_targets() -> None:
     """The document of the first row ends with token 9; head 1 alone looks across."""
     model = build()
     batch = random_batch(2, 20)
-    documents = batch.documents.clone()
-    documents[0, 10:] = 1
+    documents = new_document(batch, 0, 10)
     changed = batch.tokens.clone()
     changed[0, 10:13] = (changed[0, 10:13] + 1) % VOCAB
     before = token_losses(model, replace(batch, documents=documents))
@@ -114,8 +106,7 @@ def test_tokens_behind_a_new_document_are_no_targets() -> None:
 def test_documents_are_crossed_on_request() -> None:
     model = build(cross_document_targets=True)
     batch = random_batch(2, 20)
-    documents = batch.documents.clone()
-    documents[0, 10:] = 1
+    documents = new_document(batch, 0, 10)
     _, counts = targets_of(model, replace(batch, documents=documents), 3)
     assert int(counts.sum()) == 2 * 18
 

@@ -8,23 +8,26 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from mtp_models import (
-    ADAPTER,
-    SMALL,
-    STEP,
-    VOCAB,
-    all_logits,
-    build,
-    random_batch,
-    random_tokens,
-)
+from mtp_models import ADAPTER, all_logits, build
 
-from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.config import model_config
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.optim.groups import default_roles
-from nanozoo_core.testing.training import gradients, move
-from nanozoo_mtp.config import MTPConfig
+from nanozoo_core.testing.multi_token import (
+    LARGE,
+    STEP,
+    VOCAB,
+    check_every_parameter_gets_gradient,
+    check_rows_are_independent,
+    check_starts_as_the_control,
+    control_of,
+    plain_gradients,
+    random_batch,
+    random_tokens,
+)
+from nanozoo_core.testing.training import gradients
 from nanozoo_mtp.model import MTP
 
 TYPES: dict[str, dict[str, Any]] = {
@@ -35,39 +38,28 @@ TYPES: dict[str, dict[str, Any]] = {
 types = pytest.mark.parametrize("settings", TYPES.values(), ids=TYPES)
 
 
-def control() -> ControlModel:
-    torch.manual_seed(0)
-    return ControlModel(
-        VOCAB, num_layers=4, model_dim=32, num_heads=2, max_context=SMALL["seq_len"]
-    )
-
-
 # -- the control -------------------------------------------------------------------------------
 
 
 @types
 def test_with_one_token_it_is_the_control_to_the_bit(settings: dict[str, Any]) -> None:
-    plain, ours = control(), build(moved=0, num_mtp_tokens=1, **settings)
-    assert dict(ours.named_parameters()).keys() == dict(plain.named_parameters()).keys()
-    for model in (plain, ours):
-        move(model, 0.1)
-    batch = random_batch()
-    adapter = DefaultModelAdapter(MTPConfig, ControlModel)
-    expected = adapter.training_loss(plain, batch, STEP).value
+    ours, batch = build(num_mtp_tokens=1, **settings), random_batch()
+    expected, theirs = plain_gradients(ours.config, batch)
     found = ADAPTER.training_loss(ours, batch, STEP).value
     assert torch.equal(found, expected)
-    theirs = gradients(plain, expected)
-    for name, gradient in gradients(ours, found).items():
+    mine = gradients(ours, found)
+    assert mine.keys() == theirs.keys()
+    for name, gradient in mine.items():
         assert torch.equal(gradient, theirs[name]), name
+    plain = control_of(ours.config)
+    plain.load_state_dict(ours.state_dict())
     assert torch.equal(ours(batch.inputs), plain(batch.inputs))
-    assert ADAPTER.lookahead(ours.config) == adapter.lookahead(None)
+    assert ADAPTER.lookahead(ours.config) == 1
 
 
 @types
 def test_with_one_seed_all_weights_start_as_the_control_s(settings: dict[str, Any]) -> None:
-    ours = dict(build(moved=0, **settings).named_parameters())
-    for name, parameter in control().named_parameters():
-        assert torch.equal(ours[name], parameter), name
+    check_starts_as_the_control(build(moved=0, **settings))
 
 
 def test_head_one_is_the_last_block_behind_the_trunk() -> None:
@@ -75,7 +67,7 @@ def test_head_one_is_the_last_block_behind_the_trunk() -> None:
     end."""
     ours, tokens = build(), random_tokens(2, 20)
     torch.manual_seed(0)
-    short = ControlModel(VOCAB, num_layers=2, model_dim=32, num_heads=2)
+    short = ControlModel(ControlConfig(VOCAB, 48, 2, 32, 2, mlp_ratio=4))
     weights = ours.state_dict()
     short.load_state_dict({name: weights[name] for name in short.state_dict()})
     assert torch.equal(ours(tokens), short(tokens))
@@ -115,20 +107,7 @@ def test_no_head_sees_later_tokens(settings: dict[str, Any]) -> None:
 
 @types
 def test_rows_are_independent_in_logits_and_labels(settings: dict[str, Any]) -> None:
-    model, batch = build(**settings), random_batch()
-    whole = ADAPTER.training_loss(model, batch, STEP)
-    parts = []
-    for row in range(4):
-        one = type(batch)(
-            batch.tokens[row : row + 1],
-            batch.documents[row : row + 1],
-            batch.rows[row : row + 1],
-            4,
-        )
-        parts.append(ADAPTER.training_loss(model, one, STEP))
-    for name, value in whole.metrics.items():
-        mean = torch.stack([part.metrics[name] for part in parts]).mean()
-        torch.testing.assert_close(value, mean)
+    check_rows_are_independent(ADAPTER, build(**settings))
 
 
 # -- gradients ---------------------------------------------------------------------------------
@@ -136,9 +115,7 @@ def test_rows_are_independent_in_logits_and_labels(settings: dict[str, Any]) -> 
 
 @types
 def test_every_parameter_gets_gradient(settings: dict[str, Any]) -> None:
-    model = build(**settings)
-    found = gradients(model, ADAPTER.training_loss(model, random_batch(), STEP).value)
-    assert all(gradient.abs().max() > 0 for gradient in found.values())
+    check_every_parameter_gets_gradient(ADAPTER, build(**settings))
 
 
 @pytest.mark.parametrize("way", ["joint", "checkpoint", "sequential"])
@@ -160,7 +137,7 @@ def test_a_horizon_of_weight_zero_changes_no_gradient(way: str) -> None:
 
 
 def test_roles_are_the_control_s_and_maps_are_matrices() -> None:
-    assert default_roles(build()) == default_roles(control())
+    assert default_roles(build()) == default_roles(control_of(build().config))
     roles = ADAPTER.parameter_roles(build(head_type="linear"))
     assert roles["maps.0.weight"] == roles["maps.1.weight"] == "matrix"
 
@@ -180,8 +157,7 @@ def test_every_horizon_starts_uniform(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("num_mtp_tokens", [1, 2, 4])
 def test_parameters_are_those_of_a_decoder_of_as_many_blocks(num_mtp_tokens: int) -> None:
     with torch.device("meta"):
-        model = MTP(MTPConfig(vocab_size=50304, seq_len=1024, num_layers=12, model_dim=768,
-                              num_heads=6, num_mtp_tokens=num_mtp_tokens))  # fmt: skip
+        model = MTP(model_config("mtp", LARGE | {"num_mtp_tokens": num_mtp_tokens}))
     report = ADAPTER.report(model)
     assert report["params"] == 2 * 50304 * 768 + 12 * 12 * 768**2
     idle = (num_mtp_tokens - 1) * 12 * 768**2

@@ -1,8 +1,8 @@
 import pytest
+from ngpt_models import make_config
 
 from nanozoo_core.config import compose_config, training_config
 from nanozoo_core.errors import ConfigError
-from nanozoo_ngpt.config import NGPTConfig
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,12 @@ from nanozoo_ngpt.config import NGPTConfig
 )
 def test_a_value_out_of_range_is_refused(changes, message):
     with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        NGPTConfig(**changes)
+        make_config(**changes)
 
 
 def test_all_problems_come_at_once():
     with pytest.raises(ConfigError) as caught:
-        NGPTConfig(num_heads=5, alpha_init=2.0, seq_len=0)
+        make_config(num_heads=5, alpha_init=2.0, seq_len=0)
     assert len(caught.value.problems) == 3
 
 
@@ -63,4 +63,4 @@ def test_keys_of_other_designs_are_unknown(key):
     ("dim", "ratio", "width"), [(128, 2.667, 320), (768, 2.667, 2048), (768, 4, 3072), (16, 1, 64)]
 )
 def test_mlp_width_is_rounded_to_64(dim, ratio, width):
-    assert NGPTConfig(model_dim=dim, mlp_ratio=ratio).mlp_dim == width
+    assert make_config(model_dim=dim, mlp_ratio=ratio).mlp_dim == width

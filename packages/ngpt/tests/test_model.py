@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from ngpt_models import make_config
 
 from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Step
@@ -24,7 +25,7 @@ ADAPTER = Adapter(NGPTConfig, NGPT)
 
 def build(**changes):
     torch.manual_seed(0)
-    return NGPT(NGPTConfig(**(SMALL | changes)))
+    return NGPT(make_config(**(SMALL | changes)))
 
 
 @torch.no_grad()
@@ -229,7 +230,7 @@ def test_gradients_are_the_papers():
 def test_parameter_count_at_124m():
     with torch.device("meta"):
         model = NGPT(
-            NGPTConfig(
+            make_config(
                 vocab_size=50257, pad_vocab_to=64, num_layers=12, model_dim=768, num_heads=12
             )
         )
@@ -237,7 +238,7 @@ def test_parameter_count_at_124m():
 
 
 def test_training_flops_are_the_formula():
-    config = NGPTConfig(**SMALL)
+    config = make_config(**SMALL)
     dim, hidden = config.model_dim, config.mlp_dim
     weights = config.num_layers * (4 * dim**2 + 3 * dim * hidden) + VOCAB * dim
     attention = 12 * config.num_layers * dim * LENGTH

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanozoo_core.config import model_config
 from nanozoo_rd.config import RDConfig
 from nanozoo_rd.model import RecurrentDepth, Thought
 
@@ -23,12 +24,18 @@ SMALL: dict[str, Any] = {
 }
 
 
+def make_config(**changes: Any) -> RDConfig:
+    """The default settings with changes."""
+    config: RDConfig = model_config("rd", changes)
+    return config
+
+
 def build(
     *, moved: bool = True, dtype: torch.dtype = torch.float32, **changes: Any
 ) -> RecurrentDepth:
     """A model with gains and biases moved off their neutral values, unless `moved` is false."""
     torch.manual_seed(0)
-    model = RecurrentDepth(RDConfig(**(SMALL | changes)))
+    model = RecurrentDepth(make_config(**(SMALL | changes)))
     if moved:
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():

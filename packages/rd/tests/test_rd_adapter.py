@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from rd_models import VOCAB, build, random_tokens, think
+from rd_models import VOCAB, build, make_config, random_tokens, think
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanozoo_core.config import OptimConfig, from_defaults
@@ -69,15 +69,15 @@ def test_forward_flops_are_those_that_torch_counts(depth, mode):
 
 
 def test_training_flops_are_forward_at_the_depth_and_backward_at_its_truncation():
-    config = RDConfig(vocab_size=VOCAB, sampling="fixed", mean_recurrence=6, k_trunc=2)
+    config = make_config(vocab_size=VOCAB, sampling="fixed", mean_recurrence=6, k_trunc=2)
     expected = forward_flops(config, 64, 6) + 2 * forward_flops(config, 64, 2)
     assert ADAPTER.flops_per_token(config, 64) == pytest.approx(expected)
-    full = RDConfig(vocab_size=VOCAB, sampling="fixed", mean_recurrence=6, k_trunc="full")
+    full = make_config(vocab_size=VOCAB, sampling="fixed", mean_recurrence=6, k_trunc="full")
     assert ADAPTER.flops_per_token(full, 64) == pytest.approx(3 * forward_flops(config, 64, 6))
 
 
 def test_training_flops_are_the_mean_over_draws():
-    config = RDConfig(vocab_size=VOCAB)
+    config = make_config(vocab_size=VOCAB)
     generator = torch.Generator().manual_seed(0)
     depths = [config.law().draw(generator) for _ in range(20_000)]
     costs = [

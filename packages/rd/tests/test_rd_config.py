@@ -1,6 +1,7 @@
 import warnings
 
 import pytest
+from rd_models import make_config
 
 from nanozoo_core.config import (
     TrainingConfig,
@@ -10,7 +11,6 @@ from nanozoo_core.config import (
     training_config,
 )
 from nanozoo_core.errors import ConfigError
-from nanozoo_rd.config import RDConfig
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ from nanozoo_rd.config import RDConfig
 )
 def test_a_value_out_of_range_is_refused(changes, message):
     with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        RDConfig(**changes)
+        make_config(**changes)
 
 
 def test_all_problems_come_at_once():
     with pytest.raises(ConfigError) as caught:
-        RDConfig(num_heads=5, k_trunc=0, kv_budget=0, s0_std=-1.0)
+        make_config(num_heads=5, k_trunc=0, kv_budget=0, s0_std=-1.0)
     assert len(caught.value.problems) == 4
 
 
@@ -82,7 +82,7 @@ def test_names_of_other_code_are_refused_with_ours(old, new):
 )
 def test_what_belongs_to_decoding_is_refused_in_training(changes):
     ((key, value),) = changes.items()
-    (problem,) = RDConfig(**changes).check_training(
+    (problem,) = make_config(**changes).check_training(
         from_defaults(TrainingConfig, model="rd", model_cfg={})
     )
     assert f"model_cfg.{key}={value} is for decoding" in problem
@@ -92,29 +92,31 @@ def test_what_belongs_to_decoding_is_refused_in_training(changes):
 
 
 def test_an_ordinary_training_has_no_problem():
-    assert RDConfig().check_training(from_defaults(TrainingConfig, model="rd", model_cfg={})) == []
+    assert (
+        make_config().check_training(from_defaults(TrainingConfig, model="rd", model_cfg={})) == []
+    )
 
 
 def test_a_clamp_that_moves_the_mean_is_pointed_out():
     with pytest.warns(UserWarning, match=r"r_max=64 cuts 6% .* lowers their mean to 32\.0"):
-        RDConfig(mean_recurrence=32, r_max=64)
+        make_config(mean_recurrence=32, r_max=64)
 
 
 def test_a_clamp_in_the_far_tail_is_not():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        RDConfig(mean_recurrence=4, r_max=16)
+        make_config(mean_recurrence=4, r_max=16)
 
 
 def test_scoring_deeper_than_any_training_step_is_pointed_out():
     with pytest.warns(UserWarning, match=r"eval_recurrence=32 is above model_cfg.r_max=16"):
-        RDConfig(r_max=16, eval_recurrence=32)
+        make_config(r_max=16, eval_recurrence=32)
 
 
 def test_the_preset_fills_what_is_left_open():
-    assert RDConfig().depths == (4, 2, 4)
-    assert RDConfig(preset="rd_paper").depths == (32, 8, 32)
-    assert RDConfig(preset="rd_paper", eval_recurrence=64, k_trunc="full").depths == (
+    assert make_config().depths == (4, 2, 4)
+    assert make_config(preset="rd_paper").depths == (32, 8, 32)
+    assert make_config(preset="rd_paper", eval_recurrence=64, k_trunc="full").depths == (
         32,
         "full",
         64,
@@ -123,11 +125,11 @@ def test_the_preset_fills_what_is_left_open():
 
 @pytest.mark.parametrize(("dim", "hidden"), [(128, 320), (768, 2048), (16, 64)])
 def test_the_default_mlp_is_eight_thirds_wide(dim, hidden):
-    assert RDConfig(model_dim=dim).hidden_dim == hidden
+    assert make_config(model_dim=dim).hidden_dim == hidden
 
 
 def test_the_recipe_has_the_published_shape_and_97_million_parameters():
-    config = RDConfig(
+    config = make_config(
         vocab_size=50304,
         num_prelude_layers=2,
         num_core_layers=4,

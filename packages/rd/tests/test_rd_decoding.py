@@ -5,6 +5,7 @@ import torch
 from rd_models import VOCAB, build, random_tokens
 
 from nanozoo_core.contract import SamplingSettings
+from nanozoo_core.generation.text import draw_text
 from nanozoo_rd.adapter import RDAdapter
 from nanozoo_rd.cache import Decoding
 from nanozoo_rd.config import RDConfig
@@ -180,7 +181,8 @@ def test_cached_tokens_after_exits_equal_full_recomputation(criterion):
 def draw(model, **changes):
     settings = SamplingSettings(**({"max_tokens": 10} | changes))
     generator = torch.Generator().manual_seed(0)
-    return [t for new in ADAPTER.generate(model, [3, 1, 4], settings, generator) for t in new]
+    pieces = draw_text(ADAPTER, model, [3, 1, 4], settings, generator)
+    return [token for new in pieces for token in new]
 
 
 @pytest.mark.parametrize(

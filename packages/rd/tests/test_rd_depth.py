@@ -1,9 +1,9 @@
 import pytest
 import torch
+from rd_models import make_config
 
 from nanozoo_core.contract import Step
 from nanozoo_rd.adapter import draw_step
-from nanozoo_rd.config import RDConfig
 from nanozoo_rd.depth import DepthLaw
 
 # Quantiles of the published sampler, from 10^6 draws of its code at sigma 1/2.
@@ -75,7 +75,7 @@ def test_plain_poisson_has_its_closed_form():
 
 
 def test_the_curriculum_raises_the_mean_linearly():
-    config = RDConfig(mean_recurrence=9, recurrence_curriculum="linear", curriculum_fraction=0.5)
+    config = make_config(mean_recurrence=9, recurrence_curriculum="linear", curriculum_fraction=0.5)
     assert [config.law(p).mean for p in (0.0, 0.25, 0.5, 1.0)] == [1, 5, 9, 9]
     # Half of the run at 9, half at 5 on average, and one iteration on top.
     assert config.expected_depths()[0] == pytest.approx(8.0)
@@ -86,14 +86,14 @@ def step(number: int, **changes) -> Step:
 
 
 def test_all_ranks_and_micro_steps_draw_alike():
-    config = RDConfig(mean_recurrence=32)
+    config = make_config(mean_recurrence=32)
     ours = [draw_step(config, step(5)), draw_step(config, step(5, rank=1, world_size=2))]
     ours.append(draw_step(config, step(5, micro_step=3, num_micro_steps=4)))
     assert {(depth, int(key)) for depth, key in ours} == {(ours[0][0], int(ours[0][1]))}
 
 
 def test_steps_draw_differently():
-    config = RDConfig(mean_recurrence=32)
+    config = make_config(mean_recurrence=32)
     found = [draw_step(config, step(number)) for number in range(50)]
     assert len({depth for depth, _ in found}) > 15
     assert len({int(key) for _, key in found}) == 50

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from rd_models import make_config
 
 from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Draw, Step
@@ -21,7 +22,7 @@ SIZES = {"model_dim": 32, "num_heads": 2, "mlp_dim": 64, "num_core_layers": 1}
 
 
 def trained(batches, **changes) -> RecurrentDepth:
-    config = RDConfig(**(SIZES | changes))
+    config = make_config(**(SIZES | changes))
     torch.manual_seed(0)
     model = ADAPTER.build(config, ToyVocabulary(config.vocab_size))
     optim = from_defaults(OptimConfig, name="adamw", lr=1e-2, warmup=0.05, decay_fraction=0.7)

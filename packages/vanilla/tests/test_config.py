@@ -10,7 +10,11 @@ from nanozoo_core.config import (
     training_config,
 )
 from nanozoo_core.errors import ConfigError
-from nanozoo_vanilla.config import CONTROL, PRESETS, VanillaConfig
+from nanozoo_vanilla.config import PRESETS
+
+
+def make_config(**changes):
+    return model_config("vanilla", changes)
 
 
 def training(**changes):
@@ -18,7 +22,7 @@ def training(**changes):
 
 
 def test_the_first_form_is_that_of_2017():
-    assert dataclasses.asdict(VanillaConfig(preset="v0").switches) == {
+    assert dataclasses.asdict(make_config(preset="v0").switches) == {
         "position": "sinusoidal",
         "norm_position": "post",
         "norm": "layer",
@@ -52,8 +56,8 @@ def test_the_first_form_is_that_of_2017():
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_step_of_the_walk_changes_the_named_keys_alone(before, after, change):
-    old = dataclasses.asdict(VanillaConfig(preset=before).switches)
-    new = dataclasses.asdict(VanillaConfig(preset=after).switches)
+    old = dataclasses.asdict(make_config(preset=before).switches)
+    new = dataclasses.asdict(make_config(preset=after).switches)
     assert {key: value for key, value in new.items() if value != old[key]} == change
 
 
@@ -80,13 +84,13 @@ def test_a_switch_beside_a_preset_is_refused(key, value):
     shown = str(value).lower() if isinstance(value, bool) else value
     message = f"model_cfg.{key}={shown} is decided by model_cfg.preset=v7; leave it null"
     with pytest.raises(ConfigError, match=message):
-        VanillaConfig(preset="v7", **{key: value})
+        make_config(preset="v7", **{key: value})
 
 
 def test_custom_starts_from_the_control():
-    assert VanillaConfig(preset="custom").switches == CONTROL
-    changed = VanillaConfig(preset="custom", norm="layer", bias=True)
-    assert changed.switches == dataclasses.replace(CONTROL, norm="layer", bias=True)
+    assert make_config(preset="custom").switches == PRESETS["control"]
+    changed = make_config(preset="custom", norm="layer", bias=True)
+    assert changed.switches == dataclasses.replace(PRESETS["control"], norm="layer", bias=True)
 
 
 @pytest.mark.parametrize(
@@ -125,12 +129,12 @@ def test_custom_starts_from_the_control():
 )
 def test_a_wrong_value_is_refused(changes, message):
     with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        VanillaConfig(**changes)
+        make_config(**changes)
 
 
 def test_all_problems_come_at_once():
     with pytest.raises(ConfigError) as caught:
-        VanillaConfig(num_heads=5, dropout=2.0, seq_len=0, norm="layer")
+        make_config(num_heads=5, dropout=2.0, seq_len=0, norm="layer")
     assert len(caught.value.problems) == 5  # dropout twice: out of range, and not the control's
 
 
@@ -138,11 +142,11 @@ def test_all_problems_come_at_once():
     ("preset", "eps"), [("v0", 1e-5), ("v7", 1e-5), ("v8", 1e-6), ("control", 1e-6)]
 )
 def test_the_norm_decides_its_epsilon(preset, eps):
-    assert VanillaConfig(preset=preset).eps == eps
+    assert make_config(preset=preset).eps == eps
 
 
 def test_an_epsilon_of_ones_own_wins():
-    assert VanillaConfig(preset="v0", norm_eps=1e-3).eps == 1e-3
+    assert make_config(preset="v0", norm_eps=1e-3).eps == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -161,7 +165,7 @@ def test_names_of_other_code_are_refused_with_ours(old, new):
 
 @pytest.mark.parametrize("preset", ["v3", "v8"])
 def test_windows_longer_than_a_position_table_are_refused(preset):
-    config = VanillaConfig(preset=preset, seq_len=128)
+    config = make_config(preset=preset, seq_len=128)
     assert config.check_training(training(data={"seq_len": 128})) == []
     (problem,) = config.check_training(training(data={"seq_len": 256}))
     assert "data.seq_len=256 is longer" in problem
@@ -170,23 +174,23 @@ def test_windows_longer_than_a_position_table_are_refused(preset):
 
 @pytest.mark.parametrize("preset", ["v0", "v9", "control"])
 def test_positions_by_formula_have_no_longest_window(preset):
-    config = VanillaConfig(preset=preset, seq_len=128)
+    config = make_config(preset=preset, seq_len=128)
     assert config.check_training(training(data={"seq_len": 256})) == []
 
 
 @pytest.mark.parametrize("preset", ["v0", "v1", "v2", "v3"])
 def test_post_norm_without_warmup_is_refused_unless_asked_for(preset):
     cold = training(optim={"warmup": 0})
-    (problem,) = VanillaConfig(preset=preset).check_training(cold)
+    (problem,) = make_config(preset=preset).check_training(cold)
     assert problem.startswith(f"optim.warmup=0 with model_cfg.preset={preset}")
-    assert VanillaConfig(preset=preset, allow_no_warmup=True).check_training(cold) == []
-    assert VanillaConfig(preset=preset).check_training(training()) == []
+    assert make_config(preset=preset, allow_no_warmup=True).check_training(cold) == []
+    assert make_config(preset=preset).check_training(training()) == []
 
 
 @pytest.mark.parametrize("preset", ["v4", "control"])
 def test_pre_norm_needs_no_warmup(preset):
     cold = training(optim={"warmup": 0})
-    assert VanillaConfig(preset=preset).check_training(cold) == []
+    assert make_config(preset=preset).check_training(cold) == []
 
 
 def test_the_command_line_refuses_post_norm_without_warmup():

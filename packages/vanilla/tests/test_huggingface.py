@@ -6,20 +6,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from nanozoo_core.config import model_config
 from nanozoo_core.errors import ConfigError
 from nanozoo_vanilla.adapter import VanillaAdapter
 from nanozoo_vanilla.config import VanillaConfig
-from nanozoo_vanilla.model import Model
+from nanozoo_vanilla.model import Control
 
 transformers = pytest.importorskip("transformers")
 
-ADAPTER = VanillaAdapter(VanillaConfig, Model)
+ADAPTER = VanillaAdapter(VanillaConfig, Control)
 SMALL = {"vocab_size": 61, "seq_len": 24, "num_layers": 2, "model_dim": 32, "num_heads": 2}
 
 
 def build(**changes):
     torch.manual_seed(0)
-    model = Model(VanillaConfig(**(SMALL | changes))).eval()
+    model = ADAPTER.make_model(model_config("vanilla", SMALL | changes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)

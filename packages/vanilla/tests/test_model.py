@@ -7,13 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nanozoo_core.config import model_config
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.contract import Draw, Step
-from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.optim.groups import default_roles
+from nanozoo_core.testing.laws import (
+    assert_causal,
+    assert_padding_changes_nothing,
+    bits_of_period_two,
+    perturb,
+)
 from nanozoo_core.testing.sources import batch_of
+from nanozoo_vanilla.adapter import VanillaAdapter
 from nanozoo_vanilla.config import PRESETS, VanillaConfig
-from nanozoo_vanilla.model import Control, Model, sinusoids
+from nanozoo_vanilla.model import Control
 
 VOCAB, LENGTH, DIM, HEADS = 61, 24, 32, 4
 SMALL = {
@@ -24,20 +32,28 @@ SMALL = {
     "num_heads": HEADS,
 }
 
+LARGE = {
+    "vocab_size": 50304,
+    "seq_len": 1024,
+    "num_layers": 12,
+    "model_dim": 768,
+    "num_heads": 12,
+}
+TINY = {"vocab_size": 4096, "seq_len": 256, "num_layers": 4, "model_dim": 128, "num_heads": 4}
+
+ADAPTER = VanillaAdapter(VanillaConfig, Control)
 every_preset = pytest.mark.parametrize("preset", PRESETS)
 
 
 def build(**changes):
     torch.manual_seed(0)
-    return Model(VanillaConfig(**(SMALL | changes)))
+    return ADAPTER.make_model(model_config("vanilla", SMALL | changes))
 
 
 def build_perturbed(**changes):
     """Weights far enough from the start that every part of the forward pass matters."""
     model = build(**changes)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    perturb(model)
     return model
 
 
@@ -47,13 +63,13 @@ def random_tokens(batch=3, length=LENGTH, vocab=VOCAB):
 
 def count(**settings):
     with torch.device("meta"):
-        model = Model(VanillaConfig(**settings))
+        model = ADAPTER.make_model(model_config("vanilla", settings))
     return sum(p.numel() for p in model.parameters())
 
 
 def core_control():
     torch.manual_seed(0)
-    return ControlModel(VOCAB, num_layers=2, model_dim=DIM, num_heads=HEADS, max_context=LENGTH)
+    return ControlModel(ControlConfig(VOCAB, LENGTH, 2, DIM, HEADS, mlp_ratio=4))
 
 
 def test_the_control_is_that_of_core_to_the_bit():
@@ -181,38 +197,6 @@ def test_v6_starts_as_gpt2():
             assert parameter.std().item() == pytest.approx(std, rel=0.05)
 
 
-def test_sinusoids_at_known_places():
-    table = sinusoids(torch.arange(50), 8)
-    assert torch.equal(table[0], torch.tensor([0.0, 1.0] * 4))
-    steps = torch.arange(50.0)
-    torch.testing.assert_close(table[:, 0], steps.sin(), rtol=0, atol=1e-6)
-    torch.testing.assert_close(table[:, 1], steps.cos(), rtol=0, atol=1e-6)
-    # Pair i turns by 10000^(-2i/8): 1, 0.1, 0.01, 0.001.
-    assert table[1].tolist() == pytest.approx(
-        [0.841471, 0.540302, 0.099833, 0.995004, 0.0099998, 0.99995, 0.001, 0.9999995], abs=1e-6
-    )
-
-
-def test_a_shift_turns_every_pair_of_sinusoids():
-    shift, pairs = 17, DIM // 2
-    table = sinusoids(torch.arange(100), DIM).unflatten(-1, (pairs, 2))  # (T, D/2, 2)
-    turn = shift * 10000 ** (-2 * torch.arange(pairs, dtype=torch.float64) / DIM)
-    cos, sin = turn.cos().float(), turn.sin().float()
-    sines, cosines = table[:-shift].unbind(-1)
-    turned = torch.stack([sines * cos + cosines * sin, cosines * cos - sines * sin], dim=-1)
-    torch.testing.assert_close(table[shift:], turned, rtol=0, atol=1e-5)
-
-
-def test_the_product_of_two_sinusoids_depends_on_their_distance():
-    shift = 5
-    table = sinusoids(torch.arange(100), DIM)
-    turn = shift * 10000 ** (-2 * torch.arange(DIM // 2, dtype=torch.float64) / DIM)
-    products = (table[:-shift] * table[shift:]).sum(-1)
-    torch.testing.assert_close(
-        products, torch.full_like(products, turn.cos().sum().item()), rtol=0, atol=1e-4
-    )
-
-
 def test_sinusoids_are_neither_trained_nor_saved():
     model = build(preset="v0")
     assert not any("position" in name for name in model.state_dict())
@@ -230,7 +214,9 @@ def test_without_positions_earlier_tokens_may_be_reordered(monkeypatch):
     # One layer: in a second one the earlier tokens see different pasts of their own.
     model.blocks = model.blocks[:1]
     assert (last_logits(model, tokens) - last_logits(model, reordered)).abs().max() > 1e-2
-    monkeypatch.setattr("nanozoo_vanilla.model.sinusoids", lambda t, dim: torch.zeros(len(t), dim))
+    monkeypatch.setattr(
+        "nanozoo_vanilla.historical.sinusoids", lambda t, dim: torch.zeros(len(t), dim)
+    )
     torch.testing.assert_close(
         last_logits(model, tokens), last_logits(model, reordered), rtol=1e-5, atol=1e-5
     )
@@ -238,9 +224,9 @@ def test_without_positions_earlier_tokens_may_be_reordered(monkeypatch):
 
 @pytest.mark.parametrize("preset", ["v0", "v9", "control"])
 def test_windows_of_twice_the_trained_length_have_a_score(preset):
-    adapter, model = DefaultModelAdapter(VanillaConfig, Model), build_perturbed(preset=preset)
+    model = build_perturbed(preset=preset)
     batch = batch_of(random_tokens(2, 2 * LENGTH + 1))
-    assert adapter.nll(model, batch, Draw(0)).nats.isfinite().all()
+    assert ADAPTER.nll(model, batch, Draw(0)).nats.isfinite().all()
 
 
 def test_windows_longer_than_a_learned_table_are_refused():
@@ -254,13 +240,7 @@ def test_windows_longer_than_a_learned_table_are_refused():
 
 @every_preset
 def test_a_later_token_changes_nothing_earlier(preset):
-    model = build_perturbed(preset=preset)
-    tokens = random_tokens()
-    changed = tokens.clone()
-    changed[:, 10] = (changed[:, 10] + 1) % VOCAB
-    before, after = model(tokens), model(changed)
-    assert torch.equal(before[:, :10], after[:, :10])
-    assert not torch.equal(before[:, 10:], after[:, 10:])
+    assert_causal(build_perturbed(preset=preset), random_tokens(), 10, VOCAB)
 
 
 @every_preset
@@ -308,40 +288,22 @@ def test_muon_gets_the_block_matrices_and_nothing_else(preset):
 def test_padding_rows_change_no_likelihood(preset):
     plain = build_perturbed(preset=preset)
     padded = build_perturbed(preset=preset, pad_vocab_to=64)
-    state = dict(plain.state_dict())
-    for name in ("embedding.weight", "head.weight"):
-        if name in state:
-            state[name] = torch.cat([state[name], torch.full((3, DIM), 5.0)])
-    padded.load_state_dict(state)
     batch = batch_of(random_tokens(3, LENGTH + 1))
-    adapter = DefaultModelAdapter(VanillaConfig, Model)
-    assert padded(batch.inputs).shape[-1] == VOCAB
-    torch.testing.assert_close(padded(batch.inputs), plain(batch.inputs), rtol=1e-6, atol=1e-6)
-    nats = [adapter.nll(model, batch, Draw(0)).nats for model in (plain, padded)]
-    torch.testing.assert_close(nats[1], nats[0], rtol=1e-6, atol=0)
+    assert padded.output_weight.shape[0] > plain.output_weight.shape[0] == VOCAB
+    assert_padding_changes_nothing(plain, padded, ADAPTER, batch)
 
 
 @every_preset
 def test_flops_are_those_of_the_formula(preset):
-    adapter = DefaultModelAdapter(VanillaConfig, Model)
-    config = VanillaConfig(
-        preset=preset, vocab_size=50304, seq_len=1024, num_layers=12, model_dim=768, num_heads=12
-    )
+    config = model_config("vanilla", LARGE | {"preset": preset})
     expected = 6 * (12 * 12 * 768**2 + 50304 * 768) + 12 * 12 * 768 * 1024
-    assert adapter.flops_per_token(config, 1024) == pytest.approx(expected, rel=1e-12)
+    assert ADAPTER.flops_per_token(config, 1024) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("preset", ["v0", "v6", "v12", "control"])
 def test_a_source_of_period_two_is_learned(preset):
     model = build(preset=preset, vocab_size=4, seq_len=16, num_layers=1, model_dim=16, num_heads=2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
-    tokens = torch.tensor([[0, 3] * 9, [3, 0] * 9])[:, :17]
-    for _ in range(150):
-        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() / math.log(2) < 0.01
+    assert bits_of_period_two(model, lr=3e-2, num_steps=150) < 0.01
 
 
 @pytest.mark.parametrize("preset", ["v0", "v1", "v2", "v3"])
@@ -421,16 +383,6 @@ def test_dropout_acts_on_embeddings_and_layer_outputs_in_training_alone():
     assert torch.equal(model(tokens), plain(tokens))
 
 
-LARGE = {
-    "vocab_size": 50304,
-    "seq_len": 1024,
-    "num_layers": 12,
-    "model_dim": 768,
-    "num_heads": 12,
-}
-TINY = {"vocab_size": 4096, "seq_len": 256, "num_layers": 4, "model_dim": 128, "num_heads": 4}
-
-
 @pytest.mark.parametrize(
     ("preset", "large", "tiny"),
     [
@@ -461,8 +413,8 @@ def test_the_model_of_a_preset():
 
 
 def test_training_loss_is_that_of_the_logits():
-    adapter, model = DefaultModelAdapter(VanillaConfig, Model), build_perturbed(preset="v0")
+    model = build_perturbed(preset="v0")
     tokens = random_tokens(3, LENGTH + 1)
-    loss = adapter.training_loss(model, batch_of(tokens), Step(0, 0.0, 0)).value
+    loss = ADAPTER.training_loss(model, batch_of(tokens), Step(0, 0.0, 0)).value
     expected = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nanozoo_core.commands.run_arguments import Commands
-from nanozoo_core.comparing.bench.request import OPTIONS, SETTINGS_HELP
+from nanozoo_core.comparing.bench.request import OPTIONS, OTHERS
 from nanozoo_core.comparing.options import describe
 
 
@@ -16,7 +16,7 @@ def add_to(commands: Commands) -> None:
         description="Times models that take turns, each in a process of its own. Prints tables and "
         "writes bench.json: tokens/s and bytes/s as the median over the rounds with the least and "
         "the most, the ratio to the first model round by round, memory and MFU.",
-        epilog=f"{describe(OPTIONS)}\n{SETTINGS_HELP}",
+        epilog=describe(OPTIONS, OTHERS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nanozoo_core.commands.run_arguments import Commands
-from nanozoo_core.comparing.compare.request import OPTIONS, SETTINGS_HELP
+from nanozoo_core.comparing.compare.request import OPTIONS, OTHERS
 from nanozoo_core.comparing.options import describe
 
 
@@ -16,7 +16,7 @@ def add_to(commands: Commands) -> None:
         description="Trains models, each with several seeds and within one budget, and writes "
         "report.html, report.md, results.csv and plots. The same command, given again, goes on "
         "where it stopped.",
-        epilog=f"{describe(OPTIONS)}\n{SETTINGS_HELP}",
+        epilog=describe(OPTIONS, OTHERS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value")

@@ -22,7 +22,7 @@ MIDDLE_TOKENS = 32
 
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("generate", help="write text with the model of a run")
+    parser = commands.add_parser("generate", help="generate text from a run")
     add_run_arguments(parser)
     parser.add_argument("--prompt", default="", help="text to continue; empty starts a document")
     parser.add_argument(
@@ -31,7 +31,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--max-tokens",
         type=int,
-        help=f"new tokens: at most so many ({CONTINUATION_TOKENS}), or just so many in the middle "
+        help=f"the most new tokens ({CONTINUATION_TOKENS}), or with --suffix their exact number "
         f"({MIDDLE_TOKENS})",
     )
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
@@ -56,8 +56,8 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--speculative",
         action="store_true",
-        help="check several tokens at once, where the model can propose them; text drawn has the "
-        "same distribution, greedy text is the same",
+        help="check several tokens at once, where the model can propose them; sampled text keeps "
+        "its distribution, and greedy text stays the same",
     )
     parser.set_defaults(handler=run)
 

@@ -11,12 +11,10 @@ from nanozoo_core.machine.terminal import out
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "inspect",
-        help="plot diagnostics of a run's model, such as the load of experts, depth or routing",
+        help="plot model-specific diagnostics of a run (expert loads, depth, routing)",
     )
     add_run_arguments(parser)
-    parser.add_argument(
-        "--text", help="the text that the model marks, where it does (hnet marks its chunks)"
-    )
+    parser.add_argument("--text", help="text to mark, where the model can (hnet shows its chunks)")
     parser.set_defaults(handler=run)
 
 

@@ -192,7 +192,7 @@ def _members(root: Path) -> list[str] | None:
 
 
 def _joined_workspace(root: Path, target: Path, name: str) -> dict[Path, str]:
-    """The recipe, and the workspace's pyproject.toml with the package in its three lists.
+    """The recipe, the licence, and the workspace's pyproject.toml with the package in its lists.
 
     Raises: ConfigError when the recipe is there already or a list is not found.
     """
@@ -208,7 +208,11 @@ def _joined_workspace(root: Path, target: Path, name: str) -> dict[Path, str]:
     text = _insert(text, "[tool.uv.sources]", f"{dist} = {{ workspace = true }}", project)
     text = _insert(text, "mypy_path = [", f'    "{source.as_posix()}",', project)
     template = resources.files("nanozoo_core.commands") / "templates" / f"recipe.yaml{SUFFIX}"
-    return {recipe: _render(template, values), project: text}
+    files = {recipe: _render(template, values), project: text}
+    license_text = root / "LICENSE"
+    if license_text.is_file():  # every wheel holds the licence
+        files[target / "LICENSE"] = license_text.read_text(encoding="utf-8")
+    return files
 
 
 def _insert(text: str, heading: str, line: str, project: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from nanozoo_core import registry
 from nanozoo_core.config import compose, resolve
 from nanozoo_core.config.overrides import quoted
+from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
 from nanozoo_core.machine.terminal import reported_errors
 from nanozoo_core.training.run_folder import RunFolder, newest_unfinished
@@ -123,7 +124,7 @@ def prepare_arguments(line: CommandLine) -> list[str]:
         parent = str(line.recipe.parent.resolve())
         source = ["--config-dir", parent, "--config-name", line.recipe.stem]
     elif not source and line.value("model") is None and "--hydra-help" not in line.flags:
-        raise ConfigError(compose.no_model_message())
+        raise ConfigError(no_model_message())
     normalised = [compose.normalise_override(o) for o in overrides]
     compose.check_overrides(normalised)
     return [*line.flags, *source, *compose.QUIET, *normalised]

@@ -20,9 +20,12 @@ class Option:
     help: str
 
 
-def describe(options: Sequence[Option]) -> str:
-    """The options for `--help`, a line each."""
-    rows = [(f"{option.key}={option.value}", option.help) for option in options]
+SETTING = Option("key", "value", "a setting of every model; MODEL.key=value is a setting of one")
+
+
+def describe(options: Sequence[Option], others: Sequence[Option] = ()) -> str:
+    """The options for `--help`, a line each, and then what may stand beside them."""
+    rows = [(f"{option.key}={option.value}", option.help) for option in (*options, *others)]
     width = max(len(word) for word, _ in rows)
     return "\n".join(f"{word:<{width}}  {text}" for word, text in rows)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
@@ -70,6 +72,17 @@ def changed_settings(name: str, config: object) -> dict[str, Any]:
     """What of a model's config differs from its YAML: for warnings of what has no effect."""
     shipped = model_defaults(name)["model_cfg"]
     return {key: value for key, value in schema.to_dict(config).items() if value != shipped[key]}
+
+
+def warn_of_unused(name: str, config: object, unused: Mapping[str, str]) -> None:
+    """Warns of every setting of a model's config that was changed to no effect.
+
+    Args: unused: by key, the setting that leaves it without effect, such as "num_experts=1".
+    """
+    for key, value in changed_settings(name, config).items():
+        if key in unused and value is not None:
+            message = f"model_cfg.{key}={value} has no effect with model_cfg.{unused[key]}"
+            warnings.warn(message, stacklevel=5)  # where the config is made
 
 
 @cache

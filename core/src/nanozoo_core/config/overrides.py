@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,8 @@ def split_model_values(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]
 
 def quoted(text: str) -> str:
     """A text as the value of an override, whatever characters it holds."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    # Hydra reads a backslash as itself but before a quote.
+    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + (m[2] and "\\'"), text)
     return f"'{escaped}'"
 
 

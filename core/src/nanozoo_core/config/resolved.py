@@ -88,8 +88,12 @@ def model_config(
 ) -> Any:
     """The model's config: the values of its YAML with `changes`.
 
-    Args: seq_len, vocab_size: what the model's own are where they are null; None takes those of the
-        data that the YAML names.
+    Args:
+        name: of an installed model.
+        changes: values of `model_cfg` that differ from the YAML.
+        seq_len: the model's own where that is null; None is that of the data that the YAML names.
+        vocab_size: the model's own where that is null; None as for `seq_len`.
+
     Raises: ConfigError with one sentence for every problem found.
     """
     cls = registry.config_class(name)

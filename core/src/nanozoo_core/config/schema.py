@@ -45,7 +45,8 @@ def from_dict(cls: type[T], data: dict[str, Any], path: str = "", owner: str = "
 
 def to_dict(config: object) -> dict[str, Any]:
     """The dictionary of a config dataclass as YAML would read it back: tuples are lists."""
-    return _plain(dataclasses.asdict(config))  # type: ignore[call-overload]
+    plain: dict[str, Any] = _plain(dataclasses.asdict(config))  # type: ignore[call-overload]
+    return plain
 
 
 def _plain(value: Any) -> Any:
@@ -111,7 +112,8 @@ def _build(
     if failed:
         return None
     try:
-        return cls(**values)
+        built: object = cls(**values)
+        return built
     except ConfigError as error:
         problems.extend(error.problems)
         return None

@@ -36,8 +36,12 @@ def inspect_model(
     *,
     batch_tokens: int,
     device: torch.device,
+    write_to: tuple[Path, Path],
 ) -> Inspection | None:
-    """The adapter's view of the first 64 kB of validation text; None where it has none."""
+    """The adapter's view of the first 64 kB of validation text; None where it has none.
+
+    Args: write_to: files for the numbers, as JSON, and for the picture.
+    """
     batches: list[Batch] = []
     num_bytes = 0
     for batch in validation.batches(max(1, batch_tokens // validation.seq_len)):
@@ -49,6 +53,8 @@ def inspect_model(
     model.eval()
     found = adapter.inspect(model, batches, vocabulary)
     model.train(was_training)
+    if found is not None:
+        write(found, *write_to)
     return found
 
 

@@ -165,14 +165,18 @@ class ControlModel(nn.Module):
         )
         return rms_norm(self.embedding(tokens)), rotary_angles(positions, self.head_dim)
 
-    def features(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The final normalised stream (B, T, D) for tokens (B, T); `cache` continues a sequence."""
+    def stream(self, tokens: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Angles]:
+        """The stream (B, T, D) behind the last block, before the final norm, and the angles."""
         x, angles = self.embed(tokens, cache)
         for layer, block in enumerate(self.blocks):
             x = block(x, angles, cache=cache, layer=layer)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        return rms_norm(x)
+        return x, angles
+
+    def features(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The final normalised stream (B, T, D) for tokens (B, T); `cache` continues a sequence."""
+        return rms_norm(self.stream(tokens, cache)[0])
 
     def logits(self, features: Tensor) -> Tensor:
         """Scores (..., V) of the next token from features (..., D)."""
@@ -183,9 +187,13 @@ class ControlModel(nn.Module):
         return self.logits(self.features(tokens, cache))
 
     def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+        return self.new_cache(len(self.blocks), batch_size, max_length)
+
+    def new_cache(self, num_layers: int, batch_size: int, max_length: int) -> KVCache:
+        """Empty keys and values of `num_layers` blocks with this model's heads."""
         weight = self.embedding.weight
         return KVCache(
-            len(self.blocks),
+            num_layers,
             batch_size,
             max_length,
             self.num_kv_heads,

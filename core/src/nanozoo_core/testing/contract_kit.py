@@ -374,12 +374,21 @@ class ModelContract:
         assert score["val_bpb"] == pytest.approx(result["val_bpb"], rel=1e-9)
 
     def test_two_processes_train_as_one(self, corpus: Path, tmp_path: Path) -> None:
-        alone = self.run(self.overrides(corpus, tmp_path / "one"))
-        two_ranks = self.overrides(corpus, tmp_path / "two")
-        train_in_processes(two_ranks, log=tmp_path / "log", num_processes=2)
-        one, two = self.losses(alone), self.losses(tmp_path / "two")
-        assert len(one) == len(two)
+        self.train_alone_and_together(corpus, tmp_path)
+
+    def train_alone_and_together(
+        self, corpus: Path, folder: Path, strategy: str | None = None, **changes: Any
+    ) -> tuple[Path, Path]:
+        """Runs with these changes in one process and in two, whose losses agree; their folders."""
+        alone = self.run(self.overrides(corpus, folder / "one", **changes))
+        if strategy is not None:
+            changes = changes | {"distributed.strategy": strategy}
+        overrides = self.overrides(corpus, folder / "two", **changes)
+        train_in_processes(overrides, log=folder / "log", num_processes=2)
+        one, two = self.losses(alone), self.losses(folder / "two")
+        assert len(one) == len(two) > 0
         torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=1e-5, atol=0)
+        return alone, folder / "two"
 
     # -- precision --------------------------------------------------------------------------------
 

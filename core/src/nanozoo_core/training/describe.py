@@ -38,7 +38,7 @@ def describe_model(
     config, model_cfg = resolved.training, resolved.model_cfg
     adapter = load_adapter(config.model)
     with torch.device("meta"):
-        model = adapter.model_class(model_cfg)
+        model = adapter.make_model(model_cfg)
     roles = adapter.parameter_roles(model)
     params = {name: p.numel() for name, p in model.named_parameters()}
     total = sum(params.values())

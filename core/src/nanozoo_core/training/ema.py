@@ -39,11 +39,11 @@ class WeightAverage:
             return
         weights = [p.data for p in self.model.parameters()]
         held = [p.clone() for p in weights]
-        torch._foreach_copy_(weights, self._means)
+        _copy(weights, self._means)
         try:
             yield
         finally:
-            torch._foreach_copy_(weights, held)
+            _copy(weights, held)
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole averages on the CPU, by parameter name; a collective where they are sharded."""
@@ -54,3 +54,9 @@ class WeightAverage:
     def load(self, tensors: dict[str, Tensor]) -> None:
         for (name, _), mean in zip(self.model.named_parameters(), self._means, strict=True):
             copy_into(mean, tensors[name])
+
+
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """One by one: sharded tensors have no copy of many at once."""
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)

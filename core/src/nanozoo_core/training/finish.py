@@ -10,9 +10,7 @@ import torch
 from torch import nn
 
 from nanozoo_core.contract import Inspection, SamplingSettings
-from nanozoo_core.data.loader import ValidationSet, compression_baselines
-from nanozoo_core.data.tokenizers import Tokenizer
-from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.data.loader import compression_baselines
 from nanozoo_core.evaluation import inspection
 from nanozoo_core.evaluation.score import Score
 from nanozoo_core.generation.text import generate_tokens
@@ -61,39 +59,20 @@ def conclude(
     """What the run reached: its result, and the model's inspection and samples, which are written
     to the folder."""
     baselines = compression_baselines(setup.validation.documents)
-    found = write_inspection(
-        folder,
+    found = inspection.inspect_model(
         setup.adapter,
         whole,
         setup.validation,
         setup.data.vocabulary,
         batch_tokens=setup.config.eval.batch_tokens,
         device=setup.device,
+        write_to=(folder.inspection_path, folder.inspection_picture_path),
     )
     result = make_result(setup, state, score, baselines)
     if found is not None:
         result["diagnostics"] = found.metrics
     folder.write_samples(make_samples(setup, whole))
     return Finish(score, baselines, found, result)
-
-
-def write_inspection(
-    folder: RunFolder,
-    adapter: DefaultModelAdapter,
-    model: nn.Module,
-    validation: ValidationSet,
-    vocabulary: Tokenizer,
-    *,
-    batch_tokens: int,
-    device: torch.device,
-) -> Inspection | None:
-    """What is peculiar to the model, also written to its run's folder; None where nothing is."""
-    found = inspection.inspect_model(
-        adapter, model, validation, vocabulary, batch_tokens=batch_tokens, device=device
-    )
-    if found is not None:
-        inspection.write(found, folder.inspection_path, folder.inspection_picture_path)
-    return found
 
 
 def make_result(

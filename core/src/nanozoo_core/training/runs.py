@@ -22,13 +22,13 @@ from nanozoo_core.data.prepare import prepare
 from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import CheckpointError
+from nanozoo_core.evaluation.inspection import inspect_model
 from nanozoo_core.evaluation.score import evaluate
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training import checkpoint
 from nanozoo_core.training.distributed import LossModule
-from nanozoo_core.training.finish import write_inspection
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
 
 
@@ -112,14 +112,15 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
 def inspect_run(run: LoadedRun) -> Inspection | None:
     """What is peculiar to the run's model, also written to its folder; None where nothing is."""
     validation, _ = validation_set(run, run.config.eval.bytes)
-    return write_inspection(
-        RunFolder(run.folder),
+    folder = RunFolder(run.folder)
+    return inspect_model(
         run.adapter,
         run.model,
         validation,
         run.vocabulary,
         batch_tokens=run.config.eval.batch_tokens,
         device=run.device,
+        write_to=(folder.inspection_path, folder.inspection_picture_path),
     )
 
 

@@ -27,6 +27,7 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.ops.linear_cross_entropy import multi_target_cross_entropy
 from nanozoo_core.optim.groups import Own, ParameterGroup, make_groups
 from nanozoo_current_best_gpt import schedule
+from nanozoo_current_best_gpt.coefficients import Named
 from nanozoo_current_best_gpt.config import CurrentBestConfig
 from nanozoo_current_best_gpt.model import CurrentBestGPT
 from nanozoo_current_best_gpt.prefix import prefix_table
@@ -214,7 +215,6 @@ class CurrentBestAdapter(DefaultModelAdapter):
             for name, p in model.named_parameters()
             if p.ndim == 2 and not name.startswith(looked_up)
         )
-        assert config.vocab_size is not None
         weights += config.vocab_size * config.model_dim
         bounds = [*config.stage_starts, 1.0]
         reach = 0.0
@@ -242,19 +242,19 @@ class CurrentBestAdapter(DefaultModelAdapter):
     ) -> Inspection | None:
         """What the coefficients have become: their means by layer."""
         assert isinstance(model, CurrentBestGPT)
-        means: dict[tuple[str, int | None], list[float]] = {}
+        gates: dict[int, Named] = {}
+        means: dict[str, list[float]] = {}
         for batch in batches:
-            for key, value in model.coefficients(batch.inputs).items():
+            gates, mixes = model.coefficients(batch.inputs)
+            named = {f"block{n}_{name}": x for n, own in gates.items() for name, x in own.items()}
+            for key, value in (named | mixes).items():
                 means.setdefault(key, []).append(float(value.mean()))
+        metrics = {key: sum(values) / len(values) for key, values in means.items()}
         series: dict[str, list[tuple[float, float]]] = {}
-        metrics = {}
-        for (name, layer), values in means.items():
-            mean = sum(values) / len(values)
-            metrics[name if layer is None else f"block{layer}_{name}"] = mean
-            if layer is not None:
-                series.setdefault(name, []).append((float(layer), mean))
-        for points in series.values():
-            points.sort()
+        for layer in sorted(gates):
+            for name in gates[layer]:
+                point = (float(layer), metrics[f"block{layer}_{name}"])
+                series.setdefault(name, []).append(point)
         picture = Curves("Mean coefficient of each block", "block", "coefficient", series)
         return Inspection(metrics, (picture,) if series else ())
 

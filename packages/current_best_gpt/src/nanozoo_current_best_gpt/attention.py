@@ -18,7 +18,7 @@ from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import apply_rotary
 from nanozoo_current_best_gpt.cache import RingCache
-from nanozoo_current_best_gpt.coefficients import Table
+from nanozoo_current_best_gpt.coefficients import Named
 from nanozoo_current_best_gpt.config import VALUE_GATE_DIMS, CurrentBestConfig
 
 EPS = 2.0**-23  # of float32: the embedding's entries are about 0.005, which 1e-6 would damp
@@ -29,6 +29,7 @@ Angles = tuple[Tensor, Tensor]
 class View:
     """What holds for all layers of a forward pass: positions, windows, documents."""
 
+    before: Tensor  # (B, T): the token before each, itself where there is none
     angles: Angles  # of position t
     paired_angles: tuple[Angles, Angles]  # of 2 t and of 2 t + 1
     windows: dict[str, int]  # by letter of the pattern
@@ -85,7 +86,7 @@ class Attention(nn.Module):
         self,
         a: Tensor,
         view: View,
-        gates: Table,
+        gates: Named,
         *,
         table: Tensor | None = None,
         extra_value: Tensor | None = None,
@@ -107,10 +108,10 @@ class Attention(nn.Module):
         q = self._turn(q, view) * (view.scale * math.sqrt(self.head_dim))
         k = self._turn(k, view)
         y = self._read(q, k, v, view, gates)  # (B, H, T, K)
-        if ("xsa", self.layer) in gates:
-            y = exclude_own(y, v, by_head(gates["xsa", self.layer]).tanh())
-        if ("attention", self.layer) in gates:
-            y = y * by_head(gates["attention", self.layer])
+        if "xsa" in gates:
+            y = exclude_own(y, v, by_head(gates["xsa"]).tanh())
+        if "attention" in gates:
+            y = y * by_head(gates["attention"])
         return self.out(leave * y.transpose(1, 2).flatten(2))
 
     def _gate_table(self, a: Tensor, table: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class Attention(nn.Module):
         )
         return torch.stack([even, odd], dim=2).flatten(1, 2)
 
-    def _read(self, q: Tensor, k: Tensor, v: Tensor, view: View, gates: Table) -> Tensor:
+    def _read(self, q: Tensor, k: Tensor, v: Tensor, view: View, gates: Named) -> Tensor:
         window = view.windows[self.letter]
         if view.cache is not None:
             view.cache.write(self.layer, k, v)
@@ -148,16 +149,16 @@ class Attention(nn.Module):
         return y
 
     def _mix_heads(
-        self, q: Tensor, k: Tensor, v: Tensor, gates: Table, documents: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, gates: Named, documents: Tensor | None
     ) -> Tensor:
         read, write = self._dc_weights(gates)
         return mix_heads(q, k, v, read, write, window=self.dc_window, documents=documents)
 
-    def _dc_weights(self, gates: Table) -> Angles:
+    def _dc_weights(self, gates: Named) -> Angles:
         """Weights (B, T, H) by which heads enter the mix, normalised over them, and take it."""
-        return rms_norm(gates["dc_read", self.layer]), gates["dc_write", self.layer]
+        return rms_norm(gates["dc_read"]), gates["dc_write"]
 
-    def _read_cached(self, q: Tensor, cache: RingCache, window: int, gates: Table) -> Tensor:
+    def _read_cached(self, q: Tensor, cache: RingCache, window: int, gates: Named) -> Tensor:
         k, v = cache.read(self.layer, shifted=self.shifts_keys)  # (B, H, S, K)
         if self.is_paired:
             mask = cache.mask(self.layer, window, paired=True)

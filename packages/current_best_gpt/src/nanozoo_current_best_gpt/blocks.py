@@ -6,7 +6,6 @@ B batch, T sequence, D model_dim, R bigram rows, S sign rows.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -16,24 +15,10 @@ from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_core.nn.feed_forward import ReluSquared
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_current_best_gpt.attention import EPS, Attention, View
-from nanozoo_current_best_gpt.coefficients import Coefficients, Table, mudd_entries
+from nanozoo_current_best_gpt.coefficients import Mix, Named, mudd_entries
 from nanozoo_current_best_gpt.config import CurrentBestConfig
 
 SKIP_INIT = -1.5  # sigmoid(-1.5) = 0.18
-
-
-@dataclass
-class Streams:
-    """What later layers read beside the stream itself, each (B, T, D)."""
-
-    x0: Tensor  # the normalised embedding
-    bigram: Tensor | None
-    tables: dict[int, Tensor]  # value embeddings by layer
-    start: Tensor | None = None  # the stream entering layer 0
-    snapshot: Tensor | None = None  # after snapshot_layer
-    skip: Tensor | None = None  # after skip[0]
-    entry: Tensor | None = None  # the stream entering the last layer
-    gates: Table = field(default_factory=dict)
 
 
 class Bigram(nn.Module):
@@ -79,30 +64,37 @@ class Gelu(ReluSquared):
         return self.down(F.gelu(self.up(x)))
 
 
-class Block(nn.Module):
-    """x <- keep x + add Attention(a) + xi x0 + beta b;  x <- keep' x + add' MLP(rms(x))."""
+class Layer(nn.Module):
+    """The attention and the MLP of a block. `gates_table`: the attention has a gate of its own for
+    the value embedding."""
 
-    def __init__(self, config: CurrentBestConfig, layer: int, *, gates_table: bool = True) -> None:
+    def __init__(self, config: CurrentBestConfig, layer: int, *, gates_table: bool) -> None:
         super().__init__()
-        self.layer = layer
-        self.residual = math.sqrt(config.residual_scale)
-        shares = config.shared_attention_input and config.snapshot_layer is not None
-        self.reads_snapshot = shares and layer > (config.snapshot_layer or 0)
-        has_table = layer in config.value_embed_layers
         self.attention = None
         if config.attends(layer):
-            self.attention = Attention(config, layer, gates_table=has_table and gates_table)
+            self.attention = Attention(config, layer, gates_table=gates_table)
         make_mlp = ReluSquared if config.activation == "relu_squared" else Gelu
         self.mlp = make_mlp(config.model_dim, config.mlp_dim)
-        self.skips = config.skip is not None and config.skip[1] == layer
-        if self.skips:
-            self.skip = nn.Parameter(torch.empty(1))
-        self._make_lambdas()
-        self.init_weights()
+        init_input_matrix(self.mlp.up.weight)
+        nn.init.zeros_(self.mlp.down.weight)
 
-    def _make_lambdas(self) -> None:
+
+class Block(Layer):
+    """x <- rA x + pA Attention(a) + xi x0 + beta b;  x <- rM x + pM MLP(rms(x)).
+
+    r is `keep`, p is `add`; xi and beta are gates. A layer without attention may take in the output
+    of an earlier one instead.
+    """
+
+    def __init__(self, config: CurrentBestConfig, layer: int) -> None:
+        super().__init__(config, layer, gates_table=layer in config.value_embed_layers)
+        self.injects = layer > 0  # the bigram is part of what enters layer 0
+        self.residual = math.sqrt(config.residual_scale)
+        if config.skip is not None and config.skip[1] == layer:
+            self.skip = nn.Parameter(torch.empty(1))
         self.keep = nn.Parameter(torch.empty(2))  # of attention and MLP
         self.add = nn.Parameter(torch.empty(2))
+        self.init_weights()
 
     def init_weights(self) -> None:
         """
@@ -112,69 +104,85 @@ class Block(nn.Module):
         keep, add    sqrt(residual_scale), 1
         skip         -1.5
         """
-        init_input_matrix(self.mlp.up.weight)
-        nn.init.zeros_(self.mlp.down.weight)
-        if hasattr(self, "keep"):
-            nn.init.constant_(self.keep, self.residual)
-            nn.init.ones_(self.add)
-        if self.skips:
+        nn.init.constant_(self.keep, self.residual)
+        nn.init.ones_(self.add)
+        if hasattr(self, "skip"):
             nn.init.constant_(self.skip, SKIP_INIT)
 
-    def forward(self, x: Tensor, streams: Streams, view: View) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        view: View,
+        gates: Named,
+        *,
+        x0: Tensor,
+        bigram: Tensor | None,
+        table: Tensor | None,
+        shared: Tensor | None,
+        skipped: Tensor | None,
+    ) -> Tensor:
+        """The stream after this block, all (B, T, D).
+
+        Args:
+        gates: those of this layer.
+        table: the token's value embedding, where this layer has one.
+        shared: the stream to attend from; None is x itself.
+        skipped: the output of the layer that a skip leaves from, once it is there.
+        """
         keep, keep_mlp = self.keep.unbind()
         add, add_mlp = self.add.unbind()
-        gates = streams.gates
-        if self.skips:
-            assert streams.skip is not None
-            x = x + (torch.sigmoid(self.skip) * gates["skip", self.layer]) * streams.skip
+        if "skip" in gates:
+            assert skipped is not None
+            x = x + (torch.sigmoid(self.skip) * gates["skip"]) * skipped
         if self.attention is not None:
-            a = self._attention_input(x, streams)
-            table = streams.tables.get(self.layer)
+            a = rms_norm(x if shared is None else shared, EPS)
             x = keep * x + add * self.attention(a, view, gates, table=table)
-            if ("x0", self.layer) in gates:
-                x = x + gates["x0", self.layer] * streams.x0
-            if self.layer > 0 and streams.bigram is not None:
-                x = x + gates["bigram", self.layer] * streams.bigram
+            if "x0" in gates:
+                x = x + gates["x0"] * x0
+            if self.injects and bigram is not None:
+                x = x + gates["bigram"] * bigram
         return keep_mlp * x + add_mlp * self.mlp(rms_norm(x, EPS))
 
-    def _attention_input(self, x: Tensor, streams: Streams) -> Tensor:
-        if self.reads_snapshot:
-            assert streams.snapshot is not None
-            x = streams.snapshot
-        return rms_norm(x, EPS)
 
-
-class MuddBlock(Block):
-    """The last block, whose lambdas are coefficients per token, and which mixes earlier streams
-    into its values and its stream (MUDD, arXiv 2502.12170, cut down to two places)."""
+class MuddBlock(Layer):
+    """The last block, whose r, p, xi and beta are coefficients per token, and which mixes earlier
+    streams into its values and its stream (MUDD, arXiv 2502.12170, cut down to two places)."""
 
     def __init__(self, config: CurrentBestConfig, layer: int) -> None:
         super().__init__(config, layer, gates_table=False)
-        self.mix = Coefficients(config.model_dim, config.mudd_dim, mudd_entries(config))
+        self.mix = Mix(config.model_dim, config.mudd_dim, mudd_entries(config))
 
-    def _make_lambdas(self) -> None:
-        pass
-
-    def forward(self, x: Tensor, streams: Streams, view: View) -> Tensor:
-        m = {name: value for (name, _), value in self.mix(x).items()}
-        streams.gates |= {(f"mudd_{name}", None): value for name, value in m.items()}
+    def forward(
+        self,
+        x: Tensor,
+        view: View,
+        gates: Named,
+        *,
+        start: Tensor,
+        snapshot: Tensor | None,
+        bigram: Tensor | None,
+        table: Tensor | None,
+        shared: Tensor | None,
+    ) -> Tensor:
+        """As `Block.forward`. Args: start, snapshot: the streams to mix in, before layer 0 and
+        after snapshot_layer."""
         assert self.attention is not None
-        assert streams.start is not None
-        a = self._attention_input(x, streams)
-        sources = {"start": streams.start, "snapshot": streams.snapshot, "stream": x}
+        m = self.mix(x)
+        a = rms_norm(x if shared is None else shared, EPS)
+        sources = {"start": start, "snapshot": snapshot, "stream": x}
         value = _weighed(m, "value", sources)
         x = x + _weighed(m, "stream", sources)
-        if "table" in m:
-            value = value + _by_halves(m["table"], streams.tables[self.layer])
-        x = m["keep"] * x + m["add"] * self.attention(a, view, streams.gates, extra_value=value)
+        if table is not None:
+            value = value + _by_halves(m["table"], table)
+        x = m["keep"] * x + m["add"] * self.attention(a, view, gates, extra_value=value)
         if "x0" in m:
-            x = x + m["x0"] * streams.start
-        if streams.bigram is not None:
-            x = x + m["bigram"] * streams.bigram
+            x = x + m["x0"] * start
+        if bigram is not None:
+            x = x + m["bigram"] * bigram
         return m["mlp_keep"] * x + m["mlp_add"] * self.mlp(rms_norm(x, EPS))
 
 
-def _weighed(m: dict[str, Tensor], what: str, sources: dict[str, Tensor | None]) -> Tensor:
+def _weighed(m: Named, what: str, sources: dict[str, Tensor | None]) -> Tensor:
     """The sum of the sources that are there, each times its coefficient."""
     present = {name: source for name, source in sources.items() if source is not None}
     terms = [m[f"{what}_{name}"] * source for name, source in present.items()]

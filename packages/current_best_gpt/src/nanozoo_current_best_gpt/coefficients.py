@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from nanozoo_current_best_gpt.config import CurrentBestConfig
 
 INIT_SCALE = 0.1  # tau at first; the constants below are what comes out
-Table = dict[tuple[str, int | None], Tensor]  # (name, layer) to (B, T, size)
+Named = dict[str, Tensor]  # coefficients (B, T, size) by name
 
 
 class Entry(NamedTuple):
-    """A named coefficient, of a layer where it belongs to one."""
+    """A named coefficient: how many numbers per token, and what they are at first."""
 
     name: str
-    layer: int | None
     size: int
     init: float
+    layer: int = 0  # which gates belong to; a mix has one place alone
 
 
 class Coefficients(nn.Module):
@@ -53,11 +53,30 @@ class Coefficients(nn.Module):
         with torch.no_grad():
             self.bias.copy_(torch.tensor(inits))
 
-    def forward(self, z: Tensor, scale: Tensor | float = INIT_SCALE) -> Table:
-        """Args: z (B, T, D); scale: tau."""
+    def parts(self, z: Tensor, scale: Tensor | float) -> list[tuple[Entry, Tensor]]:
+        """Each entry with its coefficients (B, T, size). Args: z (B, T, D); scale: tau."""
         out = F.linear(F.gelu(F.linear(z, self.w1)), self.w2, self.bias) * scale
         parts = out.split([e.size for e in self.entries], dim=-1)
-        return {(e.name, e.layer): part for e, part in zip(self.entries, parts, strict=True)}
+        return list(zip(self.entries, parts, strict=True))
+
+
+class Gates(Coefficients):
+    """The coefficients of many layers, read off one stream."""
+
+    def forward(self, z: Tensor, scale: Tensor) -> dict[int, Named]:
+        """By layer, from z (B, T, D) and tau."""
+        found: dict[int, Named] = {}
+        for entry, part in self.parts(z, scale):
+            found.setdefault(entry.layer, {})[entry.name] = part
+        return found
+
+
+class Mix(Coefficients):
+    """The coefficients by which earlier streams are mixed in at one place."""
+
+    def forward(self, z: Tensor) -> Named:
+        """From z (B, T, D)."""
+        return {entry.name: part for entry, part in self.parts(z, INIT_SCALE)}
 
 
 def gate_entries(config: CurrentBestConfig) -> list[list[Entry]]:
@@ -65,21 +84,21 @@ def gate_entries(config: CurrentBestConfig) -> list[list[Entry]]:
     heads = config.num_heads
     split = config.gate_split_layer or config.num_layers
     entries: list[Entry] = []
-    entries += [Entry("xsa", layer, heads, 0.0) for layer in sorted(config.xsa_layers)]
-    entries += [Entry("attention", layer, heads, 0.25) for layer in sorted(config.attn_gate_layers)]
+    entries += [Entry("xsa", heads, 0.0, layer) for layer in sorted(config.xsa_layers)]
+    entries += [Entry("attention", heads, 0.25, layer) for layer in sorted(config.attn_gate_layers)]
     for layer in range(config.num_layers):
         if config.attends(layer) and not _is_mudd(config, layer):
             if config.x0_injection:
-                entries.append(Entry("x0", layer, 1, 0.0))
+                entries.append(Entry("x0", 1, 0.0, layer))
             if config.bigram_rows:
-                entries.append(Entry("bigram", layer, 1, 0.05))
+                entries.append(Entry("bigram", 1, 0.05, layer))
     if _needs_first_injection(config):
-        entries.append(Entry("bigram", 0, 1, 0.05))
+        entries.append(Entry("bigram", 1, 0.05, 0))
     if config.skip is not None:
-        entries.append(Entry("skip", config.skip[1], 1, 0.5))
+        entries.append(Entry("skip", 1, 0.5, config.skip[1]))
     for layer in sorted(config.dc_layers):
-        entries += [Entry("dc_read", layer, heads, 1.0), Entry("dc_write", layer, heads, 0.0)]
-    late = [e for e in entries if e.layer is not None and e.layer >= split]
+        entries += [Entry("dc_read", heads, 1.0, layer), Entry("dc_write", heads, 0.0, layer)]
+    late = [e for e in entries if e.layer >= split]
     return [[e for e in entries if e not in late], late]
 
 
@@ -96,27 +115,27 @@ def _needs_first_injection(config: CurrentBestConfig) -> bool:
 def mudd_entries(config: CurrentBestConfig) -> list[Entry]:
     """Coefficients of the last block: sources of values and stream, value gates, residuals."""
     sources = ["start", *(["snapshot"] if config.snapshot_layer is not None else []), "stream"]
-    entries = [Entry(f"value_{source}", None, 1, 0.0) for source in sources]
-    entries += [Entry(f"stream_{source}", None, 1, 0.0) for source in sources]
+    entries = [Entry(f"value_{source}", 1, 0.0) for source in sources]
+    entries += [Entry(f"stream_{source}", 1, 0.0) for source in sources]
     if config.num_layers - 1 in config.value_embed_layers:
         halves = 2 if config.num_heads % 2 == 0 else 1
-        entries.append(Entry("table", None, halves, 2.0))
+        entries.append(Entry("table", halves, 2.0))
     residual = math.sqrt(config.residual_scale)
-    entries += [Entry("keep", None, 1, residual), Entry("add", None, 1, 1.0)]
+    entries += [Entry("keep", 1, residual), Entry("add", 1, 1.0)]
     if config.x0_injection:
-        entries.append(Entry("x0", None, 1, 0.0))
+        entries.append(Entry("x0", 1, 0.0))
     if config.bigram_rows:
-        entries.append(Entry("bigram", None, 1, 0.05))
-    return [*entries, Entry("mlp_keep", None, 1, residual), Entry("mlp_add", None, 1, 1.0)]
+        entries.append(Entry("bigram", 1, 0.05))
+    return [*entries, Entry("mlp_keep", 1, residual), Entry("mlp_add", 1, 1.0)]
 
 
 def head_entries(config: CurrentBestConfig) -> list[Entry]:
     """Coefficients of what is added to the head's input, the last block's own input among them."""
-    entries = [Entry("start", None, 1, 0.0), Entry("entry", None, 1, 0.0)]
+    entries = [Entry("start", 1, 0.0), Entry("entry", 1, 0.0)]
     if config.snapshot_layer is not None:
-        entries.append(Entry("snapshot", None, 1, -config.backout))
+        entries.append(Entry("snapshot", 1, -config.backout))
     if config.value_embed_layers:
-        entries.append(Entry("table", None, 1, 0.0))
+        entries.append(Entry("table", 1, 0.0))
     if config.skip is not None:
-        entries.append(Entry("skip", None, 1, 0.0))
+        entries.append(Entry("skip", 1, 0.0))
     return entries

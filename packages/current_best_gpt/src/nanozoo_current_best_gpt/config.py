@@ -17,106 +17,106 @@ PER_STAGE = ("windows", "mtp_weights", "prefix_weight", "lr_peaks", "batch_scale
 
 @dataclass(frozen=True)
 class CurrentBestConfig:
-    vocab_size: int | None = None
+    vocab_size: int
     """Tokens in the vocabulary; null is the tokenizer's."""
-    seq_len: int | None = None
+    seq_len: int
     """Tokens of a training window; null is data.seq_len."""
-    num_layers: int = 4
+    num_layers: int
     """Blocks."""
-    model_dim: int = 128
+    model_dim: int
     """Width of the residual stream."""
-    num_heads: int = 4
+    num_heads: int
     """Attention heads, a divisor of model_dim."""
-    mlp_ratio: float = 4
+    mlp_ratio: float
     """Width of the MLP over model_dim."""
 
-    smear: bool = True
+    smear: bool
     """Add a gated share of the embedding before to each embedding."""
-    bigram_rows: int = 8192
+    bigram_rows: int
     """Rows of the hashed table of token pairs; 0 leaves it out."""
-    bigram_sign_rows: int = 1024
+    bigram_sign_rows: int
     """Rows of random signs that tell pairs apart which share a row of the table."""
-    x0_injection: bool = True
+    x0_injection: bool
     """Add the embedding to the stream again in every block, by a coefficient per token."""
-    reset_at_document: bool = True
+    reset_at_document: bool
     """Smear, bigrams and key offset look one token back; not across the start of a document."""
-    document_mask: bool = False
+    document_mask: bool
     """Attend within a document only."""
 
-    window_pattern: str = "SLSL"
+    window_pattern: str
     """One letter per layer: S short window, L long window, - no attention."""
-    paired_layers: tuple[int, ...] = (0,)
+    paired_layers: tuple[int, ...]
     """Layers whose heads attend in pairs over an interleaved sequence of twice the length."""
-    value_embed_layers: tuple[int, ...] = (1, 3)
+    value_embed_layers: tuple[int, ...]
     """Layers that add a gated embedding of the token to their values, each of its own table."""
-    xsa_layers: tuple[int, ...] = (1,)
+    xsa_layers: tuple[int, ...]
     """Layers that take from a head's output its component along the token's own value."""
-    attn_gate_layers: tuple[int, ...] = (1, 3)
+    attn_gate_layers: tuple[int, ...]
     """Layers whose heads are scaled by a coefficient per token."""
-    dc_layers: tuple[int, ...] = (3,)
+    dc_layers: tuple[int, ...]
     """Layers whose heads also read by a mix of all heads' attention."""
-    dc_window: int = 32
+    dc_window: int
     """Keys that this mix reaches, the token's own among them."""
-    key_offset: bool = True
+    key_offset: bool
     """In long-window layers, take the unrotated half of each key from the token before."""
-    shared_attention_input: bool = True
+    shared_attention_input: bool
     """Layers after snapshot_layer attend from its output, while their stream moves on."""
-    snapshot_layer: int | None = 1
+    snapshot_layer: int | None
     """The layer whose output is kept for the shared input, for MUDD and for the backout."""
-    skip: tuple[int, ...] | None = None
+    skip: tuple[int, ...] | None
     """[from, to]: add the output of one layer in place of the attention of another."""
-    mudd: bool = True
+    mudd: bool
     """Mix earlier streams into the last block's values and stream, and into the head's input."""
-    mudd_dim: int = 32
+    mudd_dim: int
     """Hidden width of what computes MUDD's coefficients."""
-    backout: float = 0.5
+    backout: float
     """Share of the snapshot that is first taken out of the head's input; 0 leaves it to MUDD."""
-    gate_dim: int = 64
+    gate_dim: int
     """Hidden width of what computes all other coefficients."""
-    gate_split_layer: int | None = None
+    gate_split_layer: int | None
     """From this layer on they come from the stream entering it; null: all from the embedding."""
 
-    qk_norm: bool = True
+    qk_norm: bool
     """Normalise queries and keys."""
-    rope_fraction: float = 0.5
+    rope_fraction: float
     """Share of a head's channels that turn with position."""
-    rope_base: float = 1024.0
+    rope_base: float
     """Ratio of the fastest to the slowest rotation."""
-    attn_scale: float | None = 0.12
+    attn_scale: float | None
     """Factor on the scores; null is 1 / sqrt(head_dim)."""
-    activation: Literal["relu_squared", "gelu"] = "relu_squared"
+    activation: Literal["relu_squared", "gelu"]
     """Of the MLP."""
-    residual_scale: float = 1.1
+    residual_scale: float
     """What a block multiplies the stream by at first, half of it before the MLP."""
-    attn_out_init: float = 0.5
+    attn_out_init: float
     """Deviation of the attention's output weights at first, times sqrt(model_dim); 0 is zeros."""
-    softcap: tuple[float, ...] | None = (23.0, 5.0, 7.5)
+    softcap: tuple[float, ...] | None
     """[A, B, C]: logits are A sigmoid((z + B) / C); null leaves them."""
-    untie_at: float | None = None
+    untie_at: float | None
     """Progress at which the output head parts from the embedding; null never, 0 at once."""
 
-    stage_starts: tuple[float, ...] = (0.0, 0.5)
+    stage_starts: tuple[float, ...]
     """Progress at which each stage of the schedule begins."""
-    windows: tuple[tuple[int, ...], ...] = ((32, 128), (64, 256))
+    windows: tuple[tuple[int, ...], ...]
     """[short, long] of each stage: earlier positions a token sees, in paired layers half as many.
     This and the lists below have one entry per stage, or one for all."""
-    eval_window_long: int | None = None
+    eval_window_long: int | None
     """Long window after training; null keeps the last."""
-    yarn: bool = False
+    yarn: bool
     """Slow the rotations down as the long window grows."""
-    mtp_weights: tuple[tuple[tuple[float, ...], ...], ...] = (((1.0,), (1.0,)),)
+    mtp_weights: tuple[tuple[tuple[float, ...], ...], ...]
     """[start, end] of each stage: weights of the next token, the one after it, and so on."""
-    prefix_weight: tuple[tuple[float, ...], ...] = ((0.0, 0.0),)
+    prefix_weight: tuple[tuple[float, ...], ...]
     """[start, end] of each stage: weight of the longest token that begins the next one."""
-    lr_peaks: tuple[float, ...] = (1.0,)
+    lr_peaks: tuple[float, ...]
     """Top of the learning-rate schedule in each stage, relative to the rates."""
-    batch_scale: tuple[float, ...] = (1.0,)
+    batch_scale: tuple[float, ...]
     """Batch of each stage, relative to train.batch_tokens."""
-    seq_lens: tuple[int, ...] = ()
+    seq_lens: tuple[int, ...]
     """Window length of each stage; empty: data.seq_len."""
-    align_to_documents: bool = False
+    align_to_documents: bool
     """Begin training windows at document starts where there are any."""
-    qk_head_group: int = 2
+    qk_head_group: int
     """Heads whose query, or key, weights Muon takes as one matrix; 0 takes all."""
 
     renamed: ClassVar[dict[str, str]] = {

@@ -5,6 +5,8 @@ B batch, T sequence, D model_dim, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,9 +14,16 @@ from torch import Tensor, nn
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_current_best_gpt import schedule
 from nanozoo_current_best_gpt.attention import EPS, Angles, View
-from nanozoo_current_best_gpt.blocks import Bigram, Block, MuddBlock, Streams
+from nanozoo_current_best_gpt.blocks import Bigram, Block, MuddBlock
 from nanozoo_current_best_gpt.cache import RingCache
-from nanozoo_current_best_gpt.coefficients import Coefficients, Table, gate_entries, head_entries
+from nanozoo_current_best_gpt.coefficients import (
+    Coefficients,
+    Gates,
+    Mix,
+    Named,
+    gate_entries,
+    head_entries,
+)
 from nanozoo_current_best_gpt.config import SMEAR_DIMS, CurrentBestConfig
 
 EMBEDDING_STD = 0.005
@@ -34,7 +43,6 @@ class CurrentBestGPT(nn.Module):
 
     def __init__(self, config: CurrentBestConfig) -> None:
         super().__init__()
-        assert config.vocab_size is not None
         self.config = config
         self.separator: int | None = None
         dim, layers = config.model_dim, config.num_layers
@@ -49,8 +57,8 @@ class CurrentBestGPT(nn.Module):
             nn.Embedding(config.vocab_size, dim) for _ in config.value_embed_layers
         )
         early, late = gate_entries(config)
-        self.early_gates = Coefficients(dim, config.gate_dim, early) if early else None
-        self.late_gates = Coefficients(dim, config.gate_dim, late) if late else None
+        self.early_gates = Gates(dim, config.gate_dim, early) if early else None
+        self.late_gates = Gates(dim, config.gate_dim, late) if late else None
         if early or late:
             self.gate_scale = nn.Parameter(torch.empty(1))  # tau of both
         self.blocks = nn.ModuleList(
@@ -61,7 +69,7 @@ class CurrentBestGPT(nn.Module):
         )
         self.mix = self.backout = None
         if config.mudd:
-            self.mix = Coefficients(dim, config.mudd_dim, head_entries(config))
+            self.mix = Mix(dim, config.mudd_dim, head_entries(config))
         elif config.backout:
             self.backout = nn.Parameter(torch.empty(1))
         self.head = None
@@ -112,13 +120,12 @@ class CurrentBestGPT(nn.Module):
     def max_context(self) -> int | None:
         """No limit where the windows keep every distance to what training has seen."""
         reach = schedule.windows(self.config, self.config.num_stages)[1]
-        seq_len = self.config.seq_len
-        return None if seq_len is None or reach <= seq_len else seq_len
+        return None if reach <= self.config.seq_len else self.config.seq_len
 
     def set_stage(self, stage: int) -> None:
         self.stage.fill_(stage)
 
-    # -- the forward pass, in the order of the data ------------------------------------------------
+    # -- the forward pass -------------------------------------------------------------------------
 
     def features(
         self, tokens: Tensor, cache: RingCache | None = None, *, stage: int | None = None
@@ -130,17 +137,72 @@ class CurrentBestGPT(nn.Module):
         if cache is not None and int(cache.lengths.max()) > 0 and tokens.shape[1] > cache.most_new:
             parts = tokens.split(cache.most_new, dim=1)
             return torch.cat([self.features(part, cache, stage=stage) for part in parts], dim=1)
-        stage = int(self.stage) if stage is None else stage
-        view, before = self._look(tokens, cache, stage)
-        streams = self._enter(tokens, before, view.starts)
-        x = self._run(streams, view)
+        view = self._look(tokens, cache, int(self.stage) if stage is None else stage)
+        x = rms_norm(self._streams(tokens, view), EPS)
         if cache is not None:
             cache.advance()
-        x = rms_norm(x, EPS)
         return x if self.feature_scale is None else x * self.feature_scale
 
-    def _look(self, tokens: Tensor, cache: RingCache | None, stage: int) -> tuple[View, Tensor]:
-        """What all layers share, and the token before each."""
+    def _streams(self, tokens: Tensor, view: View) -> Tensor:
+        """The stream (B, T, D) that the head reads: the README's equations, in its order."""
+        config = self.config
+        # x0 = rms(E[t] + smear E[t-1])
+        e = self.embedding(tokens)  # (B, T, D)
+        if config.smear:
+            smear = torch.sigmoid(F.linear(e[..., :SMEAR_DIMS], self.smear_gate))  # (B, T, 1)
+            smear = (self.smear_scale * smear).masked_fill(view.starts[..., None], 0)
+            e = e + smear * self.embedding(view.before)
+        x0 = rms_norm(e, EPS)
+
+        # b = bigram table[hash(t, t-1)] * signs, and the other tables that a token is looked up in
+        b = None if self.bigram is None else self.bigram(tokens, view.before, view.starts)
+        layers = config.value_embed_layers
+        values = {n: table(tokens) for n, table in zip(layers, self.tables, strict=True)}
+
+        # x = x0 + beta b
+        gates = {} if self.early_gates is None else self.early_gates(x0, self.gate_scale)
+        start = x0 if b is None else x0 + gates[0]["bigram"] * b
+
+        # the blocks, of which some read what earlier ones left behind
+        x, entry = start, start
+        snapshot: Tensor | None = None
+        skipped: Tensor | None = None
+        for layer, block in enumerate(self.blocks):
+            entry = x
+            if layer == config.gate_split_layer and self.late_gates is not None:
+                gates = gates | self.late_gates(x, self.gate_scale)
+            own, table = gates.get(layer, {}), values.get(layer)
+            shared = snapshot if config.shared_attention_input else None
+            if isinstance(block, MuddBlock):  # the last
+                x = block(
+                    x, view, own, start=start, snapshot=snapshot, bigram=b, table=table,
+                    shared=shared,
+                )  # fmt: skip
+            else:
+                x = block(
+                    x, view, own, x0=x0, bigram=b, table=table, shared=shared, skipped=skipped
+                )
+            if layer == config.snapshot_layer:
+                snapshot = x
+            if config.skip is not None and layer == config.skip[0]:
+                skipped = x
+
+        # x - c7 / 2 + mix, where c7 is the snapshot
+        if self.backout is not None:
+            assert snapshot is not None
+            return x + self.backout * snapshot
+        if self.mix is None:
+            return x
+        earlier = {"start": start, "entry": entry, "snapshot": snapshot, "skip": skipped}
+        earlier["table"] = values[min(values)] if values else None
+        for name, weight in self.mix(x).items():
+            source = earlier[name]
+            assert source is not None
+            x = x + weight * source
+        return x
+
+    def _look(self, tokens: Tensor, cache: RingCache | None, stage: int) -> View:
+        """What all layers share."""
         config = self.config
         documents = None
         if cache is None:
@@ -165,7 +227,8 @@ class CurrentBestGPT(nn.Module):
             return angles.cos(), angles.sin()
 
         short, long = schedule.windows(config, stage)
-        view = View(
+        return View(
+            before=before,
             angles=turn(positions),
             paired_angles=(turn(2 * positions), turn(2 * positions + 1)),
             windows={"S": short, "L": long},
@@ -174,67 +237,28 @@ class CurrentBestGPT(nn.Module):
             documents=documents,
             cache=cache,
         )
-        return view, before
-
-    def _enter(self, tokens: Tensor, before: Tensor, starts: Tensor) -> Streams:
-        """The embedding, smeared and normalised, and all else that is looked up."""
-        e = self.embedding(tokens)  # (B, T, D)
-        if self.config.smear:
-            gate = torch.sigmoid(F.linear(e[..., :SMEAR_DIMS], self.smear_gate))  # (B, T, 1)
-            gate = (self.smear_scale * gate).masked_fill(starts[..., None], 0)
-            e = e + gate * self.embedding(before)
-        bigram = None if self.bigram is None else self.bigram(tokens, before, starts)
-        layers = self.config.value_embed_layers
-        tables = {n: table(tokens) for n, table in zip(layers, self.tables, strict=True)}
-        return Streams(rms_norm(e, EPS), bigram, tables)
-
-    def _run(self, streams: Streams, view: View) -> Tensor:
-        config, gates, x = self.config, streams.gates, streams.x0
-        if self.early_gates is not None:
-            gates |= self.early_gates(streams.x0, self.gate_scale)
-        if streams.bigram is not None:
-            x = x + gates["bigram", 0] * streams.bigram
-        streams.start = x
-        for layer, block in enumerate(self.blocks):
-            if layer == config.gate_split_layer and self.late_gates is not None:
-                gates |= self.late_gates(x, self.gate_scale)
-            if layer == config.num_layers - 1:
-                streams.entry = x
-            x = block(x, streams, view)
-            if layer == config.snapshot_layer:
-                streams.snapshot = x
-            if config.skip is not None and layer == config.skip[0]:
-                streams.skip = x
-        return self._mix(x, streams)
-
-    def _mix(self, x: Tensor, streams: Streams) -> Tensor:
-        if self.backout is not None:
-            assert streams.snapshot is not None
-            return x + self.backout * streams.snapshot
-        if self.mix is None:
-            return x
-        table = streams.tables.get(min(streams.tables)) if streams.tables else None
-        sources = {
-            "start": streams.start,
-            "entry": streams.entry,
-            "snapshot": streams.snapshot,
-            "table": table,
-            "skip": streams.skip,
-        }
-        for (name, _), weight in self.mix(x).items():
-            source = sources[name]
-            assert source is not None
-            streams.gates[f"head_{name}", None] = weight
-            x = x + weight * source
-        return x
 
     @torch.no_grad()
-    def coefficients(self, tokens: Tensor) -> Table:
-        """All coefficients per token that a forward pass computes, for a look at them."""
-        view, before = self._look(tokens, None, int(self.stage))
-        streams = self._enter(tokens, before, view.starts)
-        self._run(streams, view)
-        return streams.gates
+    def coefficients(self, tokens: Tensor) -> tuple[dict[int, Named], Named]:
+        """What a forward pass computes per token, for a look at it: gates by layer, and mixes."""
+        gates: dict[int, Named] = {}
+        mixes: Named = {}
+
+        def note(module: nn.Module, inputs: object, found: Any) -> None:
+            if isinstance(module, Gates):
+                gates.update(found)
+            else:
+                prefix = "head" if module is self.mix else "mudd"
+                mixes.update({f"{prefix}_{name}": value for name, value in found.items()})
+
+        modules = [module for module in self.modules() if isinstance(module, Coefficients)]
+        handles = [module.register_forward_hook(note) for module in modules]
+        try:
+            self.features(tokens)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return gates, mixes
 
     # -- the head ---------------------------------------------------------------------------------
 

@@ -29,29 +29,29 @@ TINY = Shape(4, 4, 128)
 
 @dataclass(frozen=True)
 class GPT2Config:
-    vocab_size: int | None = None
+    vocab_size: int
     """Tokens in the vocabulary; null is the tokenizer's."""
-    seq_len: int | None = None
+    seq_len: int
     """Length of the position table, the longest text the model can read; null is data.seq_len."""
-    preset: Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] | None = None
+    preset: Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] | None
     """A released size: sets num_layers, num_heads and model_dim."""
-    num_layers: int | None = None
+    num_layers: int | None
     """Blocks; null is the preset's, or 4."""
-    model_dim: int | None = None
+    model_dim: int | None
     """Width of the residual stream; null is the preset's, or 128."""
-    num_heads: int | None = None
+    num_heads: int | None
     """Attention heads, a divisor of model_dim; null is the preset's, or 4."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: float
     """Width of the MLP relative to model_dim."""
-    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
+    activation: Literal["gelu_tanh", "gelu"]
     """gelu_tanh as released; gelu is the exact form of nanoGPT."""
-    bias: bool = True
+    bias: bool
     """Biases in linear layers and LayerNorms; false is nanoGPT's variant."""
-    tie_embeddings: bool = True
+    tie_embeddings: bool
     """Use the input embedding as the output head."""
-    dropout: float = 0.0
+    dropout: float
     """Probability of dropping an activation; 0.1 suits several epochs over the same text."""
-    pad_vocab_to: int = 1
+    pad_vocab_to: int
     """Round the embedding's rows up to a multiple of this, for speed; logits never see the rest."""
 
     def __post_init__(self) -> None:
@@ -87,12 +87,11 @@ class GPT2Config:
 
     def check_training(self, training: TrainingConfig) -> list[str]:
         """Problems between these settings and the run's."""
-        seq_len = self.seq_len
-        if seq_len is None or training.data.seq_len <= seq_len:
+        if training.data.seq_len <= self.seq_len:
             return []
         return [
             f"data.seq_len={training.data.seq_len} is longer than the position table, "
-            f"model_cfg.seq_len={seq_len}; use model_cfg.seq_len=null to follow data.seq_len"
+            f"model_cfg.seq_len={self.seq_len}; use model_cfg.seq_len=null to follow data.seq_len"
         ]
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nanozoo_core.config import model_config
 from nanozoo_core.errors import CheckpointError
 from nanozoo_gpt2.config import GPT2Config
 from nanozoo_gpt2.model import GPT2
@@ -92,18 +93,19 @@ def from_hf_config(theirs: Mapping[str, Any], *, pad_vocab_to: int = 1) -> GPT2C
     if problems:
         raise CheckpointError("; ".join(problems))
     width = theirs["n_embd"]
-    return GPT2Config(
-        vocab_size=theirs["vocab_size"],
-        seq_len=theirs["n_positions"],
-        num_layers=theirs["n_layer"],
-        model_dim=width,
-        num_heads=theirs["n_head"],
-        mlp_ratio=(theirs.get("n_inner") or 4 * width) / width,
-        activation=known[activation],  # type: ignore[arg-type]
-        tie_embeddings=theirs.get("tie_word_embeddings", True),
-        dropout=0.0,
-        pad_vocab_to=pad_vocab_to,
-    )
+    changes = {
+        "vocab_size": theirs["vocab_size"],
+        "seq_len": theirs["n_positions"],
+        "num_layers": theirs["n_layer"],
+        "model_dim": width,
+        "num_heads": theirs["n_head"],
+        "mlp_ratio": (theirs.get("n_inner") or 4 * width) / width,
+        "activation": known[activation],
+        "tie_embeddings": theirs.get("tie_word_embeddings", True),
+        "pad_vocab_to": pad_vocab_to,
+    }
+    config: GPT2Config = model_config("gpt2", changes)
+    return config
 
 
 def to_hf_config(config: GPT2Config) -> dict[str, Any]:

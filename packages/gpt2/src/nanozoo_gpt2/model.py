@@ -5,7 +5,6 @@ B batch, T sequence, D model_dim, H heads, K head_dim, F mlp_dim, V vocabulary, 
 
 from __future__ import annotations
 
-import logging
 import math
 
 import torch
@@ -15,8 +14,6 @@ from torch import Tensor, nn
 from nanozoo_core.nn.cache import KVCache
 from nanozoo_core.nn.padding import padded_size, padding_bias
 from nanozoo_gpt2.config import GPT2Config
-
-logger = logging.getLogger(__name__)
 
 
 class CausalSelfAttention(nn.Module):
@@ -77,9 +74,7 @@ class GPT2(nn.Module):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        if config.vocab_size is None or config.seq_len is None:
-            raise ValueError("GPT2 needs a config with vocab_size and seq_len set")
-        num_layers, num_heads, dim = config.shape
+        num_layers, _, dim = config.shape
         self.config = config
         self.vocab_size = config.vocab_size
         self.max_context = config.seq_len
@@ -94,12 +89,6 @@ class GPT2(nn.Module):
         bias = padding_bias(self.vocab_size, padded)
         self.register_buffer("output_bias", bias, persistent=False)
         self.init_weights()
-        if (dim // num_heads) % 8 and self.embedding.weight.is_cuda:
-            logger.warning(
-                "Heads of width %d miss the fast attention kernels; choose model_cfg.num_heads so "
-                "that model_dim / num_heads is a multiple of 8",
-                dim // num_heads,
-            )
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -81,7 +81,6 @@ class MoDAdapter(DefaultModelAdapter):
         blocks alone, and what decoding keeps per token."""
         assert isinstance(model, MoD)
         config = model.config
-        assert config.seq_len is not None
         control = config.num_layers * _full_flops(config, config.seq_len)
         ours, head = self.flops_per_token(config, config.seq_len), _head_flops(config)
         num_routed = len(config.routed_layers)
@@ -216,7 +215,7 @@ def _routed_flops(config: MoDConfig, seq_len: int) -> float:
 
 
 def _head_flops(config: MoDConfig) -> float:
-    return 6.0 * (config.vocab_size or 0) * config.model_dim
+    return 6.0 * config.vocab_size * config.model_dim
 
 
 Adapter = MoDAdapter

@@ -3,60 +3,46 @@
 from __future__ import annotations
 
 import math
-import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
+from nanozoo_core.config.control import ControlConfig
+from nanozoo_core.config.defaults import warn_of_unused
 from nanozoo_core.errors import Problems
 
 
 @dataclass(frozen=True)
-class MoDConfig:
-    vocab_size: int | None = None
-    """Tokens in the vocabulary; null is the tokenizer's."""
-    seq_len: int | None = None
-    """Trained length, past which generation drops the older half of the text; null is
-    data.seq_len."""
-    num_layers: int = 4
-    """Blocks, full and routed; more of them at equal FLOPs is where the idea pays."""
-    model_dim: int = 128
-    """Width of the residual stream."""
-    num_heads: int = 4
-    """Attention heads, a divisor of model_dim."""
-    mlp_ratio: float = 4.0
-    """Width of the MLP relative to model_dim."""
-    every_other: bool = True
+class MoDConfig(ControlConfig):
+    every_other: bool
     """Route blocks 1, 3, 5, ... and leave the others full; false routes all, which is worse."""
-    capacity: float = 0.25
+    capacity: float
     """Share of a sequence's tokens that a routed block reads in training, in (0, 1]."""
-    router_type: Literal["learned", "random"] = "learned"
+    router_type: Literal["learned", "random"]
     """random scores tokens by noise: the control that learned routing must beat."""
-    router_input: Literal["normed", "raw"] = "normed"
+    router_input: Literal["normed", "raw"]
     """Router and predictor read the RMS-normalised stream, or the bare one as the paper writes."""
-    router_gate: Literal["linear", "sigmoid", "tanh", "one"] = "linear"
+    router_gate: Literal["linear", "sigmoid", "tanh", "one"]
     """What the score makes of a block's increment; one (no factor) cuts the router off the loss."""
-    causal_router: Literal["predictor", "router"] = "predictor"
+    causal_router: Literal["predictor", "router"]
     """Who chooses tokens in evaluation and sampling: a side network, or the router's own score."""
-    predictor_dim: int = 32
+    predictor_dim: int
     """Hidden width of the predictor."""
-    predictor_coef: float = 0.1
+    predictor_coef: float
     """Weight of the predictor's loss, which reaches nothing but the predictor."""
-    predictor_threshold: Literal["zero", "calibrated"] = "zero"
+    predictor_threshold: Literal["zero", "calibrated"]
     """Logit above which the predictor takes a token; calibrated: the quantile that meets capacity,
     set at the end of training."""
-    router_aux_coef: float = 0.01
+    router_aux_coef: float
     """Weight of the loss that pulls scores to either side of 0, for causal_router=router."""
-    routed_impl: Literal["gather", "masked"] = "gather"
+    routed_impl: Literal["gather", "masked"]
     """gather computes the chosen tokens alone; masked computes all, as a reference for checks."""
 
     def __post_init__(self) -> None:
-        p = Problems()
-        p.require_stack(self)
-        self._check_routing(p)
-        p.raise_if_any()
+        super().__post_init__()
         self._warn_of_unused()
 
-    def _check_routing(self, p: Problems) -> None:
+    def check(self, p: Problems) -> None:
+        super().check(p)
         p.require(
             not self.every_other or self.num_layers != 1,
             "model_cfg.every_other=true routes block 1, which model_cfg.num_layers=1 lacks; use at "
@@ -93,18 +79,7 @@ class MoDConfig:
             unused, why = predictor, "causal_router=router"
         else:
             unused, why = {"router_aux_coef"}, "causal_router=predictor"
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in unused and value != field.default:
-                warnings.warn(
-                    f"model_cfg.{field.name}={value} has no effect with model_cfg.{why}",
-                    stacklevel=4,
-                )
-
-    @property
-    def mlp_dim(self) -> int:
-        """Width of the MLP."""
-        return int(self.mlp_ratio * self.model_dim)
+        warn_of_unused("mod", self, dict.fromkeys(unused, why))
 
     @property
     def routed_layers(self) -> range:

@@ -85,7 +85,7 @@ class RoutedBlock(ControlBlock):
             if config.capacity < 1:
                 threshold = NormalDist().inv_cdf(1 - config.capacity)
             generator = seeded_generator(NOISE_SEED, layer)
-            noise = torch.randn(cast(int, config.seq_len), generator=generator, device="cpu")
+            noise = torch.randn(config.seq_len, generator=generator, device="cpu")
             self.register_buffer("noise", noise, persistent=False)
         self.register_buffer("threshold", torch.tensor(threshold))
         self.init_routing()
@@ -272,18 +272,10 @@ def _rms_scale(x: Tensor) -> Tensor:
 class MoD(ControlModel):
     """The control, in which some blocks are routed."""
 
+    config: MoDConfig
+
     def __init__(self, config: MoDConfig) -> None:
-        if config.vocab_size is None or config.seq_len is None:
-            raise ValueError("MoD needs a config with vocab_size and seq_len set")
-        super().__init__(
-            config.vocab_size,
-            num_layers=config.num_layers,
-            model_dim=config.model_dim,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            max_context=config.seq_len,
-        )
-        self.config = config
+        super().__init__(config)
         for layer in config.routed_layers:
             block = self.blocks[layer]
             assert isinstance(block, ControlBlock)
@@ -351,10 +343,6 @@ class MoD(ControlModel):
         """The final normalised stream (B, T, D) under the causal choice."""
         return self.encode(tokens, cache=cache)[0]
 
-    def logits(self, features: Tensor) -> Tensor:
-        """Scores (..., V) of the next token from features (..., D)."""
-        return self.head(features)
-
     def forward(  # type: ignore[override]
         self, tokens: Tensor, cache: MoDCache | None = None
     ) -> Tensor:
@@ -366,17 +354,8 @@ class MoD(ControlModel):
     ) -> MoDCache:
         """Room for `max_length` tokens in full blocks and, to begin with, for twice the capacity's
         share of them in routed ones."""
-        weight = self.embedding.weight
         num_routed = len(self.config.routed_layers)
-        full = KVCache(
-            len(self.blocks) - num_routed,
-            batch_size,
-            max_length,
-            self.num_kv_heads,
-            self.head_dim,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        full = self.new_cache(len(self.blocks) - num_routed, batch_size, max_length)
         room = min(max_length, 2 * self.config.num_selected(max_length))
         return MoDCache(full, num_routed, room)
 

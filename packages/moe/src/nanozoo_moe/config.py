@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nanozoo_core.config import TrainingConfig
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.errors import Problems
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -39,78 +40,65 @@ DEFAULTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class MoEConfig:
-    vocab_size: int | None = None
-    """Tokens in the vocabulary; null is the tokenizer's."""
-    seq_len: int | None = None
-    """Longest text worth reading, the length trained on; null is data.seq_len."""
-    num_layers: int = 4
-    """Blocks."""
-    model_dim: int = 128
-    """Width of the residual stream."""
-    num_heads: int = 4
-    """Attention heads, a divisor of model_dim."""
-    mlp_ratio: float = 4.0
-    """Width of a dense layer's MLP, and of what a token uses of the experts, over model_dim."""
-    first_k_dense: int = 1
+class MoEConfig(ControlConfig):
+    first_k_dense: int
     """Blocks at the bottom that keep the dense MLP."""
-    preset: Literal["moe_mixtral", "moe_olmoe"] | None = None
+    preset: Literal["moe_mixtral", "moe_olmoe"] | None
     """A published routing: sets num_experts, top_k, num_shared_experts, score_func, norm_topk_prob
     and balance."""
-    num_experts: int | None = None
+    num_experts: int | None
     """Routed experts per layer; null is the preset's, or 8. One makes a dense model."""
-    top_k: int | None = None
+    top_k: int | None
     """Routed experts that a token uses; null is the preset's, or 2 (1 of 1)."""
-    num_shared_experts: int | None = None
+    num_shared_experts: int | None
     """Experts that every token uses; null is the preset's, or 1 (none beside one expert)."""
-    moe_hidden: int | None = None
+    moe_hidden: int | None
     """Width of an expert; null is mlp_ratio * model_dim / (top_k + num_shared_experts), rounded to
     a multiple of 16: a token then computes as much as in the dense model."""
-    score_func: Literal["sigmoid", "softmax"] | None = None
+    score_func: Literal["sigmoid", "softmax"] | None
     """Scores of the router; null is the preset's, or sigmoid."""
-    norm_topk_prob: bool | None = None
+    norm_topk_prob: bool | None
     """Divide a token's kept scores by their sum; null is the preset's, or true."""
-    routed_scaling_factor: float | None = None
+    routed_scaling_factor: float | None
     """Factor on the routed experts' output; null is sqrt(top_k) with norm_topk_prob, else 1."""
-    balance: Literal["bias", "loss", "none"] | None = None
+    balance: Literal["bias", "loss", "none"] | None
     """Balance loads by a bias on the choice, by a loss or not at all; null is the preset's, or bias
     (none with one expert)."""
-    bias_update_rate: float | None = None
+    bias_update_rate: float | None
     """Step of the bias; rate * steps must exceed the spread of the scores, about 0.5. Null is 0.01
     with balance=bias; 0.001 suits thousands of steps."""
-    bias_freeze_frac: float | None = None
+    bias_freeze_frac: float | None
     """Last part of the run with the bias at rest; null is 0.05 with balance=bias."""
-    seq_aux_alpha: float | None = None
+    seq_aux_alpha: float | None
     """Weight of the balance loss within a sequence; null is 1e-4 with balance=bias."""
-    alpha: float | None = None
+    alpha: float | None
     """Weight of the balance loss; null is 0.01 with balance=loss."""
-    beta: float | None = None
+    beta: float | None
     """Weight of the router's z-loss; null is 0.001 with balance=loss and score_func=softmax."""
-    jitter_noise: float = 0.0
+    jitter_noise: float
     """Training multiplies the router's input by U(1 - jitter_noise, 1 + jitter_noise)."""
-    experts_impl: Literal["auto", "grouped_mm", "loop", "dense"] = "auto"
+    experts_impl: Literal["auto", "grouped_mm", "loop", "dense"]
     """How experts multiply: auto is torch's grouped_mm where it serves, else the loop over experts;
     dense puts all tokens through all experts, as a reference."""
-    allow_untested: bool = False
+    allow_untested: bool
     """Accept balance=bias with score_func=softmax and norm_topk_prob=false, which nobody tried."""
 
-    def __post_init__(self) -> None:
-        p = Problems()
+    def check(self, p: Problems) -> None:
+        """Fills what is null, from the preset or as its help line says, and checks all."""
         single: dict[str, Any] = {}
         if self.num_experts == 1:
             single = {"top_k": 1, "num_shared_experts": 0, "balance": "none"}
         published = PRESETS.get(self.preset or "", {})
         p.take_preset(self, self.preset, published, DEFAULTS | single)
+        super().check(p)
         self._check_shape(p)
         self._resolve_balance(p)
         self._check_routing(p)
-        p.raise_if_any()
 
     def _set(self, key: str, value: Any) -> None:
         object.__setattr__(self, key, value)
 
     def _check_shape(self, p: Problems) -> None:
-        p.require_stack(self)
         p.require_at_least(self, {"num_experts": 1, "top_k": 1})
         p.require(
             0 <= self.first_k_dense <= self.num_layers,
@@ -195,11 +183,6 @@ class MoEConfig:
             0 <= self.jitter_noise < 0.5,
             f"model_cfg.jitter_noise={self.jitter_noise} must be in [0, 0.5)",
         )
-
-    @property
-    def mlp_dim(self) -> int:
-        """Width of a dense layer's MLP."""
-        return int(self.mlp_ratio * self.model_dim)
 
     @property
     def routed(self) -> tuple[int, int]:

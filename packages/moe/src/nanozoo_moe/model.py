@@ -16,7 +16,6 @@ from nanozoo_core.nn.cache import KVCache
 from nanozoo_core.nn.control import Angles, ControlBlock, ControlModel, init_input_matrix
 from nanozoo_core.nn.feed_forward import ReluSquared, relu_squared
 from nanozoo_core.nn.norms import rms_norm
-from nanozoo_core.nn.rotary import rotary_angles
 from nanozoo_moe.config import MoEConfig
 from nanozoo_moe.experts import Implementation, mix_experts
 from nanozoo_moe.routing import Router, Routing
@@ -108,17 +107,10 @@ class MoEBlock(ControlBlock):
 class MoE(ControlModel):
     """The control; blocks from `first_k_dense` on are mixtures of experts."""
 
+    config: MoEConfig
+
     def __init__(self, config: MoEConfig) -> None:
-        assert config.vocab_size is not None
-        super().__init__(
-            config.vocab_size,
-            num_layers=config.num_layers,
-            model_dim=config.model_dim,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            max_context=config.seq_len,
-        )
-        self.config = config
+        super().__init__(config)
         for number, block in enumerate(self.blocks):
             if number >= config.first_k_dense:
                 assert isinstance(block, ControlBlock)
@@ -134,12 +126,7 @@ class MoE(ControlModel):
 
         Args: generators: one per row, for the jitter of the routers' inputs; None leaves it off.
         """
-        length = tokens.shape[1]
-        positions = (
-            torch.arange(length, device=tokens.device) if cache is None else cache.positions(length)
-        )
-        angles = rotary_angles(positions, self.head_dim)
-        x = rms_norm(self.embedding(tokens))  # (B, T, D)
+        x, angles = self.embed(tokens, cache)
         routings: list[Routing] = []
         for layer, block in enumerate(self.blocks):
             if not isinstance(block, MoEBlock):
@@ -149,7 +136,7 @@ class MoE(ControlModel):
             if routing is not None:
                 routings.append(routing)
         if cache is not None:
-            cache.advance(length)
+            cache.advance(tokens.shape[1])
         return rms_norm(x), routings
 
     def features(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:

@@ -6,17 +6,21 @@ B batch, T sequence, D model_dim, V vocabulary; depths k = 1 .. n.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from nanozoo_core.contract import Batch, Curves, Inspection, Loss, Step, Vocabulary
-from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.generation.draft_report import inspect_drafts
-from nanozoo_core.machine.uncompiled import uncompiled
+from nanozoo_core.generation.draft_acceptance import inspect_drafts
+from nanozoo_core.multi_token_adapter import (
+    MultiTokenAdapter,
+    horizon_loss,
+    targets_of,
+    weights_at,
+)
 from nanozoo_core.nn.norms import rms_norm
-from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 from nanozoo_mtm.config import MTMConfig
 from nanozoo_mtm.drafter import ChainDrafter
 from nanozoo_mtm.model import MTM
@@ -24,12 +28,7 @@ from nanozoo_mtm.model import MTM
 INSPECTED_WINDOWS = 32
 
 
-class MTMAdapter(DefaultModelAdapter):
-    def lookahead(self, config: MTMConfig) -> int:
-        """n + 1: every input of a window then has a token to read and one to predict at every
-        depth."""
-        return config.num_mtp_modules + 1
-
+class MTMAdapter(MultiTokenAdapter):
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """L_0 + lambda / n * sum_k L_k, each the mean nats over the positions that count."""
         assert isinstance(model, MTM)
@@ -43,17 +42,9 @@ class MTMAdapter(DefaultModelAdapter):
         hidden = model.first_hidden(stream, features)
         for depth in range(1, config.num_mtp_modules + 1):
             hidden = model.look_ahead(depth, hidden, read_by(batch, depth), angles)
-            targets, counts = targets_of(model, batch, depth)
-            losses.append(
-                linear_cross_entropy(
-                    hidden.flatten(0, 1),
-                    model.output_weight,
-                    targets.flatten(),
-                    token_weight=counts.flatten().float(),
-                )
-            )
+            losses.append(horizon_loss(model, batch, depth + 1, hidden))
         together = torch.stack(losses)
-        weight = module_weight(config, step).to(together)
+        weight = weights_at(config.module_weight, step).to(together)
         metrics = {"nll": nll.detach(), "mtp_lambda": weight}
         for depth, loss in enumerate(together.detach(), start=1):
             metrics[f"nll_module{depth}"] = loss
@@ -71,18 +62,13 @@ class MTMAdapter(DefaultModelAdapter):
     def flops_per_token(self, config: MTMConfig, seq_len: int) -> float:
         """Those of the control, and for each module its matrices, its attention in full and the
         output projection."""
-        assert config.vocab_size is not None
-        more = 6.0 * config.vocab_size * config.model_dim
-        if config.mtp_block == "base":
-            more += 12 * config.model_dim * seq_len
-        return super().flops_per_token(config, seq_len) + config.num_mtp_modules * more
+        num_attentions = config.num_mtp_modules if config.mtp_block == "base" else 0
+        attention = 12 * num_attentions * config.model_dim * seq_len
+        return super().flops_per_token(config, seq_len) + attention
 
-    def report(self, model: nn.Module) -> dict[str, float]:
-        """Adds the parameters that plain decoding uses."""
+    def draft_parts(self, model: nn.Module) -> Iterable[nn.Module]:
         assert isinstance(model, MTM)
-        total = sum(p.numel() for p in model.parameters())
-        modules = sum(p.numel() for p in model.modules_ahead.parameters())
-        return super().report(model) | {"params_inference": total - modules}
+        return model.modules_ahead
 
     # -- inspection -----------------------------------------------------------------------------
 
@@ -122,12 +108,6 @@ def read_by(batch: Batch, depth: int) -> Tensor:
     return batch.ahead(depth, across_documents=True)[0]
 
 
-def targets_of(model: MTM, batch: Batch, depth: int) -> tuple[Tensor, Tensor]:
-    """The tokens k + 1 places on, (B, T), and where they count. Those of depth 0 always do."""
-    across = depth == 0 or model.config.cross_document_targets
-    return batch.ahead(depth + 1, across_documents=across)
-
-
 def logits_by_depth(model: MTM, batch: Batch) -> Iterator[Tensor]:
     """logits^0 .. logits^n, (B, T, V) each."""
     stream, angles = model.stream(batch.inputs)
@@ -147,7 +127,7 @@ def compare_depths(model: MTM, batch: Batch) -> Iterator[Tensor]:
     for depth, logits in enumerate(logits_by_depth(model, batch)):
         log_q = logits.double().log_softmax(-1)
         main = log_q if main is None else main
-        targets, counts = targets_of(model, batch, depth)
+        targets, counts = targets_of(model, batch, depth + 1)
         held = log_q.shape[1] - depth  # main at i + k predicts the same token as depth k at i
         log_q, log_p = log_q[:, :held], main[:, depth:]
         nats = -log_q.gather(2, targets[:, :held, None])[..., 0]
@@ -165,20 +145,14 @@ def _single_rows(batches: Sequence[Batch]) -> Iterator[Batch]:
         for row in range(min(left, len(batch.tokens))):
             one = slice(row, row + 1)
             scored = None if batch.scored is None else batch.scored[one]
-            yield Batch(
-                batch.tokens[one],
-                batch.documents[one],
-                batch.rows[one],
-                batch.num_rows,
-                batch.lookahead,
-                scored,
+            yield replace(
+                batch,
+                tokens=batch.tokens[one],
+                documents=batch.documents[one],
+                rows=batch.rows[one],
+                scored=scored,
             )
         left -= min(left, len(batch.tokens))
-
-
-@uncompiled(with_callees=True)  # lambda of a step, not a constant of the graph
-def module_weight(config: MTMConfig, step: Step) -> Tensor:
-    return torch.tensor(config.module_weight(step.progress))
 
 
 Adapter = MTMAdapter

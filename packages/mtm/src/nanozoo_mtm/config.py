@@ -6,63 +6,51 @@ import warnings
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
+from nanozoo_core.config.defaults import warn_of_unused
+from nanozoo_core.config.multi_token import MultiTokenConfig
 from nanozoo_core.errors import Problems
 
 MAX_MODULES = 4
 
 
 @dataclass(frozen=True)
-class MTMConfig:
-    vocab_size: int | None = None
-    """Tokens in the vocabulary; null is the tokenizer's."""
-    seq_len: int | None = None
-    """Trained length, past which generation drops the older half of the text; null is
-    data.seq_len."""
-    num_layers: int = 4
-    """Blocks of the main model; modules come on top."""
-    model_dim: int = 128
-    """Width of the residual stream."""
-    num_heads: int = 4
-    """Attention heads, a divisor of model_dim."""
-    mlp_ratio: float = 4.0
-    """Width of the MLP relative to model_dim."""
-    num_mtp_modules: int = 1
+class MTMConfig(MultiTokenConfig):
+    num_mtp_modules: int
     """Modules, each predicting one token more; 0 is the control."""
-    mtp_lambda: float = 0.3
+    mtp_lambda: float
     """Weight of the mean over modules of their losses."""
-    mtp_lambda_final: float | None = 0.1
+    mtp_lambda_final: float | None
     """What it becomes; needed unless the schedule is constant."""
-    mtp_lambda_schedule: Literal["constant", "step", "linear"] = "linear"
+    mtp_lambda_schedule: Literal["constant", "step", "linear"]
     """linear goes from mtp_lambda to mtp_lambda_final over the run; step changes at once."""
-    mtp_lambda_switch: float | None = 0.67
+    mtp_lambda_switch: float | None
     """Where in the run the step is."""
-    mtp_block: Literal["base", "mlp"] = "base"
+    mtp_block: Literal["base", "mlp"]
     """base: a module's block is one of the main model's. mlp: an MLP of 3 model_dim alone, without
     attention, which is cheaper."""
-    mtp_hidden: Literal["pre_norm", "post_norm"] = "pre_norm"
+    mtp_hidden: Literal["pre_norm", "post_norm"]
     """The first module reads the main model's stream, or what its final norm makes of it."""
-    mtp_detach: Literal["none", "hidden"] = "none"
+    mtp_detach: Literal["none", "hidden"]
     """hidden lets no gradient from the modules into the main model's blocks: they only draft."""
-    concat_order: Literal["hidden_first", "embed_first"] = "hidden_first"
+    concat_order: Literal["hidden_first", "embed_first"]
     """Order of the pair that a module fuses: as the report writes it, or as its released weights
     have it."""
-    share_final_norm: bool = False
+    share_final_norm: bool
     """Use the main model's final norm, which has no gain, behind every module."""
-    cross_document_targets: bool = False
-    """Let modules predict across the start of a new document."""
-    spec_draft_tokens: int = 1
+    spec_draft_tokens: int
     """Tokens drafted per pass in speculative decoding; beyond num_mtp_modules the last module is
     run again on its own output."""
 
     renamed: ClassVar[dict[str, str]] = {"num_nextn_predict_layers": "num_mtp_modules"}
 
     def __post_init__(self) -> None:
-        p = Problems()
-        p.require_stack(self)
+        super().__post_init__()
+        self._warn_of_odd_ones()
+
+    def check(self, p: Problems) -> None:
+        super().check(p)
         self._check_modules(p)
         self._check_lambda(p)
-        p.raise_if_any()
-        self._warn_of_odd_ones()
 
     def _check_modules(self, p: Problems) -> None:
         count = self.num_mtp_modules
@@ -71,7 +59,7 @@ class MTMConfig:
             f"model_cfg.num_mtp_modules={count} must be between 0 and {MAX_MODULES}",
         )
         p.require(
-            self.seq_len is None or count < self.seq_len,
+            count < self.seq_len,
             f"model_cfg.num_mtp_modules={count} must be less than model_cfg.seq_len={self.seq_len}",
         )
         p.require(
@@ -128,21 +116,26 @@ class MTMConfig:
             )
         unused: dict[str, str] = {}
         if self.mtp_lambda_schedule == "constant":
-            unused |= dict.fromkeys(["mtp_lambda_final"], "mtp_lambda_schedule=constant")
+            unused["mtp_lambda_final"] = "mtp_lambda_schedule=constant"
         if self.mtp_lambda_schedule != "step":
-            schedule = f"mtp_lambda_schedule={self.mtp_lambda_schedule}"
-            unused["mtp_lambda_switch"] = schedule
+            unused["mtp_lambda_switch"] = f"mtp_lambda_schedule={self.mtp_lambda_schedule}"
         if count == 0:
             unused |= {
                 field.name: "num_mtp_modules=0"
                 for field in fields(self)
                 if field.name.startswith(("mtp_", "concat", "share", "cross"))
             }
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in unused and value not in (field.default, None):
-                why = unused[field.name]
-                _warn(f"model_cfg.{field.name}={value} has no effect with model_cfg.{why}")
+        warn_of_unused("mtm", self, unused)
+
+    @property
+    def num_horizons(self) -> int:
+        """The next token, and one for each module."""
+        return self.num_mtp_modules + 1
+
+    @property
+    def num_extra_projections(self) -> int:
+        """One for each module."""
+        return self.num_mtp_modules
 
     def module_weight(self, progress: float) -> float:
         """lambda at a point of the run."""

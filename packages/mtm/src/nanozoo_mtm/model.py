@@ -76,29 +76,13 @@ class MTM(ControlModel):
     model alone, which starts as the control's with one seed.
     """
 
+    config: MTMConfig
+
     def __init__(self, config: MTMConfig) -> None:
-        assert config.vocab_size is not None
-        super().__init__(
-            config.vocab_size,
-            num_layers=config.num_layers,
-            model_dim=config.model_dim,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            max_context=config.seq_len,
-        )
-        self.config = config
+        super().__init__(config)
         self.modules_ahead = nn.ModuleList(
             PredictionModule(config) for _ in range(config.num_mtp_modules)
         )
-
-    def stream(self, tokens: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Angles]:
-        """The main model's stream (B, T, D) before its final norm, and the rotary angles."""
-        x, angles = self.embed(tokens, cache)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, angles, cache=cache, layer=layer)
-        if cache is not None:
-            cache.advance(tokens.shape[1])
-        return x, angles
 
     def first_hidden(self, stream: Tensor, features: Tensor) -> Tensor:
         """H^0, (B, T, D), of the main model's stream and of its final norm."""
@@ -119,16 +103,7 @@ class MTM(ControlModel):
 
     def init_module_cache(self, batch_size: int, max_length: int) -> KVCache:
         """Room for one module; without attention it only counts tokens."""
-        weight = self.embedding.weight
-        return KVCache(
-            1 if self.config.mtp_block == "base" else 0,
-            batch_size,
-            max_length,
-            self.num_kv_heads,
-            self.head_dim,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        return self.new_cache(int(self.config.mtp_block == "base"), batch_size, max_length)
 
 
 Model = MTM

@@ -6,35 +6,26 @@ B batch, T sequence, V vocabulary; horizons i = 1 .. n.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from nanozoo_core.contract import Batch, Curves, Inspection, Loss, Step, Vocabulary
-from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.generation.draft_report import inspect_drafts
-from nanozoo_core.machine.uncompiled import uncompiled
-from nanozoo_mtp.config import MTPConfig
+from nanozoo_core.generation.draft_acceptance import inspect_drafts
+from nanozoo_core.multi_token_adapter import MultiTokenAdapter, targets_of, weights_at
 from nanozoo_mtp.drafter import HeadDrafter
-from nanozoo_mtp.losses import horizon_losses, targets_of, token_losses
+from nanozoo_mtp.losses import horizon_losses, token_losses
 from nanozoo_mtp.model import MTP
 
 
-class MTPAdapter(DefaultModelAdapter):
-    def lookahead(self, config: MTPConfig) -> int:
-        """n: every input of a window then has a target at every horizon."""
-        return config.num_mtp_tokens
-
+class MTPAdapter(MultiTokenAdapter):
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """sum_i lambda_i L_i; a window without lookahead lacks targets at its end."""
         assert isinstance(model, MTP)
-        weights = loss_weights(model.config, step).to(batch.tokens.device)
+        weights = weights_at(model.config.loss_weights, step).to(batch.tokens.device)
         loss, losses = horizon_losses(model, batch, weights)
-        metrics = {"nll": losses[0]}
-        for horizon in range(2, len(losses) + 1):
-            metrics[f"nll_ahead{horizon}"] = losses[horizon - 1]
-        return Loss(loss, metrics)
+        return Loss(loss, dict(zip(_names(len(losses)), losses, strict=True)))
 
     # -- decoding -------------------------------------------------------------------------------
 
@@ -45,23 +36,12 @@ class MTPAdapter(DefaultModelAdapter):
 
     # -- accounting -----------------------------------------------------------------------------
 
-    def flops_per_token(self, config: MTPConfig, seq_len: int) -> float:
-        """Those of a decoder of as many blocks, and one output projection more for each further
-        head."""
-        assert config.vocab_size is not None
-        num_more = config.num_mtp_tokens - 1 if config.has_own_heads else 0
-        projections = 6.0 * num_more * config.vocab_size * config.model_dim
-        return super().flops_per_token(config, seq_len) + projections
-
-    def report(self, model: nn.Module) -> dict[str, float]:
-        """Adds the parameters that plain decoding uses."""
+    def draft_parts(self, model: nn.Module) -> Iterable[nn.Module]:
+        """Heads 2 .. n, as far as they are their own."""
         assert isinstance(model, MTP)
-        config = model.config
-        total = sum(p.numel() for p in model.parameters())
-        idle = sum(p.numel() for p in model.maps.parameters())
-        if config.head_type == "block":
-            idle = sum(p.numel() for p in model.blocks[config.num_trunk_layers + 1 :].parameters())
-        return super().report(model) | {"params_inference": total - idle}
+        if model.config.head_type == "block":
+            return model.blocks[model.config.num_trunk_layers + 1 :]
+        return model.maps
 
     # -- inspection -----------------------------------------------------------------------------
 
@@ -73,10 +53,8 @@ class MTPAdapter(DefaultModelAdapter):
         texts predicted n tokens at a time: a likelihood, but of another model."""
         assert isinstance(model, MTP)
         count = model.config.num_mtp_tokens
-        nats, blocks = (
-            torch.zeros(2, count, dtype=torch.float64),
-            torch.zeros(2, dtype=torch.float64),
-        )
+        nats = torch.zeros(2, count, dtype=torch.float64)
+        blocks = torch.zeros(2, dtype=torch.float64)
         for batch in batches:
             found = [
                 (losses.double(), targets_of(model, batch, horizon)[1])
@@ -85,8 +63,7 @@ class MTPAdapter(DefaultModelAdapter):
             nats += torch.stack([_total(*pair) for pair in found], 1)
             blocks += sum(_total(losses[:, ::count], c[:, ::count]) for losses, c in found)
         means = (nats[0] / nats[1].clamp(min=1)).tolist()
-        metrics = {"nll": means[0]}
-        metrics |= {f"nll_ahead{number}": mean for number, mean in enumerate(means[1:], start=2)}
+        metrics = dict(zip(_names(count), means, strict=True))
         if count > 1:
             metrics["diag/block_nll"] = float(blocks[0] / blocks[1])
         picture = Curves(
@@ -99,14 +76,13 @@ class MTPAdapter(DefaultModelAdapter):
         return Inspection(metrics | drafts.metrics, (picture, *drafts.pictures))
 
 
+def _names(count: int) -> list[str]:
+    return ["nll", *(f"nll_ahead{horizon}" for horizon in range(2, count + 1))]
+
+
 def _total(losses: Tensor, counts: Tensor) -> Tensor:
     """(2,): the losses that count, summed, and how many they are."""
     return torch.stack([(losses * counts).sum(), counts.sum().double()]).cpu()
-
-
-@uncompiled(with_callees=True)  # the weights of a step, not a constant of the graph
-def loss_weights(config: MTPConfig, step: Step) -> Tensor:
-    return torch.tensor(config.loss_weights(step.progress))
 
 
 Adapter = MTPAdapter

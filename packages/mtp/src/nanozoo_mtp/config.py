@@ -2,59 +2,46 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from nanozoo_core.config import TrainingConfig
+from nanozoo_core.config.defaults import warn_of_unused
+from nanozoo_core.config.multi_token import MultiTokenConfig
 from nanozoo_core.errors import Problems
 
 MAX_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class MTPConfig:
-    vocab_size: int | None = None
-    """Tokens in the vocabulary; null is the tokenizer's."""
-    seq_len: int | None = None
-    """Trained length, past which generation drops the older half of the text; null is
-    data.seq_len."""
-    num_layers: int = 4
-    """Blocks, those that are heads among them."""
-    model_dim: int = 128
-    """Width of the residual stream."""
-    num_heads: int = 4
-    """Attention heads, a divisor of model_dim; not to be confused with the prediction heads."""
-    mlp_ratio: float = 4.0
-    """Width of the MLP relative to model_dim."""
-    num_mtp_tokens: int = 2
+class MTPConfig(MultiTokenConfig):
+    num_mtp_tokens: int
     """Tokens predicted from every position, the next one among them; 1 is the control."""
-    mtp_loss_weights: tuple[float, ...] | None = None
+    mtp_loss_weights: tuple[float, ...] | None
     """Weight of each horizon's loss; null is 1 for all, and 1, 1/2, 1/4, ... for
     head_type=shared."""
-    mtp_weight_schedule: Literal["constant", "linear_to_next"] = "constant"
+    mtp_weight_schedule: Literal["constant", "linear_to_next"]
     """linear_to_next lets the weights of all horizons but the first fall to 0 in the end."""
-    mtp_anneal_frac: float = 0.3
+    mtp_anneal_frac: float
     """The last part of the run, in which they fall."""
-    head_type: Literal["block", "linear", "shared"] = "block"
+    head_type: Literal["block", "linear", "shared"]
     """block: each head is a block, the first being the last of the control. linear: heads behind
     the first are a model_dim x model_dim map. shared: one head, scored against every horizon."""
-    head_backward: Literal["joint", "checkpoint", "sequential"] = "joint"
+    head_backward: Literal["joint", "checkpoint", "sequential"]
     """joint keeps what all heads need for their gradients. checkpoint makes it again in the
     backward pass; sequential makes each head's gradients before the next head runs. Both save
     memory where the vocabulary is large."""
-    cross_document_targets: bool = False
-    """Let horizons behind the first predict across the start of a new document."""
 
     renamed: ClassVar[dict[str, str]] = {"n_future_tokens": "num_mtp_tokens"}
 
     def __post_init__(self) -> None:
-        p = Problems()
-        p.require_stack(self)
+        super().__post_init__()
+        self._warn_of_unused()
+
+    def check(self, p: Problems) -> None:
+        super().check(p)
         self._check_horizons(p)
         self._check_weights(p)
-        p.raise_if_any()
-        self._warn_of_unused()
 
     def _check_horizons(self, p: Problems) -> None:
         count = self.num_mtp_tokens
@@ -69,7 +56,7 @@ class MTPConfig:
             f"model_cfg.head_type=linear",
         )
         p.require(
-            self.seq_len is None or self.seq_len > count,
+            self.seq_len > count,
             f"model_cfg.seq_len={self.seq_len} must exceed model_cfg.num_mtp_tokens={count}",
         )
         p.require(
@@ -102,22 +89,28 @@ class MTPConfig:
         )
 
     def _warn_of_unused(self) -> None:
-        if self.head_backward != "joint" and not self.has_own_heads:
-            warnings.warn(
-                f"model_cfg.head_backward={self.head_backward} has no effect with a single head",
-                stacklevel=3,
-            )
-        if self.mtp_weight_schedule == "constant" and self.mtp_anneal_frac != 0.3:
-            warnings.warn(
-                f"model_cfg.mtp_anneal_frac={self.mtp_anneal_frac} has no effect with "
-                f"model_cfg.mtp_weight_schedule=constant",
-                stacklevel=3,
-            )
+        unused = {}
+        if not self.has_own_heads:
+            single = "num_mtp_tokens=1" if self.num_mtp_tokens == 1 else "head_type=shared"
+            unused["head_backward"] = single
+        if self.mtp_weight_schedule == "constant":
+            unused["mtp_anneal_frac"] = "mtp_weight_schedule=constant"
+        warn_of_unused("mtp", self, unused)
 
     @property
     def num_trunk_layers(self) -> int:
         """Blocks that all heads share."""
         return self.num_layers - (self.num_mtp_tokens if self.head_type == "block" else 0)
+
+    @property
+    def num_horizons(self) -> int:
+        """n, the tokens predicted from every position."""
+        return self.num_mtp_tokens
+
+    @property
+    def num_extra_projections(self) -> int:
+        """One for each further head; a shared head needs none."""
+        return self.num_mtp_tokens - 1 if self.has_own_heads else 0
 
     @property
     def has_own_heads(self) -> bool:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanozoo_core.contract import Batch
 from nanozoo_core.machine.uncompiled import uncompiled
+from nanozoo_core.multi_token_adapter import horizon_loss, targets_of
 from nanozoo_core.nn.control import Angles
 from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 from nanozoo_mtp.model import MTP
@@ -55,12 +56,6 @@ def token_losses(model: MTP, batch: Batch) -> list[Tensor]:
     ]
 
 
-def targets_of(model: MTP, batch: Batch, horizon: int) -> tuple[Tensor, Tensor]:
-    """x_{t+i} (B, T), and where it counts. The next token always does: its loss is the score's."""
-    across = horizon == 1 or model.config.cross_document_targets
-    return batch.ahead(horizon, across_documents=across)
-
-
 def shared_losses(model: MTP, batch: Batch, features: Tensor) -> list[Tensor]:
     """One head against every horizon, (B, T) each.
 
@@ -78,16 +73,8 @@ def shared_losses(model: MTP, batch: Batch, features: Tensor) -> list[Tensor]:
 
 
 def _loss(model: MTP, batch: Batch, horizon: int, z: Tensor, angles: Angles) -> Tensor:
-    """L_i of one head, whose logits are made and turned into gradients chunk by chunk."""
-    targets, counts = targets_of(model, batch, horizon)
-    features = model.look_ahead(horizon, z, angles)
-    is_whole = horizon == 1 and batch.scored is None
-    return linear_cross_entropy(
-        features.flatten(0, 1),
-        model.output_weight,
-        targets.flatten(),
-        token_weight=None if is_whole else counts.flatten().float(),
-    )
+    """L_i of one head."""
+    return horizon_loss(model, batch, horizon, model.look_ahead(horizon, z, angles))
 
 
 def _checkpointed_loss(model: MTP, batch: Batch, horizon: int, z: Tensor, angles: Angles) -> Tensor:

@@ -21,17 +21,10 @@ class MTP(ControlModel):
     `forward` and the score use.
     """
 
+    config: MTPConfig
+
     def __init__(self, config: MTPConfig) -> None:
-        assert config.vocab_size is not None
-        super().__init__(
-            config.vocab_size,
-            num_layers=config.num_layers,
-            model_dim=config.model_dim,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            max_context=config.seq_len,
-        )
-        self.config = config
+        super().__init__(config)
         num_maps = config.num_mtp_tokens - 1 if config.head_type == "linear" else 0
         maps = [nn.Linear(config.model_dim, config.model_dim, bias=False) for _ in range(num_maps)]
         for linear in maps:  # every horizon starts as the first
@@ -80,17 +73,8 @@ class MTP(ControlModel):
         self, batch_size: int, max_length: int, *, num_prediction_heads: int = 1
     ) -> KVCache:
         """Room for the trunk and the first `num_prediction_heads` heads."""
-        weight = self.embedding.weight
-        is_block = self.config.head_type == "block"
-        return KVCache(
-            self.config.num_trunk_layers + (num_prediction_heads if is_block else 0),
-            batch_size,
-            max_length,
-            self.num_kv_heads,
-            self.head_dim,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        num_blocks = num_prediction_heads if self.config.head_type == "block" else 0
+        return self.new_cache(self.config.num_trunk_layers + num_blocks, batch_size, max_length)
 
 
 Model = MTP

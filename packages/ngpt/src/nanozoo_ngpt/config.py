@@ -14,38 +14,38 @@ MLP_MULTIPLE = 64  # a round width for the matrix product
 
 @dataclass(frozen=True)
 class NGPTConfig:
-    vocab_size: int | None = None
+    vocab_size: int
     """Tokens in the vocabulary; null is the tokenizer's."""
-    seq_len: int | None = None
+    seq_len: int
     """Tokens the model is trained to read at once; null is data.seq_len."""
-    num_layers: int = 4
+    num_layers: int
     """Blocks, each an attention step and an MLP step."""
-    model_dim: int = 128
+    model_dim: int
     """Width of the residual stream, a point on the unit sphere."""
-    num_heads: int = 4
+    num_heads: int
     """Attention heads, a divisor of model_dim that leaves heads of even width."""
-    mlp_ratio: float = 2.667
+    mlp_ratio: float
     """Width of the MLP relative to model_dim, rounded to a multiple of 64; the paper has 4."""
-    alpha_init: float | None = 0.05
+    alpha_init: float | None
     """Fraction of the way to a sublayer's proposal at the start; null is 1/num_layers."""
-    alpha_scale: float | None = None
+    alpha_scale: float | None
     """Size at which alpha is stored: its rate is alpha_init/alpha_scale; null is 1/sqrt(model_dim).
     """
-    sqk_scale: float | None = None
+    sqk_scale: float | None
     """Size at which the scale of queries and keys is stored; null is 1/sqrt(model_dim)."""
-    sz_scale: float | None = None
+    sz_scale: float | None
     """Size at which the scale of the logits is stored; null is 1/sqrt(model_dim)."""
-    qk_scale: Literal["after_rope", "before_rope", "none"] = "after_rope"
+    qk_scale: Literal["after_rope", "before_rope", "none"]
     """Where queries and keys are scaled: after_rope as published; before_rope keeps scores a
     function of distance alone; none leaves them unit vectors."""
-    rope_base: float = 10000.0
+    rope_base: float
     """Base of the rotary wavelengths; raise it for long windows."""
-    weight_norm: Literal["project", "reparam"] = "project"
+    weight_norm: Literal["project", "reparam"]
     """project puts the weights back on the sphere after every step; reparam divides by their norms
     in the forward pass instead."""
-    tie_embeddings: bool = False
+    tie_embeddings: bool
     """Use the input embedding as the output head."""
-    pad_vocab_to: int = 1
+    pad_vocab_to: int
     """Round the embedding's rows up to a multiple of this, for speed; logits never see the rest."""
 
     def __post_init__(self) -> None:

@@ -161,8 +161,6 @@ class NGPT(nn.Module):
 
     def __init__(self, config: NGPTConfig) -> None:
         super().__init__()
-        if config.vocab_size is None:
-            raise ValueError("NGPT needs a config with vocab_size set")
         self.config = config
         self.vocab_size = config.vocab_size
         self.max_context = config.seq_len

@@ -70,7 +70,6 @@ class RDAdapter(DefaultModelAdapter):
     def flops_per_token(self, config: RDConfig, seq_len: int) -> float:
         """Training FLOPs per token at the expected depth: forward through E[p] iterations, backward
         (twice that) through E[min(p, k)]; attention as a full square, recomputation not counted."""
-        assert config.vocab_size is not None
         forward, backward = config.expected_depths()
         return forward_flops(config, seq_len, forward) + 2 * forward_flops(
             config, seq_len, backward
@@ -170,7 +169,6 @@ def state_metrics(state: Tensor, previous: Tensor) -> dict[str, Tensor]:
 
 def forward_flops(config: RDConfig, seq_len: int, depth: float) -> float:
     """Of one token through `depth` iterations: 2 per weight that multiplies it, and attention."""
-    assert config.vocab_size is not None
     dim = config.model_dim
     layer = 2 * (4 * dim**2 + 3 * dim * config.hidden_dim) + 4 * dim * seq_len
     adapter = 2 * dim**2 if config.adapter_mode == "concat" else 0

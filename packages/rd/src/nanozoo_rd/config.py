@@ -30,61 +30,61 @@ CURRICULUM_POINTS = 8  # at which the mean depth of a run with a curriculum is a
 
 @dataclass(frozen=True)
 class RDConfig:
-    vocab_size: int | None = None
+    vocab_size: int
     """Tokens in the vocabulary; null is the tokenizer's."""
-    seq_len: int | None = None
+    seq_len: int
     """Longest text worth reading, the trained length; null is data.seq_len."""
-    preset: Literal["rd_paper"] | None = None
+    preset: Literal["rd_paper"] | None
     """rd_paper fills mean_recurrence, k_trunc and eval_recurrence with 32, 8 and 32."""
-    num_prelude_layers: int = 1
+    num_prelude_layers: int
     """Layers that read the tokens, once."""
-    num_core_layers: int = 2
+    num_core_layers: int
     """Layers of the core, iterated."""
-    num_coda_layers: int = 1
+    num_coda_layers: int
     """Layers that decode the last state, once."""
-    num_layers: int | None = None
+    num_layers: int | None
     """Prelude, core and coda together; only to check that they add up."""
-    model_dim: int = 128
+    model_dim: int
     """Width of the stream and of the latent state."""
-    num_heads: int = 4
+    num_heads: int
     """Attention heads, a divisor of model_dim."""
-    mlp_dim: int | None = None
+    mlp_dim: int | None
     """Width of the SwiGLU; null is 8/3 model_dim, rounded to 64."""
-    mean_recurrence: float | None = None
+    mean_recurrence: float | None
     """Mean rate of the sampled depth (iterations per training step); null is the preset's, or 4."""
-    sampling: Literal["lognormal_poisson", "fixed", "uniform"] = "lognormal_poisson"
+    sampling: Literal["lognormal_poisson", "fixed", "uniform"]
     """Law of the depth: the paper's, always round(mean), or uniform up to twice the mean."""
-    lognorm_sigma: float | None = None
+    lognorm_sigma: float | None
     """Standard deviation of the log of the Poisson rate; null is 0.5, and 0 a plain Poisson."""
-    r_max: int | None = None
+    r_max: int | None
     """Largest depth of a training step; null is no limit."""
-    k_trunc: int | Literal["full"] | None = None
+    k_trunc: int | Literal["full"] | None
     """Last iterations that gradients pass through, or full for all; null is the preset's, or 2."""
-    recurrence_curriculum: Literal["none", "linear"] = "none"
+    recurrence_curriculum: Literal["none", "linear"]
     """linear raises the mean from 1 to mean_recurrence over the first curriculum_fraction."""
-    curriculum_fraction: float | None = None
+    curriculum_fraction: float | None
     """Share of the run over which the curriculum rises; null is 0.5."""
-    checkpoint_core: bool = False
+    checkpoint_core: bool
     """Recompute each iteration in the backward pass: less memory, a third more time."""
-    eval_recurrence: int | None = None
+    eval_recurrence: int | None
     """Iterations for scores and text, or the most under early exit; null is the preset's, or 4."""
-    s0_std: float | None = None
+    s0_std: float | None
     """Deviation of the initial state before its cut at 3 of them; null is sqrt(2/5), 0 is zeros."""
-    s0_mode_eval: Literal["seeded", "zero"] = "seeded"
+    s0_mode_eval: Literal["seeded", "zero"]
     """Initial state of scores and text: noise that depends on position and channel alone, or 0."""
-    adapter_mode: Literal["concat", "add"] = "concat"
+    adapter_mode: Literal["concat", "add"]
     """How the core reads state and input: A [s; e], or s + e (no weights, fine when small)."""
-    qk_bias: bool = True
+    qk_bias: bool
     """Learned biases of queries and keys."""
-    tie_embeddings: bool = True
+    tie_embeddings: bool
     """Use the input embedding as the output head."""
-    rope_base: float = 10000.0
+    rope_base: float
     """Base of the rotary angles; the paper has 50000 at length 4096."""
-    exit_criterion: Literal["none", "kl", "latent"] = "none"
+    exit_criterion: Literal["none", "kl", "latent"]
     """When a decoded token stops early: its prediction (kl) or state (latent) has settled."""
-    exit_threshold: float | None = None
+    exit_threshold: float | None
     """What counts as settled; null is 5e-4 nats (kl) or 0.03 (latent)."""
-    kv_budget: int | None = None
+    kv_budget: int | None
     """Iterations whose keys and values the cache holds; null is all of them."""
 
     renamed: ClassVar[dict[str, str]] = {

@@ -108,8 +108,6 @@ class RecurrentDepth(nn.Module):
 
     def __init__(self, config: RDConfig) -> None:
         super().__init__()
-        if config.vocab_size is None:
-            raise ValueError("RecurrentDepth needs a config with vocab_size set")
         self.config = config
         self.decoding = Decoding.of(config)
         self.max_context = config.seq_len
@@ -158,7 +156,7 @@ class RecurrentDepth(nn.Module):
             else:
                 draw(parameter, std)
 
-    # -- the three parts ------------------------------------------------------------------------
+    # -- the equations, in the paper's order ----------------------------------------------------
 
     def angles(self, positions: Tensor) -> Angles:
         return rotary_angles(positions, self.config.head_dim, base=self.config.rope_base)
@@ -171,6 +169,17 @@ class RecurrentDepth(nn.Module):
         if self.adapter is None:
             return x
         return F.linear(x, self.adapter.weight[:, self.config.model_dim :])
+
+    def initial_state(
+        self, key: Tensor | int, positions: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        """s_0, (T, D) or (B, T, D): noise of position and channel and, with `rows`, of the row."""
+        weight = self.embedding.weight
+        dim, std = self.config.model_dim, self.config.state_std
+        if std == 0:
+            return weight.new_zeros(*positions.shape, dim)
+        key = torch.as_tensor(key, device=positions.device)
+        return (std * truncated_normal(key, positions, dim, rows)).to(weight.dtype)
 
     def step(
         self,
@@ -187,20 +196,6 @@ class RecurrentDepth(nn.Module):
             there = None if place is None else place._replace(layer=place.layer + layer)
             x = block(x, angles, there)
         return x
-
-    def finish(
-        self,
-        state: Tensor,
-        angles: Angles,
-        cache: DepthCache | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:
-        """Features (B, T, D) from the last state: n(C(n(s)))."""
-        x = self.norm(state)
-        for layer, block in enumerate(self.coda):
-            place = None if cache is None else Place(cache, cache.first_coda + layer, rows)
-            x = block(x, angles, place)
-        return self.norm(x)
 
     # A graph of the loop would be built anew for every depth: only its step is compiled.
     @uncompiled(with_callees=False)
@@ -230,16 +225,19 @@ class RecurrentDepth(nn.Module):
                     state = self.step(state, injected, angles, place)
         return Thought(state, previous)
 
-    def initial_state(
-        self, key: Tensor | int, positions: Tensor, rows: Tensor | None = None
+    def finish(
+        self,
+        state: Tensor,
+        angles: Angles,
+        cache: DepthCache | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """s_0, (T, D) or (B, T, D): noise of position and channel and, with `rows`, of the row."""
-        weight = self.embedding.weight
-        dim, std = self.config.model_dim, self.config.state_std
-        if std == 0:
-            return weight.new_zeros(*positions.shape, dim)
-        key = torch.as_tensor(key, device=positions.device)
-        return (std * truncated_normal(key, positions, dim, rows)).to(weight.dtype)
+        """Features (B, T, D) from the last state: n(C(n(s)))."""
+        x = self.norm(state)
+        for layer, block in enumerate(self.coda):
+            place = None if cache is None else Place(cache, cache.first_coda + layer, rows)
+            x = block(x, angles, place)
+        return self.norm(x)
 
     # -- scoring and decoding -------------------------------------------------------------------
 

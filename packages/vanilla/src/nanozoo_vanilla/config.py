@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from nanozoo_core.config import TrainingConfig
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.errors import Problems, show_value
 
 Position = Literal["sinusoidal", "learned", "rope"]
@@ -45,37 +46,33 @@ V0 = Switches(
 )
 """The decoder of arXiv 1706.03762 without its cross-attention."""
 
-V1 = replace(V0, attn_bias=True)
-V2 = replace(V1, activation="gelu_tanh")
-V3 = replace(V2, position="learned")
-V4 = replace(V3, norm_position="pre")
-V5 = replace(V4, scale_embedding=False)
-V6 = replace(V5, init="gpt2")
-V7 = replace(V6, bias=False, attn_bias=False)
-V8 = replace(V7, norm="rms")
-V9 = replace(V8, position="rope")
-V10 = replace(V9, qk_norm=True)
-V11 = replace(V10, activation="relu2")
-V12 = replace(V11, tie_embeddings=False)
-CONTROL = replace(V12, init="zero_out")
-
-PRESETS = {
-    "v0": V0,
-    "v1": V1,
-    "v2": V2,
-    "v3": V3,
-    "v4": V4,
-    "v5": V5,
-    "v6": V6,
-    "v7": V7,
-    "v8": V8,
-    "v9": V9,
-    "v10": V10,
-    "v11": V11,
-    "v12": V12,
-    "control": CONTROL,
+WALK: dict[str, dict[str, Any]] = {
+    "v0": {},
+    "v1": {"attn_bias": True},
+    "v2": {"activation": "gelu_tanh"},
+    "v3": {"position": "learned"},
+    "v4": {"norm_position": "pre"},
+    "v5": {"scale_embedding": False},
+    "v6": {"init": "gpt2"},
+    "v7": {"bias": False, "attn_bias": False},
+    "v8": {"norm": "rms"},
+    "v9": {"position": "rope"},
+    "v10": {"qk_norm": True},
+    "v11": {"activation": "relu2"},
+    "v12": {"tie_embeddings": False},
+    "control": {"init": "zero_out"},
 }
-"""The walk, one historical change at a time; v6 is GPT-2."""
+"""What each preset changes of the one before: one historical step at a time; v6 is GPT-2."""
+
+
+def _presets() -> dict[str, Switches]:
+    forms, form = {}, V0
+    for name, change in WALK.items():
+        forms[name] = form = replace(form, **change)
+    return forms
+
+
+PRESETS = _presets()
 
 Preset = Literal[
     "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12",
@@ -84,57 +81,44 @@ Preset = Literal[
 
 
 @dataclass(frozen=True)
-class VanillaConfig:
-    vocab_size: int | None = None
-    """Tokens in the vocabulary; null is the tokenizer's."""
-    seq_len: int | None = None
-    """Trained length, and rows of a learned position table; null is data.seq_len."""
-    preset: Preset = "control"
+class VanillaConfig(ControlConfig):
+    preset: Preset
     """The form: v0 (2017) .. v12, control, or custom, the control changed by the switches below."""
-    num_layers: int = 4
-    """Blocks."""
-    model_dim: int = 128
-    """Width of the residual stream."""
-    num_heads: int = 4
-    """Attention heads, a divisor of model_dim."""
-    mlp_ratio: float = 4.0
-    """Width of the MLP relative to model_dim."""
-    position: Position | None = None
+    position: Position | None
     """With preset=custom: sinusoidal (2017), learned (GPT-2) or rope; null is the control's."""
-    norm_position: NormPosition | None = None
+    norm_position: NormPosition | None
     """With preset=custom: post (2017, norm after the sum) or pre; null is the control's."""
-    norm: Norm | None = None
+    norm: Norm | None
     """With preset=custom: layer, or rms without gain; null is the control's."""
-    qk_norm: bool | None = None
+    qk_norm: bool | None
     """With preset=custom: RMSNorm of queries and keys; null is the control's."""
-    activation: Activation | None = None
+    activation: Activation | None
     """With preset=custom: relu (2017), gelu_tanh (GPT-2) or relu2; null is the control's."""
-    bias: bool | None = None
+    bias: bool | None
     """With preset=custom: biases in MLP and LayerNorm; null is the control's."""
-    attn_bias: bool | None = None
+    attn_bias: bool | None
     """With preset=custom: biases in attention; null is the control's."""
-    scale_embedding: bool | None = None
+    scale_embedding: bool | None
     """With preset=custom: multiply embeddings by sqrt(model_dim); null is the control's."""
-    tie_embeddings: bool | None = None
+    tie_embeddings: bool | None
     """With preset=custom: use the input embedding as the output head; null is the control's."""
-    init: Init | None = None
+    init: Init | None
     """With preset=custom: xavier (2017), gpt2, or zero_out with a normalised embedding; null is
     the control's."""
-    norm_eps: float | None = None
+    norm_eps: float | None
     """Added to a norm's variance; null is 1e-5 for LayerNorm and 1e-6 for RMSNorm."""
-    dropout: float = 0.0
+    dropout: float
     """Probability of dropping embeddings and layer outputs, v0 .. v12; 0.1 suits several epochs."""
-    pad_vocab_to: int = 1
+    pad_vocab_to: int
     """Round the embedding's rows up to a multiple of this, for speed; logits never see the rest."""
-    allow_no_warmup: bool = False
+    allow_no_warmup: bool
     """Train post-norm layers with optim.warmup=0 all the same."""
 
-    def __post_init__(self) -> None:
-        p = Problems()
+    def check(self, p: Problems) -> None:
+        """In place of the control's own checks: without rotary positions heads may be odd."""
         self._check_sizes(p)
         self._check_preset(p)
         self._check_combinations(p)
-        p.raise_if_any()
 
     def _check_sizes(self, p: Problems) -> None:
         p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
@@ -206,12 +190,14 @@ class VanillaConfig:
         """The preset's switches; custom has those set by hand on top of the control's."""
         if self.preset != "custom":
             return PRESETS[self.preset]
-        return replace(CONTROL, **{key: getattr(self, key) for key in self._set_by_hand()})
+        return replace(
+            PRESETS["control"], **{key: getattr(self, key) for key in self._set_by_hand()}
+        )
 
     @property
-    def mlp_dim(self) -> int:
-        """Width of the MLP."""
-        return int(self.mlp_ratio * self.model_dim)
+    def num_rows(self) -> int:
+        """P: rows of the embedding and the head, the vocabulary among them."""
+        return -(-self.vocab_size // self.pad_vocab_to) * self.pad_vocab_to
 
     @property
     def eps(self) -> float:
@@ -225,7 +211,7 @@ class VanillaConfig:
         problems = []
         switches, seq_len = self.switches, self.seq_len
         form = f"model_cfg.preset={self.preset}"
-        if switches.position == "learned" and seq_len and training.data.seq_len > seq_len:
+        if switches.position == "learned" and training.data.seq_len > seq_len:
             problems.append(
                 f"data.seq_len={training.data.seq_len} is longer than the position table of "
                 f"{form}, model_cfg.seq_len={seq_len}; use model_cfg.seq_len=null to follow "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core.errors import ConfigError
-from nanozoo_vanilla.config import CONTROL, V6, V7, VanillaConfig
+from nanozoo_vanilla.config import PRESETS, VanillaConfig
 
 Export = tuple[dict[str, Any], dict[str, Tensor]]
 
@@ -25,9 +25,12 @@ def to_hf(model: nn.Module) -> Export:
     Raises: ConfigError for the forms that no class there has.
     """
     config = cast(VanillaConfig, model.config)
-    if config.switches == CONTROL:
+    if config.switches == PRESETS["control"]:
         return _nanochat(model, config)
-    if replace(config.switches, init="gpt2") in (V6, V7):  # however they started
+    if replace(config.switches, init="gpt2") in (
+        PRESETS["v6"],
+        PRESETS["v7"],
+    ):  # however they started
         return _gpt2(model, config)
     raise ConfigError(
         f"model_cfg.preset={config.preset} of vanilla with these settings has no class in "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanozoo_core.comparing.entrants import Entrant, named, read_entrants
-from nanozoo_core.comparing.options import Option, Words, usage
+from nanozoo_core.comparing.options import SETTING, Option, Words, usage
 from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.errors import CheckpointError, ConfigError, Problems, suggest
 from nanozoo_core.training.run_folder import RunFolder
@@ -16,14 +16,14 @@ from nanozoo_core.training.run_folder import RunFolder
 TASKS = ("train", "decode")
 OPTIONS = (
     Option("models", "A,B", "models, recipe files, run folders, or variants NAME:MODEL"),
-    Option("what", "LIST", "what is timed: train,decode (both), or one of them"),
-    Option("seconds", "N", "seconds of work per model and task (10)"),
-    Option("rounds", "N", "turns into which that work is divided (5)"),
-    Option("decode_tokens", "N", "tokens of a text (128)"),
-    Option("peak_flops", "N", "FLOP/s that the device can do, for MFU where it is not known"),
-    Option("folder", "PATH", "where bench.json and traces are written (runs/bench/TIME)"),
+    Option("what", "LIST", "tasks: train,decode (both), or one of them"),
+    Option("seconds", "N", "seconds of work per model and task (10), in whole steps and texts"),
+    Option("rounds", "N", "blocks into which that work is divided (5)"),
+    Option("decode_tokens", "N", "length of a text (128)"),
+    Option("peak_flops", "N", "FLOPs per second of the device, for MFU where it is not known"),
+    Option("folder", "PATH", "where bench.json and the traces are written (runs/bench/TIME)"),
 )
-SETTINGS_HELP = "key=value        a setting of every model; MODEL.key=value is a setting of one"
+OTHERS = (SETTING,)
 RESERVED = {
     "model": "the models are those of models=",
     "resume": "a benchmark starts from fresh weights, or from a run folder in models=",

@@ -8,23 +8,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nanozoo_core.comparing.entrants import Entrant, compose_values, read_entrants
-from nanozoo_core.comparing.options import Option, Words, usage
+from nanozoo_core.comparing.options import SETTING, Option, Words, usage
 from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.errors import Problems, suggest
 
 UNITS = ("steps", "tokens", "bytes", "flops", "seconds")
 OPTIONS = (
     Option("models", "A,B", "models, recipe files, or variants NAME:MODEL with NAME.key=value"),
-    Option("budget", "UNIT:N", "bytes (2e6), tokens, flops, steps or seconds; own: each its own"),
-    Option("seeds", "N", "how many seeds each model trains with (2), or a list such as 3,4,5"),
-    Option("jobs", "N", "how many runs train at the same time (1), sharing the CPU's threads"),
-    Option("folder", "PATH", "where runs and report are written (runs/compare/UNIT_N)"),
+    Option(
+        "budget",
+        "UNIT:N",
+        "bytes (2e6), tokens, flops, steps or seconds of training; or own",
+    ),
+    Option("seeds", "N", "how many seeds (2), or a list of them, such as 3,4,5"),
+    Option("jobs", "N", "how many runs train at the same time (1) and share the CPU's threads"),
+    Option("folder", "PATH", "where the runs and the report are written (runs/compare/UNIT_N)"),
     Option("match", "A|N", "scale widths until all have the parameters of model A, or N of them"),
-    Option("runs", "RUN,RUN", "finished runs to report on as well"),
+    Option("runs", "RUN,RUN", "finished runs that the report includes as well"),
 )
-SETTINGS_HELP = """\
-key=value         a setting of every model; MODEL.key=value is a setting of one
-hydra/launcher=X  run through a Hydra launcher, such as submitit_slurm"""
+OTHERS = (
+    SETTING,
+    Option(
+        "hydra/launcher", "X", "start the runs through a Hydra launcher, such as submitit_slurm"
+    ),
+)
 RESERVED = {
     "model": "the models are those of models=",
     "seed": "the seeds are those of seeds=",

@@ -67,7 +67,7 @@ def count(config: ResolvedConfig, changes: dict[str, object]) -> float:
         vocab_size=config.vocab_size,
     )
     with torch.device("meta"):
-        model = adapter.model_class(model_cfg)
+        model = adapter.make_model(model_cfg)
     return adapter.report(model)["params"]
 
 

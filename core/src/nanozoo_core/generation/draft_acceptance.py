@@ -1,33 +1,27 @@
-"""What a model's drafts are worth: acceptance, tokens per pass, and the time they save."""
+"""How many of a model's drafts stand, and the tokens that a pass then gives."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from nanozoo_core.contract import Batch, Curves, Inspection, SamplingSettings
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.generation.autoregressive import autoregressive
-from nanozoo_core.generation.speculative import Tally, decode, speculative
-from nanozoo_core.machine.device import synchronize
+from nanozoo_core.generation.speculative import Tally, decode
 from nanozoo_core.randomness import seeded_generator
 
 WAYS = {"greedy": SamplingSettings(temperature=0), "sampled": SamplingSettings(temperature=1)}
 NUM_PROMPTS = 16
 NUM_TOKENS = 64
-NUM_ROUNDS = 3
 
 
 def inspect_drafts(
     adapter: DefaultModelAdapter, model: nn.Module, batches: Sequence[Batch]
 ) -> Inspection:
     """Acceptance and tokens per pass of greedy and of sampled text after the first halves of some
-    windows, and the speed-up of greedy text; nothing for a model that proposes nothing."""
+    windows; nothing for a model that proposes nothing."""
     drafter = adapter.drafter(model)
     prompts = first_halves(batches)
     if drafter is None or not len(prompts):
@@ -40,9 +34,6 @@ def inspect_drafts(
         metrics[f"tokens_per_pass_{name}"] = tally.tokens_per_pass
         shares = tally.acceptance_by_place
         series[name] = [(float(place), share) for place, share in enumerate(shares, start=1)]
-    greedy = replace(WAYS["greedy"], max_tokens=NUM_TOKENS)
-    ratios = race(adapter, model, prompts[0].tolist(), greedy, rounds=NUM_ROUNDS)
-    metrics["speculative_speedup"] = statistics.median(ratios)
     picture = Curves("Drafts accepted, given those before", "place", "share", series)
     return Inspection(metrics, (picture,))
 
@@ -75,47 +66,3 @@ def measure(
     ):
         pass
     return tally
-
-
-def race(
-    adapter: DefaultModelAdapter,
-    model: nn.Module,
-    prompt: Sequence[int],
-    settings: SamplingSettings,
-    *,
-    rounds: int,
-) -> list[float]:
-    """Time of plain decoding over that of speculative decoding of the same length, round by round.
-
-    The two alternate in one process, after one of each that does not count, and take turns at being
-    first. Seconds are the process's own on a CPU, and the clock's on a GPU.
-    """
-    device = next(model.parameters()).device
-
-    def plain() -> None:
-        generator = seeded_generator(settings.seed, 7)
-        for _ in autoregressive(adapter, model, prompt, settings, generator):
-            pass
-
-    def drafted() -> None:
-        drafter = adapter.drafter(model)
-        assert drafter is not None
-        generator = seeded_generator(settings.seed, 7)
-        for _ in speculative(drafter, prompt, settings, generator):
-            pass
-
-    ratios = []
-    for number in range(rounds + 1):
-        order = [plain, drafted] if number % 2 else [drafted, plain]
-        seconds = {task: _seconds(task, device) for task in order}
-        ratios.append(seconds[plain] / seconds[drafted])
-    return ratios[1:]
-
-
-def _seconds(task: Callable[[], None], device: torch.device) -> float:
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    synchronize(device)
-    started = clock()
-    task()
-    synchronize(device)
-    return clock() - started

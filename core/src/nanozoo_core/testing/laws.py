@@ -1,0 +1,62 @@
+"""Laws of next-token models that several packages check on models of their own.
+
+B batch, T sequence, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanozoo_core.contract import Batch, Draw
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+
+
+def perturb(model: nn.Module, scale: float = 0.1) -> None:
+    """Moves every parameter far enough that every part of the forward pass matters."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+
+
+def assert_causal(model: nn.Module, tokens: Tensor, place: int, vocab_size: int) -> None:
+    """A change at `place` of tokens (B, T) leaves all logits before it as they are, to the bit."""
+    changed = tokens.clone()
+    changed[:, place] = (changed[:, place] + 1) % vocab_size
+    before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :place], after[:, :place])
+    assert not torch.equal(before[:, place:], after[:, place:])
+
+
+def assert_padding_changes_nothing(
+    plain: nn.Module, padded: nn.Module, adapter: DefaultModelAdapter, batch: Batch
+) -> None:
+    """With the weights of `plain`, and any numbers in its further rows, `padded` gives the same
+    logits (B, T, V) and likelihoods."""
+    state = dict(plain.state_dict())
+    for name, ours in padded.state_dict().items():
+        rows = len(ours) - len(state[name]) if ours.dim() == 2 else 0
+        if rows:
+            state[name] = torch.cat([state[name], state[name].new_full((rows, ours.shape[1]), 5.0)])
+    padded.load_state_dict(state)
+    expected = plain(batch.inputs)
+    assert padded(batch.inputs).shape == expected.shape
+    torch.testing.assert_close(padded(batch.inputs), expected, rtol=1e-6, atol=1e-6)
+    nats = [adapter.nll(model, batch, Draw(0)).nats for model in (plain, padded)]
+    torch.testing.assert_close(nats[1], nats[0], rtol=1e-6, atol=0)
+
+
+def bits_of_period_two(model: nn.Module, *, lr: float, num_steps: int) -> float:
+    """Bits per token, after training by AdamW, of the text 0 3 0 3 ...; for a vocabulary of 4 and
+    windows of 16 tokens."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    tokens = torch.tensor([[0, 3] * 9, [3, 0] * 9])[:, :17]
+    for _ in range(num_steps):
+        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item() / math.log(2)
