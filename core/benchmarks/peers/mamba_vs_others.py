@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from race import adamw_step, begin, end, race, show_race
 from torch import Tensor, nn
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.testing.sources import batch_of
@@ -81,9 +82,8 @@ def compare(peer: str, name: str, rounds: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(vocab_size, (batch_size, seq_len + 1), generator=generator)
     torch.manual_seed(0)
-    config = MambaConfig(
-        vocab_size=vocab_size, seq_len=seq_len, num_layers=num_layers, model_dim=dim
-    )
+    shape = {"vocab_size": vocab_size, "seq_len": seq_len, "num_layers": num_layers}
+    config = model_config("mamba", shape | {"model_dim": dim})
     ours = Mamba(config)
     theirs, their_loss = {"transformers": transformers_loss, "mambapy": mambapy_loss}[peer](
         ours, tokens

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from nanozoo_core.ops.causal_conv import causal_conv1d, causal_conv1d_reference, causal_conv1d_step
-from nanozoo_core.testing.kernels import compiled, interpreted, run_interpreted
+from nanozoo_core.testing.kernels import compile_for_sm_90, compiled, interpreted, run_interpreted
 
 
 def make_inputs(batch, length, channels, width, dtype=torch.float32, seed=0):
@@ -149,28 +149,19 @@ def test_interpreted_kernels_take_views_without_bias_and_activation():
 @compiled
 @pytest.mark.parametrize("kernel", ["_convolve", "_gradients"])
 def test_kernel_compiles_for_sm_90(kernel):
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from nanozoo_core.ops import causal_conv_triton
 
     constants = {"C": 1280, "K": 4, "TILE_T": 64, "TILE_C": 64, "REVERSE": False, "SILU": True}
     function = getattr(causal_conv_triton, kernel)
-    signature, given = {}, {}
-    for parameter in function.params:
-        name = parameter.name
-        if parameter.is_constexpr:
-            signature[name], given[name] = "constexpr", constants[name]
-        elif name in ("length", "x_batch", "x_time"):
-            signature[name] = "i32"
+    kinds = {}
+    for name in (parameter.name for parameter in function.params):
+        if name in ("length", "x_batch", "x_time"):
+            kinds[name] = "i32"
         elif name == "runs":
-            signature[name] = "*i32"
+            kinds[name] = "*i32"
         else:
-            signature[name] = "*bf16" if name in ("x", "y", "grad_y") else "*fp32"
-    source = ASTSource(function, signature, constexprs=given)
-    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
-    assert binary.asm["cubin"]
+            kinds[name] = "*bf16" if name in ("x", "y", "grad_y") else "*fp32"
+    assert compile_for_sm_90(function, kinds, constants, num_warps=8).asm["cubin"]
 
 
 @pytest.mark.gpu

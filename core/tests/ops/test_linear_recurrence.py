@@ -4,13 +4,14 @@ import itertools
 
 import pytest
 import torch
+from scan_cases import assert_close, doubles, make_segments, values_and_gradients
 
 from nanozoo_core.ops.linear_recurrence import (
     NARROW,
     linear_recurrence,
     linear_recurrence_reference,
 )
-from nanozoo_core.testing.kernels import compiled, interpreted, run_interpreted
+from nanozoo_core.testing.kernels import compile_for_sm_90, compiled, interpreted, run_interpreted
 
 each_decay = pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 
@@ -24,33 +25,6 @@ def make_inputs(batch, length, channels, *, shared, dtype=torch.float64, seed=0)
         "initial_state": torch.randn(batch, channels, generator=generator, dtype=torch.float64),
     }
     return {name: tensor.to(dtype).requires_grad_() for name, tensor in inputs.items()}
-
-
-def make_segments(batch, length, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    starts = torch.rand(batch, length, generator=generator) < 0.15
-    return starts.long().cumsum(1) % 2
-
-
-def values_and_gradients(function, inputs, **options):
-    fresh = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
-    states, last = function(**fresh, **options)
-    weights = torch.Generator().manual_seed(9)
-    loss = sum(
-        (out * torch.randn(out.shape, generator=weights, dtype=torch.float64).to(out)).sum()
-        for out in (states, last)
-    )
-    loss.backward()
-    results = {"states": states.detach(), "last": last.detach()}
-    return results | {name: tensor.grad for name, tensor in fresh.items()}
-
-
-def assert_close(actual, expected, tolerance):
-    """Largest error of each result, relative to its largest value."""
-    for name, want in expected.items():
-        scale = want.abs().max().clamp(min=1e-6)
-        error = (actual[name].double() - want.double()).abs().max() / scale
-        assert error <= tolerance, f"{name}: relative error {error:.1e}"
 
 
 @each_decay
@@ -78,8 +52,7 @@ def test_gradients_agree_with_finite_differences(shared):
 
 def test_float32_is_exact_to_rounding():
     inputs = make_inputs(2, 500, 8, shared=False, dtype=torch.float32)
-    doubles = {name: tensor.double() for name, tensor in inputs.items()}
-    expected = values_and_gradients(linear_recurrence_reference, doubles)
+    expected = values_and_gradients(linear_recurrence_reference, doubles(inputs))
     assert_close(values_and_gradients(linear_recurrence, inputs), expected, 1e-6)
 
 
@@ -173,8 +146,7 @@ def test_interpreted_kernels_equal_the_recurrence(length, shared, monkeypatch):
     monkeypatch.setattr(kernels, "TILE_D", 4)
     inputs = make_inputs(2, length, 6, shared=shared, dtype=torch.float32)
     segments = make_segments(2, length)
-    doubles = {name: tensor.double() for name, tensor in inputs.items()}
-    expected = values_and_gradients(linear_recurrence_reference, doubles, segments=segments)
+    expected = values_and_gradients(linear_recurrence_reference, doubles(inputs), segments=segments)
     actual = values_and_gradients(linear_recurrence, inputs, segments=segments, backend="triton")
     assert_close(actual, expected, 1e-6)
 
@@ -183,20 +155,12 @@ def test_interpreted_kernels_equal_the_recurrence(length, shared, monkeypatch):
 @each_decay
 @pytest.mark.parametrize("kernel", ["_recur", "_gradients"])
 def test_kernel_compiles_for_sm_90(kernel, shared):
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from nanozoo_core.ops import linear_recurrence_triton as kernels
 
     constants = {"D": 512, "SHARED": shared, "TILE_T": 64, "TILE_D": 32}
     function = getattr(kernels, kernel)
-    signature = {
-        p.name: "constexpr" if p.is_constexpr else "i32" if p.name == "length" else "*fp32"
-        for p in function.params
-    }
-    source = ASTSource(function, signature, constexprs=constants)
-    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+    kinds = {p.name: "i32" if p.name == "length" else "*fp32" for p in function.params}
+    assert compile_for_sm_90(function, kinds, constants, num_warps=4).asm["cubin"]
 
 
 @pytest.mark.gpu
@@ -206,8 +170,7 @@ def test_kernel_compiles_for_sm_90(kernel, shared):
 def test_gpu_kernels_equal_the_recurrence(length, shared):
     inputs = make_inputs(2, length, 200, shared=shared, dtype=torch.float32)
     segments = make_segments(2, length)
-    doubles = {name: tensor.double() for name, tensor in inputs.items()}
-    expected = values_and_gradients(linear_recurrence_reference, doubles, segments=segments)
+    expected = values_and_gradients(linear_recurrence_reference, doubles(inputs), segments=segments)
     on_gpu = {name: tensor.detach().cuda() for name, tensor in inputs.items()}
     actual = values_and_gradients(linear_recurrence, on_gpu, segments=segments.cuda())
     assert_close({name: tensor.cpu() for name, tensor in actual.items()}, expected, 1e-5)

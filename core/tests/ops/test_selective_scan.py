@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scan_cases import assert_close, doubles, make_segments, values_and_gradients
 
 from nanozoo_core.ops import selective_scan_torch as blocks
 from nanozoo_core.ops.backend import is_interpreting
@@ -16,7 +17,7 @@ from nanozoo_core.ops.selective_scan import (
     selective_scan_step,
 )
 from nanozoo_core.ops.ssd import ssd
-from nanozoo_core.testing.kernels import compiled, interpreted, run_interpreted
+from nanozoo_core.testing.kernels import compile_for_sm_90, compiled, interpreted, run_interpreted
 
 SEQUENCES = ("x", "delta", "b", "c", "gate")
 
@@ -40,39 +41,6 @@ def make_inputs(batch, length, channels, states, dtype=torch.float32, seed=0):
         "initial_state": normal(batch, channels, states),
     }
     return {name: tensor.to(dtype).requires_grad_() for name, tensor in inputs.items()}
-
-
-def make_segments(batch, length, seed=0):
-    """Numbers that change at random places, different for every row, and return to old values."""
-    generator = torch.Generator().manual_seed(seed)
-    starts = torch.rand(batch, length, generator=generator) < 0.15
-    return starts.long().cumsum(1) % 2
-
-
-def values_and_gradients(function, inputs, **options):
-    """y, the last state, and the gradient of each input."""
-    fresh = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
-    y, last = function(**fresh, **options)
-    weights = torch.Generator().manual_seed(9)
-    loss = sum(
-        (out * torch.randn(out.shape, generator=weights, dtype=torch.float64).to(out)).sum()
-        for out in (y, last)
-    )
-    loss.backward()
-    results = {"y": y.detach(), "last": last.detach()}
-    return results | {name: tensor.grad for name, tensor in fresh.items()}
-
-
-def doubles(inputs):
-    return {name: tensor.double() for name, tensor in inputs.items()}
-
-
-def assert_close(actual, expected, tolerance):
-    """Largest error of each result, relative to its largest value."""
-    for name, want in expected.items():
-        scale = want.abs().max().clamp(min=1e-6)
-        error = (actual[name].double() - want.double()).abs().max() / scale
-        assert error <= tolerance, f"{name}: relative error {error:.1e}"
 
 
 @pytest.fixture
@@ -382,13 +350,10 @@ def test_interpreted_kernels_take_bfloat16_views(monkeypatch):
     torch.testing.assert_close(y.float(), expected, atol=1e-6, rtol=2**-7)
 
 
-def assemble_for_sm_90(source):
-    """The assembler's report on a kernel, with 8 warps."""
-    import triton
-    from triton.backends.compiler import GPUTarget
+def assembler_report(binary):
+    """What the assembler says of a compiled kernel's registers and spills."""
     from triton.backends.nvidia.compiler import get_ptxas
 
-    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder) / "kernel.ptx"
         ptx.write_text(binary.asm["ptx"])
@@ -403,29 +368,24 @@ def assemble_for_sm_90(source):
 
 @compiled
 @pytest.mark.parametrize("states", [16, 64])
-@pytest.mark.parametrize("kernel", ["_scan", "_gradients"])
+@pytest.mark.parametrize("kernel", ["scan", "gradients"])
 def test_kernel_compiles_for_sm_90_without_spills(kernel, states):
-    from triton.compiler import ASTSource
+    from nanozoo_core.ops import selective_scan_kernels, selective_scan_triton
 
-    from nanozoo_core.ops import selective_scan_triton as kernels
-
-    tile_t, tile_d = kernels._tiles(states)
+    tile_t, tile_d = selective_scan_triton._tiles(states)
     constants = {"D": 1536, "N": states, "TILE_T": tile_t, "TILE_D": tile_d, "TILE_N": states}
     constants |= {"SOFTPLUS": True, "GATED": True}
     sixteen_bits = {"x", "delta", "b", "c", "gate", "y", "grad_y", "grad_x", "grad_gate"}
-    function = getattr(kernels, kernel)
-    signature, given = {}, {}
-    for parameter in function.params:
-        name = parameter.name
-        if parameter.is_constexpr:
-            signature[name], given[name] = "constexpr", constants[name]
-        elif name.endswith(("_batch", "_time", "length")):
-            signature[name] = "i32"
+    function = getattr(selective_scan_kernels, kernel)
+    kinds = {}
+    for name in (parameter.name for parameter in function.params):
+        if name.endswith(("_batch", "_time", "length")):
+            kinds[name] = "i32"
         elif name in ("runs", "ends"):
-            signature[name] = "*i32"
+            kinds[name] = "*i32"
         else:
-            signature[name] = "*bf16" if name in sixteen_bits else "*fp32"
-    report = assemble_for_sm_90(ASTSource(function, signature, constexprs=given))
+            kinds[name] = "*bf16" if name in sixteen_bits else "*fp32"
+    report = assembler_report(compile_for_sm_90(function, kinds, constants, num_warps=8))
     assert "0 bytes spill stores, 0 bytes spill loads" in report, report
 
 

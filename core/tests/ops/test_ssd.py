@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 import torch
+from scan_cases import assert_close, doubles, make_segments, values_and_gradients
 
 from nanozoo_core.ops.ssd import ssd, ssd_reference, ssd_step
-from nanozoo_core.testing.kernels import compiled, interpreted, run_interpreted
+from nanozoo_core.testing.kernels import compile_for_sm_90, compiled, interpreted, run_interpreted
 
 GRADIENTS = ("x", "delta", "log_decay", "b", "c", "skip", "initial_state")
 
@@ -32,35 +33,6 @@ def make_inputs(batch, length, heads, channels, state, dtype=torch.float32, seed
     return {name: tensor.to(dtype).requires_grad_() for name, tensor in inputs.items()}
 
 
-def make_segments(batch, length, seed=0):
-    """Numbers that change at random places, different for every row, and return to old values."""
-    generator = torch.Generator().manual_seed(seed)
-    starts = torch.rand(batch, length, generator=generator) < 0.15
-    return starts.long().cumsum(1) % 2
-
-
-def values_and_gradients(function, inputs, **options):
-    """Results of a run in `inputs`' dtype: y, the last state, and the gradient of each input."""
-    fresh = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
-    y, last = function(**fresh, **options)
-    weights = torch.Generator().manual_seed(9)
-    loss = sum(
-        (out * torch.randn(out.shape, generator=weights, dtype=torch.float64).to(out)).sum()
-        for out in (y, last)
-    )
-    loss.backward()
-    results = {"y": y.detach(), "last": last.detach()}
-    return results | {name: tensor.grad for name, tensor in fresh.items()}
-
-
-def assert_close(actual, expected, tolerance):
-    """Largest error of each result, relative to its largest value."""
-    for name, want in expected.items():
-        scale = want.abs().max().clamp(min=1e-6)
-        error = (actual[name].double() - want.double()).abs().max() / scale
-        assert error <= tolerance, f"{name}: relative error {error:.1e}"
-
-
 @pytest.mark.parametrize("with_segments", [False, True], ids=["whole", "segments"])
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 63, 64, 65, 200])
 def test_chunked_form_equals_recurrence_in_float64(length, with_segments):
@@ -75,9 +47,7 @@ def test_chunked_form_equals_recurrence_in_float64(length, with_segments):
 def test_chunked_form_equals_recurrence_in_float32(chunk_size):
     inputs = make_inputs(2, 250, 4, 32, 16)
     segments = make_segments(2, 250)
-    expected = values_and_gradients(
-        ssd_reference, {k: v.double() for k, v in inputs.items()}, segments=segments
-    )
+    expected = values_and_gradients(ssd_reference, doubles(inputs), segments=segments)
     actual = values_and_gradients(ssd, inputs, segments=segments, chunk_size=chunk_size)
     assert_close(actual, expected, 1e-5)
 
@@ -239,9 +209,7 @@ def test_interpreted_kernels_equal_the_recurrence(batch, length, channels, state
 
     inputs = make_inputs(batch, length, 2, channels, state)
     segments = make_segments(batch, length)
-    expected = values_and_gradients(
-        ssd_reference, {k: v.double() for k, v in inputs.items()}, segments=segments
-    )
+    expected = values_and_gradients(ssd_reference, doubles(inputs), segments=segments)
     actual = values_and_gradients(ssd_triton, inputs, segments=segments, chunk_size=chunk_size)
     assert_close(actual, expected, 1e-5)
 
@@ -264,34 +232,25 @@ def test_interpreted_kernels_take_bfloat16_views_without_segments():
 
 @compiled
 @pytest.mark.parametrize(
-    "kernel", ["_chunk_writes", "_pass_states", "_mix", "_pair_sums", "_vector_gradients"]
+    "kernel", ["chunk_writes", "pass_states", "mix", "pair_sums", "vector_gradients"]
 )
 def test_kernel_compiles_for_sm_90(kernel):
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from nanozoo_core.ops import ssd_triton
+    from nanozoo_core.ops import ssd_kernels
 
     constants = {"P": 32, "N": 32, "Q": 64, "TILE_T": 32, "TILE_P": 32, "TILE_N": 32}
     constants |= {"SIZE": 1024, "BLOCK": 1024, "PRECISION": "tf32"}
     constants |= {"REVERSE": True, "HAS_RESULT": True, "HAS_DOTS": True}
     sixteen_bits = {"values", "vectors", "query", "key", "value", "direct", "partner", "result"}
-    function = getattr(ssd_triton, kernel)
-    signature, given = {}, {}
-    for parameter in function.params:
-        name = parameter.name
-        if parameter.is_constexpr:
-            signature[name], given[name] = "constexpr", constants[name]
-        elif name.endswith(("_batch", "_time", "_head", "_heads", "_chunks", "length")):
-            signature[name] = "i32"
+    function = getattr(ssd_kernels, kernel)
+    kinds = {}
+    for name in (parameter.name for parameter in function.params):
+        if name.endswith(("_batch", "_time", "_head", "_heads", "_chunks", "length")):
+            kinds[name] = "i32"
         elif name == "runs":
-            signature[name] = "*i32"
+            kinds[name] = "*i32"
         else:
-            signature[name] = "*bf16" if name in sixteen_bits | {"gradient"} else "*fp32"
-    source = ASTSource(function, signature, constexprs=given)
-    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
-    assert binary.asm["cubin"]
+            kinds[name] = "*bf16" if name in sixteen_bits | {"gradient"} else "*fp32"
+    assert compile_for_sm_90(function, kinds, constants, num_warps=8).asm["cubin"]
 
 
 @pytest.mark.gpu
@@ -303,9 +262,7 @@ def test_gpu_kernels_equal_the_recurrence(length, dtype):
     for name in ("x", "b", "c"):
         inputs[name] = inputs[name].detach().to(dtype)
     segments = make_segments(2, length)
-    expected = values_and_gradients(
-        ssd_reference, {k: v.double() for k, v in inputs.items()}, segments=segments
-    )
+    expected = values_and_gradients(ssd_reference, doubles(inputs), segments=segments)
     on_gpu = {name: tensor.detach().cuda() for name, tensor in inputs.items()}
     actual = values_and_gradients(ssd, on_gpu, segments=segments.cuda(), chunk_size=128)
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2

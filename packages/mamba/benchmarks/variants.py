@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.machine.device import autocast, device_name
 from nanozoo_core.testing.sources import batch_of
@@ -63,8 +64,8 @@ def main() -> None:
         GPU_CASES if device.type == "cuda" else CASES
     ).items():
         configs = {
-            "mamba1": MambaConfig(**shared),
-            "mamba2": MambaConfig(**shared, variant="mamba2", **second),
+            "mamba1": model_config("mamba", shared),
+            "mamba2": model_config("mamba", shared | {"variant": "mamba2"} | second),
         }
         steps = {key: training_step(c, num_windows, device) for key, c in configs.items()}
         times = take_turns(steps, device, rounds=arguments.rounds, repeats=2)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from nanozoo_core.config import model_config
 from nanozoo_core.errors import CheckpointError
 from nanozoo_core.testing.huggingface import assert_same_weights, assert_written_back
 from nanozoo_mamba.adapter import MambaAdapter
@@ -109,7 +110,8 @@ def test_what_transformers_saves_is_loaded(theirs, tmp_path):
 
 def make(**settings):
     torch.manual_seed(0)
-    return Mamba(MambaConfig(vocab_size=97, seq_len=32, num_layers=2, model_dim=32, **settings))
+    shape = {"vocab_size": 97, "seq_len": 32, "num_layers": 2, "model_dim": 32}
+    return Mamba(model_config("mamba", shape | settings))
 
 
 def test_the_authors_names_are_accepted():
@@ -131,7 +133,7 @@ def test_a_model_with_mlps_is_not_saved(tmp_path):
     [
         ({"model_type": "gpt2"}, "model_type=gpt2 must be one of mamba, mamba2"),
         ({"intermediate_size": 100}, r"intermediate_size=100 must be expand \* hidden_size=64"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"hidden_act": "gelu"}, "hidden_act=gelu must be silu"),
         ({"conv_kernel": 9}, "d_conv=9 must be 2, 3 or 4"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

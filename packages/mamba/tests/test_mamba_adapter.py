@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanozoo_core.config import OptimConfig, from_defaults
+from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing.sources import MarkovSource, batch_of
@@ -21,7 +21,7 @@ MAMBA2 = {"variant": "mamba2", "d_state": 16, "head_dim": 16, "chunk_size": 16}
 def build(**settings):
     torch.manual_seed(0)
     shape = {"vocab_size": 29, "seq_len": 32, "num_layers": 2, "model_dim": 64}
-    return ADAPTER.build(MambaConfig(**shape | settings), ToyVocabulary(29))
+    return ADAPTER.build(model_config("mamba", shape | settings), ToyVocabulary(29))
 
 
 def group_of(model):
@@ -103,9 +103,10 @@ def test_the_report_has_the_state_of_decoding():
 
 
 def test_the_published_size_has_its_number_of_parameters():
+    published = {"preset": "130m", "vocab_size": 50257}
     with torch.device("meta"):
-        model = Mamba(MambaConfig(preset="130m", vocab_size=50257, seq_len=1024))
-        second = Mamba(MambaConfig(preset="130m", variant="mamba2", vocab_size=50257, seq_len=8))
+        model = Mamba(model_config("mamba", published))
+        second = Mamba(model_config("mamba", published | {"variant": "mamba2"}))
     layer = 3 * 768 * 1536 + 1536 * (48 + 32) + 1536 * 49 + 1536 * 5 + 1536 * 16 + 1536 + 768
     assert sum(p.numel() for p in model.parameters()) == 24 * layer + 768 + 50257 * 768
     layer = 768 * (2 * 1536 + 256 + 24) + 1536 * 768 + (1536 + 256) * 5 + 3 * 24 + 1536 + 768
@@ -124,7 +125,7 @@ def test_a_wider_model_is_legal(settings):
     config = build(**settings).config
     shape = {"vocab_size": 29, "num_layers": 2} | settings
     for factor in (0.6, 1.7, 3.1):
-        wider = MambaConfig(**shape | ADAPTER.at_width(config, factor))
+        wider = model_config("mamba", shape | ADAPTER.at_width(config, factor))
         assert wider.model_dim == pytest.approx(factor * config.model_dim, rel=0.35)
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nanozoo_core.config import model_config
 from nanozoo_core.errors import NanozooError
 from nanozoo_core.ops.selective_scan import selective_scan_reference
-from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.mamba1 import Mamba1Mixer
 from nanozoo_mamba.model import Mamba
 
@@ -25,7 +25,7 @@ each_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIAN
 def make(settings, **changes):
     torch.manual_seed(0)
     shape = {"vocab_size": VOCAB, "seq_len": 64, "num_layers": 2, "model_dim": 32}
-    return Mamba(MambaConfig(**shape | settings | changes)).eval()
+    return Mamba(model_config("mamba", shape | settings | changes)).eval()
 
 
 def tokens(batch=2, length=64):

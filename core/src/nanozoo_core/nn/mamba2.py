@@ -8,16 +8,13 @@ by one parallel projection).
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanozoo_core.nn.mixer_state import MixerState
+from nanozoo_core.nn.mixer_state import MixerState, RecurrentMixer, init_step_bias
 from nanozoo_core.nn.norms import gated_rms_norm
 from nanozoo_core.ops.backend import Backend, valid_positions
-from nanozoo_core.ops.causal_conv import causal_conv1d, causal_conv1d_step
 from nanozoo_core.ops.ssd import ssd, ssd_step
 
 DELTA_RANGE = (1e-3, 1e-1)  # step sizes at the start, log-uniform
@@ -25,16 +22,7 @@ DELTA_FLOOR = 1e-4
 DECAY_RANGE = (1.0, 16.0)  # -A at the start, uniform
 
 
-@torch.no_grad()
-def init_step_bias(bias: Tensor, delta_range: tuple[float, float], floor: float) -> None:
-    """Sets a bias in front of a softplus so that step sizes start log-uniform over their range, and
-    not below `floor`. Reference: arXiv 2312.00752, section 3.6."""
-    low, high = (math.log(bound) for bound in delta_range)
-    delta = bias.uniform_(low, high).exp_().clamp_(min=floor)
-    bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus
-
-
-class Mamba2Mixer(nn.Module):
+class Mamba2Mixer(RecurrentMixer):
     """u (B, L, D) -> (B, L, D), mixing along L with a state of constant size.
 
     The published layer has one input projection to [z | x | b | c | dt]. Here its last H rows are
@@ -100,16 +88,8 @@ class Mamba2Mixer(nn.Module):
         init_step_bias(self.dt_bias, self.delta_range, self.delta_floor)
         self.skip.fill_(1.0)
 
-    def init_state(
-        self, batch_size: int, device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> MixerState:
-        """The state before the first position; `dtype` is that of the convolution's inputs."""
-        conv_dim, _, width = self.conv.weight.shape
-        shape = (batch_size, self.A_log.shape[0], self.head_dim, self.state_dim)
-        return MixerState(
-            conv=torch.zeros(batch_size, conv_dim, width - 1, device=device, dtype=dtype),
-            ssm=torch.zeros(shape, device=device, dtype=torch.float32),
-        )
+    def scan_shape(self) -> tuple[int, ...]:
+        return self.A_log.shape[0], self.head_dim, self.state_dim  # (H, P, N)
 
     def forward(
         self,
@@ -133,14 +113,7 @@ class Mamba2Mixer(nn.Module):
             # A step of size 0 keeps the state: softplus first, then the mask.
             valid = valid_positions(u, lengths)[..., None]
             delta, log_decay = delta * valid, log_decay * valid
-        xbc = causal_conv1d(
-            conv_inputs,
-            self.conv.weight.squeeze(1),
-            self.conv.bias,
-            initial_state=None if state is None else state.conv,
-            segments=segments,
-        )
-        x, b, c = self._split(xbc)
+        x, b, c = self._split(self.convolve(conv_inputs, state, segments))
         y, last = ssd(
             x,
             delta,
@@ -173,9 +146,7 @@ class Mamba2Mixer(nn.Module):
         z, conv_inputs, dt = self._project(u)
         delta, log_decay = self._discretise(dt)
         conv, ssm = state.take(rows)
-        xbc, conv = causal_conv1d_step(
-            conv, conv_inputs, self.conv.weight.squeeze(1), self.conv.bias
-        )
+        xbc, conv = self.convolve_step(conv, conv_inputs)
         x, b, c = self._split(xbc)
         y, ssm = ssd_step(ssm, x, delta, log_decay, b, c, skip=self.skip)
         state.put(rows, conv, ssm)

@@ -1,14 +1,17 @@
-"""What a Mamba mixer remembers of a sequence.
+"""What a Mamba mixer remembers of a sequence, and what the mixers of both variants do alike.
 
 Shapes: B batch, L sequence, C channels of the convolution, K its width.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from nanozoo_core.ops.causal_conv import causal_conv1d, causal_conv1d_step
 
 
 @dataclass
@@ -45,3 +48,50 @@ class MixerState:
             return history[:, history.shape[1] - width :].mT
         window = lengths[:, None] + torch.arange(width, device=lengths.device)  # (B, K - 1)
         return history.gather(1, window[..., None].expand(-1, -1, history.shape[-1])).mT
+
+
+class RecurrentMixer(nn.Module):
+    """A short causal convolution and a scan behind it: the part that both variants share.
+
+    A subclass sets `conv`, which holds the weights (C, 1, K) and the biases only.
+    """
+
+    conv: nn.Conv1d
+
+    def scan_shape(self) -> tuple[int, ...]:
+        """Shape of the scan's state for one row."""
+        raise NotImplementedError
+
+    def init_state(
+        self, batch_size: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> MixerState:
+        """The state before the first position; `dtype` is that of the convolution's inputs."""
+        channels, _, width = self.conv.weight.shape
+        shape = (batch_size, *self.scan_shape())
+        return MixerState(
+            conv=torch.zeros(batch_size, channels, width - 1, device=device, dtype=dtype),
+            ssm=torch.zeros(shape, device=device, dtype=torch.float32),
+        )
+
+    def convolve(self, inputs: Tensor, state: MixerState | None, segments: Tensor | None) -> Tensor:
+        """silu(conv(inputs)), (B, L, C) -> the same, behind what `state` remembers."""
+        return causal_conv1d(
+            inputs,
+            self.conv.weight.squeeze(1),
+            self.conv.bias,
+            initial_state=None if state is None else state.conv,
+            segments=segments,
+        )
+
+    def convolve_step(self, conv: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """One position, (B, C), behind `conv` (B, C, K - 1) -> the same, and the new `conv`."""
+        return causal_conv1d_step(conv, inputs, self.conv.weight.squeeze(1), self.conv.bias)
+
+
+@torch.no_grad()
+def init_step_bias(bias: Tensor, delta_range: tuple[float, float], floor: float) -> None:
+    """Sets a bias in front of a softplus so that step sizes start log-uniform over their range, and
+    not below `floor`. Reference: arXiv 2312.00752, section 3.6."""
+    low, high = (math.log(bound) for bound in delta_range)
+    delta = bias.uniform_(low, high).exp_().clamp_(min=floor)
+    bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus

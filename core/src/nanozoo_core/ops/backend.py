@@ -1,4 +1,7 @@
-"""What the scans share: the choice of kernels, the precision of states, resets, padding, checks.
+"""What ops share: the choice of kernels; and for the scans precision, resets, padding and checks.
+
+Nothing here is an op: each op's own module says where its reference, its fast torch form and its
+Triton twin are.
 
 Shapes: B batch, L sequence.
 """

@@ -1,5 +1,8 @@
 """Depthwise causal convolution over a sequence, as Mamba puts it before its scan.
 
+The reference (`causal_conv1d_reference`) and the fast torch form (`causal_conv1d_torch`) are here,
+the Triton twin in `causal_conv_triton.py`.
+
 Shapes: B batch, L sequence, C channels, K kernel width, T positions of a block.
 """
 

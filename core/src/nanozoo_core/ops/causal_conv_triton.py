@@ -1,5 +1,7 @@
 """Triton kernels of the depthwise causal convolution with SiLU, forward and backward.
 
+The reference and the fast torch form are in `causal_conv.py`, which chooses between them.
+
 Memory bound: the forward pass reads x and writes y once. The backward pass reads x and y's gradient
 and writes the gradient before the activation, then reads that to write x's; the values before the
 activation are recomputed.

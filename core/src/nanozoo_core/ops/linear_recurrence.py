@@ -1,5 +1,8 @@
 """The plain linear recurrence h_t = a_t h_{t-1} + b_t: an average with given decays.
 
+The reference (`linear_recurrence_reference`) and the fast torch form (`linear_recurrence_torch`)
+are here, the Triton twin in `linear_recurrence_triton.py`.
+
 Shapes: B batch, L sequence, D channels, K chunks of T positions.
 """
 

@@ -1,5 +1,7 @@
 """Triton kernels of the linear recurrence, forward and backward.
 
+The reference and the fast torch form are in `linear_recurrence.py`, which chooses between them.
+
 A program walks over the tiles of T positions of one row and TILE_D channels; inside a tile the
 recurrence is an associative scan of pairs (decay, state), between tiles the state is carried in
 registers. Memory bound: the forward pass reads decays and inputs and writes the states once, the

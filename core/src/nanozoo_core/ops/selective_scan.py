@@ -3,6 +3,10 @@
     d_t = softplus(delta_t + delta_bias)        h_t = exp(d_t A) h_{t-1} + d_t x_t b_t
     y_t = (sum_n c_t h_t + skip x_t) silu(gate_t)
 
+The reference (`selective_scan_reference`) is here, the fast torch form in
+`selective_scan_torch.py`; the Triton twin is launched by `selective_scan_triton.py`, its kernels
+are in `selective_scan_kernels.py`.
+
 Shapes: B batch, L sequence, D channels, N state size. b and c are shared by all
 channels. A, the rates, is negative.
 Reference: arXiv 2312.00752, eq. 2a and algorithm 2. The input is discretised as in its code, by

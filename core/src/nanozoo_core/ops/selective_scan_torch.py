@@ -1,4 +1,4 @@
-"""The selective scan in plain torch, fast on a CPU.
+"""The selective scan in plain torch, fast on a CPU; `selective_scan.py` has the reference.
 
 Shapes: B batch, L sequence, D channels, N state size, T positions of a block, M blocks. Inside, the
 states are (N, D): then all products run along contiguous channels.

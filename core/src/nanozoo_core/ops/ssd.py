@@ -2,6 +2,9 @@
 
     h_t = exp(log_decay_t) h_{t-1} + delta_t x_t b_t^T        y_t = h_t c_t + skip x_t
 
+The reference (`ssd_reference`) and the fast torch form (`ssd_chunked`) are here; the Triton twin is
+launched by `ssd_triton.py`, its kernels are in `ssd_kernels.py`.
+
 Shapes: B batch, L sequence, H heads, P channels of a head, N state size, Q positions of a chunk,
 M chunks, G groups of heads that share b and c.
 Reference: arXiv 2405.21060, eq. 16-18 (recurrence), section 6 (blocks).

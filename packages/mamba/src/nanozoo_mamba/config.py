@@ -57,69 +57,67 @@ class MambaConfig:
         "layer_norm_epsilon": "norm_eps",
     }
 
-    vocab_size: int | None = None
+    vocab_size: int
     """Tokens in the vocabulary; null is the tokenizer's."""
-    seq_len: int | None = None
+    seq_len: int
     """Length trained on; null is data.seq_len. There is no longest text."""
-    variant: Literal["mamba1", "mamba2"] = "mamba1"
+    variant: Literal["mamba1", "mamba2"]
     """mamba1: a decay per channel and state; mamba2: one per head, as matrix products."""
-    preset: Literal["130m", "370m", "790m", "1.4b", "2.8b"] | None = None
+    preset: Literal["130m", "370m", "790m", "1.4b", "2.8b"] | None
     """A released size: sets num_layers and model_dim, and the defaults below that say so."""
-    num_layers: int | None = None
+    num_layers: int | None
     """Blocks, each about half a transformer's; null is the preset's, or 8."""
-    model_dim: int | None = None
+    model_dim: int | None
     """Width of the residual stream; null is the preset's, or 128."""
-    tie_embeddings: bool = True
+    tie_embeddings: bool
     """Use the input embedding as the output head."""
-    initializer_range: float = 0.02
+    initializer_range: float
     """Standard deviation of the embedding at the start."""
-    residual_in_fp32: bool = True
+    residual_in_fp32: bool
     """Keep the residual stream in float32 under bfloat16."""
-    norm_eps: float = 1e-5
+    norm_eps: float
     """Added to the mean square in every RMSNorm."""
-    expand: int = 2
+    expand: int
     """Inner width over model_dim."""
-    use_bias: bool = False
+    use_bias: bool
     """Biases in the projections into and out of a mixer."""
-    d_conv: int = 4
+    d_conv: int
     """Width of the causal convolution, in positions: 2, 3 or 4."""
-    use_conv_bias: bool = True
+    use_conv_bias: bool
     """Biases of the convolution."""
-    hidden_act: Literal["silu"] = "silu"
-    """Activation behind the convolution and of the gate."""
-    d_state: int | None = None
+    d_state: int | None
     """States of a channel, at most 256; null is 16, with mamba2 64 (128 in a preset)."""
-    time_step_rank: int | Literal["auto"] | None = None
+    time_step_rank: int | Literal["auto"] | None
     """mamba1: rank of the projection to the step sizes; null or auto is model_dim / 16, rounded
     up."""
-    time_step_init_scheme: Literal["random", "uniform", "constant"] | None = None
+    time_step_init_scheme: Literal["random", "uniform", "constant"] | None
     """mamba1: the projection to the step sizes starts uniform (random, uniform) or constant; null
     is random."""
-    time_step_scale: float | None = None
+    time_step_scale: float | None
     """mamba1: factor on that start; null is 1."""
-    time_step_min: float = 0.001
+    time_step_min: float
     """Least step size at the start."""
-    time_step_max: float = 0.1
+    time_step_max: float
     """Largest step size at the start."""
-    time_step_floor: float = 1e-4
+    time_step_floor: float
     """Step sizes at the start are not below this."""
-    head_dim: int | None = None
+    head_dim: int | None
     """mamba2: channels of a head, a divisor of expand * model_dim; null is 32 (64 in a preset)."""
-    num_groups: int | None = None
+    num_groups: int | None
     """mamba2: groups of heads with their own b and c; null is 1."""
-    A_init_range: list[float] | None = None
+    A_init_range: list[float] | None
     """mamba2: range of the decay rates at the start; null is [1, 16]."""
-    chunk_size: int | None = None
+    chunk_size: int | None
     """mamba2: positions per block of the scan, a power of 2; changes speed, not results; null is 32
     (256 in a preset)."""
-    scan_backend: Literal["auto", "torch", "triton"] = "auto"
+    scan_backend: Literal["auto", "torch", "triton"]
     """How the scan runs: auto is triton on a GPU and torch elsewhere."""
-    rescale_prenorm_residual: bool = True
+    rescale_prenorm_residual: bool
     """Divide the weights that write to the stream by the root of the number of those at the
     start."""
-    mlp_dim: int = 0
+    mlp_dim: int
     """Hidden width of a SwiGLU behind each mixer; 0 is none, as published."""
-    reset_at_documents: bool = False
+    reset_at_documents: bool
     """Let nothing pass between the documents of a window."""
 
     def __post_init__(self) -> None:
@@ -242,7 +240,7 @@ class MambaConfig:
     def check_training(self, training: TrainingConfig) -> list[str]:
         """Problems between these settings and the run's."""
         problems = []
-        if self.seq_len is not None and training.data.seq_len != self.seq_len:
+        if training.data.seq_len != self.seq_len:
             problems.append(
                 f"model_cfg.seq_len={self.seq_len} is the length trained on, but data.seq_len="
                 f"{training.data.seq_len}; use model_cfg.seq_len=null to follow it"

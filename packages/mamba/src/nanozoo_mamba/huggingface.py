@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanozoo_core.config import schema
+from nanozoo_core.config import model_config
 from nanozoo_core.errors import CheckpointError, ConfigError
 from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.model import Mamba
@@ -36,7 +36,6 @@ SETTINGS = {
     "conv_kernel": "d_conv",
     "use_bias": "use_bias",
     "use_conv_bias": "use_conv_bias",
-    "hidden_act": "hidden_act",
     "initializer_range": "initializer_range",
     "residual_in_fp32": "residual_in_fp32",
     "time_step_min": "time_step_min",
@@ -45,6 +44,7 @@ SETTINGS = {
     "rescale_prenorm_residual": "rescale_prenorm_residual",
     "tie_word_embeddings": "tie_embeddings",
 }
+ACTIVATION = "silu"  # the only one that the published models and ours have
 NO_LIMIT = (0.0, float("inf"))
 OWN_SETTINGS = {
     "mamba1": {
@@ -115,6 +115,8 @@ def from_hf_config(theirs: Mapping[str, Any]) -> MambaConfig:
     names = SETTINGS | OWN_SETTINGS[variant]
     settings = {ours: theirs[name] for name, ours in names.items() if name in theirs}
     problems = []
+    if theirs.get("hidden_act", ACTIVATION) != ACTIVATION:
+        problems.append(f"hidden_act={theirs['hidden_act']} must be {ACTIVATION}")
     limits = theirs.get("time_step_limit", NO_LIMIT)
     if variant == "mamba2" and tuple(_number(limit) for limit in limits) != NO_LIMIT:
         problems.append(
@@ -131,9 +133,10 @@ def from_hf_config(theirs: Mapping[str, Any]) -> MambaConfig:
     if problems:
         raise CheckpointError("; ".join(problems))
     try:
-        return schema.from_dict(MambaConfig, settings | {"variant": variant}, owner="mamba")
+        config: MambaConfig = model_config("mamba", settings | {"variant": variant})
     except ConfigError as error:
         raise CheckpointError(f"the model's config does not fit: {error}") from error
+    return config
 
 
 def to_hf_config(config: MambaConfig) -> dict[str, Any]:
@@ -149,6 +152,7 @@ def to_hf_config(config: MambaConfig) -> dict[str, Any]:
     model_type, architecture = ARCHITECTURES[config.variant]
     names = SETTINGS | OWN_SETTINGS[config.variant]
     settings = {name: getattr(config, ours) for name, ours in names.items()}
+    settings["hidden_act"] = ACTIVATION
     if config.variant == "mamba1":
         settings["intermediate_size"] = config.inner_dim
     else:

@@ -8,18 +8,18 @@ Reference: arXiv 2312.00752, section 3.4 and algorithm 2.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.nn.mamba2 import init_step_bias
-from nanozoo_core.nn.mixer_state import MixerState
+from nanozoo_core.nn.mamba2 import DELTA_FLOOR, DELTA_RANGE
+from nanozoo_core.nn.mixer_state import MixerState, RecurrentMixer, init_step_bias
 from nanozoo_core.ops.backend import Backend
-from nanozoo_core.ops.causal_conv import causal_conv1d, causal_conv1d_step
 from nanozoo_core.ops.selective_scan import selective_scan, selective_scan_step
 
 
-class Mamba1Mixer(nn.Module):
+class Mamba1Mixer(RecurrentMixer):
     """u (B, L, D) -> (B, L, D), mixing along L with a state of constant size."""
 
     def __init__(
@@ -32,8 +32,8 @@ class Mamba1Mixer(nn.Module):
         rank: int | None = None,
         bias: bool = False,
         conv_bias: bool = True,
-        delta_range: tuple[float, float] = (1e-3, 1e-1),
-        delta_floor: float = 1e-4,
+        delta_range: tuple[float, float] = DELTA_RANGE,
+        delta_floor: float = DELTA_FLOOR,
         rank_init: str = "random",
         rank_scale: float = 1.0,
         backend: Backend = "auto",
@@ -74,15 +74,8 @@ class Mamba1Mixer(nn.Module):
             self.dt_proj.weight.uniform_(-limit, limit)
         init_step_bias(self.dt_proj.bias, self.delta_range, self.delta_floor)
 
-    def init_state(
-        self, batch_size: int, device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> MixerState:
-        """The state before the first position; `dtype` is that of the convolution's inputs."""
-        inner, _, width = self.conv.weight.shape
-        return MixerState(
-            conv=torch.zeros(batch_size, inner, width - 1, device=device, dtype=dtype),
-            ssm=torch.zeros(batch_size, *self.A_log.shape, device=device, dtype=torch.float32),
-        )
+    def scan_shape(self) -> tuple[int, ...]:
+        return tuple(self.A_log.shape)  # (E, N)
 
     def forward(
         self,
@@ -101,24 +94,10 @@ class Mamba1Mixer(nn.Module):
             segments: (B, L) integers; nothing passes where the number changes.
         """
         inputs, z = self.in_proj(u).chunk(2, dim=-1)  # (B, L, E) each
-        x = causal_conv1d(
-            inputs,
-            self.conv.weight.squeeze(1),
-            self.conv.bias,
-            initial_state=None if state is None else state.conv,
-            segments=segments,
-        )
-        delta, b, c = self._select(x)
+        x = self.convolve(inputs, state, segments)
         y, last = selective_scan(
             x,
-            delta,
-            self.rates(),
-            b,
-            c,
-            skip=self.skip,
-            gate=z,
-            delta_bias=self.dt_proj.bias,
-            delta_softplus=True,
+            **self._scan_arguments(x, z),
             initial_state=None if state is None else state.ssm,
             segments=segments,
             lengths=lengths,
@@ -133,20 +112,8 @@ class Mamba1Mixer(nn.Module):
         the state take part, and u and the result have R rows."""
         inputs, z = self.in_proj(u).chunk(2, dim=-1)
         conv, ssm = state.take(rows)
-        x, conv = causal_conv1d_step(conv, inputs, self.conv.weight.squeeze(1), self.conv.bias)
-        delta, b, c = self._select(x)
-        y, ssm = selective_scan_step(
-            ssm,
-            x,
-            delta,
-            self.rates(),
-            b,
-            c,
-            skip=self.skip,
-            gate=z,
-            delta_bias=self.dt_proj.bias,
-            delta_softplus=True,
-        )
+        x, conv = self.convolve_step(conv, inputs)
+        y, ssm = selective_scan_step(ssm, x, **self._scan_arguments(x, z))
         state.put(rows, conv, ssm)
         return self.out_proj(y)
 
@@ -159,8 +126,17 @@ class Mamba1Mixer(nn.Module):
         and nine for each state."""
         return torch.as_tensor(2.0 * self.conv.weight.numel() + 9 * self.A_log.numel())
 
-    def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the convolved inputs choose: step sizes before bias and softplus (.., E), and b and
-        c (.., N)."""
+    def _scan_arguments(self, x: Tensor, z: Tensor) -> dict[str, Any]:
+        """What the convolved inputs x (.., E) choose, step sizes before bias and softplus (.., E)
+        and b and c (.., N), beside what is fixed and the gate z (.., E)."""
         low_rank, b, c = self.x_proj(x).split(self.split, dim=-1)
-        return nn.functional.linear(low_rank, self.dt_proj.weight), b, c
+        return {
+            "delta": nn.functional.linear(low_rank, self.dt_proj.weight),
+            "rates": self.rates(),
+            "b": b,
+            "c": c,
+            "skip": self.skip,
+            "gate": z,
+            "delta_bias": self.dt_proj.bias,
+            "delta_softplus": True,
+        }

@@ -121,8 +121,6 @@ class Mamba(nn.Module):
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
-        if config.vocab_size is None:
-            raise ValueError("Mamba needs a config with vocab_size set")
         num_layers, dim = config.shape
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, dim)
