@@ -12,21 +12,23 @@ from torch.testing import assert_close
 from nanozoo_core.diffusion.bounds import (
     DiscreteCounts,
     MaskDraw,
-    count_form,
-    denoiser_loss,
     draw_by_step,
     draw_nats,
-    enumerate_sequences,
-    exact_masked_bound,
     network_draw_sum,
     network_loss,
-    time_form,
 )
 from nanozoo_core.diffusion.dit import DiT
 from nanozoo_core.diffusion.sampling import WindowNoise
 from nanozoo_core.diffusion.schedules import Cosine, CosineSquared, Linear
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
+from nanozoo_core.testing.diffusion import (
+    count_form,
+    denoiser_loss,
+    enumerate_sequences,
+    exact_masked_bound,
+    time_form,
+)
 
 SCHEDULES = [Linear(), Cosine(), CosineSquared()]
 TABLE = denoiser_loss(toy.masked_denoiser, toy.MASK_ID)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.diffusion.levels import INSPECTION_SEED
 from nanozoo_core.errors import ConfigError
@@ -50,7 +51,7 @@ def config(family: str = "absorbing", **changes: object) -> D3PMConfig:
         "num_timesteps": 12,
         "sampling_timesteps": 12,
     }
-    return D3PMConfig(**(settings | FAMILIES[family] | changes))
+    return model_config("d3pm", settings | FAMILIES[family] | changes)
 
 
 def make_batch(windows: int = 6, scored: Tensor | None = None, seed: int = 1) -> Batch:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nanozoo_core.config import TrainingConfig, from_defaults
+from nanozoo_core.config import TrainingConfig, from_defaults, model_config
 from nanozoo_core.errors import ConfigError
-from nanozoo_d3pm.config import D3PMConfig
 from nanozoo_d3pm.model import D3PM
 
 GAUSSIAN = {"transition_type": "gaussian", "noise_schedule": "linear"}
 NEIGHBORS = {"transition_type": "nearest_neighbor"}
+
+
+def made(**changes):
+    """The config that ships, changed."""
+    return model_config("d3pm", changes)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +25,6 @@ NEIGHBORS = {"transition_type": "nearest_neighbor"}
         ({"model_dim": 12, "num_heads": 4}, r"num_heads=4 makes heads of odd width 3"),
         ({"num_layers": 0}, r"num_layers=0 must be at least 1"),
         ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
-        ({"absorbing_state_idx": 7}, r"absorbing_state_idx=7 would collide with a data token"),
         ({"auxiliary_loss_weight": -1.0}, r"auxiliary_loss_weight=-1.0 must not be negative"),
         ({"num_timesteps": 0}, r"num_timesteps=0 must be at least 1"),
         ({"sampling_timesteps": 101}, r"sampling_timesteps=101 must be between 1 and .*=100"),
@@ -42,40 +45,46 @@ NEIGHBORS = {"transition_type": "nearest_neighbor"}
 )
 def test_wrong_setting_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        D3PMConfig(**changes)
+        made(**changes)
 
 
 def test_all_problems_are_reported_at_once():
     with pytest.raises(ConfigError) as caught:
-        D3PMConfig(num_layers=0, dropout=2.0, absorbing_state_idx=3)
+        made(num_layers=0, dropout=2.0, auxiliary_loss_weight=-1)
     assert len(caught.value.problems) == 3
 
 
 def test_prior_that_is_left_over_names_its_size_when_the_model_is_built():
     settings = GAUSSIAN | {"terminal_mask": False, "gaussian_beta_max": 0.0002}
-    config = D3PMConfig(vocab_size=64, seq_len=8, **settings)
+    config = made(vocab_size=64, seq_len=8, **settings)
     with pytest.raises(ConfigError, match=r"keeps \d\.\d+ nats per token"):
         D3PM(config)
 
 
 def test_window_longer_than_the_model_is_refused():
     training = from_defaults(TrainingConfig, model="d3pm", model_cfg={}, data={"seq_len": 512})
-    (problem,) = D3PMConfig(seq_len=256).check_training(training)
+    (problem,) = made(seq_len=256).check_training(training)
     assert "data.seq_len=512" in problem
-    assert D3PMConfig().check_training(training) == []
+    assert made(seq_len=512).check_training(training) == []
 
 
 def test_automatic_choices():
-    assert D3PMConfig(**NEIGHBORS).has_terminal_mask
-    assert not D3PMConfig().has_terminal_mask
-    assert not D3PMConfig(vocab_size=4096, **NEIGHBORS).uses_clusters
-    assert D3PMConfig(vocab_size=4097, **NEIGHBORS).uses_clusters
-    assert D3PMConfig(seq_len=256).chunk_size == 64
+    assert made(**NEIGHBORS).has_terminal_mask
+    assert not made().has_terminal_mask
+    assert not made(vocab_size=4096, **NEIGHBORS).uses_clusters
+    assert made(vocab_size=4097, **NEIGHBORS).uses_clusters
+    assert made(seq_len=256).chunk_size == 64
 
 
 def test_size_at_paper_scale():
-    config = D3PMConfig(
-        vocab_size=50257, seq_len=1024, model_dim=768, num_layers=12, num_heads=12, cond_dim=128
+    config = made(
+        vocab_size=50257,
+        seq_len=1024,
+        model_dim=768,
+        num_layers=12,
+        num_heads=12,
+        cond_dim=128,
+        time_conditioning=True,
     )
     with torch.device("meta"):
         model = D3PM(config)

@@ -11,9 +11,11 @@ import toy_cases
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import PartialText, SamplingSettings
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.generation.denoising import denoised
+from nanozoo_core.generation.text import draw_text
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
 from nanozoo_core.testing.sources import batch_of
@@ -53,7 +55,7 @@ def model(family: str = "absorbing", **changes: object) -> D3PM:
         "sar_chunk_size": 5,
     }
     torch.manual_seed(0)
-    made = D3PM(D3PMConfig(**(settings | FAMILIES[family] | changes))).eval()
+    made = D3PM(model_config("d3pm", settings | FAMILIES[family] | changes)).eval()
     windows = torch.randint(VOCAB, (8, LENGTH + 1), generator=seeded_generator(9))
     ADAPTER.prepare_model(made, [batch_of(windows)])
     with torch.no_grad():
@@ -195,7 +197,7 @@ def test_more_steps_than_the_process_has_are_refused():
 @pytest.mark.parametrize("max_tokens", [1, 7, 12, 40])
 def test_text_goes_on_to_any_length(family, max_tokens):
     settings = SamplingSettings(max_tokens=max_tokens)
-    blocks = list(ADAPTER.generate(model(family), [3, 4], settings, seeded_generator(1)))
+    blocks = list(draw_text(ADAPTER, model(family), [3, 4], settings, seeded_generator(1)))
     text = [token for block in blocks for token in block]
     assert len(text) == max_tokens
     assert all(0 <= token < VOCAB for token in text)
@@ -207,7 +209,7 @@ def test_text_is_a_function_of_the_seed():
 
     def text(seed: int) -> list[list[int]]:
         settings = SamplingSettings(max_tokens=20)
-        return list(ADAPTER.generate(model(), [1], settings, seeded_generator(seed)))
+        return list(draw_text(ADAPTER, model(), [1], settings, seeded_generator(seed)))
 
     assert text(1) == text(1)
     assert text(1) != text(2)
@@ -215,7 +217,7 @@ def test_text_is_a_function_of_the_seed():
 
 def test_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="separator"):
-        list(ADAPTER.generate(model(), [], SamplingSettings(), seeded_generator(0)))
+        list(draw_text(ADAPTER, model(), [], SamplingSettings(), seeded_generator(0)))
 
 
 def test_network_runs_only_in_steps_that_lift_a_mask():

@@ -8,8 +8,8 @@ import torch
 from process_cases import cumulative
 from torch import Tensor, nn
 
+from nanozoo_core.config import model_config
 from nanozoo_core.testing import toy
-from nanozoo_d3pm.config import D3PMConfig
 from nanozoo_d3pm.graph import unit_rows
 from nanozoo_d3pm.graph_transitions import Clusters, Spectral
 from nanozoo_d3pm.losses import general_kl
@@ -111,15 +111,9 @@ class Table(nn.Module):
 
 def toy_model(process: Transition) -> D3PM:
     """A D3PM whose network knows the source; the context token before a sequence says nothing."""
-    config = D3PMConfig(
-        vocab_size=3,
-        seq_len=3,
-        model_dim=4,
-        num_heads=1,
-        num_timesteps=process.num_timesteps,
-        sampling_timesteps=process.num_timesteps,
-        sar_chunk_size=2,
-    )
+    changes = {"vocab_size": 3, "seq_len": 3, "model_dim": 4, "num_heads": 1, "sar_chunk_size": 2}
+    steps = {"num_timesteps": process.num_timesteps, "sampling_timesteps": process.num_timesteps}
+    config = model_config("d3pm", changes | steps | {"time_conditioning": True})
     model = D3PM(config)
     model.transition = process
     model.net = Table(process)  # type: ignore[assignment]

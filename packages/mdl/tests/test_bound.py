@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Batch, Draw, Step
-from nanozoo_core.diffusion.bounds import exact_masked_bound, network_loss
+from nanozoo_core.diffusion.bounds import network_loss
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
+from nanozoo_core.testing.diffusion import exact_masked_bound
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_mdl.adapter import MDLMAdapter
 from nanozoo_mdl.config import MDLMConfig
@@ -42,7 +44,7 @@ def config(variant: str = "plain", **changes: object) -> MDLMConfig:
         "num_layers": 2,
         "num_heads": 2,
     }
-    return MDLMConfig(**(settings | VARIANTS[variant] | changes))
+    return model_config("mdl", settings | VARIANTS[variant] | changes)
 
 
 def make_model(variant: str = "plain", *, trained: bool = True, **changes: object) -> MDLM:
@@ -83,7 +85,7 @@ class Table(nn.Module):
 
 def toy_model(blur: float = 0.0, **changes: object) -> MDLM:
     settings: dict[str, object] = {"vocab_size": 3, "seq_len": 3, "model_dim": 4, "num_heads": 1}
-    model = MDLM(MDLMConfig(**(settings | changes)))
+    model = MDLM(model_config("mdl", settings | changes))
     model.net = Table(blur)  # type: ignore[assignment]
     return model
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import PartialText, SamplingSettings
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.generation.denoising import denoised
+from nanozoo_core.generation.text import draw_text
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_mdl.adapter import MDLMAdapter
 from nanozoo_mdl.config import MDLMConfig
@@ -34,7 +36,7 @@ def make_model(sampler: str = "first_hitting", **changes: object) -> MDLM:
         "sar_chunk_size": 5,
     }
     torch.manual_seed(0)
-    model = MDLM(MDLMConfig(**(settings | changes))).eval()
+    model = MDLM(model_config("mdl", settings | changes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -87,7 +89,7 @@ def test_any_pattern_of_known_tokens_stays_and_no_mask_is_left(sampler, timed):
 @pytest.mark.parametrize("max_tokens", [1, 7, 12, 40])
 def test_text_goes_on_to_any_length(sampler, max_tokens):
     settings = SamplingSettings(max_tokens=max_tokens)
-    blocks = list(ADAPTER.generate(make_model(sampler), [3, 4], settings, seeded_generator(1)))
+    blocks = list(draw_text(ADAPTER, make_model(sampler), [3, 4], settings, seeded_generator(1)))
     text = [token for block in blocks for token in block]
     assert len(text) == max_tokens
     assert all(0 <= token < VOCAB for token in text)
@@ -99,7 +101,7 @@ def test_text_goes_on_to_any_length(sampler, max_tokens):
 def test_text_is_a_function_of_the_seed(sampler):
     def text(seed: int) -> list[list[int]]:
         settings = SamplingSettings(max_tokens=20)
-        return list(ADAPTER.generate(make_model(sampler), [1], settings, seeded_generator(seed)))
+        return list(draw_text(ADAPTER, make_model(sampler), [1], settings, seeded_generator(seed)))
 
     assert text(1) == text(1)
     assert text(1) != text(2)

@@ -11,17 +11,20 @@ import toy_scores as exact
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Batch, Draw, Step
-from nanozoo_core.diffusion.bounds import MaskDraw, exact_masked_bound, network_draw_sum
+from nanozoo_core.diffusion.bounds import MaskDraw, network_draw_sum
 from nanozoo_core.diffusion.sampling import draw_noise
 from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import ToyVocabulary, toy
+from nanozoo_core.testing.diffusion import exact_masked_bound
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_sedd import uniform
-from nanozoo_sedd.adapter import SEDDAdapter, uniform_noise, uniform_terms
+from nanozoo_sedd.adapter import SEDDAdapter
 from nanozoo_sedd.config import SEDDConfig
 from nanozoo_sedd.model import SEDD
+from nanozoo_sedd.uniform_graph import UniformGraph
 
 VOCAB, LENGTH, WIDTH = 24, 10, 32
 ADAPTER = SEDDAdapter(SEDDConfig, SEDD)
@@ -46,7 +49,7 @@ def config(family: str = "absorbing", **changes: object) -> SEDDConfig:
         "num_heads": 2,
         "cond_dim": 8,
     }
-    return SEDDConfig(**(settings | FAMILIES[family] | changes))
+    return model_config("sedd", settings | FAMILIES[family] | changes)
 
 
 def make_batch(windows: int = 6, scored: Tensor | None = None, seed: int = 1) -> Batch:
@@ -214,8 +217,9 @@ def test_training_over_all_times_estimates_the_score_but_for_its_ends(family):
             if model.config.is_absorbing:
                 nats = ADAPTER.nll(model, batch, Draw(0, n)).nats
             else:
-                noise = uniform_noise(Draw(0, n), batch)
-                nats = uniform_terms(model, batch, noise).integral
+                graph = UniformGraph(model)
+                noise = graph.noise(Draw(0, n), batch)
+                nats = graph.terms(batch, noise).integral
             scores.append(float(nats.sum()) / (120 * LENGTH))
     one, two = torch.tensor(losses), torch.tensor(scores)
     error = math.hypot(float(one.std()), float(two.std())) / 4

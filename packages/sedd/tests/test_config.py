@@ -10,11 +10,15 @@ import torch
 from nanozoo_core.config import TrainingConfig, from_defaults, model_config
 from nanozoo_core.diffusion.schedules import Geometric, Linear
 from nanozoo_core.errors import ConfigError
-from nanozoo_sedd.config import SEDDConfig
 from nanozoo_sedd.model import SEDD, make_schedule
 
 UNIFORM = {"transition_type": "uniform"}
 LOGLINEAR = UNIFORM | {"noise_schedule": "loglinear"}
+
+
+def made(**changes):
+    """The config that ships, changed."""
+    return model_config("sedd", changes)
 
 
 @pytest.mark.parametrize(
@@ -25,11 +29,9 @@ LOGLINEAR = UNIFORM | {"noise_schedule": "loglinear"}
         ({"num_layers": 0}, r"num_layers=0 must be at least 1"),
         ({"vocab_size": 1}, r"vocab_size=1 must be at least 2"),
         ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
-        ({"absorbing_state_idx": 7}, r"absorbing_state_idx=7 would collide with a data token"),
         ({"noise_eps": 0.1}, r"noise_eps=0.1 must be in \[0, 0.1\)"),
         ({"sigma_min": 30.0}, r"sigma_min=30.0 and .*sigma_max=20.0 must"),
         ({"t_min": 0.5, "time_sampler": "t"}, r"t_min=0.5 must be in \[0, 0.5\)"),
-        ({"lm_loss_weight": 1.0}, r"lm_loss_weight=1.0 must be 0: SEDD has no next-token loss"),
         ({"score_scaling": False}, r"score_scaling=false would leave .*use auto"),
         ({"score_param": "denoiser"}, r"score_param=denoiser is only for .*uniform"),
         (UNIFORM | {"noise_schedule": "mutual_info"}, r"noise_schedule=mutual_info does not go"),
@@ -38,7 +40,10 @@ LOGLINEAR = UNIFORM | {"noise_schedule": "loglinear"}
         (UNIFORM | {"time_conditioning": False}, r"time_conditioning=false does not go"),
         (UNIFORM | {"predictor": "first_hitting"}, r"predictor=first_hitting does not go"),
         (LOGLINEAR | {"noise_eps": 0.0}, r"noise_eps=0.0 does not go .*bound infinite"),
-        ({"predictor": "first_hitting"}, r"first_hitting needs .*time_conditioning=false"),
+        (
+            {"predictor": "first_hitting", "time_conditioning": True},
+            r"first_hitting needs .*time_conditioning=false",
+        ),
         ({"sampling_steps": 0}, r"sampling_steps=0 must be at least 1"),
         ({"seq_len": 64, "sar_chunk_size": 64}, r"sar_chunk_size=64 must be .*seq_len=64"),
         ({"sigma_max": 10.0}, r"sigma_max=10.0 has no use without .*geometric"),
@@ -48,13 +53,13 @@ LOGLINEAR = UNIFORM | {"noise_schedule": "loglinear"}
 )
 def test_wrong_setting_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        SEDDConfig(**changes)
+        made(**changes)
 
 
 def test_all_problems_are_reported_at_once():
     with pytest.raises(ConfigError) as caught:
-        SEDDConfig(num_layers=0, dropout=2.0, absorbing_state_idx=3, noise_eps=0.5)
-    assert len(caught.value.problems) == 4
+        made(num_layers=0, dropout=2.0, noise_eps=0.5)
+    assert len(caught.value.problems) == 3
 
 
 def test_paper_names_are_refused_with_ours():
@@ -63,27 +68,27 @@ def test_paper_names_are_refused_with_ours():
 
 
 def test_auto_tells_the_noise_only_where_tokens_hide_it():
-    assert not SEDDConfig(time_conditioning="auto").knows_time
-    assert SEDDConfig(time_conditioning="auto", **UNIFORM).knows_time
-    assert SEDDConfig().knows_time
+    assert not made(time_conditioning="auto").knows_time
+    assert made(time_conditioning="auto", **UNIFORM).knows_time
+    assert made(time_conditioning=True).knows_time
 
 
 def test_window_longer_than_the_model_is_refused():
     training = from_defaults(TrainingConfig, model="sedd", model_cfg={}, data={"seq_len": 512})
-    (problem,) = SEDDConfig(seq_len=256).check_training(training)
+    (problem,) = made(seq_len=256).check_training(training)
     assert "data.seq_len=512" in problem
-    assert SEDDConfig().check_training(training) == []
+    assert made(seq_len=512).check_training(training) == []
 
 
 def test_automatic_choices_are_those_of_the_paper_but_for_counted_masks():
-    masks, uniform = SEDDConfig(), SEDDConfig(**UNIFORM)
+    masks, uniform = made(), made(**UNIFORM)
     assert make_schedule(masks) == Linear(1e-3)
     assert make_schedule(uniform) == Geometric(1e-4, 20.0)
     assert masks.draws_counts
     assert not uniform.draws_counts
-    assert not SEDDConfig(time_sampler="t").draws_counts
-    assert make_schedule(SEDDConfig(noise_schedule="mutual_info")) == Linear(1e-3)
-    assert SEDDConfig(seq_len=256).chunk_size == 64
+    assert not made(time_sampler="t").draws_counts
+    assert make_schedule(made(noise_schedule="mutual_info")) == Linear(1e-3)
+    assert made(seq_len=256).chunk_size == 64
 
 
 @pytest.mark.parametrize(
@@ -96,8 +101,15 @@ def test_automatic_choices_are_those_of_the_paper_but_for_counted_masks():
     ],
 )
 def test_network_is_told_no_more_noise_than_training_shows(changes, largest):
-    config = SEDDConfig(
-        vocab_size=9, seq_len=4, model_dim=8, num_layers=1, num_heads=2, cond_dim=4, **changes
+    config = made(
+        vocab_size=9,
+        seq_len=4,
+        model_dim=8,
+        num_layers=1,
+        num_heads=2,
+        cond_dim=4,
+        time_conditioning=True,
+        **changes,
     )
     model = SEDD(config)
     with torch.no_grad():
@@ -111,8 +123,14 @@ def test_network_is_told_no_more_noise_than_training_shows(changes, largest):
 
 
 def test_size_at_paper_scale():
-    config = SEDDConfig(
-        vocab_size=50257, seq_len=1024, model_dim=768, num_layers=12, num_heads=12, cond_dim=128
+    config = made(
+        vocab_size=50257,
+        seq_len=1024,
+        model_dim=768,
+        num_layers=12,
+        num_heads=12,
+        cond_dim=128,
+        time_conditioning=True,
     )
     with torch.device("meta"):
         model = SEDD(config)

@@ -11,10 +11,12 @@ import toy_scores as exact
 from torch import Tensor
 from torch.testing import assert_close
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import PartialText, SamplingSettings
 from nanozoo_core.diffusion.schedules import Geometric, Linear, Schedule
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.generation.denoising import denoised
+from nanozoo_core.generation.text import draw_text
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
 from nanozoo_sedd import uniform
@@ -329,7 +331,7 @@ def model(kind: str = "absorbing", **changes: object) -> SEDD:
         "sar_chunk_size": 5,
     }
     torch.manual_seed(0)
-    made = SEDD(SEDDConfig(**(settings | MODELS[kind] | changes))).eval()
+    made = SEDD(model_config("sedd", settings | MODELS[kind] | changes)).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -375,12 +377,12 @@ def test_window_without_holes_stays(kind):
 def test_text_goes_on_to_any_length(kind, max_tokens):
     settings = SamplingSettings(max_tokens=max_tokens)
     net = model(kind)
-    blocks = list(ADAPTER.generate(net, [3, 4], settings, seeded_generator(1)))
+    blocks = list(draw_text(ADAPTER, net, [3, 4], settings, seeded_generator(1)))
     text = [token for block in blocks for token in block]
     assert len(text) == max_tokens
     assert all(0 <= token < VOCAB for token in text)
     assert all(len(block) <= 5 for block in blocks[1:])
-    again = list(ADAPTER.generate(net, [3, 4], settings, seeded_generator(1)))
+    again = list(draw_text(ADAPTER, net, [3, 4], settings, seeded_generator(1)))
     assert again == blocks
 
 

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from nanozoo_core.diffusion.bounds import enumerate_sequences
 from nanozoo_core.testing import toy
+from nanozoo_core.testing.diffusion import enumerate_sequences
 from nanozoo_sedd.uniform import ScoreSums, flow
 
 VOCAB = toy.VOCAB_SIZE

@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nanozoo_core.contract import Batch
+
 
 class NoiseSource(Protocol):
     """A `Step` or a `Draw`."""
@@ -48,6 +50,12 @@ def draw_noise(
     cells = torch.randperm(num_rows, generator=source.generator(), device="cpu")[rows]
     level = (cells + numbers[:, 0]) / num_rows
     return WindowNoise(level, numbers[:, 1:].reshape(-1, *shape))
+
+
+def draw_window_noise(source: NoiseSource, batch: Batch, *, stratified: bool = True) -> WindowNoise:
+    """A level for each window of a batch, and one uniform per scored token of it."""
+    length = batch.window.shape[1] - 1
+    return draw_noise(source, batch.rows, batch.num_rows, length, stratified=stratified)
 
 
 def mask_counts(level: Tensor, num_scored: Tensor) -> Tensor:

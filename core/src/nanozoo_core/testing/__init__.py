@@ -15,6 +15,7 @@ pytest.register_assert_rewrite("nanozoo_core.testing.contract_kit")
 pytest.register_assert_rewrite("nanozoo_core.testing.decoding")
 pytest.register_assert_rewrite("nanozoo_core.testing.multi_token")
 pytest.register_assert_rewrite("nanozoo_core.testing.speculation")
+pytest.register_assert_rewrite("nanozoo_core.testing.diffusion")
 
 from nanozoo_core.testing.contract_kit import ModelContract  # noqa: E402
 from nanozoo_core.testing.sources import MarkovSource  # noqa: E402

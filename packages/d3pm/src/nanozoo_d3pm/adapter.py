@@ -13,10 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from nanozoo_core.contract import (
     Batch,
-    Curves,
     Draw,
     Inspection,
-    Likelihood,
     Loss,
     Nll,
     PartialText,
@@ -24,17 +22,16 @@ from nanozoo_core.contract import (
     Step,
     Vocabulary,
 )
-from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.diffusion.bounds import draw_counts_and_steps, network_loss
-from nanozoo_core.diffusion.dit import dit_roles
-from nanozoo_core.diffusion.levels import INSPECTION_SEED, by_level, level_curves, means_by_unit
+from nanozoo_core.diffusion.levels import INSPECTION_SEED
 from nanozoo_core.diffusion.sampling import (
     NoiseSource,
     WindowNoise,
     choose_masked,
-    draw_noise,
+    draw_window_noise,
     mask_counts,
 )
+from nanozoo_core.diffusion_adapter import DiffusionAdapter, inspect_levels, level_picture
 from nanozoo_core.ops.log_mixture import log_mixture
 from nanozoo_d3pm import generate, graph
 from nanozoo_d3pm.config import D3PMConfig
@@ -56,16 +53,13 @@ Terms = tuple[Tensor, Tensor]
 (likewise summed), each (B,) nats."""
 
 
-class D3PMAdapter(DefaultModelAdapter):
-    likelihood: Likelihood = "upper"
-
+class D3PMAdapter(DiffusionAdapter):
     def prepare_model(self, model: nn.Module, batches: Iterable[Batch]) -> None:
         """Fits the schedule and the token graph, where they depend on the data."""
         assert isinstance(model, D3PM)
         transition, config = model.transition, model.config
         if not transition.needs_data:
             return
-        assert config.vocab_size is not None
         windows = [batch.window.cpu() for batch in batches]
         counts = graph.token_counts(windows, config.vocab_size)
         vectors = None
@@ -93,9 +87,6 @@ class D3PMAdapter(DefaultModelAdapter):
         bound, _ = bound_terms(model, batch, draw)
         return Nll(bound.double() + prior_nats(model, batch), batch.num_scored)
 
-    def parameter_roles(self, model: nn.Module) -> dict[str, str]:
-        return dit_roles(model)
-
     def denoise(
         self,
         model: nn.Module,
@@ -112,40 +103,32 @@ class D3PMAdapter(DefaultModelAdapter):
     ) -> Inspection | None:
         """One draw of the bound and of the cross-entropy of x_0, by the level of noise."""
         assert isinstance(model, D3PM)
-        if not any(batch.num_scored for batch in batches):
-            return None
         source, names = Draw(INSPECTION_SEED), ("bound", "cross_entropy")
-        levels, nats = [], []
-        for batch in batches:
-            length = batch.window.shape[1] - 1
-            levels.append(draw_noise(source, batch.rows, batch.num_rows, length).level)
+
+        def look(batch: Batch) -> tuple[Tensor, Tensor]:
+            level = draw_window_noise(source, batch).level
             bound, cross_entropy = bound_terms(model, batch, source)
             bound = bound.double() + prior_nats(model, batch)
-            nats.append(torch.stack([bound, cross_entropy.double()], dim=1))
-        parts, means = by_level(batches, levels, nats)
-        metrics = means_by_unit(dict(zip(names, means, strict=True)), batches, vocabulary)
-        curves = Curves(
-            "The bound by noise", "level of noise", "nats per token", level_curves(names, parts)
-        )
-        return Inspection(metrics, (curves,))
+            return level, torch.stack([bound, cross_entropy.double()], dim=1)
+
+        picture = level_picture("The bound by noise", "level of noise", names)
+        return inspect_levels(batches, vocabulary, names, look, picture)
+
+    def head_share(self, config: D3PMConfig) -> float:
+        """Half of the rows under absorbing, which predicts masked tokens alone; else all."""
+        return 0.5 if config.transition_type == "absorbing" else 1.0
 
     def flops_per_token(self, config: D3PMConfig, seq_len: int) -> float:
-        """6 per weight of the blocks, 6 D V for each row that meets the head (half of them under
-        absorbing), attention as a full square, and the products with an exact graph's basis."""
-        assert config.vocab_size is not None
-        width, size = config.model_dim, config.vocab_size
-        blocks = config.num_layers * (4 + 2 * config.mlp_ratio) * width**2
-        head = width * size * (0.5 if config.transition_type == "absorbing" else 1.0)
-        flops = 6 * (blocks + head) + 12 * config.num_layers * width * seq_len
+        """Those of the network, and the products with an exact graph's basis."""
+        flops = super().flops_per_token(config, seq_len)
         if config.transition_type == "nearest_neighbor" and not config.uses_clusters:
-            flops += 4 * size**2
-        return float(flops)
+            flops += 4 * config.vocab_size**2
+        return flops
 
 
 def bound_terms(model: D3PM, batch: Batch, source: NoiseSource) -> Terms:
     """One stratified draw for every window of `batch`."""
-    length = batch.window.shape[1] - 1
-    noise = draw_noise(source, batch.rows, batch.num_rows, length)
+    noise = draw_window_noise(source, batch)
     if isinstance(model.transition, Absorbing):
         return _absorbing_terms(model, model.transition, batch, noise)
     t = mask_counts(noise.level, torch.full_like(batch.rows, model.config.num_timesteps))

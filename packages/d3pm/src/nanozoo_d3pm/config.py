@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from nanozoo_core.config.diffusion import DiffusionConfig
 from nanozoo_core.errors import Problems
-
-if TYPE_CHECKING:
-    from nanozoo_core.config import TrainingConfig
 
 MAX_EXACT_VOCAB = 8192  # one eigenbasis of 0.5 GB in float64
 MAX_AUTO_EXACT_VOCAB = 4096
@@ -18,84 +15,48 @@ MAX_GAUSSIAN_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class D3PMConfig:
-    vocab_size: int | None = None
-    """Data tokens; null takes the tokenizer's. The mask is added after them by the model."""
-    seq_len: int | None = None
-    """Scored tokens per window; null takes data.seq_len. The network sees one more, the context."""
-    model_dim: int = 128
-    """Width of the residual stream."""
-    num_layers: int = 4
-    """Blocks."""
-    num_heads: int = 4
-    """Attention heads; model_dim / num_heads must be even for rotary positions."""
-    mlp_ratio: int = 4
-    """Hidden width of the MLP over model_dim."""
-    dropout: float = 0.0
-    """After attention and MLP; about 0.1 when the data is seen many times."""
-    tie_embeddings: bool = False
-    """Share input embedding and output head; the head then cannot start at zero."""
-    transition_type: Literal["uniform", "absorbing", "gaussian", "nearest_neighbor"] = "absorbing"
+class D3PMConfig(DiffusionConfig):
+    transition_type: Literal["uniform", "absorbing", "gaussian", "nearest_neighbor"]
     """Where a corrupted token goes: any token, the mask, a near id, or a near embedding."""
-    noise_schedule: Literal["cosine", "linear", "mutual_info"] = "mutual_info"
+    noise_schedule: Literal["cosine", "linear", "mutual_info"]
     """How fast: cosine suits uniform, linear is the only one for gaussian."""
-    num_timesteps: int = 100
+    num_timesteps: int
     """T, the steps of the diffusion whose likelihood is bounded."""
-    absorbing_state_idx: int = -1
-    """The mask: -1, an id appended after the data tokens. Nothing else is possible."""
-    auxiliary_loss_weight: float = 0.01
+    auxiliary_loss_weight: float
     """lambda, the weight of the cross-entropy of x_0 beside the bound; best 0 for uniform."""
-    auxiliary_loss_scale: Literal["per_step", "total"] = "per_step"
+    auxiliary_loss_scale: Literal["per_step", "total"]
     """per_step: lambda beside the KL of one step (reference code); total: beside their sum."""
-    gaussian_beta_min: float = 1e-4
+    gaussian_beta_min: float
     """First beta of the gaussian at T=1000, rescaled by 1000/T; only for gaussian."""
-    gaussian_beta_max: float = 0.02
+    gaussian_beta_max: float
     """Last beta of the gaussian at T=1000, rescaled by 1000/T; only for gaussian."""
-    nearest_neighbors: int = 15
+    nearest_neighbors: int
     """Neighbours of a token in the graph; clusters hold one more. Only for nearest_neighbor."""
-    nn_mode: Literal["auto", "exact", "clusters"] = "auto"
+    nn_mode: Literal["auto", "exact", "clusters"]
     """exact: the kNN graph's spectrum; clusters: blocks of neighbours; auto: exact up to V=4096."""
-    nn_embeddings: str = "ppmi"
+    nn_embeddings: str
     """ppmi (vectors from co-occurrence in the training data) or the path of a (V, d) .npy file."""
-    nn_uniform_rate: float = 0.01
+    nn_uniform_rate: float
     """Rate of jumps to any token, over that of jumps to neighbours."""
-    terminal_mask: Literal["auto", True, False] = "auto"
+    terminal_mask: Literal["auto", True, False]
     """Step T masks everything, so the prior term is 0; auto: for gaussian and nearest_neighbor."""
-    time_conditioning: Literal["auto", True, False] = True
+    time_conditioning: Literal["auto", True, False]
     """Tell the network t by adaLN; only absorbing can do without. auto: not to absorbing."""
-    cond_dim: int = 64
-    """Width of the time embedding."""
-    sampling_timesteps: int = 50
+    sampling_timesteps: int
     """Denoising steps of a generated window; fewer than T skips steps exactly."""
-    sar_chunk_size: int | None = None
-    """New tokens per window when text goes on past one window; null is a quarter of the window."""
 
-    def __post_init__(self) -> None:
-        p = Problems()
-        self._check_network(p)
+    def check(self, p: Problems) -> None:
+        super().check(p)
         self._check_diffusion(p)
         if self.transition_type == "gaussian":
             self._check_gaussian(p)
         if self.transition_type == "nearest_neighbor":
             self._check_neighbors(p)
-        p.raise_if_any()
-
-    def _check_network(self, p: Problems) -> None:
-        sizes = ("model_dim", "num_layers", "num_heads", "mlp_ratio", "cond_dim")
-        p.require_at_least(self, dict.fromkeys(sizes, 1))
-        p.require_at_least(self, {"vocab_size": 2, "seq_len": 2}, or_null=True)
-        p.require_rotary_heads(self.num_heads, self.model_dim)
-        p.require(0 <= self.dropout < 1, f"model_cfg.dropout={self.dropout} must be in [0, 1)")
 
     def _check_diffusion(self, p: Problems) -> None:
         p.require(
             self.num_timesteps >= 1,
             f"model_cfg.num_timesteps={self.num_timesteps} must be at least 1",
-        )
-        p.require(
-            self.absorbing_state_idx == -1,
-            f"model_cfg.absorbing_state_idx={self.absorbing_state_idx} would collide with a data "
-            "token; leave it at -1, the mask id appended after the vocabulary",
         )
         p.require(
             self.auxiliary_loss_weight >= 0,
@@ -116,12 +77,6 @@ class D3PMConfig:
             f"model_cfg.terminal_mask=true has no use with model_cfg.transition_type="
             f"{self.transition_type}; use auto",
         )
-        if self.sar_chunk_size is not None:
-            p.require(
-                1 <= self.sar_chunk_size < (self.seq_len or math.inf),
-                f"model_cfg.sar_chunk_size={self.sar_chunk_size} must be at least 1 and below the "
-                f"window of model_cfg.seq_len={self.seq_len} tokens, so that context is left",
-            )
 
     def _check_gaussian(self, p: Problems) -> None:
         low, high = self.gaussian_beta_min, self.gaussian_beta_max
@@ -135,8 +90,6 @@ class D3PMConfig:
             f"model_cfg.noise_schedule={self.noise_schedule} is not defined for "
             "model_cfg.transition_type=gaussian; use linear",
         )
-        if self.vocab_size is None:
-            return
         size = self.num_timesteps * self.vocab_size**2 * 4
         p.require(
             self.vocab_size <= MAX_GAUSSIAN_VOCAB,
@@ -160,8 +113,6 @@ class D3PMConfig:
             self.nearest_neighbors >= 1,
             f"model_cfg.nearest_neighbors={self.nearest_neighbors} must be at least 1",
         )
-        if self.vocab_size is None:
-            return
         p.require(
             self.nearest_neighbors <= self.vocab_size - 1,
             f"model_cfg.nearest_neighbors={self.nearest_neighbors} must be at most "
@@ -172,15 +123,6 @@ class D3PMConfig:
             f"model_cfg.nn_mode=exact handles at most {MAX_EXACT_VOCAB} tokens, not "
             f"model_cfg.vocab_size={self.vocab_size}; use clusters",
         )
-
-    def check_training(self, training: TrainingConfig) -> list[str]:
-        """Problems that involve the data."""
-        if self.seq_len is not None and training.data.seq_len > self.seq_len:
-            return [
-                f"data.seq_len={training.data.seq_len} is longer than the window of "
-                f"model_cfg.seq_len={self.seq_len} that the model reads"
-            ]
-        return []
 
     @property
     def knows_time(self) -> bool:
@@ -197,15 +139,9 @@ class D3PMConfig:
 
     @property
     def uses_clusters(self) -> bool:
-        assert self.vocab_size is not None
         if self.nn_mode == "auto":
             return self.vocab_size > MAX_AUTO_EXACT_VOCAB
         return self.nn_mode == "clusters"
-
-    @property
-    def chunk_size(self) -> int:
-        assert self.seq_len is not None
-        return self.sar_chunk_size or max(1, self.seq_len // 4)
 
     @property
     def cross_entropy_factor(self) -> float:

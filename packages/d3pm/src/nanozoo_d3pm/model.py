@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nanozoo_core.diffusion.dit import DiT
+from nanozoo_core.diffusion.model import DiffusionModel
 from nanozoo_d3pm.config import D3PMConfig
 from nanozoo_d3pm.graph_transitions import Clusters, Spectral
 from nanozoo_d3pm.transitions import Absorbing, Gaussian, Transition, Uniform
@@ -18,7 +18,6 @@ from nanozoo_d3pm.transitions import Absorbing, Gaussian, Transition, Uniform
 
 def make_transition(config: D3PMConfig) -> Transition:
     """The process that `config` asks for. Raises: ConfigError when its prior term is not small."""
-    assert config.vocab_size is not None
     size, num_timesteps = config.vocab_size, config.num_timesteps
     if config.transition_type == "absorbing":
         return Absorbing(size, num_timesteps, config.noise_schedule)
@@ -43,30 +42,18 @@ def make_transition(config: D3PMConfig) -> Transition:
     return Spectral(size, num_timesteps, num_neighbors=neighbors, **settings)
 
 
-class D3PM(nn.Module):
+class D3PM(DiffusionModel):
     """`net` reads x_t and t and predicts x_0; `transition` says what that means for x_{t-1}."""
 
     def __init__(self, config: D3PMConfig) -> None:
-        super().__init__()
-        assert config.vocab_size is not None
-        assert config.seq_len is not None
-        self.config = config
-        self.max_context = config.seq_len + 1
-        self.chunk_size = config.chunk_size
-        self.transition = make_transition(config)
-        self.net = DiT(
-            self.transition.num_input_ids,
-            config.vocab_size,
-            model_dim=config.model_dim,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            seq_len=self.max_context,
-            dropout=config.dropout,
+        transition = make_transition(config)
+        super().__init__(
+            config,
+            num_input_ids=transition.num_input_ids,
             time_conditioning=config.knows_time,
-            cond_dim=config.cond_dim,
-            tie_embeddings=config.tie_embeddings,
         )
+        self.config = config
+        self.transition = transition
 
     def time_input(self, t: Tensor) -> Tensor:
         """t = 1 .. T on the scale of the time features, whose shortest period is 2 pi."""

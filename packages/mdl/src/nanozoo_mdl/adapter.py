@@ -15,7 +15,6 @@ from nanozoo_core.contract import (
     Curves,
     Draw,
     Inspection,
-    Likelihood,
     Loss,
     Nll,
     PartialText,
@@ -23,7 +22,6 @@ from nanozoo_core.contract import (
     Step,
     Vocabulary,
 )
-from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.diffusion.bounds import (
     MaskDraw,
     draw_by_count,
@@ -33,35 +31,26 @@ from nanozoo_core.diffusion.bounds import (
     network_draw_sum,
     network_loss,
 )
-from nanozoo_core.diffusion.dit import dit_roles
-from nanozoo_core.diffusion.sampling import WindowNoise, choose_masked, draw_noise
-from nanozoo_mdl.config import MDLMConfig
+from nanozoo_core.diffusion.sampling import WindowNoise, choose_masked, draw_window_noise
+from nanozoo_core.diffusion_adapter import DiffusionAdapter, cpu_scored, in_float64
 from nanozoo_mdl.generate import fill
 from nanozoo_mdl.model import MDLM
 
 INSPECTED_SHARES = 8  # masked shares at which `inspect` measures the loss, beside one token alone
 
 
-class MDLMAdapter(DefaultModelAdapter):
-    likelihood: Likelihood = "upper"
-
+class MDLMAdapter(DiffusionAdapter):
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """One draw of the bound per window, in nats per scored token."""
         assert isinstance(model, MDLM)
         config, window = model.config, batch.window
-        noise = draw_noise(
-            step,
-            batch.rows,
-            batch.num_rows,
-            window.shape[1] - 1,
-            stratified=config.stratified,
-        )
+        noise = draw_window_noise(step, batch, stratified=config.stratified)
         if config.time_sampler == "t":
             draw = draw_by_time(
-                noise, schedule=model.schedule, time_min=config.t_min, scored=_cpu(batch.scored)
+                noise, schedule=model.schedule, time_min=config.t_min, scored=cpu_scored(batch)
             )
         else:
-            draw = bound_draw(model, noise, batch.scored)
+            draw = bound_draw(model, noise, cpu_scored(batch))
         total = network_draw_sum(
             model.net, window[:, :1], model.mask_id, window[:, 1:], draw, model.time_input
         )
@@ -72,13 +61,10 @@ class MDLMAdapter(DefaultModelAdapter):
         left out, whatever training samples."""
         assert isinstance(model, MDLM)
         window = batch.window
-        noise = draw_noise(draw, batch.rows, batch.num_rows, window.shape[1] - 1)
+        noise = draw_window_noise(draw, batch)
         token_loss = network_loss(model.net, window[:, :1], model.mask_id, model.time_input)
-        nats = draw_nats(token_loss, window[:, 1:], bound_draw(model, noise, batch.scored))
-        return Nll(_double(nats), batch.num_scored)
-
-    def parameter_roles(self, model: nn.Module) -> dict[str, str]:
-        return dit_roles(model)
+        nats = draw_nats(token_loss, window[:, 1:], bound_draw(model, noise, cpu_scored(batch)))
+        return Nll(in_float64(nats), batch.num_scored)
 
     def denoise(
         self,
@@ -89,15 +75,6 @@ class MDLMAdapter(DefaultModelAdapter):
     ) -> Iterator[list[int | None]]:
         assert isinstance(model, MDLM)
         yield from fill(model, window, settings, generator)
-
-    def flops_per_token(self, config: MDLMConfig, seq_len: int) -> float:
-        """6 per weight of the blocks, 6 D V for the half of the rows that meets the head, and
-        attention as a full square."""
-        assert config.vocab_size is not None
-        width = config.model_dim
-        blocks = config.num_layers * (4 + 2 * config.mlp_ratio) * width**2
-        head = 0.5 * width * config.vocab_size
-        return float(6 * (blocks + head) + 12 * config.num_layers * width * seq_len)
 
     @torch.no_grad()
     def inspect(
@@ -121,8 +98,10 @@ class MDLMAdapter(DefaultModelAdapter):
 
 
 def bound_draw(model: MDLM, noise: WindowNoise, scored: Tensor | None) -> MaskDraw:
-    """An unbiased draw of the bound: in continuous time, or of the model of num_timesteps."""
-    scored = _cpu(scored)
+    """An unbiased draw of the bound: in continuous time, or of the model of num_timesteps.
+
+    Args: scored: (B, L) on the CPU, or None for all.
+    """
     if model.config.continuous_time:
         return draw_by_count(noise, schedule=model.schedule, scored=scored)
     return draw_by_step(noise, model.count_law, scored=scored)
@@ -134,22 +113,13 @@ def _loss_at(model: MDLM, batches: Sequence[Batch], count: int) -> float:
     for batch in batches:
         window = batch.window
         size, length = window.shape[0], window.shape[1] - 1
-        noise = draw_noise(Draw(0), batch.rows, batch.num_rows, length)
-        masked = choose_masked(noise.uniforms, torch.full((size,), count), _cpu(batch.scored))
+        noise = draw_window_noise(Draw(0), batch)
+        masked = choose_masked(noise.uniforms, torch.full((size,), count), cpu_scored(batch))
         time = model.schedule.time_of_noise(torch.full((size,), count / length).double())
         token_loss = network_loss(model.net, window[:, :1], model.mask_id, model.time_input)
         total += float(token_loss(window[:, 1:], masked, time).sum())
         number += int(masked.sum())
     return total / max(1, number)
-
-
-def _cpu(scored: Tensor | None) -> Tensor | None:
-    return None if scored is None else scored.cpu()
-
-
-def _double(nats: Tensor) -> Tensor:
-    """float64, on the CPU where the device has none."""
-    return nats.cpu().double() if nats.device.type == "mps" else nats.double()
 
 
 Adapter = MDLMAdapter

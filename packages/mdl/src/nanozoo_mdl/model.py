@@ -9,10 +9,10 @@ B windows, S = L + 1 positions (one context token, L scored ones), V data tokens
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nanozoo_core.diffusion.bounds import DiscreteCounts
-from nanozoo_core.diffusion.dit import DiT
+from nanozoo_core.diffusion.model import DiffusionModel
 from nanozoo_core.diffusion.schedules import Cosine, CosineSquared, Linear, Schedule
 from nanozoo_mdl.config import MDLMConfig
 
@@ -24,33 +24,19 @@ SCHEDULES: dict[str, Schedule] = {
 MAX_SIGMA = 14.0  # one token in a million is clean; all masked, at t = 1, it would be infinite
 
 
-class MDLM(nn.Module):
+class MDLM(DiffusionModel):
     """Reads ids 0 .. V, where V is the mask, and predicts 0 .. V-1."""
 
     def __init__(self, config: MDLMConfig) -> None:
-        super().__init__()
-        assert config.vocab_size is not None
-        assert config.seq_len is not None
-        self.config = config
-        self.mask_id = config.vocab_size
-        self.max_context = config.seq_len + 1
-        self.chunk_size = config.chunk_size
-        self.schedule = SCHEDULES[config.alpha_type]
-        self._count_laws: dict[int, DiscreteCounts] = {}
-        self.net = DiT(
-            config.vocab_size + 1,
-            config.vocab_size,
-            model_dim=config.model_dim,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            seq_len=self.max_context,
-            dropout=config.dropout,
+        super().__init__(
+            config,
+            num_input_ids=config.vocab_size + 1,
             time_conditioning=config.time_conditioning,
-            cond_dim=config.cond_dim,
-            tie_embeddings=config.tie_embeddings,
             adaln_when_unconditioned=config.adaln_when_unconditioned,
         )
+        self.config = config
+        self.schedule = SCHEDULES[config.alpha_type]
+        self._count_laws: dict[int, DiscreteCounts] = {}
 
     def time_input(self, time: Tensor) -> Tensor:
         """What the network reads of the time: sigma = -log alpha, (B,)."""

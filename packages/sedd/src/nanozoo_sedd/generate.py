@@ -15,14 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nanozoo_core.contract import PartialText, SamplingSettings
-from nanozoo_core.diffusion.schedules import Linear, Schedule
-from nanozoo_core.diffusion.unmasking import partial_text
-from nanozoo_core.errors import ConfigError
+from nanozoo_core.contract import SamplingSettings
+from nanozoo_core.diffusion.schedules import Schedule
 from nanozoo_core.ops.categorical import draw_categorical
 from nanozoo_core.ops.sampling import probabilities
 from nanozoo_sedd import uniform
-from nanozoo_sedd.model import SEDD
 
 LAST_TIME = 1e-5  # where the last ordinary step ends; one more goes on to x_0
 
@@ -169,71 +166,6 @@ def jump(
         if bool(moved.any()):
             x = _place(x, free[moved], _draw(jumps[moved].log(), settings, generator))
             yield x
-
-
-# -- whole models ---------------------------------------------------------------------------------
-
-
-def fill(
-    model: SEDD, text: PartialText, settings: SamplingSettings, generator: torch.Generator
-) -> Iterator[list[int | None]]:
-    """The window's states after each step, a mask shown as None.
-
-    Raises: ConfigError for a number of steps that the sampler does not take.
-    """
-    config = model.config
-    mask_id = model.mask_id if config.is_absorbing else None
-    device = model.net.embedding.weight.device
-    known = torch.tensor([[token is not None for token in text]], device=device)
-    hole = 0 if mask_id is None else mask_id
-    x = torch.tensor([[hole if token is None else token for token in text]], device=device)
-    num_steps = settings.num_steps or config.sampling_steps
-
-    def log_scores(window: Tensor, sigma: float, rows: Tensor) -> Tensor:
-        noise = torch.full((1,), sigma, dtype=torch.float64)
-        features = model.features(window, noise).flatten(0, 1)[rows]
-        if config.is_absorbing:
-            return model.log_measure(features)
-        return model.log_scores(features, window.flatten()[rows], sigma)
-
-    if mask_id is None:
-        assert config.predictor != "first_hitting"
-        steps = jump(
-            log_scores,
-            x,
-            known,
-            vocab_size=model.vocab_size,
-            num_steps=num_steps,
-            schedule=model.schedule,
-            predictor=config.predictor,
-            settings=settings,
-            generator=generator,
-        )
-    elif config.predictor == "first_hitting":
-        if settings.num_steps is not None:
-            raise ConfigError(
-                f"num_steps={settings.num_steps} has no effect with model_cfg.predictor="
-                "first_hitting, which draws one token in each step; use analytic"
-            )
-        steps = first_hitting(
-            log_scores, x, mask_id=mask_id, settings=settings, generator=generator
-        )
-    else:
-        # Masks alone are where the noise is 1, which training with noise_eps > 0 never reaches.
-        schedule = Linear() if config.schedule_name == "loglinear" else model.schedule
-        steps = unmask(
-            log_scores,
-            x,
-            mask_id=mask_id,
-            num_steps=num_steps,
-            schedule=schedule,
-            predictor=config.predictor,
-            settings=settings,
-            generator=generator,
-            reuse=settings.use_cache and not config.knows_time,
-        )
-    for state in steps:
-        yield partial_text(state[0], mask_id)
 
 
 def _at(function: Callable[[Tensor], Tensor], t: float) -> float:

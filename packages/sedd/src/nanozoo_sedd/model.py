@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nanozoo_core.diffusion.dit import DiT
+from nanozoo_core.diffusion.model import DiffusionModel
 from nanozoo_core.diffusion.schedules import Geometric, Linear, Schedule
 from nanozoo_core.ops.log_mixture import log_mixture
 from nanozoo_sedd.config import SEDDConfig
@@ -26,7 +26,7 @@ def make_schedule(config: SEDDConfig) -> Schedule:
     return Linear(config.noise_eps)
 
 
-class SEDD(nn.Module):
+class SEDD(DiffusionModel):
     """`net` reads x_t and sigma, and its output a (V values, none for the mask) gives the scores:
 
     absorbing          log s_y = a_y - log V - log(e^sigma - 1) at a mask, so that u_y = e^{a_y} / V
@@ -38,26 +38,13 @@ class SEDD(nn.Module):
     """
 
     def __init__(self, config: SEDDConfig) -> None:
-        super().__init__()
-        assert config.vocab_size is not None
-        assert config.seq_len is not None
-        self.config = config
-        self.vocab_size = config.vocab_size
-        self.mask_id = config.vocab_size  # of absorbing alone
-        self.schedule = make_schedule(config)
-        self.net = DiT(
-            config.vocab_size + config.is_absorbing,
-            config.vocab_size,
-            model_dim=config.model_dim,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            seq_len=config.seq_len + 1,
-            dropout=config.dropout,
+        super().__init__(
+            config,
+            num_input_ids=config.vocab_size + config.is_absorbing,
             time_conditioning=config.knows_time,
-            cond_dim=config.cond_dim,
-            tie_embeddings=config.tie_embeddings,
         )
+        self.config = config
+        self.schedule = make_schedule(config)
 
     def told(self, sigma: Tensor) -> Tensor:
         """What the network is told of sigma, which may be infinite: no more than in training."""
@@ -66,6 +53,11 @@ class SEDD(nn.Module):
     def features(self, tokens: Tensor, sigma: Tensor) -> Tensor:
         """(B, S, D) for the corrupted window (B, S) at sigma (B,)."""
         return self.net.features(tokens, self.told(sigma).to(tokens.device, torch.float32))
+
+    def features_at(self, tokens: Tensor, sigma: float, rows: Tensor) -> Tensor:
+        """(N, D) at some `rows` (N,) of the flattened windows (B, S), all of them at one sigma."""
+        noise = torch.full((1,), sigma, dtype=torch.float64)
+        return self.features(tokens, noise).flatten(0, 1)[rows]
 
     def forward(self, tokens: Tensor, sigma: Tensor) -> Tensor:
         """a (B, S, V)."""
@@ -100,16 +92,6 @@ class SEDD(nn.Module):
             logits = torch.log1p(spread * logits.softmax(-1))
             logits = logits - logits.gather(-1, own[:, None])
         return logits.scatter(-1, own[:, None], 0.0)
-
-    @property
-    def max_context(self) -> int:
-        """The longest window, context token included."""
-        return self.net.seq_len
-
-    @property
-    def chunk_size(self) -> int:
-        """New tokens per window of a text that is longer than one."""
-        return self.config.chunk_size
 
 
 def _wide(logits: Tensor) -> Tensor:

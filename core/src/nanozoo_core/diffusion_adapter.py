@@ -1,0 +1,75 @@
+"""What the adapters of diffusion models have in common: an upper bound as the score, the roles and
+FLOPs of a DiT, and pictures of the bound by the level of noise.
+
+B windows, D model_dim, V data tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from nanozoo_core.contract import Batch, Curves, Inspection, Likelihood, Vocabulary
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.diffusion.dit import dit_roles
+from nanozoo_core.diffusion.levels import by_level, level_curves, means_by_unit
+
+
+class DiffusionAdapter(DefaultModelAdapter):
+    """A subclass gives the training loss, the bound and `denoise`."""
+
+    likelihood: Likelihood = "upper"
+
+    def head_share(self, config: Any) -> float:
+        """The share of a window's rows that meet the head: half of them where only masked tokens
+        are predicted, as their number is uniform."""
+        return 0.5
+
+    def parameter_roles(self, model: nn.Module) -> dict[str, str]:
+        return dit_roles(model)
+
+    def flops_per_token(self, config: Any, seq_len: int) -> float:
+        """6 per weight of the blocks, 6 D V for each row that meets the head, and attention as a
+        full square."""
+        width = config.model_dim
+        blocks = config.num_layers * (4 + 2 * config.mlp_ratio) * width**2
+        head = width * config.vocab_size * self.head_share(config)
+        return float(6 * (blocks + head) + 12 * config.num_layers * width * seq_len)
+
+
+def inspect_levels(
+    batches: Sequence[Batch],
+    vocabulary: Vocabulary,
+    names: Sequence[str],
+    look: Callable[[Batch], tuple[Tensor, Tensor]],
+    picture: Callable[[list[list[float]]], Curves],
+) -> Inspection | None:
+    """Terms of the bound, as means and by the level of noise; None where nothing is scored.
+
+    Args:
+        look: the levels of a batch's windows (B,) in [0, 1), and their nats (B, terms).
+        picture: draws the means by part of the range of noise.
+    """
+    if not any(batch.num_scored for batch in batches):
+        return None
+    levels, nats = zip(*map(look, batches), strict=True)
+    parts, means = by_level(batches, levels, nats)
+    terms = dict(zip(names, means, strict=True))
+    return Inspection(means_by_unit(terms, batches, vocabulary), (picture(parts),))
+
+
+def level_picture(title: str, x_label: str, names: Sequence[str]) -> Callable[..., Curves]:
+    """A curve for every term over the level of noise."""
+    return lambda parts: Curves(title, x_label, "nats per token", level_curves(names, parts))
+
+
+def cpu_scored(batch: Batch) -> Tensor | None:
+    """Which targets count, (B, T) on the CPU, where masks are drawn; None means all of them."""
+    return None if batch.scored is None else batch.scored.cpu()
+
+
+def in_float64(nats: Tensor) -> Tensor:
+    """As float64, on the CPU where the device has none."""
+    return nats.cpu().double() if nats.device.type == "mps" else nats.double()

@@ -1,0 +1,131 @@
+"""Masks: a corrupted token becomes the mask, and only masks have scores to learn.
+
+B windows, L scored tokens, N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from nanozoo_core.contract import Batch, Draw, Inspection, SamplingSettings, Step, Vocabulary
+from nanozoo_core.diffusion.bounds import (
+    draw_by_count,
+    draw_by_time,
+    draw_nats,
+    network_draw_sum,
+    network_loss,
+)
+from nanozoo_core.diffusion.levels import INSPECTION_SEED
+from nanozoo_core.diffusion.sampling import WindowNoise, draw_window_noise
+from nanozoo_core.diffusion.schedules import Linear
+from nanozoo_core.diffusion_adapter import cpu_scored, inspect_levels, level_picture
+from nanozoo_core.errors import ConfigError
+from nanozoo_sedd.generate import first_hitting, unmask
+from nanozoo_sedd.model import SEDD
+
+BY_NOISE = Linear()  # the schedule whose time is the noise 1 - alpha itself
+
+
+class MaskGraph:
+    """Training, score and sampling with masks."""
+
+    def __init__(self, model: SEDD) -> None:
+        self.model = model
+        self.mask_id: int | None = model.mask_id
+
+    def training_sum(self, batch: Batch, step: Step) -> Tensor:
+        """Score entropy summed over the windows, by the number of masks or by the time."""
+        model, window = self.model, batch.window
+        config = model.config
+        noise = draw_window_noise(step, batch, stratified=config.stratified)
+        if config.draws_counts:
+            draw = draw_by_count(noise, schedule=BY_NOISE, scored=cpu_scored(batch))
+            sigma = BY_NOISE.sigma
+        else:
+            draw = draw_by_time(
+                noise, schedule=model.schedule, time_min=config.t_min, scored=cpu_scored(batch)
+            )
+            sigma = model.schedule.sigma
+        return network_draw_sum(
+            model.net,
+            window[:, :1],
+            model.mask_id,
+            window[:, 1:],
+            draw,
+            lambda time: model.told(sigma(time)),
+            normalised=False,
+        )
+
+    def nats(self, batch: Batch, draw: Draw) -> Tensor:
+        """One draw of the bound per window, (B,)."""
+        return self._bound(batch, draw_window_noise(draw, batch))
+
+    def _bound(self, batch: Batch, noise: WindowNoise, *, normalised: bool = False) -> Tensor:
+        """All noise from none to everything is covered, so neither a prior nor a reconstruction
+        term is left, whatever the training schedule.
+
+        The score entropy of a masked token over its weight -alpha' / (1 - alpha) is, in terms of
+        the prediction u of x_0, sum_y u_y - 1 - log u_{x_0}: a cross-entropy if u sums to one.
+        Tokens that are not masked have none.
+
+        Reference: arXiv 2310.16834, theorem 3.4 with the ratios of the absorbing process.
+        """
+        model, window = self.model, batch.window
+        token_loss = network_loss(
+            model.net,
+            window[:, :1],
+            model.mask_id,
+            lambda time: model.told(BY_NOISE.sigma(time)),
+            normalised=normalised,
+        )
+        draw = draw_by_count(noise, schedule=BY_NOISE, scored=cpu_scored(batch))
+        return draw_nats(token_loss, window[:, 1:], draw)
+
+    def inspect(self, batches: Sequence[Batch], vocabulary: Vocabulary) -> Inspection | None:
+        """The bound of the model and of the normalised one, on the same noise."""
+        names = ("bound", "bound_normalised")
+
+        def look(batch: Batch) -> tuple[Tensor, Tensor]:
+            noise = draw_window_noise(Draw(INSPECTION_SEED), batch)
+            both = [self._bound(batch, noise, normalised=choice) for choice in (False, True)]
+            return noise.level, torch.stack(both, dim=1)
+
+        picture = level_picture("The bound by masked share", "masked share", names)
+        return inspect_levels(batches, vocabulary, names, look, picture)
+
+    def steps(
+        self, x: Tensor, known: Tensor, settings: SamplingSettings, generator: torch.Generator
+    ) -> Iterator[Tensor]:
+        """The windows (B, S) after each step that lifted a mask.
+
+        Raises: ConfigError for a number of steps that first_hitting does not take.
+        """
+        model, config = self.model, self.model.config
+
+        def log_measure(window: Tensor, sigma: float, rows: Tensor) -> Tensor:
+            return model.log_measure(model.features_at(window, sigma, rows))
+
+        if config.predictor == "first_hitting":
+            if settings.num_steps is not None:
+                raise ConfigError(
+                    f"num_steps={settings.num_steps} has no effect with model_cfg.predictor="
+                    "first_hitting, which draws one token in each step; use analytic"
+                )
+            return first_hitting(
+                log_measure, x, mask_id=model.mask_id, settings=settings, generator=generator
+            )
+        return unmask(
+            log_measure,
+            x,
+            mask_id=model.mask_id,
+            num_steps=settings.num_steps or config.sampling_steps,
+            # Masks alone are where the noise is 1, which training with noise_eps > 0 never reaches.
+            schedule=Linear() if config.schedule_name == "loglinear" else model.schedule,
+            predictor=config.predictor,
+            settings=settings,
+            generator=generator,
+            reuse=settings.use_cache and not config.knows_time,
+        )
