@@ -17,10 +17,10 @@ import torch
 from race import adamw_step, begin, end, race, show_race
 from torch import Tensor, nn
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.testing.sources import batch_of
-from nanozoo_megabyte.config import MegabyteConfig
 from nanozoo_megabyte.model import Megabyte
 
 PEER = "MEGABYTE-pytorch"
@@ -53,19 +53,18 @@ SHAPES = {
 
 def build(shape: Shape) -> Megabyte:
     torch.manual_seed(0)
-    return Megabyte(
-        MegabyteConfig(
-            vocab_size=shape.vocab_size,
-            seq_len=shape.seq_len,
-            patch_size=shape.patch_size,
-            global_byte_dim=shape.width // shape.patch_size,
-            num_global_layers=shape.num_global_layers,
-            num_global_heads=shape.num_heads,
-            local_dim=shape.width,
-            num_local_layers=shape.num_local_layers,
-            num_local_heads=shape.num_heads,
-        )
-    )
+    settings = {
+        "vocab_size": shape.vocab_size,
+        "seq_len": shape.seq_len,
+        "patch_size": shape.patch_size,
+        "global_byte_dim": shape.width // shape.patch_size,
+        "num_global_layers": shape.num_global_layers,
+        "num_global_heads": shape.num_heads,
+        "local_dim": shape.width,
+        "num_local_layers": shape.num_local_layers,
+        "num_local_heads": shape.num_heads,
+    }
+    return Megabyte(model_config("megabyte", settings))
 
 
 def build_peer(shape: Shape) -> nn.Module:

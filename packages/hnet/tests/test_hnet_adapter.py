@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanozoo_core.config import OptimConfig, from_defaults, schema
+from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import ParameterGroup
@@ -54,7 +54,7 @@ class Bytes:
 
 def build(settings: dict[str, Any]) -> HNet:
     torch.manual_seed(0)
-    model = ADAPTER.build(schema.from_dict(HNetConfig, dict(settings)), Bytes())
+    model = ADAPTER.build(model_config("hnet", dict(settings)), Bytes())
     assert isinstance(model, HNet)
     return model
 
@@ -267,12 +267,12 @@ def test_measured_flops_follow_the_chunks() -> None:
 
 
 def test_small_model_costs_about_75_million_flops_per_byte() -> None:
-    config = HNetConfig(preset="hnet_small", vocab_size=258, target_ratio=5)
+    config = model_config("hnet", {"preset": "hnet_small", "vocab_size": 258, "target_ratio": 5})
     assert ADAPTER.flops_per_token(config, 1024) / 3 == pytest.approx(75e6, rel=0.1)
 
 
 def test_another_width_is_legal_where_one_number_stands_for_all_stages() -> None:
-    config = HNetConfig(model_dim=96, mlp_dim=256, num_heads=4)
+    config = model_config("hnet", {"model_dim": 96, "mlp_dim": 256, "num_heads": 4})
     wider = replace(config, **ADAPTER.at_width(config, 2.0))
     assert (wider.model_dim, wider.mlp_dim) == ([192, 192], [512, 512])
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from nanozoo_core.config import DataConfig, TrainingConfig, from_defaults, schema
+from nanozoo_core.config import DataConfig, TrainingConfig, from_defaults, model_config
 from nanozoo_core.errors import ConfigError
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.layout import parse_layout, parse_network
 
-LETTERS = HNetConfig.LAYERS
+LETTERS = HNetConfig.LETTERS
 TWO_STAGES = {
     "arch_layout": ["m1", ["T1m1", ["T1"], "m1T1"], "m1"],
     "model_dim": [64, 96, 128],
@@ -49,7 +49,7 @@ def test_height_counts_residual_additions() -> None:
 )
 def test_bad_layouts_are_refused(layout: object, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        HNetConfig(arch_layout=layout)  # type: ignore[arg-type]
+        model_config("hnet", {"arch_layout": layout})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -99,12 +99,12 @@ def test_bad_layouts_are_refused(layout: object, complaint: str) -> None:
 )
 def test_bad_settings_are_named(settings: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        schema.from_dict(HNetConfig, settings, "model_cfg", owner="hnet")
+        model_config("hnet", settings)
 
 
 def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        HNetConfig(num_heads=5, capacity=2.0, lr_multipliers=[1.0])
+        model_config("hnet", {"num_heads": 5, "capacity": 2.0, "lr_multipliers": [1.0]})
     assert len(caught.value.problems) >= 3
 
 
@@ -115,45 +115,58 @@ def training(**data: object) -> TrainingConfig:
 
 
 @pytest.mark.parametrize(
-    ("config", "data", "named"),
+    ("settings", "data", "named"),
     [
-        (HNetConfig(seq_len=512), {"tokenizer": "bytes", "seq_len": 1024}, "data.seq_len=1024"),
-        (HNetConfig(vocab_size=256), {"tokenizer": "bytes"}, "model_cfg.vocab_size=256"),
-        (HNetConfig(chunking="space"), {"tokenizer": "bpe"}, "model_cfg.chunking=space"),
+        (
+            {"seq_len": 512},
+            {"tokenizer": "bytes", "seq_len": 1024},
+            "data.seq_len=1024",
+        ),
+        (
+            {"vocab_size": 256},
+            {"tokenizer": "bytes"},
+            "model_cfg.vocab_size=256",
+        ),
+        (
+            {"chunking": "space"},
+            {"tokenizer": "bpe"},
+            "model_cfg.chunking=space",
+        ),
     ],
 )
 def test_settings_that_clash_with_the_data_are_named(
-    config: HNetConfig, data: dict[str, object], named: str
+    settings: dict[str, Any], data: dict[str, object], named: str
 ) -> None:
+    config = model_config("hnet", settings)
     assert any(named in problem for problem in config.check_training(training(**data)))
 
 
 def test_default_settings_fit_byte_data() -> None:
-    assert HNetConfig().check_training(training(tokenizer="bytes", seq_len=1024)) == []
+    assert model_config("hnet").check_training(training(tokenizer="bytes", seq_len=1024)) == []
 
 
 def test_shorthand_builds_the_layout() -> None:
-    config = HNetConfig(num_compression_layers=4, num_main_layers=12)
+    config = model_config("hnet", {"num_compression_layers": 4, "num_main_layers": 12})
     assert config.arch_layout == ["m4", ["T12"], "m4"]
     assert replace(config, chunking="fixed").arch_layout == config.arch_layout
 
 
 def test_given_sizes_win_over_the_preset() -> None:
     settings = {"preset": "hnet_2stage", "window_size": 64, "ssm_cfg": {"d_state": 16}}
-    config = schema.from_dict(HNetConfig, settings)
+    config = model_config("hnet", settings)
     assert config.per_stage("window_size") == [64, 64, 64]
     assert (config.ssm("d_state"), config.ssm("chunk_size")) == (16, 256)
     assert config.per_stage("model_dim") == [384, 512, 768]
 
 
 def test_one_number_stands_for_all_stages() -> None:
-    config = HNetConfig(model_dim=128, num_heads=4)
+    config = model_config("hnet", {"model_dim": 128, "num_heads": 4})
     assert config.per_stage("model_dim") == [128, 128]
 
 
 def test_compression_ratio_is_spread_over_the_chunkings() -> None:
-    assert HNetConfig(compression_ratio=0.5).ratios == [2.0]
-    config = schema.from_dict(HNetConfig, {**TWO_STAGES, "compression_ratio": 1 / 9})
+    assert model_config("hnet", {"compression_ratio": 0.5}).ratios == [2.0]
+    config = model_config("hnet", {**TWO_STAGES, "compression_ratio": 1 / 9})
     assert config.ratios == [3.0, 3.0]
 
 
@@ -162,18 +175,18 @@ def test_compression_ratio_is_spread_over_the_chunkings() -> None:
     [(None, [2.48, 0.88]), ("hnet_small", [2.63, 0.88]), ("hnet_2stage", [3.03, 1.52, 0.71])],
 )
 def test_automatic_lr_multipliers(preset: Any, expected: list[float]) -> None:
-    config = HNetConfig(preset=preset)
+    config = model_config("hnet", {"preset": preset})
     assert config.stage_lr_multipliers() == pytest.approx(expected, abs=0.006)
 
 
 def test_lr_multipliers_without_width_follow_the_batch_alone() -> None:
-    config = HNetConfig(preset="hnet_2stage")
+    config = model_config("hnet", {"preset": "hnet_2stage"})
     multipliers = config.stage_lr_multipliers(by_width=False)
     assert [a / b for a, b in pairwise(multipliers)] == pytest.approx([math.sqrt(3)] * 2)
 
 
 def test_given_lr_multipliers_are_taken() -> None:
-    config = HNetConfig(lr_multipliers=[2.0, 1.0])
+    config = model_config("hnet", {"lr_multipliers": [2.0, 1.0]})
     assert config.stage_lr_multipliers() == config.stage_lr_multipliers(by_width=False) == [2, 1]
 
 

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.config import schema
+from nanozoo_core.config import model_config
 from nanozoo_core.errors import NanozooError
-from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.model import ChunkedStage, HNet
 from nanozoo_hnet.routing import FixedStride, Router, chunk_order, ratio_loss
 from nanozoo_hnet.state import StageState
@@ -47,7 +46,7 @@ each_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=list(V
 def build(settings: dict[str, Any], seed: int = 0, noise: float = 0.0) -> HNet:
     """A model whose zero-initialised parts may be given noise, so that they matter."""
     torch.manual_seed(seed)
-    model = HNet(schema.from_dict(HNetConfig, dict(settings))).eval()
+    model = HNet(model_config("hnet", dict(settings))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(noise * torch.randn_like(parameter))
@@ -74,14 +73,14 @@ def boundaries(model: HNet, tokens: Tensor) -> list[Tensor]:
 )
 def test_parameter_counts(name: Any, millions: float) -> None:
     with torch.device("meta"):
-        model = HNet(HNetConfig(preset=name, vocab_size=258))
+        model = HNet(model_config("hnet", {"preset": name, "vocab_size": 258}))
     count = sum(p.numel() for p in model.parameters()) / 1e6
     assert count == pytest.approx(millions, rel=1e-3)
 
 
 def test_outer_parts_of_the_small_model_have_14_5_million_parameters() -> None:
     with torch.device("meta"):
-        model = HNet(HNetConfig(preset="hnet_small", vocab_size=258))
+        model = HNet(model_config("hnet", {"preset": "hnet_small", "vocab_size": 258}))
     stages = model.parameter_stages()
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     inner = sum(n for name, n in sizes.items() if stages[name] == 1)
@@ -338,7 +337,7 @@ class HalvedHNet(HNet):
 def test_a_stage_of_another_kind_is_used_on_all_levels_and_in_decoding() -> None:
     settings = TWO_STAGES | {"chunking": "fixed"}
     torch.manual_seed(0)
-    model = HalvedHNet(schema.from_dict(HNetConfig, dict(settings))).eval()
+    model = HalvedHNet(model_config("hnet", dict(settings))).eval()
     assert [type(stage) for stage in model.stages()[:2]] == [Halved, Halved]
     tokens, lengths = text(2, 40), torch.tensor([7, 18])
     full = model(tokens).detach()

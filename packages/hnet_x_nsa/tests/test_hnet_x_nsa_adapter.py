@@ -7,12 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanozoo_core.config import (
-    OptimConfig,
-    TrainingConfig,
-    from_defaults,
-    schema,
-)
+from nanozoo_core.config import OptimConfig, TrainingConfig, from_defaults, model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.testing import ToyVocabulary
 from nanozoo_core.testing.sources import batch_of
@@ -55,7 +50,7 @@ class Bytes:
 
 def build(**settings: Any) -> HNetXNSA:
     torch.manual_seed(0)
-    return HNetXNSA(schema.from_dict(HNetXNSAConfig, SMALL | settings))
+    return HNetXNSA(model_config("hnet_x_nsa", SMALL | settings))
 
 
 def tokens(batch: int, length: int) -> torch.Tensor:
@@ -100,7 +95,7 @@ def test_a_curriculum_reads_long_windows_at_the_end(warmup: int | None, lengths:
         data={"seq_len": 2048},
         train={"batch_tokens": 8192},
     )
-    plan = ADAPTER.data_plan(HNetXNSAConfig(ctx_warmup=warmup), training)
+    plan = ADAPTER.data_plan(model_config("hnet_x_nsa", {"ctx_warmup": warmup}), training)
     assert [stage.seq_len for stage in plan.stages] == lengths
     assert [stage.progress for stage in plan.stages] == [0.0, 0.8][: len(lengths)]
     assert {stage.batch_tokens for stage in plan.stages} == {8192}
@@ -173,7 +168,7 @@ def test_inspection_has_the_score_by_stretch_gates_and_keys() -> None:
 def test_a_step_of_the_tiny_model_at_16384_bytes(chunking: str) -> None:
     torch.manual_seed(0)
     config = {"vocab_size": 258, "seq_len": 16384, "chunking": chunking}
-    model = HNetXNSA(schema.from_dict(HNetXNSAConfig, config))
+    model = HNetXNSA(model_config("hnet_x_nsa", config))
     loss = ADAPTER.training_loss(model, batch_of(tokens(1, 16385)), Step(0, 0.0, 0)).value
     loss.backward()
     assert math.log(258) - 0.1 < float(loss.detach()) < math.log(258) + 0.2

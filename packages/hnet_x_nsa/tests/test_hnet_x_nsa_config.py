@@ -11,11 +11,11 @@ from nanozoo_core.config import (
     TrainingConfig,
     compose_config,
     from_defaults,
+    model_config,
     schema,
     training_config,
 )
 from nanozoo_core.errors import ConfigError
-from nanozoo_hnet_x_nsa.config import HNetXNSAConfig
 
 LADDER = {"num_inner_layers": 6, "num_ladder_levels": 3, "ladder_size": 8}
 
@@ -59,16 +59,19 @@ LADDER = {"num_inner_layers": 6, "num_ladder_levels": 3, "ladder_size": 8}
 )
 def test_a_wrong_setting_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        schema.from_dict(HNetXNSAConfig, settings, "model_cfg", owner="hnet_x_nsa")
+        model_config("hnet_x_nsa", settings)
 
 
 def test_a_pooled_model_may_have_a_capacity() -> None:
-    assert HNetXNSAConfig(chunk_pool="mlp", capacity=0.5).capacity == 0.5
+    assert model_config("hnet_x_nsa", {"chunk_pool": "mlp", "capacity": 0.5}).capacity == 0.5
 
 
 def test_all_problems_come_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        HNetXNSAConfig(unpool="mlp", pool_window=4, num_kv_heads=[1, 3], capacity=2.0)
+        model_config(
+            "hnet_x_nsa",
+            {"unpool": "mlp", "pool_window": 4, "num_kv_heads": [1, 3], "capacity": 2.0},
+        )
     assert len(caught.value.problems) == 4
 
 
@@ -77,7 +80,7 @@ def test_all_problems_come_at_once() -> None:
 )
 def test_the_ladder_has_equal_strides(size: int, levels: int, stride: int) -> None:
     ladder = {"num_inner_layers": 2, "num_ladder_levels": levels, "ladder_size": size}
-    config = schema.from_dict(HNetXNSAConfig, dict(ladder))
+    config = model_config("hnet_x_nsa", dict(ladder))
     assert config.ratios == [stride] * levels
     assert config.num_chunkings == levels
     assert (config.chunking, config.chunk_pool, config.unpool) == ("fixed", "mlp", "mlp")
@@ -85,10 +88,12 @@ def test_the_ladder_has_equal_strides(size: int, levels: int, stride: int) -> No
 
 
 def test_the_fixed_preset_is_the_ladder_of_eight() -> None:
-    config = HNetXNSAConfig(preset="hnet_x_nsa_fixed")
+    config = model_config("hnet_x_nsa", {"preset": "hnet_x_nsa_fixed"})
     assert config.arch_layout == ["T1", ["T1", ["T1", ["N6"], "T1"], "T1"], "T1"]
     assert (config.model_dim, config.ratios) == (768, [2, 2, 2])
-    other = HNetXNSAConfig(preset="hnet_x_nsa_fixed", arch_layout=["m1", ["N2"], "m1"])
+    other = model_config(
+        "hnet_x_nsa", {"preset": "hnet_x_nsa_fixed", "arch_layout": ["m1", ["N2"], "m1"]}
+    )
     assert (other.num_ladder_levels, other.chunking) == (None, "dynamic")
 
 
@@ -106,17 +111,17 @@ def test_the_fixed_preset_is_the_ladder_of_eight() -> None:
     ids=str,
 )
 def test_a_stored_config_builds_itself(settings: dict[str, Any]) -> None:
-    config = schema.from_dict(HNetXNSAConfig, dict(settings))
-    assert schema.from_dict(HNetXNSAConfig, schema.to_dict(config)) == config
+    config = model_config("hnet_x_nsa", dict(settings))
+    assert model_config("hnet_x_nsa", schema.to_dict(config)) == config
 
 
 def test_the_shorthand_of_hnet_makes_sparse_layers() -> None:
-    config = HNetXNSAConfig(num_compression_layers=2, num_main_layers=3)
+    config = model_config("hnet_x_nsa", {"num_compression_layers": 2, "num_main_layers": 3})
     assert config.arch_layout == ["m2", ["N3"], "m2"]
 
 
 def test_sizes_of_a_stage_without_sparse_layers_do_not_matter() -> None:
-    config = schema.from_dict(HNetXNSAConfig, {"nsa_cfg": {"compress_stride": [7, 2]}})
+    config = model_config("hnet_x_nsa", {"nsa_cfg": {"compress_stride": [7, 2]}})
     assert config.sparse_stages == [1]
     assert config.nsa(1).grid.stride == 2
 
@@ -130,14 +135,14 @@ def test_sizes_of_a_stage_without_sparse_layers_do_not_matter() -> None:
 )
 def test_what_makes_no_sense_is_warned_of(settings: dict[str, Any], message: str) -> None:
     with pytest.warns(UserWarning, match=message):
-        HNetXNSAConfig(**settings)
+        model_config("hnet_x_nsa", settings)
 
 
 def test_long_windows_pass_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        HNetXNSAConfig(seq_len=1024)
-        HNetXNSAConfig(preset="hnet_x_nsa_small", seq_len=16384)
+        model_config("hnet_x_nsa", {"seq_len": 1024})
+        model_config("hnet_x_nsa", {"preset": "hnet_x_nsa_small", "seq_len": 16384})
 
 
 def test_a_curriculum_must_end_longer_than_it_begins() -> None:
@@ -147,9 +152,11 @@ def test_a_curriculum_must_end_longer_than_it_begins() -> None:
         model_cfg={},
         data={"tokenizer": "bytes", "seq_len": 1024},
     )
-    (problem,) = HNetXNSAConfig(ctx_warmup=1024).check_training(training)
+    (problem,) = model_config("hnet_x_nsa", {"ctx_warmup": 1024, "seq_len": 2048}).check_training(
+        training
+    )
     assert "ctx_warmup=1024 must be less than data.seq_len=1024" in problem
-    assert HNetXNSAConfig(ctx_warmup=512).check_training(training) == []
+    assert model_config("hnet_x_nsa", {"ctx_warmup": 512}).check_training(training) == []
 
 
 def test_the_command_line_refuses_what_nsa_does() -> None:

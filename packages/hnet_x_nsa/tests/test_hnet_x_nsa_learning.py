@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from nanozoo_core.config import OptimConfig, from_defaults, schema
+from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing.sources import batch_of
@@ -45,7 +45,7 @@ def accuracy_of_repeating(gate_bias: list[float]) -> float:
     from the first block, which every chunk reads."""
     torch.manual_seed(0)
     settings = SETTINGS | {"nsa_cfg": NSA | {"gate_bias_init": gate_bias}}
-    model = HNetXNSA(schema.from_dict(HNetXNSAConfig, settings))
+    model = HNetXNSA(model_config("hnet_x_nsa", settings))
     optim = from_defaults(OptimConfig, name="muon", lr=5e-3, warmup=10, decay_fraction=0.7)
     groups = ADAPTER.optimizer_groups(model, optim)
     optimizers = build_optimizers(groups, optim, total_steps=STEPS, device=torch.device("cpu"))

@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanozoo_core.config import schema
-from nanozoo_hnet.config import HNetConfig
+from nanozoo_core.config import model_config
 from nanozoo_hnet.model import HNet
-from nanozoo_hnet_x_nsa.config import HNetXNSAConfig
 from nanozoo_hnet_x_nsa.mixers import SparseAttention
 from nanozoo_hnet_x_nsa.model import HNetXNSA, PooledStage
 from nanozoo_hnet_x_nsa.pooling import ChunkPool
@@ -77,7 +75,7 @@ each_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=list(V
 def build(settings: dict[str, Any], *, noise: float = 0.02) -> HNetXNSA:
     """A model whose zero-initialised parts are given noise, so that they matter."""
     torch.manual_seed(0)
-    model = HNetXNSA(schema.from_dict(HNetXNSAConfig, dict(settings))).eval()
+    model = HNetXNSA(model_config("hnet_x_nsa", dict(settings))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(noise * torch.randn_like(parameter))
@@ -99,9 +97,9 @@ def test_without_sparse_layers_it_is_hnet_to_the_bit(chunking: str) -> None:
     plain = {k: v for k, v in SMALL.items() if k != "nsa_cfg"}
     plain |= {"arch_layout": ["m1", ["T2"], "m1"], "chunking": chunking}
     torch.manual_seed(0)
-    theirs = HNet(schema.from_dict(HNetConfig, dict(plain)))
+    theirs = HNet(model_config("hnet", dict(plain)))
     torch.manual_seed(0)
-    ours = HNetXNSA(schema.from_dict(HNetXNSAConfig, dict(plain)))
+    ours = HNetXNSA(model_config("hnet_x_nsa", dict(plain)))
     expected, found = theirs.state_dict(), ours.state_dict()
     assert list(found) == list(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -228,7 +226,7 @@ def test_documents_do_not_see_each_other(name: str) -> None:
 @pytest.mark.parametrize("with_documents", [False, True])
 def test_few_chunks_use_every_parameter_and_change_nothing(with_documents: bool) -> None:
     """Processes that train together must agree on what takes part."""
-    config = schema.from_dict(HNetXNSAConfig, dict(SMALL))
+    config = model_config("hnet_x_nsa", dict(SMALL))
     torch.manual_seed(0)
     mixer = SparseAttention(config, 1)
     torch.nn.init.normal_(mixer.out_proj.weight)
@@ -313,9 +311,7 @@ def test_presets_build_at_their_stated_size(preset: str) -> None:
     millions = {"hnet_x_nsa_small": 96.4, "hnet_x_nsa_2stage": 93.0, "hnet_x_nsa_fixed": 100}
     with torch.device("meta"), warnings.catch_warnings():
         model = HNetXNSA(
-            schema.from_dict(
-                HNetXNSAConfig, {"preset": preset, "vocab_size": 258, "seq_len": 16384}
-            )
+            model_config("hnet_x_nsa", {"preset": preset, "vocab_size": 258, "seq_len": 16384})
         )
     count = sum(p.numel() for p in model.parameters())
     assert count / 1e6 == pytest.approx(millions[preset], abs=0.5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanozoo_core.config import OptimConfig, from_defaults
+from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.contract import Batch, Draw
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing import ToyVocabulary
@@ -34,7 +34,7 @@ ADAPTER = MegabyteAdapter(MegabyteConfig, Megabyte)
 
 def build(**settings: Any) -> Megabyte:
     torch.manual_seed(0)
-    model = Megabyte(MegabyteConfig(**(SMALL | settings))).eval()
+    model = Megabyte(model_config("megabyte", SMALL | settings)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -131,7 +131,7 @@ def test_flops_are_those_that_torch_counts(settings: dict[str, Any]) -> None:
 
 
 def test_the_small_preset_costs_about_46_million_flops_per_byte() -> None:
-    config = MegabyteConfig(preset="megabyte_small", vocab_size=258, seq_len=8192)
+    config = model_config("megabyte", {"preset": "megabyte_small", "seq_len": 8192})
     stacks = 2 * (4 * 12 * 512**2 + 12 * 12 * 768**2 / 8)
     assert stacks == pytest.approx(46e6, rel=0.02)
     beside = ADAPTER.flops_per_token(config, 8192) / 3 - stacks
@@ -142,14 +142,14 @@ def test_the_small_preset_costs_about_46_million_flops_per_byte() -> None:
 @pytest.mark.parametrize(("preset", "million"), [("megabyte_small", 98.7), ("megabyte_seed", 95.2)])
 def test_presets_have_the_sizes_stated(preset: Any, million: float) -> None:
     with torch.device("meta"):
-        model = Megabyte(MegabyteConfig(preset=preset, vocab_size=258, seq_len=8192))
+        model = Megabyte(model_config("megabyte", {"preset": preset, "seq_len": 8192}))
     report = ADAPTER.report(model)
     assert report["params"] == pytest.approx(million * 1e6, rel=1e-3)
     assert report["params"] == report["params_global"] + report["params_local"]
 
 
 def test_another_width_is_legal_and_about_as_asked() -> None:
-    config = MegabyteConfig(**SMALL, pos_emb="rope")
+    config = model_config("megabyte", SMALL | {"pos_emb": "rope"})
     for factor in (0.4, 1.3, 2.0):
         wider = replace(config, **ADAPTER.at_width(config, factor))
         assert wider.size("local_dim") == pytest.approx(32 * factor, abs=2)

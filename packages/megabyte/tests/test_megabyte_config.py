@@ -11,11 +11,10 @@ from nanozoo_core.config import (
     TrainingConfig,
     compose_config,
     from_defaults,
-    schema,
+    model_config,
     training_config,
 )
 from nanozoo_core.errors import ConfigError
-from nanozoo_megabyte.config import MegabyteConfig
 
 
 @pytest.mark.parametrize(
@@ -72,21 +71,22 @@ from nanozoo_megabyte.config import MegabyteConfig
 )
 def test_a_wrong_setting_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        schema.from_dict(MegabyteConfig, settings, "model_cfg", owner="megabyte")
+        model_config("megabyte", settings)
 
 
 def test_all_problems_come_at_once() -> None:
+    wrong = {"num_local_heads": 5, "num_global_heads": 3, "cross_patch": 9}
     with pytest.raises(ConfigError) as caught:
-        MegabyteConfig(num_local_heads=5, num_global_heads=3, cross_patch=9, lr_multipliers=[])
+        model_config("megabyte", wrong | {"lr_multipliers": []})
     assert len(caught.value.problems) == 4
 
 
 def test_patches_of_one_byte_are_legal() -> None:
-    assert MegabyteConfig(patch_size=1).global_dim == 32
+    assert model_config("megabyte", {"patch_size": 1}).global_dim == 32
 
 
 def test_given_sizes_win_over_the_preset() -> None:
-    config = MegabyteConfig(preset="megabyte_small", patch_size=16)
+    config = model_config("megabyte", {"preset": "megabyte_small", "patch_size": 16})
     assert (config.global_dim, config.local_dim, config.num_global_heads) == (1536, 512, 12)
 
 
@@ -103,7 +103,7 @@ def test_settings_that_clash_with_the_data_are_named(
     training = from_defaults(
         TrainingConfig, model="megabyte", model_cfg={}, data=from_defaults(DataConfig, **data)
     )
-    (problem,) = MegabyteConfig(**settings).check_training(training)
+    (problem,) = model_config("megabyte", settings).check_training(training)
     assert named in problem
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.config import model_config
 from nanozoo_core.errors import NanozooError
-from nanozoo_megabyte.config import MegabyteConfig
 from nanozoo_megabyte.model import Megabyte
 from nanozoo_megabyte.transformer import Transformer
 
@@ -46,7 +46,7 @@ each_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=list(V
 def build(settings: dict[str, Any] | None = None, *, noise: float = 0.1) -> Megabyte:
     """A model whose small weights are given noise, so that every part matters."""
     torch.manual_seed(0)
-    model = Megabyte(MegabyteConfig(**(SMALL | (settings or {})))).eval()
+    model = Megabyte(model_config("megabyte", SMALL | (settings or {}))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(noise * torch.randn_like(parameter))

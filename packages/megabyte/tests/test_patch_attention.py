@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanozoo_core.config import model_config
 from nanozoo_core.testing.kernels import (
     compile_for_sm_90,
     compiled,
     interpreted,
     run_interpreted,
 )
-from nanozoo_megabyte.config import MegabyteConfig
 from nanozoo_megabyte.model import Megabyte
 from nanozoo_megabyte.patch_attention import patch_attention, patch_attention_reference
 
@@ -145,7 +145,7 @@ def test_interpreted_model_equals_that_of_torchs_attention(settings: dict[str, o
     tokens = torch.randint(20, (2, 31), generator=torch.Generator().manual_seed(0))
     for backend in ("triton", "torch"):
         torch.manual_seed(0)
-        model = Megabyte(MegabyteConfig(**(SMALL | settings), local_backend=backend))
+        model = Megabyte(model_config("megabyte", SMALL | settings | {"local_backend": backend}))
         logits = model(tokens)
         logits.square().sum().backward()
         results.append([logits.detach(), *(p.grad for p in model.parameters())])

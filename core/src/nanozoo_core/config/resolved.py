@@ -98,7 +98,7 @@ def model_config(
     """
     cls = registry.config_class(name)
     own = model_defaults(name)
-    filled = own["model_cfg"] | (changes or {})
+    filled = merged(own["model_cfg"], changes or {})
     names = {field.name for field in fields(cls)}
     if seq_len is None or vocab_size is None:
         shipped = from_defaults(DataConfig, **own.get("data", {}))

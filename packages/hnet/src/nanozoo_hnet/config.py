@@ -8,7 +8,7 @@ a model that trains in minutes on a CPU.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -67,78 +67,75 @@ SIZES: dict[str | None, dict[str, Any]] = {
 class SSMConfig:
     """Sizes of the Mamba-2 mixers; null is the preset's, or the tiny model's."""
 
-    d_state: int | None = None
+    d_state: int | None
     """State size per channel of a head."""
-    d_conv: int | None = None
+    d_conv: int | None
     """Width of the causal convolution, in positions."""
-    expand: int | None = None
+    expand: int | None
     """Inner width relative to the stage's model_dim."""
-    head_dim: int | None = None
+    head_dim: int | None
     """Channels per head; must divide expand * model_dim."""
-    chunk_size: int | None = None
+    chunk_size: int | None
     """Positions per block of the scan; changes speed, not results."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HNetConfig:
-    # Letter -> its mixer, built with (config, stage); a package that adds layers extends the table.
-    LAYERS: ClassVar[dict[str, str]] = {
-        "m": "nanozoo_hnet.mixers:SSM",
-        "t": "nanozoo_hnet.mixers:Attention",
-    }
+    # Of the mixers that a layout may name; a package that adds mixers adds their letters.
+    LETTERS: ClassVar[tuple[str, ...]] = ("m", "t")
     # Preset, or none -> the values of keys that are null.
     SIZES: ClassVar[dict[str | None, dict[str, Any]]] = SIZES
     MAIN_LETTER: ClassVar[str] = "T"  # of the layers that num_main_layers counts
 
-    vocab_size: int | None = None
+    vocab_size: int
     """Symbols; null takes the tokenizer's (258: bytes, separator, pad)."""
-    seq_len: int | None = None
+    seq_len: int
     """Longest window in training, in tokens; null is data.seq_len."""
-    preset: Literal["hnet_small", "hnet_2stage", "hnet_attn"] | None = None
+    preset: Literal["hnet_small", "hnet_2stage", "hnet_attn"] | None
     """A size: sets arch_layout, the five lists below it and ssm_cfg where these are null."""
-    arch_layout: list[Any] | None = None
+    arch_layout: list[Any] | None
     """Nested [encoder, [main], decoder]; m Mamba-2, t attention, capitals with an MLP, e.g. T12."""
-    num_compression_layers: int | None = None
+    num_compression_layers: int | None
     """Shorthand instead of arch_layout: layers of the encoder and of the decoder, all m."""
-    num_main_layers: int | None = None
+    num_main_layers: int | None
     """Shorthand instead of arch_layout: layers of the main network, all T."""
-    model_dim: int | list[int] | None = None
+    model_dim: int | list[int] | None
     """Width of each stage, never falling inwards."""
-    mlp_dim: int | list[int] | None = None
+    mlp_dim: int | list[int] | None
     """Hidden width of SwiGLU in each stage; 0 where no layer is a capital."""
-    num_heads: int | list[int] | None = None
+    num_heads: int | list[int] | None
     """Attention heads in each stage."""
-    rotary_emb_dim: int | list[int] | None = None
+    rotary_emb_dim: int | list[int] | None
     """Channels of a head that are rotated, even; half the head is usual."""
-    window_size: int | list[int] | None = None
+    window_size: int | list[int] | None
     """Positions to the left that attention sees, in the stage's own steps; -1 is all."""
-    ssm_cfg: SSMConfig = field(default_factory=SSMConfig)
+    ssm_cfg: SSMConfig
     """Sizes of the Mamba-2 mixers."""
-    chunking: Literal["dynamic", "fixed", "space"] = "dynamic"
+    chunking: Literal["dynamic", "fixed", "space"]
     """dynamic learns the boundaries, fixed takes every N-th position, space the starts of words."""
-    target_ratio: float | list[float] | None = None
+    target_ratio: float | list[float] | None
     """Steps per chunk that each chunking aims at, > 1; null is 6 for one chunking, else 3 each."""
-    compression_ratio: float | None = None
+    compression_ratio: float | None
     """Instead of target_ratio: the share of positions left at the end, spread over the stages."""
-    ratio_loss_coef: float = 0.03
+    ratio_loss_coef: float
     """Weight of the ratio loss, which holds the chunk length near target_ratio."""
-    boundary_clamp: float = 1e-4
+    boundary_clamp: float
     """Boundary probabilities stay this far from 0 and 1 in the smoothing."""
-    capacity: float | None = None
+    capacity: float | None
     """Largest share of positions that may start a chunk in training; null is no cap."""
-    lr_multipliers: Literal["auto"] | list[float] = "auto"
+    lr_multipliers: Literal["auto"] | list[float]
     """Learning rate of each stage relative to optim.lr; auto from batch size and width."""
-    bytes_per_token_ref: float = 4.6
+    bytes_per_token_ref: float
     """Bytes per token of the tokenizer for which optim.lr was tuned; for lr_multipliers=auto."""
-    tie_embeddings: bool = False
+    tie_embeddings: bool
     """Use the embedding as the output head too."""
-    reset_at_documents: bool = False
+    reset_at_documents: bool
     """Start a chunk at each document and let nothing pass between documents of a window."""
-    norm_eps: float = 1e-5
+    norm_eps: float
     """Added to the mean square in every RMSNorm."""
-    initializer_range: float = 0.02
+    initializer_range: float
     """Standard deviation of the linear weights at the start."""
-    embed_std: float = 1.0
+    embed_std: float
     """Standard deviation of the embedding at the start (initializer_range when tied)."""
 
     def __post_init__(self) -> None:
@@ -156,7 +153,7 @@ class HNetConfig:
     @property
     def stages(self) -> list[StageLayout]:
         """The networks of each stage, outermost first."""
-        return parse_layout(self.arch_layout, self.LAYERS)
+        return parse_layout(self.arch_layout, self.LETTERS)
 
     @property
     def num_chunkings(self) -> int:
@@ -203,11 +200,11 @@ class HNetConfig:
         """Problems between these settings and those of the data."""
         data = training.data
         problems = []
-        if self.seq_len is not None and data.seq_len > self.seq_len:
+        if data.seq_len > self.seq_len:
             problems.append(
                 f"data.seq_len={data.seq_len} must not exceed model_cfg.seq_len={self.seq_len}"
             )
-        if data.tokenizer == "bytes" and self.vocab_size is not None and self.vocab_size < 258:
+        if data.tokenizer == "bytes" and self.vocab_size < 258:
             problems.append(
                 f"model_cfg.vocab_size={self.vocab_size} must be at least 258 (256 bytes, "
                 "separator, pad) with data.tokenizer=bytes; or leave it null"
@@ -251,14 +248,7 @@ class HNetConfig:
                 object.__setattr__(self, key, value)
 
     def _check_scalars(self, p: Problems) -> None:
-        p.require(
-            self.vocab_size is None or self.vocab_size >= 2,
-            f"model_cfg.vocab_size={self.vocab_size} must be at least 2",
-        )
-        p.require(
-            self.seq_len is None or self.seq_len >= 1,
-            f"model_cfg.seq_len={self.seq_len} must be at least 1",
-        )
+        p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
         p.require(
             self.ratio_loss_coef >= 0,
             f"model_cfg.ratio_loss_coef={self.ratio_loss_coef} must not be negative",

@@ -5,8 +5,7 @@ Shapes: B batch, L positions of the stage, D its model_dim, R rows of the batch.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +19,13 @@ from nanozoo_hnet.layout import Layer
 class Block(nn.Module):
     """r <- r + mixer(norm(r)), and with a capital letter r <- r + mlp(norm(r))."""
 
-    def __init__(self, config: HNetConfig, stage: int, layer: Layer) -> None:
+    def __init__(
+        self, config: HNetConfig, stage: int, layer: Layer, mixers: Mapping[str, Any]
+    ) -> None:
         super().__init__()
         dim = config.per_stage("model_dim")[stage]
-        module, _, name = config.LAYERS[layer.letter].partition(":")
         self.mixer_norm = nn.RMSNorm(dim, eps=config.norm_eps)
-        self.mixer: Any = getattr(importlib.import_module(module), name)(config, stage)
+        self.mixer: Any = mixers[layer.letter](config, stage)
         self.mlp: SwiGLU | None = None
         if layer.has_mlp:
             self.mlp_norm = nn.RMSNorm(dim, eps=config.norm_eps)
@@ -48,9 +48,12 @@ class Isotropic(nn.Module):
     The closing norm balances the streams that meet behind a chunking (section 2.3.1 of the paper).
     """
 
-    def __init__(self, config: HNetConfig, stage: int, layers: Sequence[Layer]) -> None:
+    def __init__(
+        self, config: HNetConfig, stage: int, layers: Sequence[Layer], mixers: Mapping[str, Any]
+    ) -> None:
+        """Args: mixers: the class of mixer that each letter of `layers` stands for."""
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config, stage, layer) for layer in layers)
+        self.blocks = nn.ModuleList(Block(config, stage, layer, mixers) for layer in layers)
         self.norm = nn.RMSNorm(config.per_stage("model_dim")[stage], eps=config.norm_eps)
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ Reference: Hwang, Wang, Gu 2025, arXiv 2507.07955; section numbers below are the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,7 @@ from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.isotropic import Block, Isotropic
 from nanozoo_hnet.kernels.dechunk import dechunk, smooth
+from nanozoo_hnet.mixers import SSM, Attention
 from nanozoo_hnet.routing import (
     FixedStride,
     Router,
@@ -55,12 +57,12 @@ def widen(outer_dim: int, model_dim: int) -> nn.Module:
 class MainStage(nn.Module):
     """The innermost stage: one network."""
 
-    def __init__(self, config: HNetConfig, stage: int) -> None:
+    def __init__(self, config: HNetConfig, stage: int, mixers: Mapping[str, Any]) -> None:
         super().__init__()
         dims = config.per_stage("model_dim")
         self.stage = stage
         self.widen = widen(dims[stage - 1], dims[stage])
-        self.network = Isotropic(config, stage, config.stages[stage].main)
+        self.network = Isotropic(config, stage, config.stages[stage].main, mixers)
 
     def networks(self) -> list[Isotropic]:
         return [self.network]
@@ -89,8 +91,11 @@ class ChunkedStage(nn.Module):
     """Encoder, chunking, the stage inside, dechunking, decoder.
 
     A package that makes chunk vectors or spreads them otherwise overrides `pool` and `refine`, with
-    `pool_step`, `refine_step`, `remember` and `empty_state` for decoding, and `per_chunk`.
+    `pool_step`, `refine_step`, `remember` and `empty_state` for decoding, and `per_chunk`. One that
+    adds mixers extends `mixers`, and the letters of its config.
     """
+
+    mixers: ClassVar[Mapping[str, Any]] = {"m": SSM, "t": Attention}
 
     def __init__(self, config: HNetConfig, stage: int) -> None:
         super().__init__()
@@ -101,7 +106,7 @@ class ChunkedStage(nn.Module):
         self.clamp = config.boundary_clamp
         self.capacity = config.capacity
         self.widen = widen(dims[max(stage - 1, 0)], dims[stage])
-        self.encoder = Isotropic(config, stage, layout.encoder)
+        self.encoder = Isotropic(config, stage, layout.encoder, self.mixers)
         self.chunker: Router | FixedStride | SpaceStarts = (
             Router(dims[stage])
             if config.chunking == "dynamic"
@@ -111,10 +116,10 @@ class ChunkedStage(nn.Module):
         )
         is_last = stage + 1 == config.num_chunkings
         self.inner: ChunkedStage | MainStage = (
-            MainStage(config, stage + 1) if is_last else type(self)(config, stage + 1)
+            MainStage(config, stage + 1, self.mixers) if is_last else type(self)(config, stage + 1)
         )
         self.residual = nn.Linear(dims[stage], dims[stage])
-        self.decoder = Isotropic(config, stage, layout.decoder)
+        self.decoder = Isotropic(config, stage, layout.decoder, self.mixers)
 
     def networks(self) -> list[Isotropic]:
         return [self.encoder, self.decoder]
@@ -279,7 +284,6 @@ class HNet(nn.Module):
 
     def __init__(self, config: HNetConfig) -> None:
         super().__init__()
-        assert config.vocab_size is not None
         self.config = config
         dim = config.per_stage("model_dim")[0]
         self.embedding = nn.Embedding(config.vocab_size, dim)

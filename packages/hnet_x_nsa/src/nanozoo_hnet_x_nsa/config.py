@@ -56,9 +56,7 @@ class StageNSA:
 
 @dataclass(frozen=True)
 class HNetXNSAConfig(HNetConfig):
-    LAYERS: ClassVar[dict[str, str]] = HNetConfig.LAYERS | {
-        LETTER: "nanozoo_hnet_x_nsa.mixers:SparseAttention"
-    }
+    LETTERS: ClassVar[tuple[str, ...]] = (*HNetConfig.LETTERS, LETTER)
     SIZES: ClassVar[dict[str | None, dict[str, Any]]] = SIZES
     MAIN_LETTER: ClassVar[str] = "N"
     renamed: ClassVar[dict[str, str]] = {

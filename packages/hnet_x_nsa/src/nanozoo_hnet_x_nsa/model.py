@@ -7,7 +7,9 @@ reads, N positions per chunk, S some rows of the batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.model import ChunkedStage, HNet
 from nanozoo_hnet.routing import Count
 from nanozoo_hnet.state import StageState
-from nanozoo_hnet_x_nsa.config import HNetXNSAConfig
+from nanozoo_hnet_x_nsa.config import LETTER, HNetXNSAConfig
 from nanozoo_hnet_x_nsa.mixers import SparseAttention
 from nanozoo_hnet_x_nsa.pooling import ChunkPool, Unpool
 
@@ -35,6 +37,8 @@ class PooledState(StageState):
 
 class PooledStage(ChunkedStage):
     """hnet's stage with chunk_pool and unpool."""
+
+    mixers: ClassVar[Mapping[str, Any]] = {**ChunkedStage.mixers, LETTER: SparseAttention}
 
     def __init__(self, config: HNetConfig, stage: int) -> None:
         super().__init__(config, stage)

@@ -5,7 +5,7 @@ A null size is the preset's, or that of a model that trains in minutes on a CPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from nanozoo_core.errors import Problems, divisors
@@ -60,47 +60,47 @@ class MegabyteConfig:
         "local_n_heads": "num_local_heads",
     }
 
-    vocab_size: int | None = None
+    vocab_size: int
     """Symbols; null takes the tokenizer's (258: bytes, separator, pad)."""
-    seq_len: int | None = None
+    seq_len: int
     """Longest window, and rows of a learned position table; null is data.seq_len."""
-    preset: Literal["megabyte_small", "megabyte_seed"] | None = None
+    preset: Literal["megabyte_small", "megabyte_seed"] | None
     """A size: sets the seven keys below where these are null."""
-    patch_size: int | None = None
+    patch_size: int | None
     """P: bytes per patch; smaller is better per byte and slower."""
-    global_byte_dim: int | None = None
+    global_byte_dim: int | None
     """Channels per byte in the global model, whose width is patch_size times this."""
-    num_global_layers: int | None = None
+    num_global_layers: int | None
     """Blocks of the global model, which runs once per patch."""
-    num_global_heads: int | None = None
+    num_global_heads: int | None
     """Attention heads of the global model, a divisor of its width."""
-    local_dim: int | None = None
+    local_dim: int | None
     """Width of the local model."""
-    num_local_layers: int | None = None
+    num_local_layers: int | None
     """Blocks of the local model, which runs once per byte."""
-    num_local_heads: int | None = None
+    num_local_heads: int | None
     """Attention heads of the local model, a divisor of local_dim."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: float
     """Width of the MLPs relative to that of their model."""
-    pos_emb: Literal["learned", "rope", "both"] = "learned"
+    pos_emb: Literal["learned", "rope", "both"]
     """learned adds a vector per byte position (the paper), rope turns queries and keys."""
-    local_first_input: Literal["pad", "prev_byte"] = "pad"
+    local_first_input: Literal["pad", "prev_byte"]
     """What the local model reads first in a patch: a learned vector (the paper), or the byte before
     the patch."""
-    use_first_input: bool = True
+    use_first_input: bool
     """Read the context token of a window, in the place of the first patch's learned vector."""
-    tie_embeddings: bool = False
+    tie_embeddings: bool
     """Use the local embedding as the output head too, as the paper does; it then starts small."""
-    cross_patch: int = 0
+    cross_patch: int
     """Last bytes of the patch before that local attention also sees, 0 .. patch_size; 0 is none."""
-    patch_conv: bool = False
+    patch_conv: bool
     """Causal convolutions over the bytes' embeddings before they are put together to patches."""
-    local_backend: Literal["torch", "triton"] = "torch"
+    local_backend: Literal["torch", "triton"]
     """How the local model attends: torch's attention, which cross_patch needs, or on a GPU a Triton
     kernel for patches of at most 32 bytes, whose speed there is not measured yet."""
-    eval_strided: bool = False
+    eval_strided: bool
     """Score each byte in the first half of a patch, from two passes: twice the cost, fewer bits."""
-    lr_multipliers: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    lr_multipliers: list[float]
     """Learning rate of the local and of the global model relative to the rates in optim."""
 
     def __post_init__(self) -> None:
@@ -173,7 +173,7 @@ class MegabyteConfig:
 
     def _check_patches(self, p: Problems) -> None:
         size, seq_len = self.size("patch_size"), self.seq_len
-        if seq_len is not None and seq_len >= 1:
+        if seq_len >= 1:
             p.require(
                 seq_len % size == 0 and seq_len > size,
                 f"model_cfg.seq_len={seq_len} must be a multiple of model_cfg.patch_size={size}, "
@@ -208,12 +208,12 @@ class MegabyteConfig:
         """Problems between these settings and those of the data."""
         data = training.data
         problems = []
-        if self.seq_len is not None and data.seq_len > self.seq_len:
+        if data.seq_len > self.seq_len:
             problems.append(
                 f"data.seq_len={data.seq_len} must not exceed model_cfg.seq_len={self.seq_len}; "
                 "use model_cfg.seq_len=null to follow data.seq_len"
             )
-        if data.tokenizer == "bytes" and self.vocab_size is not None and self.vocab_size < 258:
+        if data.tokenizer == "bytes" and self.vocab_size < 258:
             problems.append(
                 f"model_cfg.vocab_size={self.vocab_size} must be at least 258 (256 bytes, "
                 "separator, pad) with data.tokenizer=bytes; or leave it null"

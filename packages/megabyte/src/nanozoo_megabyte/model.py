@@ -5,7 +5,8 @@ tokens[t + 1]: each x_t is predicted from those before it, and tokens[0] is cont
 shifts, by a patch in the global model and by a byte in the local one, is shifted here once.
 
 B windows, T tokens, P bytes per patch, M patches, G global_byte_dim, W = P G, L local_dim,
-V vocabulary.
+V vocabulary,
+R some rows of a cache, S new tokens.
 Reference: Yu et al. 2023, arXiv 2305.07185, section 2.
 """
 
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 
 from nanozoo_core.errors import NanozooError
 from nanozoo_core.nn.rotary import rotary_angles
+from nanozoo_megabyte.cache import MegabyteCache
 from nanozoo_megabyte.config import MegabyteConfig
-from nanozoo_megabyte.decoding import MegabyteCache, read_on
 from nanozoo_megabyte.patch_attention import patch_attention
 from nanozoo_megabyte.transformer import Angles, Look, Transformer, attend_across
 
@@ -48,8 +49,6 @@ class CausalConvolutions(nn.Module):
 class Megabyte(nn.Module):
     def __init__(self, config: MegabyteConfig) -> None:
         super().__init__()
-        assert config.vocab_size is not None
-        assert config.seq_len is not None
         self.config = config
         self.max_context = config.seq_len
         self.patch_size = config.size("patch_size")
@@ -151,7 +150,7 @@ class Megabyte(nn.Module):
         """(B, T, L), whose product with output_weight is the logits; a cache continues a text."""
         if cache is None:
             return self.encode(tokens)
-        return read_on(self, tokens, cache)
+        return self.read_on(tokens, cache)
 
     def encode(self, tokens: Tensor, cache: MegabyteCache | None = None) -> Tensor:
         """(B, T, L) of whole windows (B, T); leaves the global model's keys and values in a cache.
@@ -211,7 +210,85 @@ class Megabyte(nn.Module):
 
     def init_cache(self, batch_size: int, max_length: int) -> MegabyteCache:
         """An empty decoding state for `batch_size` rows of at most `max_length` tokens."""
-        return MegabyteCache(self, batch_size, max_length)
+        size, overlap = self.patch_size, self.config.cross_patch
+        return MegabyteCache(
+            self.global_model.init_cache(batch_size, -(-max_length // size)),
+            self.local_model.init_cache(batch_size, overlap + size),
+            self.conditions(self.global_pad.new_zeros(batch_size, self.config.global_dim)),
+            max_length=max_length,
+            patch_size=size,
+            overlap=overlap,
+        )
+
+    # -- decoding: what a cache has not read yet --------------------------------------------------
+
+    def read_on(self, tokens: Tensor, cache: MegabyteCache) -> Tensor:
+        """Features (B, S, L) of S more tokens of every row."""
+        first = cache.lengths
+        cache.add(tokens)
+        if cache.is_empty:
+            cache.is_empty = False
+            features = self.encode(tokens, cache)
+            cache.read = cache.lengths
+            cache.crop(cache.lengths)
+            return features
+        features = cache.conditions.new_zeros(*tokens.shape, cache.conditions.shape[-1])
+        while True:
+            behind = cache.read < cache.lengths
+            rows = behind.nonzero()[:, 0]
+            if not len(rows):
+                return features
+            at = cache.read[rows] - first[rows]
+            y = self.read_one(cache, rows)  # (R, L)
+            features[rows[at >= 0], at[at >= 0]] = y[at >= 0]
+
+    def read_one(self, cache: MegabyteCache, rows: Tensor) -> Tensor:
+        """Takes in the next token of some rows -> features (R, L)."""
+        position = cache.read[rows]
+        begins = position % self.patch_size == 0
+        if bool(begins.any()):
+            starting = rows[begins]
+            cache.begin_patches(starting)
+            self.read_patch(cache, starting, position[begins] // self.patch_size)
+        token = cache.tokens[rows, position]
+        past = self.local_embedding(token)
+        past = torch.where(
+            begins[:, None], self.first_inputs(past, position // self.patch_size), past
+        )
+        a = cache.conditions[rows, position % self.patch_size] + past  # (R, L)
+        angles = self.local_angles(position[:, None])
+        features = self.local_model(
+            a[:, None], angles, cache=cache.bytes, rows=cache.unless_all(rows)
+        )
+        cache.read = cache.read.index_add(0, rows, torch.ones_like(rows))
+        return features[:, 0]
+
+    def read_patch(self, cache: MegabyteCache, rows: Tensor, patches: Tensor) -> None:
+        """One step of the global model, for rows at which patch number `patches` (R,) begins."""
+        size = self.patch_size
+        u = self.global_pad.expand(len(rows), -1)
+        later = patches > 0
+        if bool(later.any()):
+            reach = 0 if self.convolutions is None else self.convolutions.reach
+            steps = torch.arange(-reach, size, device=rows.device)
+            positions = (
+                patches[later, None] - 1
+            ) * size + steps  # of the patch before, and its past
+            tokens = cache.tokens[rows[later, None], (positions + 1).clamp(min=0)]
+            e = self.embed_bytes(tokens, positions.clamp(min=0))
+            e = e.masked_fill((positions < 0)[..., None], 0.0)
+            u = u.to(e.dtype).index_copy(
+                0, later.nonzero()[:, 0], self.convolve(e)[:, reach:].flatten(1)
+            )
+        o = self.global_model(
+            u[:, None],
+            self.global_angles(patches[:, None]),
+            cache=cache.patches,
+            rows=cache.unless_all(rows),
+        )
+        cache.conditions = cache.conditions.index_copy(
+            0, rows, self.conditions(o[:, 0]).to(cache.conditions)
+        )
 
 
 Model = Megabyte
