@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from race import adamw_step, begin, end, race, show_race
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.testing.sources import batch_of
-from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.model import NSA
 
 VOCAB_SIZE = 256
@@ -47,21 +47,19 @@ SHAPES = {
 
 
 def ours(shape: Shape) -> NSA:
-    return NSA(
-        NSAConfig(
-            vocab_size=VOCAB_SIZE,
-            num_layers=shape.num_layers,
-            model_dim=shape.model_dim,
-            num_heads=shape.num_heads,
-            num_kv_heads=shape.num_kv_heads,
-            compress_block_size=shape.compressed[0],
-            compress_stride=shape.compressed[1],
-            selection_block_size=shape.selected[0],
-            num_selected_blocks=shape.selected[1],
-            sliding_window_size=shape.window,
-            shared_kv=True,
-        )
-    )
+    changes = {
+        "num_layers": shape.num_layers,
+        "model_dim": shape.model_dim,
+        "num_heads": shape.num_heads,
+        "num_kv_heads": shape.num_kv_heads,
+        "compress_block_size": shape.compressed[0],
+        "compress_stride": shape.compressed[1],
+        "selection_block_size": shape.selected[0],
+        "num_selected_blocks": shape.selected[1],
+        "sliding_window_size": shape.window,
+        "shared_kv": True,
+    }
+    return NSA(model_config("nsa", changes, seq_len=shape.seq_len, vocab_size=VOCAB_SIZE))
 
 
 def theirs(shape: Shape) -> torch.nn.Module:

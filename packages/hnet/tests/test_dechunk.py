@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanozoo_core.testing.kernels import compile_for_sm_90, compiled
 from nanozoo_hnet.kernels.dechunk import dechunk, dechunk_reference, smooth, triton
 
 NAMES = ("values", "probs", "confidence", "residual")
@@ -171,40 +172,32 @@ def check_interpreted_kernels() -> None:
     torch.testing.assert_close(dechunk(**dict(low, values=values)), expected, rtol=1e-5, atol=1e-5)
 
 
-def check_kernels_compile() -> None:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from nanozoo_hnet.kernels import dechunk as module
-
-    floats, ints = "*fp32", "i32"
-    kernels = {
-        module._spread_kernel: (
-            [floats, "*i64", floats, floats] + [ints] * 3,
-            {"BLOCK_L": 32, "BLOCK_D": 128},
-        ),
-        module._chunk_sums_kernel: (
-            [floats, floats, "*i64", floats, floats] + [ints] * 3,
-            {"BLOCK_D": 512},
-        ),
-    }
-    for kernel, (types, constants) in kernels.items():
-        names = kernel.arg_names
-        signature = dict(zip(names, types + ["constexpr"] * len(constants), strict=True))
-        source = ASTSource(kernel, signature, {(names.index(k),): v for k, v in constants.items()})
-        compiled = module.triton.compile(source, target=GPUTarget("cuda", 90, 32))
-        assert "ptx" in compiled.asm
-
-
 @pytest.mark.skipif(triton is None, reason="no Triton on this platform")
 def test_triton_kernels_equal_the_definition() -> None:
     run_interpreted("check_interpreted_kernels")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(triton is None, reason="no Triton on this platform")
-def test_triton_kernels_compile_for_hopper() -> None:
-    check_kernels_compile()
+@compiled
+@pytest.mark.parametrize("kernel", ["_spread_kernel", "_chunk_sums_kernel"])
+def test_kernel_compiles_for_sm_90(kernel: str) -> None:
+    from nanozoo_hnet.kernels import dechunk as module
+
+    floats, ints = "*fp32", "i32"
+    types, constants = {
+        "_spread_kernel": (
+            [floats, "*i64", floats, floats] + [ints] * 3,
+            {"BLOCK_L": 32, "BLOCK_D": 128},
+        ),
+        "_chunk_sums_kernel": (
+            [floats, floats, "*i64", floats, floats] + [ints] * 3,
+            {"BLOCK_D": 512},
+        ),
+    }[kernel]
+    function = getattr(module, kernel)
+    names = [p.name for p in function.params if not p.is_constexpr]
+    kinds = dict(zip(names, types, strict=True))
+    assert compile_for_sm_90(function, kinds, constants, num_warps=4).asm["cubin"]
 
 
 @pytest.mark.gpu

@@ -15,24 +15,28 @@ import statistics
 import torch
 from torch import Tensor, nn
 
+from nanozoo_core.config import model_config
 from nanozoo_core.machine.device import device_name, peak_memory_bytes
 from nanozoo_core.nn.control import ControlAttention
 from nanozoo_core.nn.rotary import rotary_angles
 from nanozoo_core.testing.timing import begin, end, flags, in_own_process, seconds
-from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.mixer import NSAMixer
 
 LENGTHS = [2**n for n in range(8, 17)]
 FORMS = ("full", "nsa")
-CONFIG = NSAConfig(
-    model_dim=256,
-    num_heads=4,
-    num_kv_heads=1,
-    compress_block_size=32,
-    compress_stride=16,
-    selection_block_size=64,
-    num_selected_blocks=8,
-    sliding_window_size=256,
+CONFIG = model_config(
+    "nsa",
+    {
+        "seq_len": LENGTHS[-1],
+        "model_dim": 256,
+        "num_heads": 4,
+        "num_kv_heads": 1,
+        "compress_block_size": 32,
+        "compress_stride": 16,
+        "selection_block_size": 64,
+        "num_selected_blocks": 8,
+        "sliding_window_size": 256,
+    },
 )
 
 
@@ -55,7 +59,7 @@ def keys_read(form: str, length: int) -> float:
     compressed = ((t - grid.window) / grid.stride + 1).floor().clamp(min=0)
     own = (t - 1) % grid.block + 1
     others = ((t - 1) / grid.block).floor().clamp(max=grid.num_selected - 1) * grid.block
-    window = t.clamp(max=float(CONFIG.sliding_window_size or 0))
+    window = t.clamp(max=float(CONFIG.sliding_window_size))
     return float((compressed + own + others + window).mean())
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanozoo_core.config import model_config
 from nanozoo_core.testing.kernels import (
     compile_for_sm_90,
     compiled,
@@ -16,7 +17,7 @@ from nanozoo_core.testing.kernels import (
     run_interpreted,
 )
 from nanozoo_nsa.compression import compressed_attention
-from nanozoo_nsa.config import Grid, NSAConfig
+from nanozoo_nsa.config import Grid
 from nanozoo_nsa.mixer import NSAMixer
 
 # Sequences, key heads, positions, query heads of each, head width, and the blocks.
@@ -149,8 +150,8 @@ def test_interpreted_mixer_equals_that_of_plain_torch(documents: bool) -> None:
     numbers = (torch.arange(75) >= 22).int().expand(2, -1) if documents else None
     for impl in ("triton", "gather"):
         torch.manual_seed(0)
-        config = NSAConfig(model_dim=48, num_heads=3, num_kv_heads=1, nsa_impl=impl)
-        mixer = NSAMixer(config)
+        changes = {"model_dim": 48, "num_heads": 3, "num_kv_heads": 1, "nsa_impl": impl}
+        mixer = NSAMixer(model_config("nsa", changes))
         y = mixer(x, documents=numbers)
         y.square().sum().backward()
         results.append([y.detach(), *(parameter.grad for parameter in mixer.parameters())])

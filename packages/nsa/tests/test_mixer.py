@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanozoo_core.config import model_config
 from nanozoo_core.nn.control import ControlAttention
 from nanozoo_core.nn.rotary import rotary_angles
-from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.mixer import NSAMixer
 from nanozoo_nsa.reference import mix_reference
 
@@ -41,7 +41,7 @@ ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 def build(dtype: torch.dtype = torch.float64, **settings: Any) -> NSAMixer:
     torch.manual_seed(0)
-    mixer = NSAMixer(NSAConfig(**SMALL | settings)).to(dtype)
+    mixer = NSAMixer(model_config("nsa", SMALL | settings)).to(dtype)
     with torch.no_grad():
         for parameter in mixer.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -129,7 +129,7 @@ def test_compressed_attention_begins_with_the_first_whole_block() -> None:
 @torch.no_grad()
 def test_a_block_that_looks_like_the_query_is_read_from_afar() -> None:
     settings = {"cmp_rope": "none", "compress_mode": "mean", "shared_kv": True, "local_blocks": 1}
-    mixer = NSAMixer(NSAConfig(**SMALL | settings | {"num_selected_blocks": 3})).double()
+    mixer = NSAMixer(model_config("nsa", SMALL | settings | {"num_selected_blocks": 3})).double()
     mixer.qkv.weight.zero_()
     mixer.qkv.weight[:16] = torch.eye(16).repeat_interleave(1, 0)
     for head in range(4):  # every query head and the key head read the first 4 channels
@@ -165,16 +165,16 @@ def test_scores_get_no_gradient_from_the_choice() -> None:
 
 
 def test_gates_start_half_open() -> None:
-    mixer = NSAMixer(NSAConfig(**SMALL))
+    mixer = NSAMixer(model_config("nsa", SMALL))
     assert (mixer.gates(stream(3, dtype=torch.float32)) == 0.5).all()
-    biased = NSAMixer(NSAConfig(**SMALL, gate_bias_init=(-2.0, -2.0, 2.0)))
+    biased = NSAMixer(model_config("nsa", SMALL | {"gate_bias_init": [-2.0, -2.0, 2.0]}))
     expected = torch.tensor([-2.0, -2.0, 2.0]).sigmoid().expand(2, 3, 4, 3)
     torch.testing.assert_close(biased.gates(stream(3, dtype=torch.float32)), expected)
 
 
 def test_compression_starts_as_the_mean() -> None:
     torch.manual_seed(0)
-    mlp = NSAMixer(NSAConfig(**SMALL)).compress_keys
+    mlp = NSAMixer(model_config("nsa", SMALL)).compress_keys
     u = torch.randn(2, 1, 11, 4)
     expected = torch.stack([u[:, :, i : i + 4].mean(2) for i in (0, 2, 4, 6)], dim=2)
     torch.testing.assert_close(mlp(u), expected)
@@ -217,7 +217,7 @@ def test_bfloat16_choices_agree_with_float32() -> None:
 
 @pytest.mark.parametrize("length", [1, 10, 300])
 def test_flops_count_no_more_keys_than_there_are(length: int) -> None:
-    mixer = NSAMixer(NSAConfig(**SMALL))
+    mixer = NSAMixer(model_config("nsa", SMALL))
     # 4 channels of 4 heads, 2 per multiplication, scores and outputs; the rest is weights.
     attention = float(mixer.flops(torch.tensor(float(length))) - mixer.flops(torch.tensor(0.0)))
     keys = min(length, 16) + min(length, 5) + max(0, (length - 4) / 2 + 1)

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import SamplingSettings
+from nanozoo_core.generation.text import draw_text
+from nanozoo_core.testing.decoding import assert_equal, check_ragged_rows, check_taken_back
 from nanozoo_nsa.adapter import NSAAdapter
 from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.model import NSA
@@ -37,7 +40,7 @@ ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 def build(**settings: Any) -> NSA:
     torch.manual_seed(0)
-    model = NSA(NSAConfig(vocab_size=31, **SMALL | settings)).eval().double()
+    model = NSA(model_config("nsa", {"vocab_size": 31} | SMALL | settings)).eval().double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
@@ -48,39 +51,21 @@ def random_tokens(batch: int = 2, length: int = LENGTH) -> Tensor:
     return torch.randint(31, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
-def assert_equal(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-
-
 @ways
-@torch.no_grad()
 def test_ragged_rows_decode_as_the_parallel_form(way: dict[str, Any]) -> None:
-    model, tokens = build(**way), random_tokens()
-    full = model(tokens)
-    lengths, rows = torch.tensor([3, 21]), torch.arange(2)
-    cache = ADAPTER.init_cache(model, 2, LENGTH)
-    assert_equal(ADAPTER.prefill(model, tokens[:, :21], lengths, cache), full[rows, lengths - 1])
-    for step in range(200):
-        new = tokens[rows, lengths + step][:, None]
-        assert_equal(ADAPTER.append(model, new, cache)[:, 0], full[rows, lengths + step])
+    check_ragged_rows(ADAPTER, build(**way), random_tokens(), torch.tensor([3, 21]), steps=200)
 
 
-@torch.no_grad()
 def test_several_tokens_at_once_and_taken_back() -> None:
-    model, tokens = build(), random_tokens()
-    full = model(tokens)
-    lengths, rows = torch.tensor([30, 57]), torch.arange(2)
-    cache = ADAPTER.init_cache(model, 2, LENGTH)
-    ADAPTER.prefill(model, tokens[:, :57], lengths, cache)
-    for kept in (0, 2, 5, 3, 1, 12):
-        guess = torch.stack([tokens[r, n : n + SPARE] for r, n in enumerate(lengths.tolist())])
-        guess[:, kept:] = (guess[:, kept:] + 5) % 31
-        found = ADAPTER.append(model, guess, cache)
-        for offset in range(kept):
-            assert_equal(found[:, offset], full[rows, lengths + offset])
-        lengths = lengths + kept
-        cache.crop(lengths)
-        assert torch.equal(cache.lengths, lengths)
+    check_taken_back(
+        ADAPTER,
+        build(),
+        random_tokens(),
+        torch.tensor([30, 57]),
+        kept=(0, 2, 5, 3, 1, 12),
+        num_new=SPARE,
+        vocab_size=31,
+    )
 
 
 @torch.no_grad()
@@ -127,7 +112,8 @@ def test_sampling_past_the_context_is_the_same_without_cache(way: str) -> None:
 
     def draw(use_cache: bool) -> list[int]:
         settings = SamplingSettings(max_tokens=110, use_cache=use_cache)
-        pieces = ADAPTER.generate(model, [1, 2], settings, torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        pieces = draw_text(ADAPTER, model, [1, 2], settings, generator)
         return [token for piece in pieces for token in piece]
 
     assert draw(True) == draw(False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanozoo_core.config import OptimConfig, from_defaults
+from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_nsa.adapter import NSAAdapter
 from nanozoo_nsa.config import NSAConfig
@@ -19,20 +19,20 @@ def accuracy_of_repeating(gate_bias: tuple[float, float, float]) -> float:
     """Trains to repeat 48 random tokens, 6 windows later, and scores those that do not come from
     the first block, which every position reads."""
     torch.manual_seed(0)
-    config = NSAConfig(
-        vocab_size=NUM_TOKENS,
-        num_layers=2,
-        model_dim=64,
-        sliding_window_size=8,
-        compress_block_size=4,
-        compress_stride=2,
-        selection_block_size=8,
-        num_selected_blocks=4,
-        local_blocks=1,
-        gate_bias_init=gate_bias,
-        mlp_ratio=2,
-    )
-    model = NSA(config)
+    changes = {
+        "vocab_size": NUM_TOKENS,
+        "num_layers": 2,
+        "model_dim": 64,
+        "sliding_window_size": 8,
+        "compress_block_size": 4,
+        "compress_stride": 2,
+        "selection_block_size": 8,
+        "num_selected_blocks": 4,
+        "local_blocks": 1,
+        "gate_bias_init": list(gate_bias),
+        "mlp_ratio": 2,
+    }
+    model = NSA(model_config("nsa", changes))
     optim = from_defaults(OptimConfig, name="muon", lr=5e-3, warmup=10, decay_fraction=0.7)
     groups = NSAAdapter(NSAConfig, NSA).optimizer_groups(model, optim)
     optimizers = build_optimizers(groups, optim, total_steps=STEPS, device=torch.device("cpu"))

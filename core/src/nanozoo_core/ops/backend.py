@@ -50,6 +50,18 @@ def segment_starts(segments: Tensor) -> Tensor:
     return F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
 
 
+def segment_runs(x: Tensor, segments: Tensor | None) -> Tensor:
+    """(B, L) int32: the number of each position's segment in its row, from 0; for x (B, L, ..)."""
+    if segments is None:
+        return torch.zeros(x.shape[:2], dtype=torch.int32, device=x.device)
+    return segment_starts(segments).cumsum(1, dtype=torch.int32)
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """x, or a copy where its last stride is not 1: kernels read rows of neighbours."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def valid_positions(x: Tensor, lengths: Tensor) -> Tensor:
     """(B, L) bool: the positions before each right-padded row's end."""
     return torch.arange(x.shape[1], device=x.device) < lengths[:, None]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nanozoo_core.ops.backend import check_shapes, use_triton
+from nanozoo_core.ops.backend import check_shapes, segment_starts, use_triton
 
 Activation = Literal["silu"] | None
 
@@ -200,7 +200,7 @@ def _with_history(x: Tensor, width: int, initial_state: Tensor | None) -> Tensor
 
 def _keeps(segments: Tensor, width: int) -> Tensor:
     """(B, L, K) bool: whether tap j of a position reads an input of the position's own segment."""
-    runs = F.pad((segments[:, 1:] != segments[:, :-1]).cumsum(1), (1, 0))  # (B, L)
+    runs = segment_starts(segments).cumsum(1)  # (B, L)
     return F.pad(runs, (width - 1, 0)).unfold(1, width, 1) == runs[..., None]
 
 

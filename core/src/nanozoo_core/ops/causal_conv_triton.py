@@ -15,10 +15,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from nanozoo_core.ops.backend import segment_runs, unit_stride
 
 # 64 positions by 64 channels: 16 values per thread of 8 warps, and rows of 128 bytes in 16 bits.
 TILE_T, TILE_C = 64, 64
@@ -131,17 +134,16 @@ def causal_conv1d_triton(
 ) -> Tensor:
     """The convolution on a GPU: arguments and result as in `causal_conv1d`. x may be a view of a
     larger tensor (its last stride must be 1, or it is copied)."""
-    batch, length, channels = x.shape
+    channels = x.shape[2]
     history = 0
     if initial_state is not None:
         history = initial_state.shape[2]
         x = torch.cat([initial_state.mT.to(x.dtype), x], dim=1)
     if bias is None:
         bias = torch.zeros(channels, device=x.device)
-    runs = torch.zeros(batch, history + length, dtype=torch.int32, device=x.device)
-    if segments is not None:
-        runs[:, history + 1 :] = (segments[:, 1:] != segments[:, :-1]).cumsum(1)
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    # The history belongs to the first segment.
+    runs = F.pad(segment_runs(x[:, history:], segments), (history, 0))
+    x = unit_stride(x)
     silu = activation == "silu"
     return _CausalConv.apply(x, weight.float(), bias.float(), runs, silu)[:, history:]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nanozoo_core.ops import selective_scan_kernels as kernels
+from nanozoo_core.ops.backend import segment_runs, unit_stride
 
 NUM_WARPS = 8
 
@@ -42,13 +43,10 @@ def selective_scan_triton(
     zeros = torch.zeros(channels, device=x.device)
     if initial_state is None:
         initial_state = torch.zeros(batch, *rates.shape, device=x.device)
-    runs = torch.zeros(batch, length, dtype=torch.int32, device=x.device)
-    if segments is not None:
-        runs[:, 1:] = (segments[:, 1:] != segments[:, :-1]).cumsum(1)
     if lengths is None:
         lengths = torch.full((batch,), length, device=x.device)
     sequences = (x, delta, b, c, x if gate is None else gate)
-    x, delta, b, c, z = (t if t.stride(-1) == 1 else t.contiguous() for t in sequences)
+    x, delta, b, c, z = (unit_stride(t) for t in sequences)
     return _SelectiveScan.apply(
         x,
         delta,
@@ -59,7 +57,7 @@ def selective_scan_triton(
         z if gate is not None else x.detach(),
         zeros if delta_bias is None else delta_bias.float(),
         initial_state.float(),
-        runs,
+        segment_runs(x, segments),
         lengths.to(torch.int32),
         delta_softplus,
         gate is not None,

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nanozoo_core.ops import ssd_kernels as kernels
+from nanozoo_core.ops.backend import segment_runs, unit_stride
 
 
 def ssd_triton(
@@ -40,18 +41,15 @@ def ssd_triton(
     """
     if chunk_size < 16 or chunk_size & (chunk_size - 1):
         raise ValueError(f"chunk_size={chunk_size} must be a power of two from 16 up")
-    batch, length, heads, channels = x.shape
+    batch, _, heads, channels = x.shape
     if skip is None:
         skip = torch.zeros(heads, device=x.device)
     if initial_state is None:
         initial_state = torch.zeros(batch, heads, channels, b.shape[-1], device=x.device)
-    runs = torch.zeros(batch, length, dtype=torch.int32, device=x.device)
-    if segments is not None:
-        runs[:, 1:] = (segments[:, 1:] != segments[:, :-1]).cumsum(1)
     y, states = _SSD.apply(
-        *(t if t.stride(-1) == 1 else t.contiguous() for t in (x, b, c)),
+        *(unit_stride(t) for t in (x, b, c)),
         *(t.float() for t in (delta, log_decay, skip, initial_state)),
-        runs,
+        segment_runs(x, segments),
         chunk_size,
     )
     return y, states

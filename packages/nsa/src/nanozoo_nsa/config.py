@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from nanozoo_core.config.control import ControlConfig
+from nanozoo_core.config.defaults import warn_of_unused
 from nanozoo_core.errors import Problems
 
 PRESETS: dict[str, dict[str, int]] = {
@@ -78,62 +80,49 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class NSAConfig:
-    vocab_size: int | None = None
-    """Tokens in the vocabulary; null is the tokenizer's."""
-    seq_len: int | None = None
-    """Trained length, past which generation drops the older half of the text; null is
-    data.seq_len."""
-    num_layers: int = 4
-    """Blocks."""
-    model_dim: int = 128
-    """Width of the residual stream."""
-    num_heads: int = 4
-    """Query heads, a divisor of model_dim."""
-    num_kv_heads: int = 1
+class NSAConfig(ControlConfig):
+    num_kv_heads: int
     """Key and value heads, a divisor of num_heads; the query heads of one read the same blocks, so
     few are fast."""
-    head_dim: int | None = None
+    head_dim: int | None
     """Width of a head; null, and all that fits, is model_dim / num_heads."""
-    preset: Literal["paper", "nano_1k"] | None = None
+    preset: Literal["paper", "nano_1k"] | None
     """Block sizes of the paper or for 1024 tokens: sets the next five."""
-    sliding_window_size: int | None = None
+    sliding_window_size: int | None
     """w: nearest tokens, the query's own among them; null is the preset's, or 32."""
-    compress_block_size: int | None = None
+    compress_block_size: int | None
     """l: tokens that become one compressed key; null is the preset's, or 8."""
-    compress_stride: int | None = None
+    compress_stride: int | None
     """d: tokens from one compressed key to the next, a divisor of l and l'; null is the preset's,
     or 4."""
-    selection_block_size: int | None = None
+    selection_block_size: int | None
     """l': tokens of a block that is read as a whole; null is the preset's, or 16."""
-    num_selected_blocks: int | None = None
+    num_selected_blocks: int | None
     """n: blocks that a query reads, those it must read among them; null is the preset's, or 4."""
-    init_blocks: int = 1
+    init_blocks: int
     """Blocks at the start of the text that every query reads."""
-    local_blocks: int = 2
+    local_blocks: int
     """Blocks up to and with its own that every query reads."""
-    compress_mode: Literal["mlp", "linear", "mean"] = "mlp"
+    compress_mode: Literal["mlp", "linear", "mean"]
     """How l tokens become one: an MLP, one matrix, or their mean."""
-    compress_mlp_ratio: float = 2.0
+    compress_mlp_ratio: float
     """Hidden width of the MLP relative to head_dim."""
-    compress_residual_mean: bool = True
+    compress_residual_mean: bool
     """Add the mean to the MLP, whose output starts at zero: it then begins as mean pooling."""
-    cmp_rope: Literal["block_start", "none", "post"] = "block_start"
+    cmp_rope: Literal["block_start", "none", "post"]
     """Positions of compressed keys: that of the block's first token, none (nor of the query), or
     those of the tokens, turned before compression."""
-    shared_kv: bool = False
+    shared_kv: bool
     """One pair of keys and values for all three branches, instead of one each."""
-    gate_bias_init: tuple[float, ...] = (0.0, 0.0, 0.0)
+    gate_bias_init: tuple[float, ...]
     """Biases of the gates at the start: compressed, selected, window; 0 is half open."""
-    qk_norm: bool = True
+    qk_norm: bool
     """RMSNorm of queries and keys, as in the control."""
-    rope_theta: float = 10000.0
+    rope_theta: float
     """Base of the rotary frequencies; raise it for long texts."""
-    mlp_ratio: float = 4.0
-    """Width of the MLP relative to model_dim."""
-    reset_at_documents: bool = False
+    reset_at_documents: bool
     """Each document of a window is read alone, its blocks counted from its start."""
-    nsa_impl: Literal["auto", "triton", "dense_mask", "gather"] = "auto"
+    nsa_impl: Literal["auto", "triton", "dense_mask", "gather"]
     """How selected blocks are read: Triton kernels, which then choose them too, a mask over all
     keys, or gathered blocks; auto is Triton on CUDA, else gather."""
 
@@ -144,49 +133,42 @@ class NSAConfig:
     }
 
     def __post_init__(self) -> None:
-        p = Problems()
-        p.take_preset(self, self.preset, PRESETS.get(self.preset or "", {}), DEFAULTS)
-        self._check_shape(p)
-        self._check_grid(p)
-        self._check_compression(p)
-        p.raise_if_any()
+        super().__post_init__()
         self._warn()
 
-    def _set(self, key: str, value: Any) -> None:
-        object.__setattr__(self, key, value)
-
-    def _check_shape(self, p: Problems) -> None:
-        p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
-        p.require_at_least(
-            self, dict.fromkeys(("num_layers", "model_dim", "num_heads", "num_kv_heads"), 1)
-        )
-        if p.require_rotary_heads(self.num_heads, self.model_dim):
-            width = self.model_dim // self.num_heads
-            if self.head_dim is None:
-                self._set("head_dim", width)
-            p.require(
-                self.head_dim == width,
-                f"model_cfg.head_dim={self.head_dim} times model_cfg.num_heads={self.num_heads} is "
-                f"not model_cfg.model_dim={self.model_dim}, the input width of the output "
-                f"projection; use {width} or null",
-            )
-            if self.num_kv_heads >= 1:
-                p.require(
-                    self.num_heads % self.num_kv_heads == 0,
-                    f"model_cfg.num_kv_heads={self.num_kv_heads} does not divide "
-                    f"model_cfg.num_heads={self.num_heads}",
-                )
-            if self.nsa_impl == "triton":
-                p.require(
-                    width in TRITON_HEADS,
-                    f"model_cfg.nsa_impl=triton needs heads of width "
-                    f"{', '.join(map(str, TRITON_HEADS))}; model_dim / num_heads is {width}; use "
-                    f"auto",
-                )
-        p.require_mlp(self)
+    def check(self, p: Problems) -> None:
+        super().check(p)
+        p.take_preset(self, self.preset, PRESETS.get(self.preset or "", {}), DEFAULTS)
+        self._check_heads(p)
+        self._check_grid(p)
+        self._check_compression(p)
         p.require(
             math.isfinite(self.rope_theta) and self.rope_theta > 1,
             f"model_cfg.rope_theta={self.rope_theta} must be greater than 1",
+        )
+
+    def _check_heads(self, p: Problems) -> None:
+        p.require_at_least(self, {"num_kv_heads": 1})
+        if min(self.num_heads, self.model_dim) < 1 or self.model_dim % self.num_heads:
+            return  # said already
+        width = self.model_dim // self.num_heads
+        if self.head_dim is None:
+            object.__setattr__(self, "head_dim", width)
+        p.require(
+            self.head_dim == width,
+            f"model_cfg.head_dim={self.head_dim} times model_cfg.num_heads={self.num_heads} is "
+            f"not model_cfg.model_dim={self.model_dim}, the input width of the output "
+            f"projection; use {width} or null",
+        )
+        p.require(
+            self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads == 0,
+            f"model_cfg.num_kv_heads={self.num_kv_heads} does not divide "
+            f"model_cfg.num_heads={self.num_heads}",
+        )
+        p.require(
+            self.nsa_impl != "triton" or width in TRITON_HEADS,
+            f"model_cfg.nsa_impl=triton needs heads of width "
+            f"{', '.join(map(str, TRITON_HEADS))}; model_dim / num_heads is {width}; use auto",
         )
 
     def _check_grid(self, p: Problems) -> None:
@@ -234,7 +216,7 @@ class NSAConfig:
     def _warn(self) -> None:
         grid, window = self.grid, self.sliding_window_size or 0
         keys = grid.num_selected * grid.block + window
-        if self.seq_len is not None and 2 * keys >= self.seq_len:
+        if 2 * keys >= self.seq_len:
             warnings.warn(
                 f"num_selected_blocks * selection_block_size + sliding_window_size = {keys} is no "
                 f"less than half of seq_len={self.seq_len}: sparse attention then reads as much as "
@@ -242,14 +224,9 @@ class NSAConfig:
                 stacklevel=4,
             )
         if self.compress_mode != "mlp":
-            for key, default in (("compress_mlp_ratio", 2.0), ("compress_residual_mean", True)):
-                value = getattr(self, key)
-                if value != default:
-                    warnings.warn(
-                        f"model_cfg.{key}={str(value).lower()} has no effect with "
-                        f"model_cfg.compress_mode={self.compress_mode}",
-                        stacklevel=4,
-                    )
+            keys_of_mlp = ("compress_mlp_ratio", "compress_residual_mean")
+            why = f"compress_mode={self.compress_mode}"
+            warn_of_unused("nsa", self, dict.fromkeys(keys_of_mlp, why))
 
     @property
     def grid(self) -> Grid:
@@ -262,11 +239,6 @@ class NSAConfig:
             init_blocks=self.init_blocks,
             local_blocks=self.local_blocks,
         )
-
-    @property
-    def mlp_dim(self) -> int:
-        """Width of the MLP."""
-        return int(self.mlp_ratio * self.model_dim)
 
     @property
     def num_branches(self) -> int:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.nn.control import ControlBlock, ControlModel
+from nanozoo_core.nn.control import ControlModel, init_input_matrix
+from nanozoo_core.nn.feed_forward import ReluSquared
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.mixer import NSAMixer, Routing
@@ -40,18 +41,14 @@ class NSACache:
 
 
 class NSABlock(nn.Module):
-    """The control block with another attention; its MLP is that of the block `dense`.
+    """The control block with another attention."""
 
-    What the attention has in common with the control's, queries and one pair of keys and values,
-    starts as that block's, so that with one seed all shared weights are equal.
-    """
-
-    def __init__(self, config: NSAConfig, dense: ControlBlock) -> None:
+    def __init__(self, config: NSAConfig) -> None:
         super().__init__()
-        self.attention, self.mlp = NSAMixer(config), dense.mlp
-        with torch.no_grad():
-            shared = dense.attention.qkv.weight
-            self.attention.qkv.weight[: len(shared)] = shared
+        self.attention = NSAMixer(config)
+        self.mlp = ReluSquared(config.model_dim, config.mlp_dim)
+        init_input_matrix(self.mlp.up.weight)
+        nn.init.zeros_(self.mlp.down.weight)
 
     def forward(
         self,
@@ -71,21 +68,13 @@ class NSABlock(nn.Module):
 
 
 class NSA(ControlModel):
+    """The control, whose blocks attend sparsely."""
+
+    config: NSAConfig
+
     def __init__(self, config: NSAConfig) -> None:
-        assert config.vocab_size is not None
-        super().__init__(
-            config.vocab_size,
-            num_layers=config.num_layers,
-            model_dim=config.model_dim,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            mlp_ratio=config.mlp_ratio,
-            max_context=config.seq_len,
-        )
-        self.config = config
-        for number, block in enumerate(self.blocks):
-            assert isinstance(block, ControlBlock)
-            self.blocks[number] = NSABlock(config, block)
+        super().__init__(config, block=lambda _: NSABlock(config))
+        self.num_kv_heads = config.num_kv_heads
 
     def encode(
         self,
