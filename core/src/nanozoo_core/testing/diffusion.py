@@ -1,4 +1,4 @@
-"""What the tests of diffusion models share: their contract, and exact bounds over small vocabularies.
+"""What tests of diffusion models share: their contract, and exact bounds of small vocabularies.
 
 B windows, L scored tokens, V vocabulary, T timesteps.
 """
