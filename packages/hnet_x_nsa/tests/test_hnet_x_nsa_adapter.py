@@ -15,7 +15,6 @@ from nanozoo_hnet_x_nsa.adapter import HNetXNSAAdapter, keys_of
 from nanozoo_hnet_x_nsa.config import HNetXNSAConfig
 from nanozoo_hnet_x_nsa.model import HNetXNSA
 from nanozoo_hnet_x_nsa.reads import blocks_read, show
-from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.mixer import NSAMixer
 
 pytestmark = pytest.mark.filterwarnings("ignore:stage . has about", "ignore:.*this is hnet")
@@ -116,11 +115,17 @@ def test_pooling_counts_once_per_chunk(ways: dict[str, str]) -> None:
 
 
 def test_keys_read_are_those_of_the_mixer() -> None:
-    settings = {"compress_block_size": 6, "compress_stride": 3, "selection_block_size": 9}
-    config = NSAConfig(
-        model_dim=32, num_heads=2, num_selected_blocks=3, sliding_window_size=5, local_blocks=1,
-        **settings,
-    )  # fmt: skip
+    changes = {
+        "model_dim": 32,
+        "num_heads": 2,
+        "compress_block_size": 6,
+        "compress_stride": 3,
+        "selection_block_size": 9,
+        "num_selected_blocks": 3,
+        "sliding_window_size": 5,
+        "local_blocks": 1,
+    }
+    config = model_config("nsa", changes)
     mixer, places = NSAMixer(config), torch.arange(70)
     _, reads = mixer.mix(torch.randn(1, 70, 32))
     blocks = mixer.blocks(reads.chosen)[0, 0]  # (L, n)

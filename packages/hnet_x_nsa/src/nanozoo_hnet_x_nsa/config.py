@@ -6,18 +6,17 @@ Lists have one value per stage; a single number stands for all of them. Nothing 
 from __future__ import annotations
 
 import math
+import sys
 import warnings
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
+from nanozoo_core.config import TrainingConfig, model_config
 from nanozoo_core.errors import ConfigError, Problems
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.layout import StageLayout
 from nanozoo_hnet_x_nsa.sizes import LADDER, LADDER_KEYS, LADDER_OF, SIZES
 from nanozoo_nsa.config import NSAConfig
-
-if TYPE_CHECKING:
-    from nanozoo_core.config import TrainingConfig
 
 Preset = Literal["hnet_x_nsa_small", "hnet_x_nsa_2stage", "hnet_x_nsa_fixed"]
 
@@ -30,31 +29,31 @@ class StageNSA:
     """Sizes of the NSA mixers, in steps of their stage; null is the preset's, or the tiny
     model's."""
 
-    compress_block_size: int | list[int] | None = None
+    compress_block_size: int | list[int] | None
     """l: positions that become one compressed key."""
-    compress_stride: int | list[int] | None = None
+    compress_stride: int | list[int] | None
     """d: positions from one compressed key to the next, a divisor of l and l'."""
-    selection_block_size: int | list[int] | None = None
+    selection_block_size: int | list[int] | None
     """l': positions of a block that is read as a whole."""
-    num_selected_blocks: int | list[int] | None = None
+    num_selected_blocks: int | list[int] | None
     """n: blocks that a query reads, those it must read among them."""
-    sliding_window_size: int | list[int] | None = None
+    sliding_window_size: int | list[int] | None
     """w: nearest positions, the query's own among them."""
-    init_blocks: int | list[int] | None = None
+    init_blocks: int | list[int] | None
     """Blocks at the start that every query reads."""
-    local_blocks: int | list[int] | None = None
+    local_blocks: int | list[int] | None
     """Blocks up to and with its own that every query reads."""
-    compress_mode: Literal["mlp", "linear", "mean"] = "mlp"
+    compress_mode: Literal["mlp", "linear", "mean"]
     """How l positions become one: an MLP, one matrix, or their mean."""
-    cmp_rope: Literal["block_start", "none", "post"] = "block_start"
+    cmp_rope: Literal["block_start", "none", "post"]
     """Positions of compressed keys: that of the block's first, none, or turned before they join."""
-    shared_kv: bool = False
+    shared_kv: bool
     """One pair of keys and values for all three branches, instead of one each."""
-    gate_bias_init: tuple[float, ...] = (0.0, 0.0, 0.0)
+    gate_bias_init: tuple[float, ...]
     """Biases of the gates at the start: compressed, selected, window; 0 is half open."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HNetXNSAConfig(HNetConfig):
     LETTERS: ClassVar[tuple[str, ...]] = (*HNetConfig.LETTERS, LETTER)
     SIZES: ClassVar[dict[str | None, dict[str, Any]]] = SIZES
@@ -66,30 +65,30 @@ class HNetXNSAConfig(HNetConfig):
         "d_intermediate": "mlp_dim",
     }
 
-    preset: Preset | None = None  # type: ignore[assignment]
+    preset: Preset | None  # type: ignore[assignment]
     """A size: sets the layout, all lists, ssm_cfg, nsa_cfg and the chunking where they are null."""
-    chunking: Literal["dynamic", "fixed", "space"] | None = None  # type: ignore[assignment]
+    chunking: Literal["dynamic", "fixed", "space"] | None  # type: ignore[assignment]
     """dynamic learns the boundaries, fixed takes every N-th position, space the starts of words;
     null is the preset's, or dynamic."""
-    num_kv_heads: int | list[int] | None = None
+    num_kv_heads: int | list[int] | None
     """Key and value heads of the n layers in each stage."""
-    nsa_cfg: StageNSA = field(default_factory=StageNSA)
+    nsa_cfg: StageNSA
     """Sizes of the NSA mixers behind the letters n and N."""
-    chunk_pool: Literal["select", "mlp"] | None = None
+    chunk_pool: Literal["select", "mlp"] | None
     """A chunk's vector: that of its first position, or an MLP's of the positions up to there beside
     it; null is the preset's, or select."""
-    pool_window: int | list[int] | None = None
+    pool_window: int | list[int] | None
     """Positions that chunk_pool=mlp reads; null is the chunk length aimed at (ladder: twice)."""
-    unpool: Literal["repeat", "mlp"] | None = None
+    unpool: Literal["repeat", "mlp"] | None
     """What the positions of a chunk get: its vector, or with chunking=fixed also a part of their
     own of an MLP of it; null is the preset's, or repeat."""
-    num_inner_layers: int | None = None
+    num_inner_layers: int | None
     """Ladder, instead of arch_layout: N layers of the innermost network."""
-    num_ladder_levels: int | None = None
+    num_ladder_levels: int | None
     """Ladder: chunkings of one equal stride, with a T layer before and behind each."""
-    ladder_size: int | None = None
+    ladder_size: int | None
     """Ladder: bytes per innermost position, a power of the stride."""
-    ctx_warmup: int | None = None
+    ctx_warmup: int | None
     """Train on windows of this length until 80 percent of the run, then on data.seq_len; null is
     data.seq_len throughout. Helps beyond 32k bytes."""
 
@@ -105,15 +104,12 @@ class HNetXNSAConfig(HNetConfig):
         Raises: ConfigError with NSA's own problems.
         """
         sizes = {f.name: getattr(self.nsa_cfg, f.name) for f in fields(StageNSA)}
-        one = {k: v[stage] if isinstance(v, list) else v for k, v in sizes.items()}
-        return NSAConfig(
-            model_dim=self.per_stage("model_dim")[stage],
-            num_heads=self.per_stage("num_heads")[stage],
-            num_kv_heads=self.per_stage("num_kv_heads")[stage],
-            qk_norm=False,  # as H-Net's own attention
-            reset_at_documents=self.reset_at_documents,
-            **one,
-        )
+        changes = {k: v[stage] if isinstance(v, list) else v for k, v in sizes.items()}
+        for key in ("model_dim", "num_heads", "num_kv_heads"):
+            changes[key] = self.per_stage(key)[stage]
+        changes["qk_norm"] = False  # as H-Net's own attention
+        # A mixer does not read seq_len; without end it gives no reason to warn, as `_warn` does.
+        return model_config("nsa", changes, seq_len=sys.maxsize)
 
     @property
     def sparse_stages(self) -> list[int]:
@@ -240,8 +236,7 @@ class HNetXNSAConfig(HNetConfig):
             f"{self.chunking}; use repeat, or model_cfg.chunking=fixed",
         )
         p.require(
-            self.ctx_warmup is None
-            or (self.ctx_warmup >= 1 and (self.seq_len is None or self.ctx_warmup < self.seq_len)),
+            self.ctx_warmup is None or 1 <= self.ctx_warmup < self.seq_len,
             f"model_cfg.ctx_warmup={self.ctx_warmup} must be at least 1 and less than "
             f"model_cfg.seq_len={self.seq_len}",
         )
@@ -264,9 +259,9 @@ class HNetXNSAConfig(HNetConfig):
                 stacklevel=4,
             )
         for number in sparse:
-            grid = self.nsa(number).grid
-            keys = grid.num_selected * grid.block + (self.nsa(number).sliding_window_size or 0)
-            length = (self.seq_len or math.inf) / math.prod(self.ratios[:number])
+            nsa = self.nsa(number)
+            keys = nsa.grid.num_selected * nsa.grid.block + (nsa.sliding_window_size or 0)
+            length = self.seq_len / math.prod(self.ratios[:number])
             if length < 2 * keys:
                 warnings.warn(
                     f"stage {number} has about {length:.0f} positions, and sparse attention reads "
