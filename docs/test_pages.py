@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,11 @@ def _is_there(parts: list[str]) -> bool:
             found = getattr(found, attribute, None)
         return found is not None
     return False
+
+
+def test_the_map_shows_the_imports_of_today() -> None:
+    done = subprocess.run(
+        [sys.executable, "docs/draw_map.py", "--check"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
