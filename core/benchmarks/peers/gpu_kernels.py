@@ -26,8 +26,8 @@ from nanozoo_core.machine.device import device_name, synchronize
 from nanozoo_core.ops.selective_scan import selective_scan
 from nanozoo_core.ops.ssd import ssd
 from nanozoo_nsa.config import Grid
-from nanozoo_nsa.selected import selected_attention
-from nanozoo_nsa.selection import all_blocks
+from nanozoo_nsa.selected.attention import selected_attention
+from nanozoo_nsa.selected.choice import all_blocks
 
 Case = tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]  # ours, theirs, inputs
 TOLERANCE = 2e-2  # rms of the difference over rms, both in bfloat16

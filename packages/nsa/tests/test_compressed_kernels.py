@@ -16,7 +16,7 @@ from nanozoo_core.testing.kernels import (
     interpreted,
     run_interpreted,
 )
-from nanozoo_nsa.compression import compressed_attention
+from nanozoo_nsa.compressed.attention import compressed_attention
 from nanozoo_nsa.config import Grid
 from nanozoo_nsa.mixer import NSAMixer
 
@@ -87,7 +87,7 @@ def test_kernels_agree_with_the_plain_form_in_a_child_process() -> None:
 def test_interpreted_kernels_equal_the_plain_form(
     case: tuple, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nanozoo_nsa.kernels import compressed
+    from nanozoo_nsa.compressed import attention_triton as compressed
 
     for name in ("TILE_ROWS", "TILE_KEYS"):
         monkeypatch.setattr(compressed, name, tile)
@@ -169,7 +169,7 @@ def _wide(inputs: list[Tensor]) -> list[Tensor]:
 )
 @pytest.mark.parametrize("kernel", ["_attend", "_query_gradients", "_key_gradients", "_choose"])
 def test_kernel_compiles_for_sm_90(kernel: str, dtype: str, width: int, tile: int) -> None:
-    from nanozoo_nsa.kernels import compressed
+    from nanozoo_nsa.compressed import attention_triton as compressed
 
     constants = {"G": 3, "K": width, "WINDOW": 32, "STRIDE": 16, "BLOCK": 64, "INIT": 1, "LOCAL": 2}
     constants |= {"M": tile, "N": tile, "R": 64, "F": 13, "FP": 16}

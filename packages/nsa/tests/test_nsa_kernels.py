@@ -15,8 +15,8 @@ from nanozoo_core.testing.kernels import (
     run_interpreted,
 )
 from nanozoo_nsa.config import Grid
-from nanozoo_nsa.selected import masked_attention, selected_attention
-from nanozoo_nsa.selection import all_blocks, choose
+from nanozoo_nsa.selected.attention import masked_attention, selected_attention
+from nanozoo_nsa.selected.choice import all_blocks, choose
 
 # Sequences, key heads, positions, query heads of each, head width, and the blocks.
 CASES = {
@@ -43,7 +43,7 @@ def make_inputs(case: tuple, dtype: torch.dtype = torch.float32) -> tuple[Tensor
 
 
 def triton_form(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, grid: Grid) -> Tensor:
-    from nanozoo_nsa.kernels.selected import selected_attention_triton
+    from nanozoo_nsa.selected.attention_triton import selected_attention_triton
 
     positions = torch.arange(q.shape[2], device=q.device)
     return selected_attention_triton(q, k, v, all_blocks(chosen, positions, grid), grid.block)
@@ -74,7 +74,7 @@ def test_kernels_agree_with_the_mask_in_a_child_process() -> None:
 @interpreted
 @cases
 def test_interpreted_kernels_equal_the_mask(case: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nanozoo_nsa.kernels import selected
+    from nanozoo_nsa.selected import attention_triton as selected
 
     monkeypatch.setattr(selected, "SEGMENT", 16)  # the first block's queries fill several
     inputs, grid = make_inputs(case), case[-1]
@@ -106,7 +106,7 @@ def test_interpreted_kernels_take_strided_inputs() -> None:
     "kernel", ["_attend", "_query_gradients", "_block_gradients", "_add_segments"]
 )
 def test_kernel_compiles_for_sm_90(kernel: str) -> None:
-    from nanozoo_nsa.kernels import selected
+    from nanozoo_nsa.selected import attention_triton as selected
 
     constants = {"G": 6, "GP": 16, "K": 64, "C": 64, "NUM": 8, "R": 4}
     constants |= {"PRECISION": "tf32", "UPCAST": False}

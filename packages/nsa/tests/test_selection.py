@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nanozoo_nsa.compression import compressed_attention
+from nanozoo_nsa.compressed.attention import compressed_attention
 from nanozoo_nsa.config import Grid
-from nanozoo_nsa.gathered import gathered_attention
-from nanozoo_nsa.selected import masked_attention
-from nanozoo_nsa.selection import all_blocks, block_mask, choose, forced_blocks, importance
+from nanozoo_nsa.selected.attention import masked_attention
+from nanozoo_nsa.selected.choice import all_blocks, block_mask, choose, forced_blocks, importance
+from nanozoo_nsa.selected.gathered import gathered_attention
 
 TRIPLES = [(32, 16, 64), (16, 16, 64), (64, 16, 64), (32, 16, 32), (8, 4, 16), (8, 8, 8)]
 
@@ -122,7 +122,8 @@ def test_gathered_gradients_agree_with_finite_differences() -> None:
 
 
 def test_small_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nanozoo_nsa import compression, gathered
+    from nanozoo_nsa.compressed import attention as compression
+    from nanozoo_nsa.selected import gathered
 
     grid = Grid(8, 4, 16, 5, 1, 2)
     q = torch.randn(2, 1, 150, 2, 8, dtype=torch.float64)

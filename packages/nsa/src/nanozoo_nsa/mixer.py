@@ -23,11 +23,12 @@ from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
-from nanozoo_nsa.compression import Compressor, compressed_attention
+from nanozoo_nsa.compressed.attention import compressed_attention
+from nanozoo_nsa.compressed.compressor import Compressor
 from nanozoo_nsa.config import NSAConfig
 from nanozoo_nsa.documents import by_document
-from nanozoo_nsa.selected import selected_attention
-from nanozoo_nsa.selection import all_blocks
+from nanozoo_nsa.selected.attention import selected_attention
+from nanozoo_nsa.selected.choice import all_blocks
 from nanozoo_nsa.state import NSAState, attend_step
 
 

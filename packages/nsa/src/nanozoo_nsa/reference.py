@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_nsa.compression import Compressor
+from nanozoo_nsa.compressed.compressor import Compressor
 from nanozoo_nsa.mixer import NSAMixer
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanozoo_nsa.config import Grid
-from nanozoo_nsa.selection import all_blocks, choose, importance
+from nanozoo_nsa.selected.choice import all_blocks, choose, importance
 
 SPARE = 16  # positions that can be taken back
 

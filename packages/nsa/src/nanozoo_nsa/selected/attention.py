@@ -14,8 +14,8 @@ from torch import Tensor
 from nanozoo_core.nn.attention import sdpa
 from nanozoo_core.ops.backend import use_triton
 from nanozoo_nsa.config import TRITON_BLOCKS, TRITON_HEADS, Grid
-from nanozoo_nsa.gathered import gathered_attention
-from nanozoo_nsa.selection import all_blocks, block_mask
+from nanozoo_nsa.selected.choice import all_blocks, block_mask
+from nanozoo_nsa.selected.gathered import gathered_attention
 
 Implementation = Literal["auto", "triton", "dense_mask", "gather"]
 
@@ -40,7 +40,7 @@ def selected_attention(
     if implementation == "dense_mask":
         return masked_attention(q, k, v, chosen, grid)
     if uses_triton(q, grid, implementation):
-        from nanozoo_nsa.kernels.selected import selected_attention_triton
+        from nanozoo_nsa.selected.attention_triton import selected_attention_triton
 
         positions = torch.arange(q.shape[2], device=q.device)
         return selected_attention_triton(q, k, v, all_blocks(chosen, positions, grid), grid.block)

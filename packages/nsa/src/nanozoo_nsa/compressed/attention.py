@@ -1,4 +1,4 @@
-"""The compressed branch: l tokens become one key and one value, every d tokens.
+"""Attention over the compressed keys, and the blocks that its probabilities choose.
 
 B batch, Hk key and value heads, G query heads of each, T sequence, K head_dim, W compressed blocks,
 M hidden width of the MLP, C queries of a chunk, F free blocks of a query, N selection blocks.
@@ -10,92 +10,15 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nanozoo_core.nn.control import init_input_matrix
-from nanozoo_nsa.config import Grid, NSAConfig
-from nanozoo_nsa.selected import Implementation, uses_triton
-from nanozoo_nsa.selection import choose, importance
+from nanozoo_nsa.config import Grid
+from nanozoo_nsa.selected.attention import Implementation, uses_triton
+from nanozoo_nsa.selected.choice import choose, importance
 
 # Scores of a chunk of queries stay in a core's second-level cache; a GPU needs them to be many.
 CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS = 1 << 18, 1 << 26
-
-
-class Compressor(nn.Module):
-    """phi: the tokens i d .. i d + l - 1 of a head become its block i.
-
-    phi(u) = mean(u) + W_2 gelu(W_1 vec(u + e) + b_1) + b_2, or W vec(u + e), or mean(u); e are
-    positions within the block (arXiv 2502.11089, eq. 7). Its matrices are parameters of their own,
-    not nn.Linear: a model that draws all its Linear weights anew leaves them alone.
-    """
-
-    def __init__(self, config: NSAConfig) -> None:
-        super().__init__()
-        assert config.head_dim is not None
-        self.window, self.stride = config.grid.window, config.grid.stride
-        self.mode, self.adds_mean = config.compress_mode, config.compress_residual_mean
-        width, size = config.head_dim, self.window * config.head_dim
-        if self.mode == "mean":
-            return
-        self.positions = nn.Parameter(torch.empty(self.window, width))
-        hidden = max(1, int(config.compress_mlp_ratio * width)) if self.mode == "mlp" else width
-        self.up = nn.Parameter(torch.empty(hidden, size))
-        if self.mode == "mlp":
-            self.up_bias = nn.Parameter(torch.empty(hidden))
-            self.down = nn.Parameter(torch.empty(width, hidden))
-            self.down_bias = nn.Parameter(torch.empty(width))
-        self.init_weights()
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """
-        positions, biases   0
-        up                  U(+-sqrt(3) * 0.5 / sqrt(fan_in))
-        down                0 beside the mean, else as up: without either all keys would be equal
-        """
-        if self.mode == "mean":
-            return
-        nn.init.zeros_(self.positions)
-        init_input_matrix(self.up)
-        if self.mode == "mlp":
-            nn.init.zeros_(self.up_bias)
-            nn.init.zeros_(self.down_bias)
-            if self.adds_mean:
-                nn.init.zeros_(self.down)
-            else:
-                init_input_matrix(self.down)
-
-    def forward(self, u: Tensor) -> Tensor:
-        """(B, Hk, T, K) -> (B, Hk, W, K): complete blocks alone."""
-        length, width = u.shape[2:]
-        num = max(0, (length - self.window) // self.stride + 1)
-        parts = self.window // self.stride
-        if num == 0:
-            return u[:, :, :0]
-        steps = u[:, :, : (num + parts - 1) * self.stride].unflatten(2, (-1, self.stride))
-        mean = None
-        if self.mode == "mean" or (self.mode == "mlp" and self.adds_mean):
-            step_means = steps.mean(3)  # (B, Hk, W + parts - 1, K)
-            mean = sum(step_means[:, :, s : s + num] for s in range(parts)) / parts
-        if self.mode == "mean":
-            assert isinstance(mean, Tensor)
-            return mean
-        # Blocks overlap: each step of d tokens is multiplied once by all parts of W_1, and the
-        # products of a block's steps are added, which copies no token twice.
-        weight = self.up.unflatten(1, (parts, self.stride * width))  # (M, parts, d K)
-        products = F.linear(steps.flatten(3), weight.transpose(0, 1).flatten(0, 1))
-        products = products.unflatten(-1, (parts, -1))  # (B, Hk, W + parts - 1, parts, M)
-        hidden = F.linear(self.positions.flatten(), self.up)  # (M,)
-        if self.mode == "mlp":
-            hidden = hidden + self.up_bias
-        for s in range(parts):
-            hidden = hidden + products[:, :, s : s + num, s]
-        if self.mode == "linear":
-            return hidden
-        y = F.linear(F.gelu(hidden), self.down, self.down_bias)
-        return y if mean is None else y + mean
 
 
 def compressed_attention(
@@ -115,7 +38,7 @@ def compressed_attention(
     Returns: (B, Hk, T, G, K), and (B, Hk, T, F) int32 for `selected_attention`, without gradient.
     """
     if uses_triton(q, grid, implementation):
-        from nanozoo_nsa.kernels.compressed import compressed_attention_triton
+        from nanozoo_nsa.compressed.attention_triton import compressed_attention_triton
 
         return compressed_attention_triton(
             q,
