@@ -116,12 +116,11 @@ def ordered(rows: list[list[Node]], links: list[list[Link]]) -> list[list[Node]]
                 near, pairs = rows[number - 1], [(b, a) for a, b in links[number - 1]]
             else:
                 near, pairs = rows[number + 1], links[number]
-            rows[number].sort(
-                key=lambda node, row=tuple(rows[number]), near=near, pairs=pairs: _mean(
-                    [near.index(b) / len(near) for a, b in pairs if a == node],
-                    row.index(node) / len(row),
-                )
-            )
+            row, means = rows[number], {}
+            for place, node in enumerate(row):
+                places = [near.index(b) / len(near) for a, b in pairs if a == node]
+                means[node] = _mean(places, place / len(row))
+            rows[number] = sorted(row, key=means.__getitem__)
         if (count := crossings(rows, links)) < fewest:
             best, fewest = rows, count
     return best
