@@ -15,10 +15,8 @@ from nanozoo_core.config import model_config
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.diffusion.bounds import MaskDraw, network_draw_sum
 from nanozoo_core.diffusion.sampling import draw_noise
-from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import ToyVocabulary, toy
-from nanozoo_core.testing.diffusion import exact_masked_bound
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_sedd import uniform
 from nanozoo_sedd.adapter import SEDDAdapter
@@ -197,7 +195,9 @@ def test_one_draw_is_learned_by_heart(family):
     batch = make_batch(4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     history = []
-    for _ in range(120):
+    # For a while the loss rests at 0.3 of its start; when it leaves depends on rounding, and so on
+    # the number of threads: step 80 to 130 for "geometric".
+    for _ in range(200):
         loss = train(model, batch)
         optimizer.zero_grad()
         loss.backward()
@@ -398,28 +398,6 @@ def test_extreme_noise_leaves_float32_losses_and_gradients_finite(family, sigma)
     assert bool(loss.isfinite())
     loss.backward()
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
-
-
-def test_enumerated_bound_is_minus_log_p_for_every_sequence():
-    """All 2^3 masks of each sequence, exact conditionals, through the fused loss."""
-
-    def token_loss(targets: Tensor, masked: Tensor, time: Tensor) -> Tensor:
-        return fused_losses(exact.masked_log_measure, targets, masked)
-
-    bound = exact_masked_bound(token_loss, exact.SEQUENCES)
-    assert_close(bound, -toy.joint().log(), rtol=0, atol=1e-10)
-
-
-def fused_losses(log_measure, targets: Tensor, masked: Tensor) -> Tensor:
-    logits = log_measure(targets.masked_fill(masked, toy.MASK_ID)) + math.log(3)
-    losses = linear_cross_entropy(
-        logits.flatten(0, 1),
-        torch.eye(3, dtype=torch.float64),
-        targets.flatten(),
-        normalised=False,
-        reduction="none",
-    )
-    return torch.where(masked, losses.view_as(targets), 0.0)
 
 
 def test_inspection_shows_what_the_bound_is_made_of():
