@@ -55,12 +55,14 @@ def sync(session: nox.Session, *arguments: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, the lock in step with the pyproject files, and imports that point downwards."""
+    """Style, the lock in step, imports that point downwards, mutations that fit the source."""
     sync(session, "--all-packages", "--group", "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("uv", "lock", "--check", external=True)
     session.run("lint-imports")
+    listed = [str(path.parent) for path in ROOT.glob("packages/*/mutations.toml")]
+    session.run("python", "-m", "nanozoo_core.testing.mutants", "--check", *listed)
 
 
 @nox.session
@@ -207,6 +209,14 @@ def slow(session: nox.Session) -> None:
     sync(session, "--all-packages", "--all-groups")
     folders = ["core/tests", *(f"packages/{model}/tests" for model in MODELS)]
     session.run("pytest", "-m", "slow", *folders, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Breaks equations of every package, or of those named, and asks that its tests notice."""
+    sync(session, "--all-packages", "--all-groups")
+    packages = [f"packages/{model}" for model in session.posargs or MODELS]
+    session.run("python", "-m", "nanozoo_core.testing.mutants", *packages)
 
 
 @nox.session(name="third-party", venv_backend="none")
