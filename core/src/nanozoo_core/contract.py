@@ -127,6 +127,13 @@ class Step:
     world_size: int = 1
     micro_step: int = 0
     num_micro_steps: int = 1
+    totals: Tensor | None = None
+    """The adapter's `batch_totals`, summed over the global batch; None where this batch is it."""
+
+    @property
+    def num_parts(self) -> int:
+        """Into how many batches of equal size the global batch is split."""
+        return self.world_size * self.num_micro_steps
 
     def generator(self) -> torch.Generator:
         """A fresh CPU generator, the same on every rank and micro-step of this step."""
@@ -161,7 +168,11 @@ class Draw:
 
 @dataclass(frozen=True)
 class Loss:
-    """What `training_loss` returns: `value` is differentiated, `metrics` are only logged."""
+    """What `training_loss` returns: `value` is differentiated, `metrics` are only logged.
+
+    The mean of `value` over the parts of a split batch must be its value on the whole batch;
+    metrics are averaged over the parts.
+    """
 
     value: Tensor  # scalar: mean nats per scored token, plus whatever else is optimised
     metrics: dict[str, Tensor] = field(default_factory=dict)  # detached scalars

@@ -137,6 +137,17 @@ class DefaultModelAdapter:
 
     # -- loss and score -------------------------------------------------------------------------
 
+    def batch_totals(self, model: nn.Module, batch: Batch, step: Step) -> Tensor | None:
+        """Counts over a batch that the loss needs of the whole global batch, int64 of any shape;
+        None where it needs none, as it sums over tokens alone.
+
+        A loss that divides by a number of tokens which differs between batches, or multiplies two
+        means, would depend on how the global batch is split over micro-steps and ranks. Where it is
+        split, each part is asked for its counts, without gradient, and `training_loss` then finds
+        their sum in `step.totals`.
+        """
+        return None
+
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """Mean next-token cross-entropy in nats per scored token."""
         return Loss(self._cross_entropy(model, batch, reduction="mean"))
@@ -207,8 +218,11 @@ class DefaultModelAdapter:
 
     def after_step(
         self, model: nn.Module, step: Step, optimizers: Sequence[torch.optim.Optimizer]
-    ) -> None:
-        """Called after the weights changed, without gradient (ngpt renormalises here)."""
+    ) -> dict[str, Tensor] | None:
+        """Called after the weights changed, without gradient (ngpt renormalises here).
+
+        Returns: scalars to log, the same on every rank: what only the whole step knows."""
+        return None
 
     def finalize(self, model: nn.Module, batches: Iterable[Batch]) -> None:
         """Called once after training with some training batches, for calibration. `model` is a

@@ -7,7 +7,7 @@ B batch, T sequence, D model_dim, V vocabulary; horizons i = 1 .. n, of which 1 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,10 @@ class MultiTokenAdapter(DefaultModelAdapter):
     def lookahead(self, config: Any) -> int:
         """n: every input of a window then has a target at every horizon."""
         return config.num_horizons
+
+    def batch_totals(self, model: nn.Module, batch: Batch, step: Step) -> Tensor | None:
+        """(n,): the positions that count at every horizon, by whose number its loss is divided."""
+        return count_targets(cast(MultiTokenModel, model), batch)
 
     def draft_parts(self, model: nn.Module) -> Iterable[nn.Module]:
         """The parts of a model that plain decoding leaves out."""
@@ -70,6 +74,22 @@ def horizon_loss(model: MultiTokenModel, batch: Batch, horizon: int, features: T
         targets.flatten(),
         token_weight=None if is_whole else counts.flatten().float(),
     )
+
+
+def count_targets(model: MultiTokenModel, batch: Batch) -> Tensor:
+    """(n,) int64: the positions of a batch that count at every horizon."""
+    horizons = range(1, model.config.num_horizons + 1)
+    return torch.stack([targets_of(model, batch, horizon)[1].sum() for horizon in horizons])
+
+
+def shares_of_targets(model: MultiTokenModel, batch: Batch, step: Step) -> Tensor | None:
+    """(n,) float32: for every horizon the positions that count here over the mean of all parts of
+    the global batch. These weigh the means over parts so that their mean is that of the whole; None
+    where this batch is the whole."""
+    if step.totals is None:
+        return None
+    counts = count_targets(model, batch).float()
+    return step.num_parts * counts / step.totals.clamp(min=1)
 
 
 @uncompiled(with_callees=True)  # the weights of a step, not a constant of the graph

@@ -112,11 +112,27 @@ def test_the_bias_evens_the_loads():
     model = make_model(seq_aux_alpha=0.0)
     spread = []
     for _ in range(100):
-        metrics = ADAPTER.training_loss(model, batch(num_windows=16), at()).metrics
-        ADAPTER.after_step(model, at(), [])
+        ADAPTER.training_loss(model, batch(num_windows=16), at())
+        metrics = ADAPTER.after_step(model, at(), [])
         spread.append(float(metrics["block1_max_vio"]))
     assert spread[0] > 0.5
     assert sum(spread[-20:]) / 20 < 0.2
+
+
+def test_loads_are_logged_for_the_whole_step():
+    """The largest load of two micro-batches together, not the mean of their largest."""
+    model, separate = make_model(balance="none"), []
+    for micro in range(2):
+        metrics = ADAPTER.training_loss(model, batch(seed=micro), at()).metrics
+        assert not any("max_vio" in name for name in metrics)
+        _, routings = model.encode(batch(seed=micro).inputs)
+        separate.append(routings[0].counts)
+    together = torch.stack(separate).sum(0).double()
+    found = ADAPTER.after_step(model, at(), [])
+    assert float(found["block1_max_vio"]) == pytest.approx(
+        float(together.max() / together.mean()) - 1
+    )
+    assert int(found["block1_dead_experts"]) == int((together == 0).sum())
 
 
 # -- losses ---------------------------------------------------------------------------------------
@@ -276,7 +292,9 @@ def test_flops_are_those_counted_by_torch():
 
 
 def test_metrics_name_every_mixture():
-    metrics = ADAPTER.training_loss(make_model(), batch(), at()).metrics
+    model = make_model()
+    metrics = ADAPTER.training_loss(model, batch(), at()).metrics
+    metrics |= ADAPTER.after_step(model, at(), [])
     names = ["max_vio", "min_load", "dead_experts", "router_entropy", "max_score", "bias_max"]
     expected = {f"block{number}_{name}" for number in (1, 2) for name in names}
     assert set(metrics) == expected | {"nll", "sequence_loss"}

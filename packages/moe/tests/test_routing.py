@@ -9,6 +9,7 @@ from nanozoo_moe.routing import (
     Routing,
     balance_loss,
     load_metrics,
+    score_metrics,
     sequence_loss,
     z_loss,
 )
@@ -189,7 +190,8 @@ def test_sigmoid_scores_are_divided_by_their_sum_before_they_are_balanced():
 
 def test_metrics_have_hand_computed_values():
     experts = torch.tensor([0, 0, 0, 1, 1, 2]).reshape(1, 6, 1)
-    found = load_metrics(routing_of(torch.zeros(1, 6, 4), experts))
+    routing = routing_of(torch.zeros(1, 6, 4), experts)
+    found = load_metrics(routing.counts) | score_metrics(routing)
     assert float(found["max_vio"]) == pytest.approx(1)  # 3 tokens, 1.5 in the mean
     assert float(found["min_load"]) == 0
     assert int(found["dead_experts"]) == 1

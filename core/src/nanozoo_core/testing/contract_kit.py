@@ -29,8 +29,9 @@ from nanozoo_core.errors import ConfigError
 from nanozoo_core.generation.text import draw_text
 from nanozoo_core.machine.device import autocast
 from nanozoo_core.testing.processes import train_in_processes
-from nanozoo_core.testing.sources import MarkovSource, batch_of
+from nanozoo_core.testing.sources import MarkovSource, batch_of, short_documents
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
+from nanozoo_core.testing.training import gradients_in_parts
 from nanozoo_core.testing.training import train as train_on_batches
 from nanozoo_core.training import checkpoint, runs
 from nanozoo_core.training.distributed import LossModule
@@ -250,6 +251,22 @@ class ModelContract:
         torch.testing.assert_close(whole, single, rtol=1e-5, atol=1e-5)
         assert sum(part.num_tokens for part in parts) == 6 * self.seq_len
 
+    def test_gradients_do_not_depend_on_how_a_batch_is_split(self) -> None:
+        """Over micro-steps and ranks, with documents far shorter than the window, so that parts
+        differ in how many targets lie beyond a document's end."""
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab))
+        self.perturb(model)
+        batch = short_documents(
+            self.random_tokens(self.toy_vocab, 8, adapter=adapter, config=model.config),
+            lookahead=adapter.lookahead(model.config),
+        )
+        whole = gradients_in_parts(adapter, model, batch, 1)
+        for num_parts in (2, 8):
+            split = gradients_in_parts(adapter, model, batch, num_parts)
+            error = sum((split[n] - whole[n]).square().sum() for n in whole)
+            size = sum(gradient.square().sum() for gradient in whole.values())
+            assert float((error / size).sqrt()) < 1e-4
+
     def test_unscored_tokens_do_not_count(self) -> None:
         adapter, model = self.build(ToyVocabulary(self.toy_vocab))
         tokens = self.random_tokens(self.toy_vocab, 2)
@@ -312,6 +329,8 @@ class ModelContract:
             picks = torch.randint(len(words), (400,), generator=generator)
             text = " ".join(words[int(i)] for i in picks)
             (folder / f"{number}.txt").write_text(text + "\n")
+        for number in range(60):  # shorter than a window, so that batches differ in their targets
+            (folder / f"short{number}.txt").write_text(words[number % len(words)])
         return folder
 
     @pytest.fixture(autouse=True)
@@ -379,7 +398,9 @@ class ModelContract:
     def train_alone_and_together(
         self, corpus: Path, folder: Path, strategy: str | None = None, **changes: Any
     ) -> tuple[Path, Path]:
-        """Runs with these changes in one process and in two, whose losses agree; their folders."""
+        """Runs with these changes in one process, its batches whole, and in two, whose losses
+        agree; their folders."""
+        changes = {"train.micro_batch_tokens": 4 * self.seq_len} | changes
         alone = self.run(self.overrides(corpus, folder / "one", **changes))
         if strategy is not None:
             changes = changes | {"distributed.strategy": strategy}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -45,4 +47,26 @@ def batch_of(tokens: Tensor, *, lookahead: int = 1, first_row: int = 0, num_rows
         rows=torch.arange(first_row, first_row + count),
         num_rows=count if num_rows is None else num_rows,
         lookahead=lookahead,
+    )
+
+
+def short_documents(tokens: Tensor, *, lookahead: int = 1) -> Batch:
+    """The same windows, a new document beginning after every 1 to 6 tokens: in the first windows
+    more often than in the last."""
+    generator = seeded_generator(0, 102)
+    lengths = 1 + torch.arange(len(tokens)) * 6 // len(tokens)  # (B,)
+    begins = torch.rand(tokens.shape, generator=generator) * lengths[:, None] < 1
+    documents = (begins.cumsum(1) - begins[:, :1].long()).to(torch.int32)
+    return replace(batch_of(tokens, lookahead=lookahead), documents=documents)
+
+
+def part_of(batch: Batch, rows: slice) -> Batch:
+    """Some windows of a batch, as a part of it."""
+    scored = None if batch.scored is None else batch.scored[rows]
+    return replace(
+        batch,
+        tokens=batch.tokens[rows],
+        documents=batch.documents[rows],
+        rows=batch.rows[rows],
+        scored=scored,
     )

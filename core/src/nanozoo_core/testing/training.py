@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from nanozoo_core.config import MuonConfig, OptimConfig, from_defaults
 from nanozoo_core.contract import Batch, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.build import build_optimizers, muon_settings
 from nanozoo_core.optim.muon import Muon
+from nanozoo_core.testing.sources import part_of
+from nanozoo_core.training.distributed import LossModule
+from nanozoo_core.training.parts import Part, with_totals
 
 
 @torch.no_grad()
@@ -32,6 +36,25 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
         for name, p in model.named_parameters()
     }
+
+
+def gradients_in_parts(
+    adapter: DefaultModelAdapter, model: nn.Module, batch: Batch, num_parts: int
+) -> dict[str, Tensor]:
+    """Those of a global batch that the trainer takes in so many micro-steps."""
+    rows = len(batch.rows) // num_parts
+    parts: list[Part] = [
+        (
+            part_of(batch, slice(number * rows, (number + 1) * rows)),
+            Step(number=3, progress=0.4, seed=0, micro_step=number, num_micro_steps=num_parts),
+        )
+        for number in range(num_parts)
+    ]
+    module = LossModule(model, adapter)
+    device = torch.device("cpu")
+    parts = with_totals(module, parts, Ranks(), device=device, dtype=torch.float32)
+    losses = [adapter.training_loss(model, *part).value for part in parts]
+    return gradients(model, torch.stack(losses).mean())
 
 
 def make_muon(params: Iterable[Any], **changes: Any) -> Muon:

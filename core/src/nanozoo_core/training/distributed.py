@@ -23,10 +23,15 @@ class LossModule(nn.Module):
         self.model = model
         self.adapter = adapter
 
-    def forward(self, batch: Batch, noise: Step | Draw) -> tuple[Tensor, dict[str, Tensor]] | Nll:
-        """A Step asks for the training loss and its metrics, a Draw for the score."""
+    def forward(
+        self, batch: Batch, noise: Step | Draw, *, only_totals: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]] | Nll | Tensor | None:
+        """A Step asks for the training loss and its metrics, or for the batch's totals; a Draw for
+        the score."""
         if isinstance(noise, Draw):
             return self.adapter.nll(self.model, batch, noise)
+        if only_totals:
+            return self.adapter.batch_totals(self.model, batch, noise)
         loss: Loss = self.adapter.training_loss(self.model, batch, noise)
         return loss.value, loss.metrics
 

@@ -25,6 +25,10 @@ class StepMetrics:
         for name, value in {"loss": loss.detach(), **metrics}.items():
             self._means[name] = self._means.get(name, 0.0) + value / self._num_micro_steps
 
+    def add_whole(self, metrics: dict[str, Tensor]) -> None:
+        """Adds what is known of the whole step, the same on every rank."""
+        self._means |= metrics
+
     def check_finite(self, grad_norm: Tensor, step: int, folder: RunFolder) -> None:
         """Raises: NonFiniteError on every rank if any rank has a loss or gradient that is not
         finite, before weights change."""

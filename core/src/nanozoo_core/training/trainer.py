@@ -23,6 +23,7 @@ from nanozoo_core.optim.groups import describe
 from nanozoo_core.training import checkpoint, finish, messages, records
 from nanozoo_core.training.distributed import LossModule, parallelize, reshard, set_gradient_sync
 from nanozoo_core.training.ema import WeightAverage
+from nanozoo_core.training.parts import seed_dropout, with_totals
 from nanozoo_core.training.resume import (
     check_same_run,
     check_unspent,
@@ -144,18 +145,21 @@ class Trainer:
             world_size=self.ranks.world_size,
             num_micro_steps=stage.num_micro_steps,
         )
-        # Dropout draws from the global generator: seeded here, a resumed run drops the same.
-        torch.manual_seed(step.rank_generator().initial_seed())
+        seed_dropout(step)
         self.adapter.before_step(self.model, step)
         measured = StepMetrics(self.ranks, self.device, stage.num_micro_steps)
+        parts = []
         for micro_step in range(stage.num_micro_steps):
             first = (micro_step * self.ranks.world_size + self.ranks.rank) * micro_windows
-            batch = setup.loader.batch(state.step, first, micro_windows)
-            set_gradient_sync(self.wrapped, micro_step == stage.num_micro_steps - 1)
+            batch = setup.loader.batch(state.step, first, micro_windows).to(self.device)
+            parts.append((batch, dataclasses.replace(step, micro_step=micro_step)))
+        for batch, part in with_totals(
+            self.wrapped, parts, self.ranks, device=self.device, dtype=setup.dtype
+        ):
+            set_gradient_sync(self.wrapped, part.micro_step == stage.num_micro_steps - 1)
+            seed_dropout(part)
             with devices.autocast(self.device, setup.dtype):
-                loss, metrics = self.wrapped(
-                    batch.to(self.device), dataclasses.replace(step, micro_step=micro_step)
-                )
+                loss, metrics = self.wrapped(batch, part)
             (loss / stage.num_micro_steps).backward()
             measured.add(loss, metrics, target_bytes(batch, setup.data.vocabulary))
         with torch.no_grad():
@@ -165,7 +169,8 @@ class Trainer:
         self.optimizers.step()
         self.optimizers.zero_grad()
         with torch.no_grad():
-            self.adapter.after_step(self.model, step, self.optimizers.optimizers)
+            whole = self.adapter.after_step(self.model, step, self.optimizers.optimizers)
+        measured.add_whole(whole or {})
         self.average.update()
         elapsed = time.perf_counter() - started
         if config.train.max_seconds is not None:  # every rank must agree on the clock

@@ -45,6 +45,13 @@ LONGEST_SHOWN = 16  # bytes of a chunk
 
 
 class HNetAdapter(DefaultModelAdapter):
+    def batch_totals(self, model: nn.Module, batch: Batch, step: Step) -> Tensor:
+        """(S, 2): the boundaries and positions of every chunking, whose shares the ratio loss
+        multiplies."""
+        assert isinstance(model, HNet)
+        documents = batch.documents[:, : -batch.lookahead]
+        return torch.stack([r.counts() for r in model.route(batch.inputs, documents)])
+
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """Mean next-token cross-entropy + ratio_loss_coef * sum of the stages' ratio losses."""
         assert isinstance(model, HNet)
@@ -53,7 +60,8 @@ class HNetAdapter(DefaultModelAdapter):
         nll = self._cross_entropy(model, batch, "mean", features)
         loss, metrics = nll, {"nll": nll.detach()}
         for s, (routing, ratio) in enumerate(zip(routings, config.ratios, strict=True)):
-            penalty, share, prob = ratio_loss(routing, ratio)
+            totals = None if step.totals is None else step.totals[s]
+            penalty, share, prob = ratio_loss(routing, ratio, totals, step.num_parts)
             if config.chunking == "dynamic":
                 loss = loss + config.ratio_loss_coef * penalty
             metrics[f"stage{s}_chunk_fraction"] = share

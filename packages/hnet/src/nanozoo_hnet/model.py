@@ -81,6 +81,11 @@ class MainStage(nn.Module):
         y = self.network(self.widen(x), state, None if state is None else lengths, documents)
         return y[..., : x.shape[-1]], []
 
+    def route(
+        self, x: Tensor, tokens: Tensor, lengths: Tensor, documents: Tensor | None = None
+    ) -> list[Routing]:
+        return []
+
     def step(
         self, x: Tensor, tokens: Tensor, state: list[Any], rows: Tensor | None = None
     ) -> Tensor:
@@ -191,12 +196,8 @@ class ChunkedStage(nn.Module):
         h = self.encoder(self.widen(x), state and state.encoder, ends, documents)  # (B, L, D)
 
         starts = None if documents is None else _document_starts(documents)
-        probs = self.chunker(h, tokens, starts)  # (B, L)
-        boundaries = probs > 0.5
-        valid = None
-        if lengths is not None:
-            valid = torch.arange(h.shape[1], device=h.device) < lengths[:, None]
-            boundaries = boundaries & valid
+        routing = self._decide(h, tokens, lengths, starts)
+        probs, boundaries = routing.probs, routing.boundaries  # (B, L)
         kept, order = self._pack(boundaries)  # (B, L), (B, M)
 
         chunks, routings = self.inner(
@@ -225,7 +226,39 @@ class ChunkedStage(nn.Module):
             self.remember(h, lengths, state)
         y = self.refine(y, chunks, kept.cumsum(1) - 1, order)
         y = self.decoder(y, state and state.decoder, ends, documents)
-        return y[..., : x.shape[-1]], [Routing(probs, boundaries, valid), *routings]
+        return y[..., : x.shape[-1]], [routing, *routings]
+
+    @uncompiled(with_callees=False)
+    def route(
+        self,
+        x: Tensor,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> list[Routing]:
+        """The decisions of `forward` alone, which need no decoder and no main network."""
+        h = self.encoder(self.widen(x), None, None, documents)
+        starts = None if documents is None else _document_starts(documents)
+        routing = self._decide(h, tokens, lengths, starts)
+        kept, order = self._pack(routing.boundaries)
+        inner = self.inner.route(
+            self.pool(h, order, documents),
+            tokens.gather(1, order),
+            kept.sum(1),
+            None if documents is None else documents.gather(1, order),
+        )
+        return [routing, *inner]
+
+    def _decide(
+        self, h: Tensor, tokens: Tensor, lengths: Tensor | None, starts: Tensor | None
+    ) -> Routing:
+        """Where chunks start, from h (B, L, D)."""
+        probs = self.chunker(h, tokens, starts)  # (B, L)
+        boundaries, valid = probs > 0.5, None
+        if lengths is not None:
+            valid = torch.arange(h.shape[1], device=h.device) < lengths[:, None]
+            boundaries = boundaries & valid
+        return Routing(probs, boundaries, valid)
 
     def step(
         self, x: Tensor, tokens: Tensor, state: StageState, rows: Tensor | None = None
@@ -352,11 +385,19 @@ class HNet(nn.Module):
     ) -> tuple[Tensor, list[Routing]]:
         """Features (B, T, D), whose product with output_weight is the logits, and the decisions of
         each chunking, outermost first. `documents` (B, T) counts only with reset_at_documents."""
-        if not self.config.reset_at_documents:
-            documents = None
-        elif documents is not None:
-            documents = documents.long()
+        documents = self._boundaries_of(documents)
         return self.stage(self.embedding(tokens), tokens, documents=documents)
+
+    def route(self, tokens: Tensor, documents: Tensor | None = None) -> list[Routing]:
+        """The decisions of `encode` alone, at a part of its cost."""
+        documents = self._boundaries_of(documents)
+        return self.stage.route(self.embedding(tokens), tokens, documents=documents)
+
+    def _boundaries_of(self, documents: Tensor | None) -> Tensor | None:
+        """Documents between which nothing passes; None where the settings make them one."""
+        if documents is None or not self.config.reset_at_documents:
+            return None
+        return documents.long()
 
     def features(self, tokens: Tensor, cache: HNetCache | None = None) -> Tensor:
         """(B, T, D); with a cache the tokens continue what it holds."""

@@ -30,15 +30,30 @@ class Routing:
             return values.float().mean()
         return (values.float() * self.valid).sum() / self.valid.sum()
 
+    def counts(self) -> Tensor:
+        """(2,) int64: boundaries, and positions that are not padding."""
+        positions = torch.ones_like(self.boundaries) if self.valid is None else self.valid
+        return torch.stack([self.boundaries.sum(), positions.sum()])
 
-def ratio_loss(routing: Routing, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+
+def ratio_loss(
+    routing: Routing, ratio: float, totals: Tensor | None = None, num_parts: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
     """Pulls the share of boundaries towards 1 / ratio (N), section 2.2.3.
+
+    Args:
+        totals: (2,) int64, `counts` of the whole global batch, of which this is one of `num_parts`
+            parts; None where it is the whole. F and the positions under G's mean are then those of
+            the whole, so that the mean of R over the parts is R of the whole.
 
     Returns: R = N/(N-1) ((N-1) F G + (1-F)(1-G)), F the share of boundaries, which has no gradient,
     and G the mean probability. R is 1 where both are 1/N, but that is a saddle: it can be less.
     """
     share = routing.mean(routing.boundaries)
     prob = routing.mean(routing.probs)
+    if totals is not None:
+        share = (totals[0] / totals[1]).float()
+        prob = prob * (num_parts * routing.counts()[1] / totals[1])
     loss = ratio / (ratio - 1) * ((ratio - 1) * share * prob + (1 - share) * (1 - prob))
     return loss, share, prob
 

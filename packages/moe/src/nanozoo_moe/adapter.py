@@ -22,6 +22,7 @@ from nanozoo_moe.routing import (
     Routing,
     balance_loss,
     load_metrics,
+    score_metrics,
     sequence_loss,
     z_loss,
 )
@@ -31,26 +32,38 @@ class MoEAdapter(DefaultModelAdapter):
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """Mean next-token cross-entropy plus the balance losses, each the mean over layers.
 
-        The balance loss is that of the micro-batch. Tokens are counted here and not in the routers,
-        so that neither evaluation nor recomputed activations move the bias.
+        Tokens are counted here and not in the routers, so that neither evaluation nor recomputed
+        activations move the bias.
         """
         assert isinstance(model, MoE)
-        generators = None
-        if model.training and model.config.jitter_noise > 0:
-            generators = [step.row_generator(row) for row in batch.rows.tolist()]
-        features, routings = model.encode(batch.inputs, generators=generators)
+        features, routings = self._encode(model, batch, step)
         nll = self._cross_entropy(model, batch, "mean", features)
         metrics = {"nll": nll.detach()}
         loss = nll
-        for name, weight, penalty in _penalties(model.config, routings):
+        for name, weight, penalty in _penalties(model.config, routings, step.totals):
             metrics[name] = penalty.detach()
             loss = loss + weight * penalty
         for (number, router), routing in zip(model.routers(), routings, strict=True):
-            if model.training and router.loads is not None:
+            if model.training:
                 router.loads += routing.counts
-            for name, value in _layer_metrics(router, routing).items():
+            for name, value in score_metrics(routing).items():
                 metrics[f"block{number}_{name}"] = value
         return Loss(loss, metrics)
+
+    def batch_totals(self, model: nn.Module, batch: Batch, step: Step) -> Tensor | None:
+        """(L, E): the tokens of each expert, where the balance loss multiplies their shares with
+        mean scores."""
+        assert isinstance(model, MoE)
+        if model.config.alpha == 0:
+            return None
+        _, routings = self._encode(model, batch, step)
+        return torch.stack([routing.counts for routing in routings]) if routings else None
+
+    def _encode(self, model: MoE, batch: Batch, step: Step) -> tuple[Tensor, list[Routing]]:
+        generators = None
+        if model.training and model.config.jitter_noise > 0:
+            generators = [step.row_generator(row) for row in batch.rows.tolist()]
+        return model.encode(batch.inputs, generators=generators)
 
     # -- optimisation ---------------------------------------------------------------------------
 
@@ -65,23 +78,33 @@ class MoEAdapter(DefaultModelAdapter):
     @torch.no_grad()
     def after_step(
         self, model: nn.Module, step: Step, optimizers: Sequence[torch.optim.Optimizer]
-    ) -> None:
-        """Moves each bias by the loads of the whole step, over micro-batches and ranks."""
+    ) -> dict[str, Tensor]:
+        """Moves each bias by the loads of the whole step, over micro-batches and ranks.
+
+        Returns: how even they were, and the largest bias."""
         assert isinstance(model, MoE)
-        routers = [router for _, router in model.routers()]
-        loads = [router.loads for router in routers if router.loads is not None]
-        if not loads:
-            return
-        counts = torch.stack(loads)  # (L, E)
+        metrics: dict[str, Tensor] = {}
+        routers = list(model.routers())
+        if not routers:
+            return metrics
+        counts = torch.stack([router.loads for _, router in routers])  # (L, E)
         if step.world_size > 1:
             dist.all_reduce(counts)
-        config = model.config
+        for (number, router), count in zip(routers, counts, strict=True):
+            found = load_metrics(count)
+            if router.choice_bias is not None:
+                self._move_bias(model.config, router, count, step.progress)
+                found["bias_max"] = router.choice_bias.abs().max()
+            metrics |= {f"block{number}_{name}": value for name, value in found.items()}
+            router.loads.zero_()
+        return metrics
+
+    @staticmethod
+    def _move_bias(config: MoEConfig, router: Router, counts: Tensor, progress: float) -> None:
         assert config.bias_update_rate is not None
         assert config.bias_freeze_frac is not None
-        for router, load, count in zip(routers, loads, counts, strict=True):
-            if step.progress < 1 - config.bias_freeze_frac:
-                router.update_bias(count, config.bias_update_rate)
-            load.zero_()
+        if progress < 1 - config.bias_freeze_frac:
+            router.update_bias(counts, config.bias_update_rate)
 
     # -- accounting -----------------------------------------------------------------------------
 
@@ -121,7 +144,7 @@ class MoEAdapter(DefaultModelAdapter):
             counts = counts + found if len(counts) else found
             weight = batch.inputs.numel()
             for row, routing in enumerate(routings):
-                entropies[row] += weight * load_metrics(routing)["router_entropy"].cpu()
+                entropies[row] += weight * score_metrics(routing)["router_entropy"].cpu()
             num_tokens += weight
         loads = counts / counts.mean(1, keepdim=True)  # (L, E)
         metrics: dict[str, float] = {}
@@ -141,25 +164,23 @@ class MoEAdapter(DefaultModelAdapter):
         return Inspection(metrics, (picture,))
 
 
-def _penalties(config: MoEConfig, routings: list[Routing]) -> list[tuple[str, float, Tensor]]:
-    """Name, weight and mean over layers of every loss beside the cross-entropy."""
+def _penalties(
+    config: MoEConfig, routings: list[Routing], totals: Tensor | None
+) -> list[tuple[str, float, Tensor]]:
+    """Name, weight and mean over layers of every loss beside the cross-entropy.
+
+    Args: totals: (L, E) tokens of each expert in the global batch, or None."""
+    counts: list[Tensor | None] = [None] * len(routings) if totals is None else [*totals]
     losses = {
-        "sequence_loss": (config.seq_aux_alpha, sequence_loss),
-        "balance_loss": (config.alpha, balance_loss),
-        "z_loss": (config.beta, z_loss),
+        "sequence_loss": (config.seq_aux_alpha, map(sequence_loss, routings)),
+        "balance_loss": (config.alpha, map(balance_loss, routings, counts)),
+        "z_loss": (config.beta, map(z_loss, routings)),
     }
     return [
-        (name, weight, torch.stack([loss(routing) for routing in routings]).mean())
-        for name, (weight, loss) in losses.items()
+        (name, weight, torch.stack(list(found)).mean())
+        for name, (weight, found) in losses.items()
         if weight and routings
     ]
-
-
-def _layer_metrics(router: Router, routing: Routing) -> dict[str, Tensor]:
-    metrics = load_metrics(routing)
-    if router.choice_bias is not None:
-        metrics["bias_max"] = router.choice_bias.abs().max()
-    return metrics
 
 
 def _active_parameters(model: MoE) -> int:

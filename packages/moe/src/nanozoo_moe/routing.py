@@ -31,11 +31,11 @@ class Router(nn.Module):
     """s = score(W h); the k experts with the largest s + b, weighted by s alone.
 
     `choice_bias` b moves by `update_bias` and by no gradient; `loads` counts the tokens of each
-    expert since it last moved. Reference: arXiv 2408.15664, algorithm 1; 2412.19437, eq. 12 to 16.
+    expert in the step so far. Reference: arXiv 2408.15664, algorithm 1; 2412.19437, eq. 12 to 16.
     """
 
     choice_bias: Tensor | None
-    loads: Tensor | None
+    loads: Tensor
 
     def __init__(self, config: MoEConfig) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(self.num_experts, config.model_dim))
         balanced = config.balance == "bias"
         bias = torch.zeros(self.num_experts, dtype=torch.float32) if balanced else None
-        loads = torch.zeros(self.num_experts, dtype=torch.int64) if balanced else None
+        loads = torch.zeros(self.num_experts, dtype=torch.int64)
         self.register_buffer("choice_bias", bias)
         self.register_buffer("loads", loads, persistent=False)
         self.init_weights()
@@ -92,13 +92,17 @@ class Router(nn.Module):
         self.choice_bias += rate * (error - error.mean())
 
 
-def balance_loss(routing: Routing) -> Tensor:
+def balance_loss(routing: Routing, counts: Tensor | None = None) -> Tensor:
     """E sum_i f_i P_i: f_i the share of choices that fall on expert i, without gradient, P_i its
     mean score, scores divided by their sum. 1 where either is uniform, E at worst (k = 1).
 
+    Args: counts: (E,) tokens of each expert in the global batch, of which this is a part; None
+        where it is the whole.
+
     Reference: arXiv 2101.03961, eq. 4 to 6, with f summing to 1 for any k.
     """
-    shares = routing.counts / routing.counts.sum()
+    counts = routing.counts if counts is None else counts
+    shares = counts / counts.sum()
     return len(shares) * (shares * _shares_of_score(routing).mean((0, 1))).sum()
 
 
@@ -119,19 +123,26 @@ def z_loss(routing: Routing) -> Tensor:
 
 
 @torch.no_grad()
-def load_metrics(routing: Routing) -> dict[str, Tensor]:
-    """How even the loads of one layer are, over these tokens.
+def load_metrics(counts: Tensor) -> dict[str, Tensor]:
+    """How even the loads of one layer are, from the tokens of each expert (E,).
 
     max_vio: the largest load over the mean, less 1 (arXiv 2408.15664, eq. 4). min_load: the
-    smallest over the mean. dead_experts: those without a token. router_entropy: of a token's scores
-    divided by their sum, nats. max_score: a token's largest, mean over tokens.
+    smallest over the mean. dead_experts: those without a token.
     """
-    loads = routing.counts / routing.counts.double().mean()
-    probs = _shares_of_score(routing)
+    loads = counts / counts.sum() * len(counts)
     return {
         "max_vio": loads.max() - 1,
         "min_load": loads.min(),
-        "dead_experts": (routing.counts == 0).sum(),
+        "dead_experts": (counts == 0).sum(),
+    }
+
+
+@torch.no_grad()
+def score_metrics(routing: Routing) -> dict[str, Tensor]:
+    """How sure a router is. router_entropy: of a token's scores divided by their sum, nats.
+    max_score: a token's largest. Both are means over tokens."""
+    probs = _shares_of_score(routing)
+    return {
         "router_entropy": torch.special.entr(probs).sum(-1).mean(),
         "max_score": routing.scores.amax(-1).mean(),
     }

@@ -17,6 +17,7 @@ from nanozoo_core.generation.draft_acceptance import inspect_drafts
 from nanozoo_core.multi_token_adapter import (
     MultiTokenAdapter,
     horizon_loss,
+    shares_of_targets,
     targets_of,
     weights_at,
 )
@@ -44,6 +45,9 @@ class MTMAdapter(MultiTokenAdapter):
             hidden = model.look_ahead(depth, hidden, read_by(batch, depth), angles)
             losses.append(horizon_loss(model, batch, depth + 1, hidden))
         together = torch.stack(losses)
+        shares = shares_of_targets(model, batch, step)
+        if shares is not None:
+            together = shares[1:] * together
         weight = weights_at(config.module_weight, step).to(together)
         metrics = {"nll": nll.detach(), "mtp_lambda": weight}
         for depth, loss in enumerate(together.detach(), start=1):

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from nanozoo_core.contract import Batch, Curves, Inspection, Loss, Step, Vocabulary
 from nanozoo_core.generation.draft_acceptance import inspect_drafts
-from nanozoo_core.multi_token_adapter import MultiTokenAdapter, targets_of, weights_at
+from nanozoo_core.multi_token_adapter import (
+    MultiTokenAdapter,
+    shares_of_targets,
+    targets_of,
+    weights_at,
+)
 from nanozoo_mtp.drafter import HeadDrafter
 from nanozoo_mtp.losses import horizon_losses, token_losses
 from nanozoo_mtp.model import MTP
@@ -24,7 +29,12 @@ class MTPAdapter(MultiTokenAdapter):
         """sum_i lambda_i L_i; a window without lookahead lacks targets at its end."""
         assert isinstance(model, MTP)
         weights = weights_at(model.config.loss_weights, step).to(batch.tokens.device)
-        loss, losses = horizon_losses(model, batch, weights)
+        shares = shares_of_targets(model, batch, step)
+        if shares is None:
+            loss, losses = horizon_losses(model, batch, weights)
+        else:
+            loss, losses = horizon_losses(model, batch, shares * weights)
+            losses = shares * losses
         return Loss(loss, dict(zip(_names(len(losses)), losses, strict=True)))
 
     # -- decoding -------------------------------------------------------------------------------
