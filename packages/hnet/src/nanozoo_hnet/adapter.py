@@ -53,11 +53,12 @@ class HNetAdapter(DefaultModelAdapter):
         nll = self._cross_entropy(model, batch, "mean", features)
         loss, metrics = nll, {"nll": nll.detach()}
         for s, (routing, ratio) in enumerate(zip(routings, config.ratios, strict=True)):
-            penalty, share, prob = ratio_loss(routing, ratio)
+            share, mean_prob = routing.share, routing.mean_prob
+            penalty = ratio_loss(share, mean_prob, ratio)
             if config.chunking == "dynamic":
                 loss = loss + config.ratio_loss_coef * penalty
             metrics[f"stage{s}_chunk_fraction"] = share
-            metrics[f"stage{s}_boundary_prob"] = prob.detach()
+            metrics[f"stage{s}_boundary_prob"] = mean_prob.detach()
             metrics[f"stage{s}_ratio_loss"] = penalty.detach()
         metrics |= self._chunk_metrics(model, batch.inputs, routings)
         return Loss(loss, metrics)

@@ -20,27 +20,35 @@ from nanozoo_core.nn.norms import rms_norm
 class Routing:
     """The decisions of one chunking in one forward pass."""
 
-    probs: Tensor  # (B, L) float32: p, the probability that a chunk starts here
+    probs: Tensor  # (B, L) float32 or wider: p, the probability that a chunk starts here
     boundaries: Tensor  # (B, L) bool: b
     valid: Tensor | None  # (B, L) bool: positions that are not padding; None means all are not
 
-    def mean(self, values: Tensor) -> Tensor:
-        """Float32 mean of (B, L) values over the positions that are not padding."""
+    @property
+    def share(self) -> Tensor:
+        """F: the share of positions at which a chunk starts, in the type of p, without gradient."""
+        return self._mean(self.boundaries.to(self.probs.dtype))
+
+    @property
+    def mean_prob(self) -> Tensor:
+        """G: the mean of p."""
+        return self._mean(self.probs)
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Of (B, L) values over the positions that are not padding."""
         if self.valid is None:
-            return values.float().mean()
-        return (values.float() * self.valid).sum() / self.valid.sum()
+            return values.mean()
+        return (values * self.valid).sum() / self.valid.sum()
 
 
-def ratio_loss(routing: Routing, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+def ratio_loss(share: Tensor, mean_prob: Tensor, ratio: float) -> Tensor:
     """Pulls the share of boundaries towards 1 / ratio (N), section 2.2.3.
 
-    Returns: R = N/(N-1) ((N-1) F G + (1-F)(1-G)), F the share of boundaries, which has no gradient,
-    and G the mean probability. R is 1 where both are 1/N, but that is a saddle: it can be less.
+    Returns: R = N/(N-1) ((N-1) F G + (1-F)(1-G)) of `share` F, which has no gradient, and of
+    `mean_prob` G. R is 1 where both are 1/N, but that is a saddle: it can be less.
     """
-    share = routing.mean(routing.boundaries)
-    prob = routing.mean(routing.probs)
-    loss = ratio / (ratio - 1) * ((ratio - 1) * share * prob + (1 - share) * (1 - prob))
-    return loss, share, prob
+    started, passed = (ratio - 1) * share * mean_prob, (1 - share) * (1 - mean_prob)
+    return ratio / (ratio - 1) * (started + passed)
 
 
 # -- deciding -----------------------------------------------------------------------------------
