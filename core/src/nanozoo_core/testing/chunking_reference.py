@@ -17,8 +17,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from nanozoo_core.contract import Batch, Step
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
 
 Sequence1d = list[Tensor]  # one vector per position
 
@@ -168,22 +172,14 @@ class ChunkingReference:
         mixed: list[list[Tensor]] = [[] for _ in u]
         for head in range(heads):
             own = slice(head * size, (head + 1) * size)
-            queries = [self.turn(q[own], t, number) for t, (q, _, _) in enumerate(projected)]
-            keys = [self.turn(k[own], t, number) for t, (_, k, _) in enumerate(projected)]
+            rotary = self.sizes.rotary[number]
+            queries = [turn(q[own], t, rotary) for t, (q, _, _) in enumerate(projected)]
+            keys = [turn(k[own], t, rotary) for t, (_, k, _) in enumerate(projected)]
+            values = [v[own] for _, _, v in projected]
             for t, query in enumerate(queries):
-                seen = range(0 if window < 0 else max(0, t - window), t + 1)
-                scores = torch.stack([query @ keys[s] for s in seen]) / math.sqrt(size)
-                shares = scores.exp() / scores.exp().sum()
-                mixed[t].append(shares @ torch.stack([projected[s][2][own] for s in seen]))
+                first = 0 if window < 0 else max(0, t - window)
+                mixed[t].append(attend(query, keys[first : t + 1], values[first : t + 1])[0])
         return [self.weights[f"{name}.out_proj.weight"] @ torch.cat(parts) for parts in mixed]
-
-    def turn(self, x: Tensor, position: int, number: int) -> Tensor:
-        """Channels i and i + R/2 turn by position / 10000^(2i/R); those from R on do not."""
-        half = self.sizes.rotary[number] // 2
-        angles = [position / 10000 ** (i / half) for i in range(half)]
-        cos, sin = (x.new_tensor([f(angle) for angle in angles]) for f in (math.cos, math.sin))
-        a, b = x[:half], x[half : 2 * half]
-        return torch.cat([a * cos - b * sin, a * sin + b * cos, x[2 * half :]])
 
     def mamba2(self, name: str, u: Sequence1d, number: int) -> Sequence1d:
         """h_t = a_t h_{t-1} + delta_t x_t b_t^T and y_t = h_t c_t + skip x_t in each head."""
@@ -214,6 +210,87 @@ class ChunkingReference:
             gated = torch.cat(parts) * silu(projected[t][:inner])
             out.append(w["out_proj.weight"] @ (rms(gated, self.sizes.eps) * w["norm.weight"]))
         return out
+
+
+def assert_is_the_reference(
+    adapter: DefaultModelAdapter,
+    model: Any,
+    batch: Batch,
+    reference: ChunkingReference,
+    ratio_loss_coef: float,
+    *,
+    reset: bool = False,
+) -> None:
+    """The model's logits, training loss and all gradients are those of the reference, which was
+    made with `weights_of(model)`; with `reset` it reads each document by itself."""
+    loss = adapter.training_loss(model, batch, Step(number=0, progress=0.0, seed=0)).value
+    loss.backward()
+    with torch.no_grad():
+        features, _ = model.encode(batch.inputs, batch.documents[:, :-1])
+        logits = (features @ model.output_weight.T).flatten(0, 1)
+
+    expected: Sequence1d = []
+    for row, numbers in zip(batch.inputs.tolist(), batch.documents.tolist(), strict=True):
+        starts = [t for t in range(1, len(row)) if reset and numbers[t] != numbers[t - 1]]
+        for start, end in pairwise([0, *starts, len(row)]):
+            expected += reference.logits(row[start:end])
+    targets = batch.targets.flatten().tolist()
+    nats = [z.exp().sum().log() - z[target] for z, target in zip(expected, targets, strict=True)]
+    wanted = torch.stack(nats).mean()
+    if reference.sizes.stride is None:
+        wanted = wanted + ratio_loss_coef * torch.stack(reference.ratio_losses()).sum()
+    wanted.backward()
+
+    for decided in reference.decisions:  # it would be no test if all or none were boundaries
+        assert 0.15 < decided.share < 0.85
+        assert min(abs(float(p.detach()) - 0.5) for p in decided.probs) > 1e-6
+    torch.testing.assert_close(logits, torch.stack(expected).detach(), rtol=1e-9, atol=1e-9)
+    assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-10)
+    for name, parameter in model.named_parameters():
+        gradient = reference.weights[name].grad
+        assert gradient is not None
+        assert gradient.abs().max() > 1e-6, f"nothing depends on {name}"
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-9, msg=name)
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies by name, for which gradients can be asked."""
+    named = model.named_parameters()
+    return {name: parameter.detach().clone().requires_grad_() for name, parameter in named}
+
+
+def perturb(model: nn.Module) -> nn.Module:
+    """The model in float64, in which nothing is zero, one or the identity any more."""
+    generator = torch.Generator().manual_seed(0)
+    model = model.double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.3 * noise)
+    return model
+
+
+def exact_angles(positions: Tensor, count: int, *, base: float = 1e4) -> tuple[Tensor, Tensor]:
+    """In float64, instead of core's `rotary_angles`, which are float32 whatever the model is."""
+    exponent = torch.arange(0, count, 2, dtype=torch.float64) / count
+    angles = positions.double()[..., None] * base**-exponent
+    return angles.cos(), angles.sin()
+
+
+def attend(query: Tensor, keys: Sequence1d, values: Sequence1d) -> tuple[Tensor, Tensor]:
+    """The mean of `values` (at least one) by softmax of query-key products, and its weights."""
+    scores = torch.stack([query @ key for key in keys]) / math.sqrt(len(query))
+    shares = scores.exp() / scores.exp().sum()
+    return shares @ torch.stack(values), shares
+
+
+def turn(x: Tensor, position: int, channels: int) -> Tensor:
+    """Channels i and i + R/2 turn by position / 10000^(2i/R), R = `channels`; all others do not."""
+    half = channels // 2
+    angles = [position / 10000 ** (i / half) for i in range(half)]
+    cos, sin = (x.new_tensor([f(angle) for angle in angles]) for f in (math.cos, math.sin))
+    a, b = x[:half], x[half : 2 * half]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos, x[2 * half :]])
 
 
 def rms(x: Tensor, eps: float) -> Tensor:
