@@ -155,7 +155,7 @@ def test_padding_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def run() -> list[Tensor]:
         model.zero_grad()
         features, routings = model.encode(tokens)
-        losses = [ratio_loss(routing, 3.0)[0] for routing in routings]
+        losses = [ratio_loss(routing.share, routing.mean_prob, 3.0) for routing in routings]
         (features.square().sum() + sum(losses)).backward()
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         return [features.detach(), *(loss.detach() for loss in losses), *grads]

@@ -12,6 +12,7 @@ class TestContract(ModelContract):
 import pytest
 
 pytest.register_assert_rewrite("nanozoo_core.testing.contract_kit")
+pytest.register_assert_rewrite("nanozoo_core.testing.chunking_reference")
 pytest.register_assert_rewrite("nanozoo_core.testing.decoding")
 pytest.register_assert_rewrite("nanozoo_core.testing.multi_token")
 pytest.register_assert_rewrite("nanozoo_core.testing.speculation")

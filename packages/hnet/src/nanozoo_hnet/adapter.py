@@ -61,11 +61,12 @@ class HNetAdapter(DefaultModelAdapter):
         loss, metrics = nll, {"nll": nll.detach()}
         for s, (routing, ratio) in enumerate(zip(routings, config.ratios, strict=True)):
             totals = None if step.totals is None else step.totals[s]
-            penalty, share, prob = ratio_loss(routing, ratio, totals, step.num_parts)
+            share, mean_prob = routing.means_of(totals, step.num_parts)
+            penalty = ratio_loss(share, mean_prob, ratio)
             if config.chunking == "dynamic":
                 loss = loss + config.ratio_loss_coef * penalty
             metrics[f"stage{s}_chunk_fraction"] = share
-            metrics[f"stage{s}_boundary_prob"] = prob.detach()
+            metrics[f"stage{s}_boundary_prob"] = mean_prob.detach()
             metrics[f"stage{s}_ratio_loss"] = penalty.detach()
         metrics |= self._chunk_metrics(model, batch.inputs, routings)
         return Loss(loss, metrics)

@@ -20,42 +20,49 @@ from nanozoo_core.nn.norms import rms_norm
 class Routing:
     """The decisions of one chunking in one forward pass."""
 
-    probs: Tensor  # (B, L) float32: p, the probability that a chunk starts here
+    probs: Tensor  # (B, L) float32 or wider: p, the probability that a chunk starts here
     boundaries: Tensor  # (B, L) bool: b
     valid: Tensor | None  # (B, L) bool: positions that are not padding; None means all are not
 
-    def mean(self, values: Tensor) -> Tensor:
-        """Float32 mean of (B, L) values over the positions that are not padding."""
+    @property
+    def share(self) -> Tensor:
+        """F: the share of positions at which a chunk starts, in the type of p, without gradient."""
+        return self._mean(self.boundaries.to(self.probs.dtype))
+
+    @property
+    def mean_prob(self) -> Tensor:
+        """G: the mean of p."""
+        return self._mean(self.probs)
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Of (B, L) values over the positions that are not padding."""
         if self.valid is None:
-            return values.float().mean()
-        return (values.float() * self.valid).sum() / self.valid.sum()
+            return values.mean()
+        return (values * self.valid).sum() / self.valid.sum()
 
     def counts(self) -> Tensor:
         """(2,) int64: boundaries, and positions that are not padding."""
         positions = torch.ones_like(self.boundaries) if self.valid is None else self.valid
         return torch.stack([self.boundaries.sum(), positions.sum()])
 
+    def means_of(self, totals: Tensor | None, num_parts: int) -> tuple[Tensor, Tensor]:
+        """F and G, or what stands for them where this is one of `num_parts` parts of a batch with
+        these `counts` in all: F of the whole, and the part's sum of p over the mean number of
+        positions of a part, so that the mean over the parts is G of the whole."""
+        if totals is None:
+            return self.share, self.mean_prob
+        weight = num_parts * self.counts()[1] / totals[1]
+        return (totals[0] / totals[1]).to(self.probs.dtype), weight * self.mean_prob
 
-def ratio_loss(
-    routing: Routing, ratio: float, totals: Tensor | None = None, num_parts: int = 1
-) -> tuple[Tensor, Tensor, Tensor]:
+
+def ratio_loss(share: Tensor, mean_prob: Tensor, ratio: float) -> Tensor:
     """Pulls the share of boundaries towards 1 / ratio (N), section 2.2.3.
 
-    Args:
-        totals: (2,) int64, `counts` of the whole global batch, of which this is one of `num_parts`
-            parts; None where it is the whole. F and the positions under G's mean are then those of
-            the whole, so that the mean of R over the parts is R of the whole.
-
-    Returns: R = N/(N-1) ((N-1) F G + (1-F)(1-G)), F the share of boundaries, which has no gradient,
-    and G the mean probability. R is 1 where both are 1/N, but that is a saddle: it can be less.
+    Returns: R = N/(N-1) ((N-1) F G + (1-F)(1-G)) of `share` F, which has no gradient, and of
+    `mean_prob` G. R is 1 where both are 1/N, but that is a saddle: it can be less.
     """
-    share = routing.mean(routing.boundaries)
-    prob = routing.mean(routing.probs)
-    if totals is not None:
-        share = (totals[0] / totals[1]).float()
-        prob = prob * (num_parts * routing.counts()[1] / totals[1])
-    loss = ratio / (ratio - 1) * ((ratio - 1) * share * prob + (1 - share) * (1 - prob))
-    return loss, share, prob
+    started, passed = (ratio - 1) * share * mean_prob, (1 - share) * (1 - mean_prob)
+    return ratio / (ratio - 1) * (started + passed)
 
 
 # -- deciding -----------------------------------------------------------------------------------
