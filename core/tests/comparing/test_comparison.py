@@ -66,7 +66,10 @@ def test_compare_trains_reports_and_goes_on(
     rows = list(csv.DictReader((folder / "results.csv").open()))
     assert [row["label"] for row in rows] == ["toy", "wide"]
     assert {row["steps"] for row in rows} == {"6"}
-    assert "## Failed" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert "## Failed" in report
+    header, _, *places = [line.split(" | ") for line in report.splitlines() if " | " in line]
+    assert [place[header.index("optimiser")] for place in places[:2]] == ["muon", "muon"]
     for name in ("report.html", "ranking.png", "curves.png"):
         assert (folder / name).stat().st_size > 5000
 
@@ -125,7 +128,13 @@ def make_run(folder: Path, *, seed: int = 0, bpb: float = 2.0, **config: object)
         "baselines_bpb": {"zlib": 2.5}, "git_commit": None,
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
-    settings = {"model": "toy", "seed": seed, "data": {"seq_len": 32}, **config}
+    settings = {
+        "model": "toy",
+        "seed": seed,
+        "data": {"seq_len": 32},
+        "optim": {"name": "adamw"},
+        **config,
+    }
     (folder / "config.yaml").write_text(json.dumps(settings))
     rows = [
         {"step": n, "bytes": 1000 * n, "flops": 1e6 * n, "seconds": n, "train_bpb": 4.0 - n / 10}

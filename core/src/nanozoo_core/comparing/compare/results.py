@@ -70,9 +70,18 @@ class Entry:
         )
 
     @cached_property
+    def config(self) -> dict[str, Any]:
+        """The settings that all runs share: those of the first."""
+        return RunFolder(self.runs[0].folder).read_config()
+
+    @property
+    def optimizer(self) -> str:
+        return str(self.config["optim"]["name"])
+
+    @property
     def context_bytes(self) -> float:
         """The text that a window holds on average: what the model can look back on."""
-        config = RunFolder(self.runs[0].folder).read_config()
+        config = self.config
         per_token = self.first["val_bytes"] / self.first["val_tokens"]
         return float(config["data"]["seq_len"] * per_token)
 

@@ -46,6 +46,7 @@ COLUMNS = (
         lambda p: p.entry.mean,
     ),
     Column("seeds", "", lambda p: str(len(p.entry.runs)), lambda p: float(len(p.entry.runs))),
+    Column("optimiser", "`optim.name`", lambda p: p.entry.optimizer, lambda p: None),
     _number("parameters", "of the model in training", lambda e: e.median("params")),
     _number("active", "parameters that one token uses", active),
     _number("text read", "in training", lambda e: e.median("train_bytes"), "B"),
