@@ -146,7 +146,8 @@ def test_adamw_multiplies_rates_by_stage() -> None:
 
 
 def test_muon_takes_matrices_of_blocks_and_ignores_width() -> None:
-    model = build(TWO_STAGES)
+    with torch.device("meta"):
+        model = build({"preset": "hnet_2stage", "ssm_cfg": {"head_dim": 32}})  # of 24 heads
     groups = groups_by_name(model, from_defaults(OptimConfig, name="muon"))
     stages = model.parameter_stages()
     muon = {name for name, group in groups.items() if group.optimizer == "muon"}
@@ -163,12 +164,18 @@ def test_muon_takes_matrices_of_blocks_and_ignores_width() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_what_does_not_decay(optimizer: Any) -> None:
-    model = build(SMALL)
+    """At a width at which Muon would take the step sizes of the scan: 32 heads of 64 channels."""
+    wide = {"model_dim": [1024, 1536], "num_heads": [16, 16], "ssm_cfg": {"head_dim": 64}}
+    with torch.device("meta"):
+        model = build(SMALL | wide)
     groups = groups_by_name(model, from_defaults(OptimConfig, name=optimizer, weight_decay=0.1))
     free = ("norm", "bias", "embedding", "A_log", "skip", "vector", "chunker", "conv", "dt_proj")
     for name, group in groups.items():
-        if any(part in name for part in free):
+        is_free = any(part in name for part in free)
+        if is_free:
             assert (group.optimizer, group.weight_decay) == ("adamw", 0.0), name
+        elif group.optimizer == "adamw":
+            assert group.weight_decay == 0.1, name
     residual = groups["stage.residual.weight"]
     assert (residual.optimizer, residual.weight_decay) == ("adamw", 0.1)
 
@@ -257,6 +264,12 @@ def test_flops_are_those_that_torch_counts(layout: list[Any], ratios: list[float
         model(words(2, 128))
     expected = ADAPTER.flops_per_token(model.config, 128) / 3
     assert counter.get_total_flops() / (2 * 128) == pytest.approx(expected, rel=1e-6)
+
+
+def test_attention_costs_its_window_and_its_own_position() -> None:
+    attention = build(SMALL | {"window_size": [-1, 5]}).stage.inner.network.blocks[0].mixer
+    lengths = torch.tensor([4.0, 100.0])
+    assert attention.flops(lengths).tolist() == [4 * 48 * 4, 4 * 48 * 6]
 
 
 def test_measured_flops_follow_the_chunks() -> None:

@@ -202,6 +202,23 @@ def test_a_router_that_always_cuts_is_the_fixed_stride_of_one(
     assert 0 < (found - expected).abs().max() < 1e-3  # the clamp holds back 1e-4 of each chunk
 
 
+def test_a_probability_of_one_half_starts_no_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(self: Router, x: Tensor, tokens: Tensor, starts: Tensor | None) -> Tensor:
+        return torch.full(x.shape[:2], 0.5).index_fill(1, torch.tensor([0]), 1.0)
+
+    model, tokens = build(SMALL, noise=0.02), text(2, 20)
+    monkeypatch.setattr(Router, "forward", half)
+    assert boundaries(model, tokens)[0].sum(1).tolist() == [1, 1]
+    cache = model.init_cache(2, 20)
+    model.read(tokens[:, :10], torch.tensor([10, 10]), cache)
+    state = cache.state.chunker
+    monkeypatch.setattr(Router, "step", lambda self, x, tokens, old: (x[:, 0] * 0 + 0.5, state))
+    calls = []
+    monkeypatch.setattr(model.stage.inner, "step", lambda *args: calls.append(args))
+    model(tokens[:, 10:11], cache=cache)
+    assert calls == []
+
+
 def test_capacity_keeps_the_first_boundaries_and_only_in_training() -> None:
     model, tokens = build(SMALL | {"capacity": 0.1}), text(2, 60)
     seen = []

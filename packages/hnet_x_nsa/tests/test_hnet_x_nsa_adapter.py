@@ -61,13 +61,19 @@ def tokens(batch: int, length: int) -> torch.Tensor:
 
 
 def test_gates_and_positions_are_adamws_without_decay() -> None:
-    model = build(chunk_pool="mlp", chunking="fixed", unpool="mlp")
-    groups = ADAPTER.optimizer_groups(model, from_defaults(OptimConfig, weight_decay=0.1))
-    found = {name: group for group in groups for name in group.names}
+    """At sizes at which Muon would take them: 36 gates, blocks of 32 positions, 17 pooled ones."""
+    ways = {"chunk_pool": "mlp", "pool_window": 17, "chunking": "fixed", "unpool": "mlp"}
+    sizes = {"preset": "hnet_x_nsa_2stage", "vocab_size": 258, "seq_len": 32768}
+    with torch.device("meta"):
+        model = HNetXNSA(model_config("hnet_x_nsa", sizes | ways | {"ssm_cfg": {"head_dim": 32}}))
+    optim = from_defaults(OptimConfig, name="muon", weight_decay=0.1)
+    found = {name: g for g in ADAPTER.optimizer_groups(model, optim) for name in g.names}
     assert len(found) == len(list(model.parameters()))
-    free = [name for name in found if name.endswith(("gate_weight", "gate_bias", "positions"))]
-    assert len(free) == 2 * 4 + 1  # two mixers with two compressors each; pooling
-    assert all(found[n].optimizer == "adamw" and found[n].weight_decay == 0 for n in free)
+    gates = ("gate_weight", "gate_bias")
+    free = [name for name in found if name.endswith((*gates, "positions", "dt_proj.weight"))]
+    assert len(free) == 12 * 4 + 12 + 2  # mixers with two compressors; scans; two of pooling
+    assert all((found[n].optimizer, found[n].weight_decay) == ("adamw", 0.0) for n in free)
+    assert all(found[f"{s}.residual.weight"].weight_decay == 0.1 for s in ("stage", "stage.inner"))
     matrices = ("pooling.up", "pooling.down", "unpooling.up", "unpooling.down", "qkv", "out_proj")
     muon = {name for name, group in found.items() if group.optimizer == "muon"}
     assert {n for n in found if n.endswith(tuple(f"{m}.weight" for m in matrices))} <= muon

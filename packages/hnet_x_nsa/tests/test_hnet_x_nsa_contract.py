@@ -17,6 +17,16 @@ class TestContract(ModelContract):
         "nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4},
     }
     entropy_steps = 150
+    own_roles = {  # noqa: RUF012
+        "stage.encoder.blocks.*.mixer.dt_proj.weight": "vector",
+        "stage.decoder.blocks.*.mixer.dt_proj.weight": "vector",
+        "stage.chunker.query.weight": "vector",
+        "stage.chunker.key.weight": "vector",
+        "stage.residual.weight": "head",
+        "stage.inner.network.blocks.*.mixer.gate_weight": "vector",
+        "stage.inner.network.blocks.*.mixer.compress_keys.positions": "vector",
+        "stage.inner.network.blocks.*.mixer.compress_values.positions": "vector",
+    }
 
     def builds_on(self) -> tuple[str, ...]:
         return ("hnet", "nsa")
@@ -48,6 +58,15 @@ class TestLadder(ModelContract):
         "rotary_emb_dim": 8,
         "window_size": 15,
         "nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4},
+    }
+    own_roles = {  # noqa: RUF012
+        "stage.residual.weight": "head",
+        "stage.inner.residual.weight": "head",
+        "stage.pooling.positions": "vector",
+        "stage.inner.pooling.positions": "vector",
+        "stage.inner.inner.network.blocks.*.mixer.gate_weight": "vector",
+        "stage.inner.inner.network.blocks.*.mixer.compress_keys.positions": "vector",
+        "stage.inner.inner.network.blocks.*.mixer.compress_values.positions": "vector",
     }
     gradient_steps = 3  # V_2 and U_2 start at zero, and so do phi's outputs behind them
 
