@@ -198,3 +198,19 @@ def test_text_is_drawn_at_the_depth_asked_for():
     assert draw(model, num_steps=1) == draw(build(eval_recurrence=1))
     assert draw(model, num_steps=1, use_cache=False) == draw(build(eval_recurrence=1))
     assert draw(model) == draw(build(eval_recurrence=4))  # and the model's own depth is back
+
+
+@pytest.mark.parametrize("changes", [{}, {"exit_criterion": "latent"}, {"kv_budget": 2}], ids=str)
+@pytest.mark.parametrize("num_tokens", [13, 14, 40])
+def test_past_the_window_the_older_half_is_dropped(changes, num_tokens):
+    """Positions, and with them the initial states, start again at 0."""
+    model = build(seq_len=16, **changes)
+    window, expected = [3, 1, 4], []
+    for _ in range(num_tokens):
+        expected.append(int(model(torch.tensor([window]))[0, -1].argmax()))
+        window.append(expected[-1])
+        if len(window) > 16:
+            window = window[-8:]
+    settings = {"max_tokens": num_tokens, "temperature": 0.0}
+    assert draw(model, **settings) == expected
+    assert draw(model, **settings, use_cache=False) == expected
