@@ -13,6 +13,7 @@ from nanozoo_core.errors import ConfigError
 from nanozoo_core.optim.groups import default_roles
 from nanozoo_core.testing.laws import (
     assert_causal,
+    assert_dropped,
     assert_padding_changes_nothing,
     bits_of_period_two,
     perturb,
@@ -248,6 +249,43 @@ def test_dropout_acts_in_training_alone():
     assert not torch.equal(model(tokens), model(tokens))
     model.eval()
     assert torch.equal(model(tokens), model(tokens))
+
+
+@torch.no_grad()
+def test_dropout_acts_on_the_embedding_and_on_the_output_of_every_layer():
+    model = build_perturbed(dropout=0.25, model_dim=64).double()
+    tokens, seen = random_tokens(), {}
+
+    def keep(name, module, which):
+        module.register_forward_hook(lambda _, read, made: seen.update({name: (read, made)[which]}))
+
+    for layer, block in enumerate(model.h):
+        for part in (block.attn, block.mlp):
+            name = f"{layer}.{type(part).__name__}"
+            keep(name, part, 1)
+            keep(f"{name}, whole", part.c_proj, 1)
+    keep("stream", model.h[0], 0)
+    model(tokens)
+    stream = model.embedding(tokens) + model.pos_embed.weight[:LENGTH]
+    assert_dropped(seen["stream"][0], stream, 0.25)
+    outputs = [name for name in seen if f"{name}, whole" in seen]
+    assert len(outputs) == 2 * len(model.h)
+    for name in outputs:
+        assert_dropped(seen[name], seen[f"{name}, whole"], 0.25)
+
+
+@torch.no_grad()
+def test_dropout_acts_on_the_weights_of_attention():
+    """With values of 1 the first position's result is its one weight."""
+    model = build_perturbed(dropout=0.25).double()
+    attn = model.h[0].attn
+    attn.c_attn.weight[64:].zero_()
+    attn.c_attn.bias[64:].fill_(1)
+    results = []
+    attn.c_proj.register_forward_hook(lambda _, read, made: results.append(read[0][:, 0]))
+    model(random_tokens(500, 1))
+    heads = results[0].unflatten(-1, (4, -1))[..., 0]  # (B, H)
+    assert_dropped(heads, torch.ones_like(heads), 0.25)
 
 
 def test_fewer_tokens_than_the_tokenizer_has_are_refused():

@@ -7,6 +7,7 @@ from nanozoo_core.testing import ModelContract
 
 class TestContract(ModelContract):
     model = "hnet_x_nsa"
+    bfloat16_tolerance = 1e-2  # rounding moves a boundary or a choice of blocks now and then
     tiny = {  # noqa: RUF012
         "model_dim": [32, 48],
         "mlp_dim": [0, 64],

@@ -101,6 +101,20 @@ def test_with_one_seed_the_shared_weights_are_the_control_s() -> None:
     assert all(torch.equal(model[name], p) for name, p in control.named_parameters())
 
 
+def test_routing_starts_by_its_table() -> None:
+    torch.manual_seed(0)
+    sizes = {"model_dim": 1024, "predictor_dim": 64, "num_layers": 2, "capacity": 0.125}
+    (block,) = MoD(model_config("mod", SMALL | sizes)).routed_blocks
+    assert float(block.router.detach().std()) == pytest.approx(0.55 / 32, rel=0.1)
+    assert float(block.predictor_in.detach().std()) == pytest.approx(1 / 32, rel=0.02)
+    assert float(block.predictor_out.detach().std()) == pytest.approx(1 / 8, rel=0.3)
+    assert not block.predictor_in_bias.any()
+    # As likely to take a token as the capacity has it.
+    assert float(block.predictor_out_bias.detach().sigmoid()) == pytest.approx(0.125)
+    (raw,) = MoD(model_config("mod", SMALL | sizes | {"router_input": "raw"})).routed_blocks
+    assert float(raw.router.detach().std()) == pytest.approx(1 / 32, rel=0.1)
+
+
 # -- the choice in training --------------------------------------------------------------------
 
 

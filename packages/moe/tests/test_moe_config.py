@@ -19,14 +19,25 @@ def test_null_is_the_tiny_recipe():
     assert (config.balance, config.bias_update_rate, config.seq_aux_alpha) == ("bias", 1e-2, 1e-4)
     assert (config.alpha, config.beta) == (0, 0)
     assert config.routed_scale == 2**0.5
+    assert config.first_k_dense == 1
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_the_routing(name):
     config = model_config("moe", {"preset": name})
     assert {key: getattr(config, key) for key in PRESETS[name]} == PRESETS[name]
-    assert (config.alpha, config.beta, config.bias_update_rate) == (0.01, 0.001, 0)
+    assert (config.alpha, config.bias_update_rate, config.seq_aux_alpha) == (0.01, 0, 0)
+    assert config.routed_scale == 1
     assert config.expert_dim * config.routed[1] == config.mlp_dim
+
+
+def test_mixtral_has_no_dense_layer_and_no_z_loss():
+    config = model_config("moe", {"preset": "moe_mixtral"})
+    assert (config.first_k_dense, config.beta) == (0, 0)
+    assert model_config("moe", {"preset": "moe_olmoe"}).beta == 0.001
+    assert model_config("moe", {"balance": "loss", "score_func": "softmax"}).beta == 0.001
+    with pytest.raises(ConfigError, match=r"beta=0.01 contradicts model_cfg.preset=moe_mixtral"):
+        model_config("moe", {"preset": "moe_mixtral", "beta": 0.01})
 
 
 def test_a_preset_refuses_another_routing_and_accepts_its_own_again():

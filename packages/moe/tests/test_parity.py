@@ -20,12 +20,14 @@ SIZES = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
-OURS = {"model_dim": DIM, "num_heads": 2, "moe_hidden": HIDDEN, "num_experts": EXPERTS}
+OURS = {"model_dim": DIM, "num_heads": 2, "moe_hidden": HIDDEN}
 
 
 def make_ours(**settings):
+    """The mixture of a preset as it is, or one of EXPERTS by the settings."""
     torch.manual_seed(0)
-    mixture = MixtureOfExperts(model_config("moe", OURS | {"top_k": TOP_K} | settings))
+    counts = {} if "preset" in settings else {"num_experts": EXPERTS, "top_k": TOP_K}
+    mixture = MixtureOfExperts(model_config("moe", OURS | counts | settings))
     with torch.no_grad():
         for parameter in mixture.parameters():
             parameter.normal_(std=0.3)
@@ -42,7 +44,7 @@ def assert_parity(ours, theirs):
     ranked = routing.scores
     if ours.router.choice_bias is not None:
         ranked = ranked + ours.router.choice_bias
-    best = ranked.topk(TOP_K + 1, dim=-1).values
+    best = ranked.topk(ours.router.top_k + 1, dim=-1).values
     assert (best[..., -2] - best[..., -1]).min() > 1e-5  # else rounding may choose another expert
 
     mine, copy = h.clone().requires_grad_(), h.clone().requires_grad_()
@@ -57,22 +59,23 @@ def assert_parity(ours, theirs):
     assert (ours.router.weight.grad - router).norm() < 1e-5 * router.norm()
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-def test_olmoe(normalize):
+def test_olmoe():
+    from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
+
+    sizes = SIZES | {"num_experts_per_tok": 8, "num_experts": 64}
+    config = transformers.OlmoeConfig(**sizes, intermediate_size=HIDDEN)
+    assert not config.norm_topk_prob
+    assert_parity(make_ours(preset="moe_olmoe"), OlmoeSparseMoeBlock(config))
+
+
+def test_olmoe_with_weights_that_sum_to_one():
     from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
     config = transformers.OlmoeConfig(
-        **SIZES,
-        intermediate_size=HIDDEN,
-        num_experts=EXPERTS,
-        norm_topk_prob=normalize,
+        **SIZES, intermediate_size=HIDDEN, num_experts=EXPERTS, norm_topk_prob=True
     )
     ours = make_ours(
-        num_shared_experts=0,
-        score_func="softmax",
-        norm_topk_prob=normalize,
-        balance="loss",
-        routed_scaling_factor=1.0,
+        num_shared_experts=0, score_func="softmax", balance="loss", routed_scaling_factor=1.0
     )
     assert_parity(ours, OlmoeSparseMoeBlock(config))
 
@@ -80,13 +83,26 @@ def test_olmoe(normalize):
 def test_mixtral():
     from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
-    config = transformers.MixtralConfig(
-        **SIZES, intermediate_size=HIDDEN, num_local_experts=EXPERTS
-    )
-    ours = make_ours(
-        num_shared_experts=0, score_func="softmax", balance="loss", routed_scaling_factor=1.0
-    )
-    assert_parity(ours, MixtralSparseMoeBlock(config))
+    sizes = SIZES | {"num_experts_per_tok": 2, "num_local_experts": 8}
+    config = transformers.MixtralConfig(**sizes, intermediate_size=HIDDEN)
+    assert_parity(make_ours(preset="moe_mixtral"), MixtralSparseMoeBlock(config))
+
+
+@torch.no_grad()
+def test_mixtral_without_transformers():
+    """Softmax over the two largest logits (arXiv 2401.04088, section 2.1), token by token."""
+    ours = make_ours(preset="moe_mixtral").double()
+    h = torch.randn(1, 9, DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = ours(h)[0][0]
+    for x, y in zip(h[0], found, strict=True):
+        logits = ours.router.weight @ x
+        chosen = sorted(range(8), key=lambda e: -float(logits[e]))[:2]
+        shares = torch.stack([logits[e] for e in chosen]).softmax(0)
+        expected = sum(
+            share * (ours.down[e] @ torch.relu(ours.up[e] @ x).square())
+            for share, e in zip(shares, chosen, strict=True)
+        )
+        torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_deepseek_v3():

@@ -36,6 +36,19 @@ def test_all_problems_come_at_once():
     assert len(caught.value.problems) == 3
 
 
+@pytest.mark.parametrize(("layers", "alpha"), [(4, 0.25), (10, 0.1)])
+def test_alpha_starts_at_one_over_the_layers_where_it_is_null(layers, alpha):
+    assert make_config(num_layers=layers, alpha_init=None).first_alpha == pytest.approx(alpha)
+    assert make_config(num_layers=layers, alpha_init=0.3).first_alpha == 0.3
+
+
+@pytest.mark.parametrize(
+    ("ratio", "dim", "width"), [(2.667, 128, 320), (4, 128, 512), (2.9, 128, 384), (0.1, 32, 64)]
+)
+def test_the_mlp_has_the_nearest_width_of_64_each(ratio, dim, width):
+    assert make_config(mlp_ratio=ratio, model_dim=dim).mlp_dim == width
+
+
 def check(*overrides):
     return training_config(compose_config(["model=ngpt", *overrides]))
 

@@ -10,6 +10,7 @@ class TestContract(ModelContract):
     tiny = {"num_layers": 2, "model_dim": 32, "num_heads": 2}  # noqa: RUF012
     initial_loss_above_uniform = (-0.02, 0.06)  # logits have variance 1 / model_dim
     gradient_steps = 1  # nothing starts at zero
+    bfloat16_perturbation = 0.3  # the steps of a block are short
 
     def num_parameters(self, config):
         dim, hidden = config.model_dim, config.mlp_dim

@@ -16,7 +16,7 @@ from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_ngpt.adapter import Adapter
 from nanozoo_ngpt.config import NGPTConfig
-from nanozoo_ngpt.model import NGPT, UnitEmbedding, UnitLinear, project_, scaled_linear
+from nanozoo_ngpt.model import NGPT, Scale, UnitEmbedding, UnitLinear, project_, scaled_linear
 
 VOCAB, LENGTH = 61, 24
 SMALL = {"vocab_size": VOCAB, "seq_len": LENGTH, "num_layers": 2, "model_dim": 32, "num_heads": 4}
@@ -45,9 +45,14 @@ def tokens(batch=2, length=LENGTH, seed=1):
     return torch.randint(VOCAB, (batch, length), generator=generator)
 
 
+# The axis along which vectors are of unit length, by the paper: rows where the matrix reads the
+# stream, columns where it writes to it.
+AXES = {"embedding": 1, "head": 1, "qkv": 1, "up": 1, "out": 0, "down": 0}
+
+
 def unit_weights(model):
     return {
-        name: (module.weight, module.axis)
+        name: (module.weight, AXES[name.split(".")[-1]])
         for name, module in model.named_modules()
         if isinstance(module, UnitLinear | UnitEmbedding)
     }
@@ -79,15 +84,56 @@ def train(model, optim, num_steps=5):
 
 
 def test_the_axis_that_faces_the_stream_is_normalised():
+    """W_o is square here: its axis is told by moving it off the sphere and back."""
     model = build()
     dim, hidden = model.config.model_dim, model.config.mlp_dim
-    lengths = {
-        name.split(".")[-1]: weight.shape[axis]
-        for name, (weight, axis) in unit_weights(model).items()
-    }
-    assert set(lengths) == {"embedding", "head", "qkv", "out", "up", "down"}
-    assert set(lengths.values()) == {dim}
+    assert {name.split(".")[-1] for name in unit_weights(model)} == set(AXES)
+    assert {weight.shape[axis] for weight, axis in unit_weights(model).values()} == {dim}
     assert hidden != dim
+    generator = torch.Generator().manual_seed(4)
+    expected = {}
+    for name, (weight, axis) in unit_weights(model).items():
+        weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+        wide = weight.detach().double()
+        expected[name] = wide / torch.linalg.vector_norm(wide, dim=axis, keepdim=True)
+    model.project()
+    for name, (weight, _) in unit_weights(model).items():
+        torch.testing.assert_close(weight.double(), expected[name], rtol=1e-6, atol=1e-7)
+
+
+def test_reparametrised_weights_are_of_unit_length_along_the_same_axes():
+    model = build(weight_norm="reparam")
+    for name, module in model.named_modules():
+        if isinstance(module, UnitLinear | UnitEmbedding):
+            module.weight.data += 0.1 * torch.randn(module.weight.shape)
+            norms = torch.linalg.vector_norm(module.unit_weight(), dim=AXES[name.split(".")[-1]])
+            torch.testing.assert_close(norms, torch.ones_like(norms), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ({}, {"alpha": 32**-0.5, "sqk": 32**-0.5, "suv": 1.0, "sz": 32**-0.5}),
+        (
+            {"alpha_scale": 0.3, "sqk_scale": 0.4, "sz_scale": 0.5},
+            {"alpha": 0.3, "sqk": 0.4, "suv": 1.0, "sz": 0.5},
+        ),
+    ],
+    ids=["published", "set"],
+)
+def test_scales_are_stored_at_their_sizes_and_start_at_their_values(changes, sizes):
+    """The size is a factor on the rate: Adam moves what is stored by the rate alike."""
+    model = build(alpha_init=0.07, **changes)
+    seen = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, Scale):
+            continue
+        kind = name.split(".")[-1].split("_")[0]
+        seen.add(kind)
+        value = 0.07 if kind == "alpha" else 1.0
+        for found, expected in ((module.stored, sizes[kind]), (module(), value)):
+            torch.testing.assert_close(found, torch.full_like(found, expected))
+    assert seen == set(sizes)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

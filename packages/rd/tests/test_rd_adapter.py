@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rd_models import VOCAB, build, make_config, random_tokens, think
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,6 +12,7 @@ from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Draw, Step
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
+from nanozoo_core.testing.training import gradients
 from nanozoo_core.training.distributed import LossModule
 from nanozoo_rd.adapter import RDAdapter, draw_step, forward_flops, state_metrics
 from nanozoo_rd.config import RDConfig
@@ -26,9 +28,28 @@ def test_the_loss_is_the_score_at_the_drawn_depth_and_state():
     depth, key = draw_step(model.config, step)
     state = model.initial_state(key, torch.arange(16), torch.arange(3))
     logits, _ = think(model, tokens[:, :-1], depth, state=state)
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
     torch.testing.assert_close(loss.value, expected, rtol=1e-5, atol=1e-6)
     assert float(loss.metrics["depth"]) == depth
+
+
+@pytest.mark.parametrize("k_trunc", [2, "full"])
+def test_the_loss_reaches_the_last_iterations_alone(k_trunc):
+    model = build(dtype=torch.float64, sampling="fixed", mean_recurrence=5, k_trunc=k_trunc)
+    tokens, step = random_tokens(3, 17), Step(4, 0.5, 1)
+    found = gradients(model, ADAPTER.training_loss(model, batch_of(tokens), step).value)
+    _, key = draw_step(model.config, step)
+    state = model.initial_state(key, torch.arange(16), torch.arange(3))
+
+    def expected(num_backprop):
+        logits, _ = think(model, tokens[:, :-1], 5, num_backprop, state)
+        return gradients(model, F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
+
+    truncated, full = expected(2), expected(None)
+    for name, gradient in (truncated if k_trunc == 2 else full).items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-12)
+    name = "core.0.mlp.down.weight"
+    assert (truncated[name] - full[name]).norm() > 1e-2 * full[name].norm()
 
 
 def test_state_metrics_by_hand():

@@ -43,6 +43,10 @@ from nanozoo_core.errors import ConfigError
         ({"kv_budget": 0}, "kv_budget=0 must be at least 1 or null"),
         ({"exit_threshold": 0.1}, "exit_threshold=0.1 has no effect with"),
         (
+            {"prefill": "parallel"},
+            "prefill=parallel has no effect without model_cfg.exit",
+        ),
+        (
             {"exit_threshold": 0.0, "exit_criterion": "kl"},
             "exit_threshold=0.0 must be positive",
         ),
@@ -128,17 +132,7 @@ def test_the_default_mlp_is_eight_thirds_wide(dim, hidden):
     assert make_config(model_dim=dim).hidden_dim == hidden
 
 
-def test_the_recipe_has_the_published_shape_and_97_million_parameters():
-    config = make_config(
-        vocab_size=50304,
-        num_prelude_layers=2,
-        num_core_layers=4,
-        num_coda_layers=2,
-        model_dim=768,
-        num_heads=6,
-        mean_recurrence=8,
-    )
-    dim, hidden = config.model_dim, config.hidden_dim
-    matrices = 8 * (4 * dim**2 + 3 * dim * hidden) + 2 * dim**2
-    assert (matrices + 50304 * dim) / 1e6 == pytest.approx(96.4, abs=0.1)
-    assert config.effective_layers == 36
+@pytest.mark.parametrize("mode", ["none", "kl", "latent"])
+def test_the_prompt_may_be_read_as_published_where_decoding_is_sequential(mode):
+    config = make_config(exit_criterion=mode, kv_budget=2, prefill="parallel")
+    assert config.prefill == "parallel"

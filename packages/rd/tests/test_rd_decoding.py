@@ -93,6 +93,39 @@ def test_sequential_decoding_does_not_depend_on_the_pieces(changes):
     torch.testing.assert_close(model(tokens[:, 6:], cache), whole[:, 6:], **CLOSE)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"kv_budget": 2}, {"kv_budget": 3}, {"exit_criterion": "latent"}], ids=str
+)
+def test_a_prompt_read_as_published_takes_every_iteration_side_by_side(changes):
+    """So it is the full forward pass; what follows finds each slot's last iteration."""
+    model, tokens = build(**changes, prefill="parallel"), random_tokens(2, 12)
+    cache = model.init_cache(2, 12)
+    torch.testing.assert_close(model(tokens[:, :9], cache), build()(tokens[:, :9]), **CLOSE)
+    assert (model(tokens) - build()(tokens)).abs().max() > 1e-3  # scores stay sequential
+
+    full = build()
+    whole = full.init_cache(2, 12)
+    full(tokens[:, :9], whole)
+    num_slots = cache.decoding.num_slots
+    for slot in range(num_slots):
+        last = max(i for i in range(4) if i % num_slots == slot)
+        for layer in range(2):
+            for ours, theirs in ((cache.keys, whole.keys), (cache.values, whole.values)):
+                expected = theirs[whole.core_layer(last) + layer][:, :, :9]
+                found = ours[1 + 2 * slot + layer][:, :, :9]
+                torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_a_budget_read_as_published_differs_from_one_read_token_by_token():
+    tokens = random_tokens(2, 12)
+    models = build(kv_budget=1), build(kv_budget=1, prefill="parallel")
+    apart, together = (by_steps(model, tokens, [9, 1, 1, 1]) for model in models)
+    assert (apart - together)[:, 1:].abs().amax((0, 2)).min() > 1e-3
+    # A prompt of one token leaves nothing to choose.
+    apart, together = (by_steps(model, tokens, [1] * 12) for model in models)
+    assert torch.equal(apart, together)
+
+
 # -- early exit ---------------------------------------------------------------------------------
 
 CRITERIA = ["kl", "latent"]
@@ -175,6 +208,28 @@ def test_cached_tokens_after_exits_equal_full_recomputation(criterion):
     torch.testing.assert_close(by_steps(model, tokens, [1] * 12), model(tokens), **CLOSE)
 
 
+@pytest.mark.parametrize("threshold", [1e-2, 1e-3])
+def test_kl_measures_the_prediction_from_the_one_before(threshold):
+    """The published code's direction, KL(p_{i-1} || p_i), from uniform; on texts of one token."""
+    tokens = torch.arange(VOCAB)[:, None]
+    model = exiting("kl", threshold, eval_recurrence=6)
+    log_probs = [torch.full((VOCAB, VOCAB), 1 / VOCAB, dtype=torch.float64).log()]
+    for depth in range(1, 7):
+        logits = build(eval_recurrence=depth)(tokens)[:, 0].double()
+        log_probs.append(logits.log_softmax(-1))
+
+    def exits(divergence):
+        depths = torch.full((VOCAB,), 6)
+        for i in range(6, 0, -1):
+            value = divergence(log_probs[i - 1], log_probs[i]).sum(-1)
+            depths[value < threshold] = i
+        return depths
+
+    expected = exits(lambda before, now: before.exp() * (before - now))
+    assert torch.equal(model.decode(tokens)[1][:, 0], expected)
+    assert not torch.equal(exits(lambda before, now: now.exp() * (now - before)), expected)
+
+
 # -- text ---------------------------------------------------------------------------------------
 
 
@@ -198,3 +253,19 @@ def test_text_is_drawn_at_the_depth_asked_for():
     assert draw(model, num_steps=1) == draw(build(eval_recurrence=1))
     assert draw(model, num_steps=1, use_cache=False) == draw(build(eval_recurrence=1))
     assert draw(model) == draw(build(eval_recurrence=4))  # and the model's own depth is back
+
+
+@pytest.mark.parametrize("changes", [{}, {"exit_criterion": "latent"}, {"kv_budget": 2}], ids=str)
+@pytest.mark.parametrize("num_tokens", [13, 14, 22])
+def test_past_the_window_the_older_half_is_dropped(changes, num_tokens):
+    """Positions, and with them the initial states, start again at 0."""
+    model = build(seq_len=16, **changes)
+    window, expected = [3, 1, 4], []
+    for _ in range(num_tokens):
+        expected.append(int(model(torch.tensor([window]))[0, -1].argmax()))
+        window.append(expected[-1])
+        if len(window) > 16:
+            window = window[-8:]
+    settings = {"max_tokens": num_tokens, "temperature": 0.0}
+    assert draw(model, **settings) == expected
+    assert draw(model, **settings, use_cache=False) == expected

@@ -14,6 +14,7 @@ from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.optim.groups import default_roles
 from nanozoo_core.testing.laws import (
     assert_causal,
+    assert_dropped,
     assert_padding_changes_nothing,
     bits_of_period_two,
     perturb,
@@ -381,6 +382,26 @@ def test_dropout_acts_on_embeddings_and_layer_outputs_in_training_alone():
     model.eval()
     plain = build_perturbed(preset="v0")
     assert torch.equal(model(tokens), plain(tokens))
+
+
+@pytest.mark.parametrize("preset", ["v0", "v4"])
+@torch.no_grad()
+def test_dropout_acts_on_the_embedding_and_on_the_output_of_every_layer(preset):
+    model = build_perturbed(preset=preset, dropout=0.25, model_dim=64).double()
+    tokens, positions = random_tokens(), torch.arange(LENGTH)
+    dropped = model.embed(tokens, positions)
+    assert_dropped(dropped, model.eval().embed(tokens, positions), 0.25)
+    model.train()
+    seen = []
+    for block in model.blocks:
+        block.norm_1 = block.norm_2 = nn.Identity()
+        for part in (block.attention, block.mlp):
+            part.register_forward_hook(lambda _, read, made: seen.extend((read[0], made)))
+        x = torch.randn(3, LENGTH, 64, dtype=torch.float64)
+        after = block(x, None, None, 0)
+        attended, between, made = seen[-3:]
+        assert_dropped(between - x, attended, 0.25)
+        assert_dropped(after - between, made, 0.25)
 
 
 @pytest.mark.parametrize(

@@ -60,3 +60,12 @@ def bits_of_period_two(model: nn.Module, *, lr: float, num_steps: int) -> float:
         loss.backward()
         optimizer.step()
     return loss.item() / math.log(2)
+
+
+def assert_dropped(found: Tensor, whole: Tensor, prob: float) -> None:
+    """`found` is `whole` with about a share `prob` of its numbers at zero and the others divided by
+    1 - prob, as dropout leaves them in training."""
+    gone = found.abs() < 1e-9
+    error = math.sqrt(prob * (1 - prob) / found.numel())
+    assert abs(float(gone.double().mean()) - prob) < 5 * error
+    torch.testing.assert_close(found[~gone], whole[~gone] / (1 - prob), rtol=1e-7, atol=1e-9)

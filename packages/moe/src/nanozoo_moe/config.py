@@ -11,25 +11,32 @@ from nanozoo_core.errors import Problems
 
 PRESETS: dict[str, dict[str, Any]] = {
     "moe_mixtral": {
+        "first_k_dense": 0,
         "num_experts": 8,
         "top_k": 2,
         "num_shared_experts": 0,
         "score_func": "softmax",
         "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0,
         "balance": "loss",
+        "beta": 0.0,  # Mixtral has no z-loss
     },
     "moe_olmoe": {
+        "first_k_dense": 0,
         "num_experts": 64,
         "top_k": 8,
         "num_shared_experts": 0,
         "score_func": "softmax",
         "norm_topk_prob": False,
+        "routed_scaling_factor": 1.0,
         "balance": "loss",
+        "beta": 1e-3,
     },
 }
 """The routing of Mixtral (2401.04088) and of OLMoE (2409.02060), on the control's block."""
 
 DEFAULTS: dict[str, Any] = {
+    "first_k_dense": 1,
     "num_experts": 8,
     "top_k": 2,
     "num_shared_experts": 1,
@@ -41,11 +48,11 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class MoEConfig(ControlConfig):
-    first_k_dense: int
-    """Blocks at the bottom that keep the dense MLP."""
+    first_k_dense: int | None
+    """Blocks at the bottom that keep the dense MLP; null is the preset's, or 1."""
     preset: Literal["moe_mixtral", "moe_olmoe"] | None
-    """A published routing: sets num_experts, top_k, num_shared_experts, score_func, norm_topk_prob
-    and balance."""
+    """A published routing: sets first_k_dense, num_experts, top_k, num_shared_experts, score_func,
+    norm_topk_prob, routed_scaling_factor, balance and beta."""
     num_experts: int | None
     """Routed experts per layer; null is the preset's, or 8. One makes a dense model."""
     top_k: int | None
@@ -60,7 +67,8 @@ class MoEConfig(ControlConfig):
     norm_topk_prob: bool | None
     """Divide a token's kept scores by their sum; null is the preset's, or true."""
     routed_scaling_factor: float | None
-    """Factor on the routed experts' output; null is sqrt(top_k) with norm_topk_prob, else 1."""
+    """Factor on the routed experts' output; null is the preset's, or sqrt(top_k) with
+    norm_topk_prob, else 1."""
     balance: Literal["bias", "loss", "none"] | None
     """Balance loads by a bias on the choice, by a loss or not at all; null is the preset's, or bias
     (none with one expert)."""
@@ -74,7 +82,8 @@ class MoEConfig(ControlConfig):
     alpha: float | None
     """Weight of the balance loss; null is 0.01 with balance=loss."""
     beta: float | None
-    """Weight of the router's z-loss; null is 0.001 with balance=loss and score_func=softmax."""
+    """Weight of the router's z-loss; null is the preset's, or 0.001 with balance=loss and
+    score_func=softmax."""
     jitter_noise: float
     """Training multiplies the router's input by U(1 - jitter_noise, 1 + jitter_noise)."""
     experts_impl: Literal["auto", "grouped_mm", "loop", "dense"]
@@ -101,7 +110,7 @@ class MoEConfig(ControlConfig):
     def _check_shape(self, p: Problems) -> None:
         p.require_at_least(self, {"num_experts": 1, "top_k": 1})
         p.require(
-            0 <= self.first_k_dense <= self.num_layers,
+            0 <= self.num_dense <= self.num_layers,
             f"model_cfg.first_k_dense={self.first_k_dense} must be between 0 and "
             f"model_cfg.num_layers={self.num_layers}",
         )
@@ -188,6 +197,11 @@ class MoEConfig(ControlConfig):
     def routed(self) -> tuple[int, int]:
         """num_experts and top_k, which are never null once the config is made."""
         return self.num_experts, self.top_k  # type: ignore[return-value]
+
+    @property
+    def num_dense(self) -> int:
+        """first_k_dense, which is never null once the config is made."""
+        return self.first_k_dense  # type: ignore[return-value]
 
     @property
     def shared(self) -> int:

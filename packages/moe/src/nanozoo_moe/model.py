@@ -112,7 +112,7 @@ class MoE(ControlModel):
     def __init__(self, config: MoEConfig) -> None:
         super().__init__(config)
         for number, block in enumerate(self.blocks):
-            if number >= config.first_k_dense:
+            if number >= config.num_dense:
                 assert isinstance(block, ControlBlock)
                 self.blocks[number] = MoEBlock(config, block)
 

@@ -21,18 +21,20 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Decoding:
     """How deep a trained model runs: at most `num_iterations`, fewer where a criterion says so,
-    keeping the keys and values of `kv_budget` iterations."""
+    keeping the keys and values of `kv_budget` iterations. With `prefill` parallel, several tokens
+    that a cache is given at once take all iterations side by side."""
 
     num_iterations: int
     criterion: Literal["none", "kl", "latent"] = "none"
     threshold: float = 0.0
     kv_budget: int | None = None
+    prefill: Literal["sequential", "parallel"] = "sequential"
 
     @classmethod
     def of(cls, config: RDConfig) -> Decoding:
         threshold = config.exit_threshold or EXIT_THRESHOLDS.get(config.exit_criterion, 0.0)
         depth = config.depths.eval_recurrence
-        return cls(depth, config.exit_criterion, threshold, config.kv_budget)
+        return cls(depth, config.exit_criterion, threshold, config.kv_budget, config.prefill)
 
     def at(self, num_iterations: int | None) -> Decoding:
         """The same at another depth; None leaves it."""

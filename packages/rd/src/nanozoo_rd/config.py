@@ -86,6 +86,9 @@ class RDConfig:
     """What counts as settled; null is 5e-4 nats (kl) or 0.03 (latent)."""
     kv_budget: int | None
     """Iterations whose keys and values the cache holds; null is all of them."""
+    prefill: Literal["sequential", "parallel"]
+    """How a prompt is read under early exit or a kv_budget: token by token, as it would have been
+    written, or at full depth all at once, as published. Scores are always sequential."""
 
     renamed: ClassVar[dict[str, str]] = {
         "l_p": "num_prelude_layers",
@@ -160,6 +163,13 @@ class RDConfig:
         p.require(
             self.kv_budget is None or self.kv_budget >= 1,
             f"model_cfg.kv_budget={self.kv_budget} must be at least 1 or null",
+        )
+        p.require(
+            self.prefill == "sequential"
+            or self.kv_budget is not None
+            or self.exit_criterion != "none",
+            "model_cfg.prefill=parallel has no effect without model_cfg.exit_criterion or "
+            "model_cfg.kv_budget; use sequential",
         )
         threshold = self.exit_threshold
         p.require(

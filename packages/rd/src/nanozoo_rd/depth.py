@@ -24,8 +24,7 @@ class DepthLaw:
     that E[p] = mean + 1. fixed: p = round(mean). uniform: 1 .. 2 round(mean) - 1. A `largest` one
     clamps p.
 
-    Reference: arXiv 2502.05171, section 3.3; sampling "poisson-lognormal-filling" of its code,
-    whose +1 the paper leaves out.
+    Reference: arXiv 2502.05171, eq. 2; sampling "poisson-lognormal-filling" of its code.
     """
 
     sampling: Sampling

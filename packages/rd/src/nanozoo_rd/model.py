@@ -260,7 +260,9 @@ class RecurrentDepth(nn.Module):
     def features(self, tokens: Tensor, cache: DepthCache | None = None) -> Tensor:
         """Final normalised stream (B, T, D) as `decoding` says; `cache` continues a sequence."""
         decoding = self.decoding if cache is None else cache.decoding
-        if decoding.is_sequential:
+        is_prompt = cache is not None and tokens.shape[1] > 1
+        in_parallel = is_prompt and decoding.prefill == "parallel"
+        if decoding.is_sequential and not in_parallel:
             return self.decode(tokens, cache)[0]
         positions = self._positions(tokens, cache)
         angles = self.angles(positions)
@@ -322,7 +324,11 @@ class RecurrentDepth(nn.Module):
     def _criterion(
         self, decoding: Decoding, state: Tensor
     ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """(s_{i-1}, s_i, features, rows) -> (R,) bool: whether each row is done."""
+        """(s_{i-1}, s_i, features, rows) -> (R,) bool: whether each row is done.
+
+        As in the published code, kl is that of the new prediction from the one before it, which at
+        first is uniform.
+        """
         if decoding.criterion == "latent":
 
             def latent(before: Tensor, after: Tensor, _: Tensor, __: Tensor) -> Tensor:
@@ -336,7 +342,8 @@ class RecurrentDepth(nn.Module):
 
             def kl(_: Tensor, __: Tensor, features: Tensor, rows: Tensor) -> Tensor:
                 now = self.logits(features[rows, 0]).double().log_softmax(-1)  # (R, V)
-                divergence = (now.exp() * (now - last[rows])).sum(-1)
+                before = last[rows]
+                divergence = (before.exp() * (before - now)).sum(-1)  # KL(p_{i-1} || p_i)
                 last[rows] = now
                 return divergence < decoding.threshold
 
