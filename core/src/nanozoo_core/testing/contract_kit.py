@@ -29,6 +29,7 @@ from nanozoo_core.errors import ConfigError
 from nanozoo_core.generation.text import draw_text
 from nanozoo_core.machine.device import autocast
 from nanozoo_core.testing.processes import train_in_processes
+from nanozoo_core.testing.roles import own_roles
 from nanozoo_core.testing.sources import MarkovSource, batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_core.testing.training import train as train_on_batches
@@ -58,6 +59,7 @@ class ModelContract:
     entropy_gap = 0.08  # nats per token that a trained model may stay above the source
     lr = 1e-2  # AdamW rate of the small trainings here
     cached_tolerance = 1e-5
+    own_roles: dict[str, str] = {}  # noqa: RUF012 - by name, where core would give another
 
     # -- what a subclass states -------------------------------------------------------------------
 
@@ -161,6 +163,10 @@ class ModelContract:
         groups = adapter.optimizer_groups(model, from_defaults(OptimConfig))
         grouped = [id(p) for group in groups for p in group.params]
         assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+
+    def test_roles_of_its_own_are_those_stated(self) -> None:
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab))
+        assert own_roles(adapter, model) == self.own_roles
 
     # -- loss and score ---------------------------------------------------------------------------
 
