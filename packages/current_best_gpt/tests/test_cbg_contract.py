@@ -24,6 +24,14 @@ class TestContract(ModelContract):
         "untie_at": 0.5,
         "yarn": True,
     }
+    own_roles: ClassVar[dict[str, str]] = dict.fromkeys(
+        (
+            "smear_gate", "early_gates.w1", "early_gates.w2", "late_gates.w1", "late_gates.w2",
+            "blocks.*.attention.value_gate", "blocks.*.mix.w1", "blocks.*.mix.w2", "mix.w1",
+            "mix.w2",
+        ),
+        "vector",
+    ) | {"embedding.weight": "head"}  # fmt: skip
 
     def num_parameters(self, config: CurrentBestConfig) -> int:
         dim, heads, vocab = config.model_dim, config.num_heads, config.vocab_size

@@ -13,4 +13,5 @@ class TestContract(DiffusionContract):
         "num_timesteps": 32,
         "sampling_timesteps": 8,
     }
+    own_roles = {"net.head.weight": "head"}  # noqa: RUF012
     noise_levels = (5, 20)

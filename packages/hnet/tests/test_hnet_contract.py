@@ -15,6 +15,13 @@ class TestContract(ModelContract):
         "window_size": [15, -1],
         "ssm_cfg": {"d_state": 8, "head_dim": 16, "chunk_size": 16},
     }
+    own_roles = {  # noqa: RUF012
+        "stage.encoder.blocks.*.mixer.dt_proj.weight": "vector",
+        "stage.decoder.blocks.*.mixer.dt_proj.weight": "vector",
+        "stage.chunker.query.weight": "vector",
+        "stage.chunker.key.weight": "vector",
+        "stage.residual.weight": "head",
+    }
 
     def num_parameters(self, config: Any) -> int:
         outer, inner, hidden, states, channels = 32, 48, 64, 8, 64

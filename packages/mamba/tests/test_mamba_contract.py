@@ -4,6 +4,10 @@ from nanozoo_core.testing import ModelContract
 class TestMamba1(ModelContract):
     model = "mamba"
     tiny = {"num_layers": 2, "model_dim": 32, "d_state": 8}  # noqa: RUF012
+    own_roles = dict.fromkeys(
+        (f"blocks.*.mixer.{name}" for name in ("A_log", "x_proj.weight", "dt_proj.weight")),
+        "vector",
+    )
     initial_loss_above_uniform = (0.0, 0.25)
 
     def num_parameters(self, config):
@@ -19,6 +23,7 @@ class TestMamba2(ModelContract):
         "variant": "mamba2", "num_layers": 2, "model_dim": 32, "d_state": 8, "head_dim": 16,
         "chunk_size": 16,
     }  # fmt: skip
+    own_roles = {"blocks.*.mixer.dt_proj.weight": "vector"}  # noqa: RUF012
     initial_loss_above_uniform = (0.0, 0.25)
 
     def num_parameters(self, config):

@@ -24,6 +24,7 @@ class TestContract(DiffusionContract):
     }
     gradient_steps = 3  # zero head, then zero output matrices, then what lies behind them
     entropy_steps = 600
+    own_roles = {"net.head.weight": "head"}  # noqa: RUF012
     noise_levels = (0.1, 0.9)
 
     def is_told_the_noise(self, config: Any) -> bool:

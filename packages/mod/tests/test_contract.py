@@ -9,6 +9,7 @@ from nanozoo_core.training.run_folder import RunFolder
 class TestContract(ModelContract):
     model = "mod"
     tiny = {"num_layers": 2, "model_dim": 32, "num_heads": 2, "predictor_dim": 16}  # noqa: RUF012
+    own_roles = {"blocks.*.predictor_in": "vector"}  # noqa: RUF012
     initial_loss_above_uniform = (-0.01, 0.01)  # the head starts near zero
 
     def num_parameters(self, config):

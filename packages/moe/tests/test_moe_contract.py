@@ -14,6 +14,7 @@ class TestContract(ModelContract):
         "num_heads": 2,
         "num_experts": 4,
     }
+    own_roles = {"blocks.*.mlp.router.weight": "vector"}  # noqa: RUF012
 
     def num_parameters(self, config):
         dim, (experts, k), shared = config.model_dim, config.routed, config.num_shared_experts

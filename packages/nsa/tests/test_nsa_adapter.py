@@ -28,6 +28,12 @@ SMALL: dict[str, Any] = {
     "selection_block_size": 4,
 }
 
+UNSET = dict.fromkeys(  # so that a preset sets them
+    (
+        "sliding_window_size", "compress_block_size", "compress_stride", "selection_block_size",
+    )
+)  # fmt: skip
+
 
 def build(**settings: Any) -> NSA:
     torch.manual_seed(0)
@@ -62,18 +68,23 @@ def test_the_loss_starts_at_a_uniform_guess() -> None:
 
 
 def test_gates_and_positions_are_adamws_without_decay() -> None:
-    model = build(num_heads=2)
+    """At a size at which they would be Muon's: 24 gates, and positions of 32 tokens."""
+    with torch.device("meta"):
+        model = build(num_heads=8, model_dim=128, num_kv_heads=2, preset="paper", **UNSET)
     groups = ADAPTER.optimizer_groups(
         model, from_defaults(OptimConfig, name="muon", weight_decay=0.1)
     )
     where = {name: group for group in groups for name in group.names}
     mixer = "blocks.0.attention."
-    for name in ("gate_weight", "gate_bias", "compress_keys.positions", "compress_values.up_bias"):
+    for name in (
+        "gate_weight", "gate_bias", "compress_keys.positions", "compress_values.positions",
+        "compress_values.up_bias",
+    ):  # fmt: skip
         assert where[mixer + name].optimizer == "adamw"
         assert where[mixer + name].weight_decay == 0
     for name in ("qkv.weight", "out_proj.weight", "compress_keys.up"):
         assert where[mixer + name].optimizer == "muon"
-    assert model.mixers()[0].qkv.weight.muon_split == (32, *[16] * 6)
+    assert model.mixers()[0].qkv.weight.muon_split == (128, *[32] * 6)
 
 
 @torch.no_grad()

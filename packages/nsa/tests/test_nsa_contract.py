@@ -14,6 +14,13 @@ class TestContract(ModelContract):
         "num_selected_blocks": 3,
         "local_blocks": 1,
     }
+    own_roles = dict.fromkeys(
+        (
+            f"blocks.*.attention.{name}"
+            for name in ("gate_weight", "compress_keys.positions", "compress_values.positions")
+        ),
+        "vector",
+    )
     initial_loss_above_uniform = (-0.01, 0.01)  # the head starts near zero
     overfit_steps = 120
     entropy_steps = 160

@@ -12,4 +12,5 @@ class TestContract(DiffusionContract):
         "cond_dim": 16,
         "sampling_steps": 8,
     }
+    own_roles = {"net.head.weight": "head"}  # noqa: RUF012
     noise_levels = (0.1, 2.0)

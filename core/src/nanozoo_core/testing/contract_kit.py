@@ -29,6 +29,7 @@ from nanozoo_core.errors import ConfigError
 from nanozoo_core.generation.text import draw_text
 from nanozoo_core.machine.device import autocast
 from nanozoo_core.testing.processes import train_in_processes
+from nanozoo_core.testing.roles import own_roles
 from nanozoo_core.testing.sources import MarkovSource, batch_of, short_documents
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_core.testing.training import gradients_in_parts
@@ -61,6 +62,7 @@ class ModelContract:
     cached_tolerance = 1e-5
     bfloat16_perturbation = 0.1  # of the weights, so that every part of the model moves the score
     bfloat16_tolerance = 5e-3  # relative, of a window's nats: two roundings of 2^-9 and no more
+    own_roles: dict[str, str] = {}  # noqa: RUF012 - by name, where core would give another
 
     # -- what a subclass states -------------------------------------------------------------------
 
@@ -164,6 +166,10 @@ class ModelContract:
         groups = adapter.optimizer_groups(model, from_defaults(OptimConfig))
         grouped = [id(p) for group in groups for p in group.params]
         assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+
+    def test_roles_of_its_own_are_those_stated(self) -> None:
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab))
+        assert own_roles(adapter, model) == self.own_roles
 
     # -- loss and score ---------------------------------------------------------------------------
 
