@@ -166,7 +166,7 @@ class Trainer:
         self.optimizers.zero_grad()
         with torch.no_grad():
             self.adapter.after_step(self.model, step, self.optimizers.optimizers)
-        self.average.update()
+        self.average.update(state.step)
         elapsed = time.perf_counter() - started
         if config.train.max_seconds is not None:  # every rank must agree on the clock
             elapsed = self.ranks.broadcast(elapsed)
