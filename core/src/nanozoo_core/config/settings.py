@@ -63,7 +63,8 @@ class TrainConfig:
     grad_clip: float
     """Largest gradient norm of the AdamW parameters; 0 switches clipping off."""
     ema: float
-    """Decay of a weight average used for validation and kept in checkpoints; 0 is none."""
+    """Decay of a weight average used for validation and kept in checkpoints; 0 is none. Update n
+    (0, 1, ...) decays by at most (1 + n) / (10 + n)."""
     log_every: int
     """Steps between two rows of metrics.jsonl."""
 

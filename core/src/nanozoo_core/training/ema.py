@@ -12,6 +12,12 @@ from nanozoo_core.optim.sharding import gather_whole
 from nanozoo_core.training.checkpoint import copy_into
 
 
+def ramped_decay(decay: float, num_updates: int) -> float:
+    """The decay of the update after `num_updates` others: it rises to `decay`, so that the random
+    weights of the start, which a long average would keep for long, are soon forgotten."""
+    return min(decay, (1 + num_updates) / (10 + num_updates))
+
+
 class WeightAverage:
     """The average weights of `model`, which its score and its samples come from; with a `decay` of
     0 nothing is averaged, and they are the model's own."""
@@ -25,11 +31,12 @@ class WeightAverage:
         return self.decay > 0
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Moves the average towards the weights of now."""
+    def update(self, num_updates: int) -> None:
+        """Moves the average towards the weights of now. Args: num_updates: made before this one,
+        which are the steps of the run, so that its state tells them to a resumed run."""
         if self.is_kept:
             weights = [p.detach() for p in self.model.parameters()]
-            torch._foreach_lerp_(self._means, weights, 1 - self.decay)
+            torch._foreach_lerp_(self._means, weights, 1 - ramped_decay(self.decay, num_updates))
 
     @contextmanager
     def lent_to_the_model(self) -> Iterator[None]:

@@ -171,7 +171,7 @@ class Trainer:
         with torch.no_grad():
             whole = self.adapter.after_step(self.model, step, self.optimizers.optimizers)
         measured.add_whole(whole or {})
-        self.average.update()
+        self.average.update(state.step)
         elapsed = time.perf_counter() - started
         if config.train.max_seconds is not None:  # every rank must agree on the clock
             elapsed = self.ranks.broadcast(elapsed)
