@@ -14,10 +14,11 @@ from torch import Tensor
 
 Stream = list[Tensor]
 Weights = dict[str, Tensor]
+Heads = dict[tuple[int, int], Tensor]  # (K,) by token and head
 
 
 def rms(x: Tensor, eps: float = 2.0**-23) -> Tensor:
-    return x / torch.sqrt((x * x).sum() / len(x) + eps)
+    return x / torch.sqrt((x * x).sum(-1, keepdim=True) / x.shape[-1] + eps)
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -236,10 +237,7 @@ class Reference:
 
     def _mlp(self, layer: int, z: Tensor) -> Tensor:
         hidden = self.w[f"blocks.{layer}.mlp.up.weight"] @ z
-        if self.c.activation == "gelu":
-            hidden = gelu(hidden)
-        else:
-            hidden = torch.where(hidden > 0, hidden, 0 * hidden) ** 2
+        hidden = gelu(hidden) if self.c.activation == "gelu" else hidden * hidden * (hidden > 0)
         return self.w[f"blocks.{layer}.mlp.down.weight"] @ hidden
 
     def _mixed(self, x: Stream, kept: dict[str, Stream], tables: dict[int, Stream]) -> Stream:
@@ -267,15 +265,18 @@ class Reference:
 
     # -- attention --------------------------------------------------------------------------------
 
-    def _turned(self, z: Tensor, place: int, frequencies: list[float]) -> Tensor:
-        """z (K,), ours, as the record has it and turned to `place`."""
+    def _turn(self, place: int, frequencies: list[float], head_dim: int) -> Tensor:
+        """(K, K): a head's channels in the record's order, turned to `place`."""
         count = len(frequencies)
-        turned = []
+        matrix = [[0.0] * head_dim for _ in range(head_dim)]
         for i, frequency in enumerate(frequencies):
-            even, odd = z[i + count], z[i]  # the record's channels 2i and 2i + 1
+            even, odd = i + count, i  # what the record has as 2i and 2i + 1
             cos, sin = math.cos(place * frequency), math.sin(place * frequency)
-            turned += [cos * even + sin * odd, cos * odd - sin * even]
-        return torch.cat([torch.stack(turned), z[2 * count :]])
+            matrix[2 * i][even], matrix[2 * i][odd] = cos, sin
+            matrix[2 * i + 1][even], matrix[2 * i + 1][odd] = -sin, cos
+        for i in range(2 * count, head_dim):
+            matrix[i][i] = 1.0
+        return torch.tensor(matrix)
 
     def _attention(
         self, layer: int, a: Stream, extra: Stream | None, gates: dict[str, Stream]
@@ -286,19 +287,21 @@ class Reference:
         is_paired = layer in c.paired_layers
         enter, leave = self.w[f"{where}.gains"]
         frequencies, scale = self._frequencies_and_scale()
-        q: dict[tuple[int, int], Tensor] = {}  # by token and head
-        k: dict[tuple[int, int], Tensor] = {}
-        v: dict[tuple[int, int], Tensor] = {}
+        q: Heads = {}
+        k: Heads = {}
+        v: Heads = {}
         for t in steps:
             made = self.w[f"{where}.qkv.weight"] @ (enter * a[t])
-            values = made[2 * dim :] if extra is None else made[2 * dim :] + extra[t]
-            for h in range(num_heads):
-                place = 2 * t + h % 2 if is_paired else t
-                part = slice(h * head_dim, (h + 1) * head_dim)
-                for store, heads in ((q, made[:dim]), (k, made[dim : 2 * dim])):
-                    z = rms(heads[part]) if c.qk_norm else heads[part]
-                    store[t, h] = self._turned(z, place, frequencies)
-                v[t, h] = values[part]
+            queries, keys, values = made.view(3, num_heads, head_dim)
+            if extra is not None:
+                values = values + extra[t].view(num_heads, head_dim)
+            for store, heads in ((q, queries), (k, keys)):
+                heads = rms(heads) if c.qk_norm else heads
+                for parity in (0, 1):
+                    place = 2 * t + parity if is_paired else t
+                    turned = heads @ self._turn(place, frequencies, head_dim).T
+                    store |= {(t, h): turned[h] for h in range(parity, num_heads, 2)}
+            v |= {(t, h): values[h] for h in range(num_heads)}
         if c.key_offset and c.window_pattern[layer] == "L":
             half = head_dim // 2
             k = {
@@ -309,13 +312,7 @@ class Reference:
         if is_paired:
             y = self._paired(q, k, v, window, scale)
         else:
-            y = {
-                (t, h): sum(
-                    p * v[u, h] for u, p in self._probabilities(q, k, t, h, window, scale).items()
-                )
-                for t in steps
-                for h in range(num_heads)
-            }
+            y = {(t, h): self._read(q, k, v, (t, h), window, scale) for t, h in q}
         if layer in c.dc_layers:
             y = self._cross_heads(y, q, k, v, gates, scale)
         found = []
@@ -325,65 +322,60 @@ class Reference:
                 z, value = y[t, h], v[t, h]
                 if layer in c.xsa_layers:
                     share = torch.tanh(gates["xsa"][t][h])
-                    norm = torch.clamp((value * value).sum(), min=1e-8)
-                    z = z - share * ((z * value).sum() / norm) * value
+                    z = z - share * (z @ value) / torch.clamp(value @ value, min=1e-8) * value
                 if layer in c.attn_gate_layers:
                     z = gates["attention"][t][h] * z
                 heads.append(z)
             found.append((leave * self.w[f"{where}.out.weight"]) @ torch.cat(heads))
         return found
 
-    def _probabilities(
-        self, q: dict[tuple[int, int], Tensor], k: dict[tuple[int, int], Tensor],
-        t: int, h: int, window: int, scale: float,
-    ) -> dict[int, Tensor]:  # fmt: skip
-        """By key token, of the token's own document and `window` tokens back."""
-        seen = [u for u in range(max(t - window, 0), t + 1) if self.document[u] == self.document[t]]
-        weights = {u: torch.exp(scale * (q[t, h] * k[u, h]).sum()) for u in seen}
-        total = sum(weights.values())
-        return {u: weight / total for u, weight in weights.items()}
+    def _sees(self, t: int, u: int) -> bool:
+        return u <= t and self.document[u] == self.document[t]
 
-    def _paired(
-        self, q: dict[tuple[int, int], Tensor], k: dict[tuple[int, int], Tensor],
-        v: dict[tuple[int, int], Tensor], window: int, scale: float,
-    ) -> dict[tuple[int, int], Tensor]:  # fmt: skip
+    def _read(
+        self, q: Heads, k: Heads, v: Heads, query: tuple[int, int], window: int, scale: float
+    ) -> Tensor:
+        t, h = query
+        seen = [(u, h) for u in range(max(t - window, 0), t + 1) if self._sees(t, u)]
+        return softmax_mean(scale * q[query], [k[key] for key in seen], [v[key] for key in seen])
+
+    def _paired(self, q: Heads, k: Heads, v: Heads, window: int, scale: float) -> Heads:
         """The record's view of its memory: row 2t is head j, row 2t + 1 head j + H/2."""
         half = self.c.num_heads // 2
-        length = len(self.tokens)
         found = {}
         for j in range(half):
-            rows = [(t, j + side * half) for t in range(length) for side in (0, 1)]
+            rows = [(t, j + side * half) for t in range(len(self.tokens)) for side in (0, 1)]
             for r, query in enumerate(rows):
-                seen = [
-                    key
-                    for key in rows[max(r - window, 0) : r + 1]
-                    if self.document[key[0]] == self.document[query[0]]
-                ]
-                weights = [torch.exp(scale * (q[query] * k[key]).sum()) for key in seen]
-                total = sum(weights)
-                pairs = zip(weights, seen, strict=True)
-                found[query] = sum(weight / total * v[key] for weight, key in pairs)
+                near = rows[max(r - window, 0) : r + 1]
+                seen = [key for key in near if self._sees(query[0], key[0])]
+                keys, values = [k[key] for key in seen], [v[key] for key in seen]
+                found[query] = softmax_mean(scale * q[query], keys, values)
         return found
 
     def _cross_heads(
-        self, y: dict[tuple[int, int], Tensor], q: dict[tuple[int, int], Tensor],
-        k: dict[tuple[int, int], Tensor], v: dict[tuple[int, int], Tensor],
-        gates: dict[str, Stream], scale: float,
-    ) -> dict[tuple[int, int], Tensor]:  # fmt: skip
-        """y_h + w2_h A v_h, A = sum_g w1_g softmax_g over the last dc_window keys."""
+        self, y: Heads, q: Heads, k: Heads, v: Heads, gates: dict[str, Stream], scale: float
+    ) -> Heads:
+        """y_h + w2_h sum_g w1_g softmax_g v_h, over the last dc_window keys."""
         found = dict(y)
         heads = range(self.c.num_heads)
         for t in range(len(self.tokens)):
             read = rms(gates["dc_read"][t], 1e-6)
-            mixed: dict[int, Tensor] = {}
-            for g in heads:
-                probabilities = self._probabilities(q, k, t, g, self.c.dc_window - 1, scale)
-                for u, p in probabilities.items():
-                    mixed[u] = mixed.get(u, 0) + read[g] * p
+            first = max(t - self.c.dc_window + 1, 0)
+            seen = [u for u in range(first, t + 1) if self._sees(t, u)]
             for h in heads:
-                part = sum(weight * v[u, h] for u, weight in mixed.items())
+                values = [v[u, h] for u in seen]
+                part = sum(
+                    read[g] * softmax_mean(scale * q[t, g], [k[u, g] for u in seen], values)
+                    for g in heads
+                )
                 found[t, h] = y[t, h] + gates["dc_write"][t][h] * part
         return found
+
+
+def softmax_mean(query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+    """The values, weighed by the exponentials of the query's products with the keys."""
+    weights = torch.exp(torch.stack(keys) @ query)
+    return weights @ torch.stack(values) / weights.sum()
 
 
 def reference_loss(

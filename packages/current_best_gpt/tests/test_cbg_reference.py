@@ -17,14 +17,14 @@ from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_current_best_gpt import schedule
 
 ADAPTER = load_adapter("current_best_gpt")
-LENGTH = 13
+LENGTH = 10
 
-# No two sizes of a layer are equal, and every list of layers differs from every other.
+# Every list of layers differs from every other.
 ALL: dict[str, Any] = {
     "vocab_size": 23,
     "num_layers": 6,
-    "model_dim": 32,
-    "num_heads": 4,
+    "model_dim": 48,
+    "num_heads": 6,  # so that the heads of a pair differ in parity
     "mlp_ratio": 1.5,
     "bigram_rows": 11,
     "bigram_sign_rows": 7,
@@ -49,7 +49,8 @@ ALL: dict[str, Any] = {
     "prefix_weight": ((0.25, 0.25), (0.3, 0.1)),
 }
 WINDOWS = {"windows": ((3, 6),)}
-PLAIN_13: dict[str, Any] = PLAIN | {"windows": ((LENGTH, LENGTH),)}
+OFF: dict[str, Any] = PLAIN | {"windows": ((LENGTH, LENGTH),)}
+PAIRS: dict[str, Any] = WINDOWS | {"paired_layers": (1, 2), "num_heads": 6, "model_dim": 48}
 TABLES = {"value_embed_layers": (1, 3)}
 SNAPSHOT = {"snapshot_layer": 1}
 MUDD = {"mudd": True, "mudd_dim": 5}
@@ -66,8 +67,8 @@ ALONE: dict[str, dict[str, Any]] = {
     "documents": {"document_mask": True},
     "windows": WINDOWS | {"window_pattern": "SLSL"},
     "last windows": WINDOWS | {"eval_window_long": 9},
-    "pairs": WINDOWS | {"paired_layers": (1, 2)},
-    "pairs of documents": WINDOWS | {"paired_layers": (1,), "document_mask": True},
+    "pairs": PAIRS,
+    "pairs of documents": PAIRS | {"document_mask": True},
     "tables": TABLES,
     "XSA": {"xsa_layers": (1, 2)},
     "XSA of values with tables": TABLES | {"xsa_layers": (1,)},
@@ -82,7 +83,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "MUDD": MUDD,
     "MUDD and snapshot": MUDD | SNAPSHOT,
     "MUDD and tables": MUDD | TABLES,
-    "MUDD and odd heads": MUDD | TABLES | {"num_heads": 3, "model_dim": 36},
+    "MUDD and odd heads": MUDD | TABLES | {"num_heads": 3, "model_dim": 36, "qk_head_group": 1},
     "MUDD and injection": MUDD | {"x0_injection": True, "bigram_rows": 11},
     "MUDD and skip": MUDD | {"window_pattern": "LL-L", "skip": (0, 2)},
     "gates from two streams": {"attn_gate_layers": (0, 1, 2, 3), "gate_split_layer": 2},
@@ -120,8 +121,8 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "untied head": {"untie_at": None},
     "YaRN": {"yarn": False},
 }
-CASES = {f"only {name}": (PLAIN_13, changes) for name, changes in ALONE.items()}
-CASES |= {f"all but {name}": (ALL, changes) for name, changes in WITHOUT.items()}
+CASES = {f"all but {name}": (ALL, changes) for name, changes in WITHOUT.items()}
+CASES |= {f"only {name}": (OFF, changes) for name, changes in ALONE.items()}
 
 
 class Numerals(ToyVocabulary):
@@ -154,14 +155,15 @@ def make(base, changes):
 
 
 def tokens_of(config, count=LENGTH):
-    """Two rows that hold documents' starts: at the front, together, and last."""
+    """A row of three documents, of which the last is longer than the windows."""
     generator = torch.Generator().manual_seed(2)
-    tokens = torch.randint(1, config.vocab_size, (2, count), generator=generator)
-    tokens[0, 0] = tokens[0, 6] = tokens[1, 3] = tokens[1, 4] = tokens[1, LENGTH - 1] = SEPARATOR
+    tokens = torch.randint(1, config.vocab_size, (1, count), generator=generator)
+    tokens[0, 1:3] = SEPARATOR
     return tokens
 
 
 def assert_close(found, expected, what):
+    found, expected = found.detach(), expected.detach()
     scale = max(1.0, float(expected.abs().max()))
     worst = float((found - expected).abs().max())
     assert worst <= 1e-9 * scale, f"{what}: {worst}"
@@ -179,9 +181,7 @@ def test_logits_loss_and_gradients_are_those_of_the_record(base, changes):
     reference = Reference(weights, config, separator=SEPARATOR, stage=stage)
     expected = reference.logits([row[:LENGTH] for row in rows])
     found = model(tokens[:, :LENGTH])
-    # Without softcap equal logits are asked; with it, both are A sigmoid(.).
     assert_close(found, expected, "logits")
-    assert float((expected[0] - expected[1]).abs().max()) > 0.1
 
     prefixes = weights["prefixes"].int().tolist() if "prefixes" in weights else None
     expected_loss = reference_loss(expected, rows, config, progress=progress, prefixes=prefixes)
@@ -199,7 +199,7 @@ def test_logits_loss_and_gradients_are_those_of_the_record(base, changes):
             assert right.abs().max() > 0, f"{name} takes no part"
 
 
-@pytest.mark.parametrize("base", [PLAIN_13 | {"eval_window_long": 20}, ALL], ids=["plain", "all"])
+@pytest.mark.parametrize("base", [OFF | {"eval_window_long": 20}, ALL], ids=["plain", "all"])
 def test_scores_after_training_are_those_of_the_record(base):
     model, weights = make(base, {"eval_window_long": 42})
     stage = model.config.num_stages
