@@ -88,7 +88,7 @@ def test_a_sound_setting_says_nothing(changes: dict[str, Any]) -> None:
 
 def test_a_key_that_changed_nothing_is_refused() -> None:
     overrides = ["model=mtm", "+model_cfg.mtp_hidden=post_norm"]
-    with pytest.raises(ConfigError, match="mtp_hidden is called model_cfg.nothing: a final norm"):
+    with pytest.raises(ConfigError, match=r"mtp_hidden is called model_cfg\.nothing: a final norm"):
         training_config(compose_config(overrides))
 
 
