@@ -86,6 +86,12 @@ def test_a_sound_setting_says_nothing(changes: dict[str, Any]) -> None:
         model_config("mtm", changes)
 
 
+def test_a_key_that_changed_nothing_is_refused() -> None:
+    overrides = ["model=mtm", "+model_cfg.mtp_hidden=post_norm"]
+    with pytest.raises(ConfigError, match=r"mtp_hidden is called model_cfg\.nothing: a final norm"):
+        training_config(compose_config(overrides))
+
+
 def test_a_key_of_another_code_base_is_named() -> None:
     overrides = ["model=mtm", "+model_cfg.num_nextn_predict_layers=1"]
     with pytest.raises(ConfigError, match=r"is called model_cfg\.num_mtp_modules here"):

@@ -14,6 +14,7 @@ from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.testing.multi_token import VOCAB, random_tokens
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.speculation import (
+    check_bfloat16_logits,
     check_greedy_rows,
     check_greedy_text,
     check_sampled_rows,
@@ -27,7 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "one-of-two": {"num_mtp_modules": 2, "spec_draft_tokens": 1},
     "again": {"num_mtp_modules": 2, "spec_draft_tokens": 4},
     "mlp": {"num_mtp_modules": 2, "spec_draft_tokens": 3, "mtp_block": "mlp"},
-    "post-norm": {"num_mtp_modules": 3, "spec_draft_tokens": 3, "mtp_hidden": "post_norm"},
+    "three-modules": {"num_mtp_modules": 3, "spec_draft_tokens": 3},
 }
 ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
@@ -172,6 +173,16 @@ def test_a_module_of_random_weights_changes_nothing_either() -> None:
 @ways
 def test_greedy_text_past_the_context_is_the_plain_one(way: dict[str, Any]) -> None:
     check_greedy_text(ADAPTER, build_exact(**way), max_tokens=2 * SMALL["seq_len"])
+
+
+@ways
+def test_greedy_text_in_float32_is_the_plain_one(way: dict[str, Any]) -> None:
+    check_greedy_text(ADAPTER, build_exact(**way).float(), max_tokens=40)
+
+
+@ways
+def test_bfloat16_rounds_checked_drafts_as_plain_decoding(way: dict[str, Any]) -> None:
+    check_bfloat16_logits(ADAPTER, build_exact(**way), vocab_size=VOCAB)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from nanozoo_mtm.model import MTM, MLPBlock, PredictionModule
 KINDS: dict[str, dict[str, Any]] = {
     "base": {},
     "mlp": {"mtp_block": "mlp"},
-    "post-norm": {"mtp_hidden": "post_norm", "share_final_norm": True},
+    "shared-norm": {"share_final_norm": True},
     "embed-first": {"concat_order": "embed_first"},
 }
 kinds = pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
@@ -94,7 +94,7 @@ def test_modules_are_the_chain_written_out(settings: dict[str, Any]) -> None:
     stream = rms_norm(x)
     for block in model.blocks:
         stream = block(stream, angles)
-    hidden = stream if model.config.mtp_hidden == "pre_norm" else rms_norm(stream)
+    hidden = stream
     for depth, module in enumerate(model.modules_ahead, start=1):
         valid = 24 + 1 - depth
         assert isinstance(module, PredictionModule)

@@ -14,6 +14,7 @@ from nanozoo_core.generation.speculative import Tally, speculative
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing.multi_token import VOCAB, random_tokens
 from nanozoo_core.testing.speculation import (
+    check_bfloat16_logits,
     check_greedy_rows,
     check_greedy_text,
     check_sampled_rows,
@@ -72,6 +73,16 @@ def test_greedy_drafts_change_nothing(settings: dict[str, Any]) -> None:
 @types
 def test_greedy_text_past_the_context_is_the_plain_one(settings: dict[str, Any]) -> None:
     check_greedy_text(ADAPTER, build_exact(**settings), max_tokens=3 * SMALL["seq_len"])
+
+
+@types
+def test_greedy_text_in_float32_is_the_plain_one(settings: dict[str, Any]) -> None:
+    check_greedy_text(ADAPTER, build_exact(**settings).float(), max_tokens=40)
+
+
+@types
+def test_bfloat16_rounds_checked_drafts_as_plain_decoding(settings: dict[str, Any]) -> None:
+    check_bfloat16_logits(ADAPTER, build_exact(**settings), vocab_size=VOCAB)
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,8 @@ def mix_masked(
     q: Tensor, k: Tensor, v: Tensor, read: Tensor, write: Tensor, mask: Tensor
 ) -> Tensor:
     """`mix_heads` with the keys of each query given by a mask (B, 1, T, S)."""
-    scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])  # (B, H, T, S)
+    precision = torch.promote_types(q.dtype, torch.float32)
+    scores = (q @ k.mT).to(precision) / math.sqrt(q.shape[-1])  # (B, H, T, S)
     probs = scores.masked_fill(~mask, -1e30).softmax(-1)
-    mixed = (by_head(read).float() * probs).sum(1, keepdim=True).to(v.dtype)  # (B, 1, T, S)
-    return by_head(write) * (mixed @ v)
+    mixed = (by_head(read).to(precision) * probs).sum(1, keepdim=True)  # (B, 1, T, S)
+    return by_head(write) * (mixed.to(v.dtype) @ v)

@@ -220,10 +220,14 @@ class CurrentBestGPT(nn.Module):
             if cache.documents is not None:
                 legal = positions.clamp(max=cache.max_length - 1)
                 documents = cache.documents.gather(1, legal)
-        frequencies = torch.tensor(schedule.rotary_frequencies(config, stage), device=tokens.device)
+        # Low precision cannot hold the angle of a late position.
+        precision = torch.promote_types(self.embedding.weight.dtype, torch.float32)
+        frequencies = torch.tensor(
+            schedule.rotary_frequencies(config, stage), dtype=precision, device=tokens.device
+        )
 
         def turn(places: Tensor) -> Angles:
-            angles = places.float()[..., None] * frequencies
+            angles = places.to(precision)[..., None] * frequencies
             return angles.cos(), angles.sin()
 
         short, long = schedule.windows(config, stage)
@@ -268,7 +272,7 @@ class CurrentBestGPT(nn.Module):
         if self.logit_softcap is None:
             return z
         assert self.output_bias is not None
-        z = z.float() + self.output_bias
+        z = z.to(torch.promote_types(z.dtype, torch.float32)) + self.output_bias
         return self.logit_softcap * (torch.tanh(z / self.logit_softcap) + 1)
 
     def forward(self, tokens: Tensor, cache: RingCache | None = None) -> Tensor:

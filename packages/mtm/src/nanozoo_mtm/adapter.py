@@ -40,7 +40,7 @@ class MTMAdapter(MultiTokenAdapter):
         if config.num_mtp_modules == 0:
             return Loss(nll)
         losses = []
-        hidden = model.first_hidden(stream, features)
+        hidden = model.first_hidden(stream)
         for depth in range(1, config.num_mtp_modules + 1):
             hidden = model.look_ahead(depth, hidden, read_by(batch, depth), angles)
             losses.append(horizon_loss(model, batch, depth + 1, hidden))
@@ -117,7 +117,7 @@ def logits_by_depth(model: MTM, batch: Batch) -> Iterator[Tensor]:
     stream, angles = model.stream(batch.inputs)
     features = rms_norm(stream)
     yield model.logits(features)
-    hidden = model.first_hidden(stream, features)
+    hidden = model.first_hidden(stream)
     for depth in range(1, model.config.num_mtp_modules + 1):
         hidden = model.look_ahead(depth, hidden, read_by(batch, depth), angles)
         yield model.logits(hidden)

@@ -28,8 +28,6 @@ class MTMConfig(MultiTokenConfig):
     mtp_block: Literal["base", "mlp"]
     """base: a module's block is one of the main model's. mlp: an MLP of 3 model_dim alone, without
     attention, which is cheaper."""
-    mtp_hidden: Literal["pre_norm", "post_norm"]
-    """The first module reads the main model's stream, or what its final norm makes of it."""
     mtp_detach: Literal["none", "hidden"]
     """hidden lets no gradient from the modules into the main model's blocks: they only draft."""
     concat_order: Literal["hidden_first", "embed_first"]
@@ -41,7 +39,10 @@ class MTMConfig(MultiTokenConfig):
     """Tokens drafted per pass in speculative decoding; beyond num_mtp_modules the last module is
     run again on its own output."""
 
-    renamed: ClassVar[dict[str, str]] = {"num_nextn_predict_layers": "num_mtp_modules"}
+    renamed: ClassVar[dict[str, str]] = {
+        "num_nextn_predict_layers": "num_mtp_modules",
+        "mtp_hidden": "nothing: a final norm without a gain changes nothing before another norm",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

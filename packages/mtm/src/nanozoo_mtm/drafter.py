@@ -53,7 +53,7 @@ class ChainDrafter:
         stream, _ = self.model.stream(tokens, self.main)
         features = rms_norm(stream)
         self.tokens[places] = tokens
-        self.hidden[0][places] = self.model.first_hidden(stream, features)
+        self.hidden[0][places] = self.model.first_hidden(stream)
         return features
 
     def draft(self, token: Tensor, choose: Choose) -> Tensor:

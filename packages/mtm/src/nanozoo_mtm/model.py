@@ -84,10 +84,9 @@ class MTM(ControlModel):
             PredictionModule(config) for _ in range(config.num_mtp_modules)
         )
 
-    def first_hidden(self, stream: Tensor, features: Tensor) -> Tensor:
-        """H^0, (B, T, D), of the main model's stream and of its final norm."""
-        hidden = stream if self.config.mtp_hidden == "pre_norm" else features
-        return hidden.detach() if self.config.mtp_detach == "hidden" else hidden
+    def first_hidden(self, stream: Tensor) -> Tensor:
+        """H^0, (B, T, D): the main model's stream before its final norm."""
+        return stream.detach() if self.config.mtp_detach == "hidden" else stream
 
     def look_ahead(
         self,
