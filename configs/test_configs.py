@@ -9,9 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanozoo_core import registry
-from nanozoo_core.config import TrainingConfig, compose_config, training_config
+from nanozoo_core.config import (
+    TrainingConfig,
+    compose_config,
+    model_config,
+    training_config,
+)
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.training import describe
 
@@ -45,6 +52,39 @@ def test_recipe_can_be_planned(path: Path) -> None:
     for part in ("\nparameters: ", "\nbudget: ", "\ntime: ", "\nmemory of weights"):
         assert part in shown
     assert f"train --config {path}" in shown
+
+
+@pytest.mark.parametrize("name", ["mod", "moe"])
+def test_recipe_of_one_idea_is_the_controls_but_for_the_idea(name: str) -> None:
+    control, other = (load_recipe(CONFIGS / f"{model}.yaml") for model in ("vanilla", name))
+    for part in ("data", "train", "optim", "eval"):
+        assert getattr(other, part) == getattr(control, part), part
+    for key in ("num_layers", "model_dim", "num_heads", "mlp_ratio"):
+        assert other.model_cfg[key] == control.model_cfg[key], key
+
+
+@pytest.mark.parametrize(
+    ("recipe", "vocab_size", "num_parameters"),
+    [
+        ("mod", 50257, 162_725_382),
+        ("mod_220m", 50257, 219_745_802),
+        ("moe", 50257, 330_954_240),
+        ("moe_olmoe", 50304, 6_919_028_736),  # 6.92 B, as published
+        ("ngpt_0.5b", 32000, 468_491_520),  # 468.4 M
+        ("ngpt_1b", 32000, 1_026_177_280),  # 1026.1 M
+        ("rd", 50257, 96_437_760),
+        ("rd_3.5b", 65536, 3_564_976_800),  # 3.5 B
+    ],
+)
+def test_recipe_has_the_published_size(recipe: str, vocab_size: int, num_parameters: int) -> None:
+    """Over the paper's vocabulary, where that is another."""
+    config = load_recipe(CONFIGS / f"{recipe}.yaml")
+    settings = config.model_cfg | {"vocab_size": None}
+    seq_len = config.data.seq_len
+    model_cfg = model_config(config.model, settings, seq_len=seq_len, vocab_size=vocab_size)
+    with torch.device("meta"):
+        model = load_adapter(config.model).make_model(model_cfg)
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
 
 
 @pytest.mark.parametrize("name", MODELS)

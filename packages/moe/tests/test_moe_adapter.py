@@ -247,11 +247,11 @@ def test_parameters_of_the_large_recipe():
     config = model_config(
         "moe",
         {
-            "vocab_size": 50304,
+            "vocab_size": 50257,
             "seq_len": 1024,
             "num_layers": 12,
             "model_dim": 768,
-            "num_heads": 6,
+            "num_heads": 12,
             "num_experts": 16,
             "top_k": 3,
         },
@@ -260,12 +260,12 @@ def test_parameters_of_the_large_recipe():
         report = ADAPTER.report(MoE(config))
     # Tables 2 V d, attention 12 * 4 d^2, one dense MLP 8 d^2; per mixture 17 experts of 2 d^2 and
     # the router of 16 d, of which 13 experts idle.
-    assert report["params"] == 77_266_944 + 28_311_552 + 4_718_592 + 11 * 20_066_304
+    assert report["params"] == 77_194_752 + 28_311_552 + 4_718_592 + 11 * 20_066_304
     assert report["params_active"] == report["params"] - 11 * 13 * 1_179_648
-    assert report["params_active"] == 162_336_768
+    assert report["params_active"] == 162_264_576
     assert report["params_expert"] == 1_179_648
     # A dense model of the same active width, and 6 E d per router.
-    dense = 6 * (12 * 12 * 768**2 + 50304 * 768) + 12 * 12 * 768 * 1024
+    dense = 6 * (12 * 12 * 768**2 + 50257 * 768) + 12 * 12 * 768 * 1024
     assert ADAPTER.flops_per_token(config, 1024) == dense + 6 * 11 * 16 * 768
 
 
@@ -275,7 +275,7 @@ def test_the_recipe_at_scale_is_that_model():
     recipe = Path(__file__).parents[3] / "configs" / "moe.yaml"
     config = training_config(compose_config(recipe=recipe))
     model_cfg = model_config("moe", config.model_cfg, seq_len=1024, vocab_size=50257)
-    assert (model_cfg.vocab_size, model_cfg.expert_dim, model_cfg.routed) == (50304, 768, (16, 3))
+    assert (model_cfg.vocab_size, model_cfg.expert_dim, model_cfg.routed) == (50257, 768, (16, 3))
 
 
 def test_flops_are_those_counted_by_torch():

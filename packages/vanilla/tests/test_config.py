@@ -31,6 +31,7 @@ def test_the_first_form_is_that_of_2017():
         "bias": True,
         "attn_bias": False,
         "scale_embedding": True,
+        "norm_embedding": False,
         "tie_embeddings": True,
         "init": "xavier",
     }
@@ -51,7 +52,11 @@ def test_the_first_form_is_that_of_2017():
         ("v9", "v10", {"qk_norm": True}),
         ("v10", "v11", {"activation": "relu2"}),
         ("v11", "v12", {"tie_embeddings": False}),
-        ("v12", "control", {"init": "zero_out"}),
+        ("v12", "v13", {"norm_embedding": True}),
+        ("v13", "v14", {"init": "unit_embedding"}),
+        ("v14", "v15", {"init": "zero_outputs"}),
+        ("v15", "v16", {"init": "small_head"}),
+        ("v16", "control", {"init": "zero_out"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -62,7 +67,7 @@ def test_a_step_of_the_walk_changes_the_named_keys_alone(before, after, change):
 
 
 def test_the_walk_has_no_other_preset():
-    assert list(PRESETS) == [*(f"v{i}" for i in range(13)), "control"]
+    assert list(PRESETS) == [*(f"v{i}" for i in range(17)), "control"]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +81,7 @@ def test_the_walk_has_no_other_preset():
         ("bias", False),
         ("attn_bias", False),
         ("scale_embedding", False),
+        ("norm_embedding", True),
         ("tie_embeddings", False),
         ("init", "zero_out"),
     ],
@@ -121,8 +127,12 @@ def test_custom_starts_from_the_control():
             "init=zero_out draws embeddings of unit variance, too large for a head",
         ),
         (
+            {"preset": "custom", "tie_embeddings": True, "init": "unit_embedding"},
+            "init=unit_embedding draws embeddings of unit variance, too large for a head",
+        ),
+        (
             {"preset": "custom", "scale_embedding": True},
-            "scale_embedding=true has no effect with model_cfg.init=zero_out",
+            "scale_embedding=true has no effect with model_cfg.norm_embedding=true",
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

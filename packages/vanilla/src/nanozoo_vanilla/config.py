@@ -13,7 +13,10 @@ Position = Literal["sinusoidal", "learned", "rope"]
 NormPosition = Literal["post", "pre"]
 Norm = Literal["layer", "rms"]
 Activation = Literal["relu", "gelu_tanh", "relu2"]
-Init = Literal["xavier", "gpt2", "zero_out"]
+Init = Literal["xavier", "gpt2", "unit_embedding", "zero_outputs", "small_head", "zero_out"]
+
+UNIT_EMBEDDING = ("unit_embedding", "zero_outputs", "small_head", "zero_out")
+"""The start values with embeddings of unit variance."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Switches:
     bias: bool
     attn_bias: bool
     scale_embedding: bool
+    norm_embedding: bool
     tie_embeddings: bool
     init: Init
 
@@ -41,6 +45,7 @@ V0 = Switches(
     bias=True,
     attn_bias=False,
     scale_embedding=True,
+    norm_embedding=False,
     tie_embeddings=True,
     init="xavier",
 )
@@ -60,9 +65,13 @@ WALK: dict[str, dict[str, Any]] = {
     "v10": {"qk_norm": True},
     "v11": {"activation": "relu2"},
     "v12": {"tie_embeddings": False},
+    "v13": {"norm_embedding": True},
+    "v14": {"init": "unit_embedding"},
+    "v15": {"init": "zero_outputs"},
+    "v16": {"init": "small_head"},
     "control": {"init": "zero_out"},
 }
-"""What each preset changes of the one before: one historical step at a time; v6 is GPT-2."""
+"""What each preset changes of the one before, one thing at a time; v6 is GPT-2."""
 
 
 def _presets() -> dict[str, Switches]:
@@ -76,14 +85,14 @@ PRESETS = _presets()
 
 Preset = Literal[
     "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12",
-    "control", "custom",
+    "v13", "v14", "v15", "v16", "control", "custom",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class VanillaConfig(ControlConfig):
     preset: Preset
-    """The form: v0 (2017) .. v12, control, or custom, the control changed by the switches below."""
+    """The form: v0 (2017) .. v16, control, or custom, the control changed by the switches below."""
     position: Position | None
     """With preset=custom: sinusoidal (2017), learned (GPT-2) or rope; null is the control's."""
     norm_position: NormPosition | None
@@ -100,15 +109,17 @@ class VanillaConfig(ControlConfig):
     """With preset=custom: biases in attention; null is the control's."""
     scale_embedding: bool | None
     """With preset=custom: multiply embeddings by sqrt(model_dim); null is the control's."""
+    norm_embedding: bool | None
+    """With preset=custom: RMSNorm of embeddings on the way in; null is the control's."""
     tie_embeddings: bool | None
     """With preset=custom: use the input embedding as the output head; null is the control's."""
     init: Init | None
-    """With preset=custom: xavier (2017), gpt2, or zero_out with a normalised embedding; null is
-    the control's."""
+    """With preset=custom, the start values: xavier (2017), gpt2, and on the way to zero_out, which
+    is the control's and what null is, unit_embedding, zero_outputs and small_head."""
     norm_eps: float | None
     """Added to a norm's variance; null is 1e-5 for LayerNorm and 1e-6 for RMSNorm."""
     dropout: float
-    """Probability of dropping embeddings and layer outputs, v0 .. v12; 0.1 suits several epochs."""
+    """Probability of dropping embeddings and layer outputs, v0 .. v16; 0.1 suits several epochs."""
     pad_vocab_to: int
     """Round the embedding's rows up to a multiple of this, for speed; logits never see the rest."""
     allow_no_warmup: bool
@@ -170,17 +181,16 @@ class VanillaConfig(ControlConfig):
                 f"makes heads of width {head_dim}, and rotary positions need pairs of channels; "
                 "use an even width",
             )
-        if switches.init == "zero_out":
-            p.require(
-                not switches.tie_embeddings,
-                "model_cfg.init=zero_out draws embeddings of unit variance, too large for a head; "
-                "use model_cfg.tie_embeddings=false",
-            )
-            p.require(
-                not switches.scale_embedding,
-                "model_cfg.scale_embedding=true has no effect with model_cfg.init=zero_out, which "
-                "normalises embeddings; use false",
-            )
+        p.require(
+            switches.init not in UNIT_EMBEDDING or not switches.tie_embeddings,
+            f"model_cfg.init={switches.init} draws embeddings of unit variance, too large for a "
+            "head; use model_cfg.tie_embeddings=false",
+        )
+        p.require(
+            not (switches.norm_embedding and switches.scale_embedding),
+            "model_cfg.scale_embedding=true has no effect with model_cfg.norm_embedding=true; use "
+            "false",
+        )
 
     def _set_by_hand(self) -> list[str]:
         return [key for key in SWITCH_KEYS if getattr(self, key) is not None]

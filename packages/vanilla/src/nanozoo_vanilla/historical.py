@@ -1,4 +1,4 @@
-"""The plain decoder in its historical forms, v0 .. v12 and custom, as its switches say.
+"""The plain decoder in its historical forms, v0 .. v16 and custom, as its switches say.
 
     v0:  x = sqrt(D) E[tokens] + PE[0:T]                      Decoder.embed, sinusoids
          for each block:   x = LN(x + Attention(x))           PostNormBlock
@@ -28,7 +28,7 @@ from nanozoo_core.nn.feed_forward import relu_squared
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.padding import padding_bias
 from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
-from nanozoo_vanilla.config import VanillaConfig
+from nanozoo_vanilla.config import UNIT_EMBEDDING, VanillaConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -152,21 +152,26 @@ class Decoder(nn.Module):
     def init_weights(self) -> None:
         """
                     xavier                       gpt2            zero_out
+        embedding   N(0, 1/D)                    N(0, 0.02^2)    N(0, 1)
+        position    N(0, 1/2), as the sinusoids  N(0, 0.02^2)    N(0, 0.02^2)
         qkv, up     U(+-sqrt(6 / (in + out)))    N(0, 0.02^2)    U(+-sqrt(3) * 0.5 / sqrt(in))
         out, down   U(+-sqrt(6 / (in + out)))    / sqrt(2L)      0
         head        U(+-sqrt(6 / (in + out)))    N(0, 0.02^2)    N(0, 0.001^2)
         gains 1, biases 0
 
-        embedding, position: N(0, 0.02^2), with scale_embedding N(0, 1/D), with zero_out N(0, 1).
-        q, k and v are three matrices, though one parameter.
+        From gpt2 to zero_out one row at a time: unit_embedding has its embedding, zero_outputs its
+        out and down too, small_head its head as well. q, k and v are three matrices, though one
+        parameter.
         """
         switches, dim = self.config.switches, self.config.model_dim
+        is_xavier = switches.init == "xavier"
+        std = 1.0 if switches.init in UNIT_EMBEDDING else dim**-0.5 if is_xavier else 0.02
+        nn.init.normal_(self.embedding.weight, std=std)
+        if switches.position == "learned":
+            nn.init.normal_(self.position.weight, std=0.5**0.5 if is_xavier else 0.02)
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
-            elif isinstance(module, nn.Embedding):
-                std = dim**-0.5 if switches.scale_embedding else 0.02
-                nn.init.normal_(module.weight, std=1.0 if switches.init == "zero_out" else std)
             elif isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for block in self.blocks:
@@ -177,7 +182,7 @@ class Decoder(nn.Module):
             self._init_matrix(block.attention.out.weight, is_output=True)
             self._init_matrix(block.mlp.down.weight, is_output=True)
         if not switches.tie_embeddings:
-            if switches.init == "zero_out":
+            if switches.init in ("small_head", "zero_out"):
                 nn.init.normal_(self.head.weight, std=0.001)
             else:
                 self._init_matrix(self.head.weight, is_output=False)
@@ -186,12 +191,12 @@ class Decoder(nn.Module):
         init = self.config.switches.init
         if init == "xavier":
             nn.init.xavier_uniform_(weight)
-        elif init == "gpt2":
-            nn.init.normal_(weight, std=0.02 / math.sqrt(2 * len(self.blocks) if is_output else 1))
-        elif is_output:
+        elif is_output and init in ("zero_outputs", "small_head", "zero_out"):
             nn.init.zeros_(weight)
-        else:
+        elif init == "zero_out":
             init_input_matrix(weight)
+        else:
+            nn.init.normal_(weight, std=0.02 / math.sqrt(2 * len(self.blocks) if is_output else 1))
 
     @property
     def output_weight(self) -> Tensor:
@@ -205,7 +210,7 @@ class Decoder(nn.Module):
         x = self.embedding(tokens)
         if switches.scale_embedding:
             x = math.sqrt(dim) * x
-        if switches.init == "zero_out":
+        if switches.norm_embedding:
             x = rms_norm(x, self.config.eps)
         if switches.position == "sinusoidal":
             x = x + sinusoids(positions, dim).to(x.dtype)

@@ -6,7 +6,7 @@
     logits = W_head RMSNorm(x)                                ControlModel.features, logits
 
 Its equations stand in `nanozoo_core.nn.control`, where other packages change one of them. The
-presets v0 .. v12, which lead to it from the Transformer of 2017, are `historical.Decoder`.
+presets v0 .. v16, which lead to it from the Transformer of 2017, are `historical.Decoder`.
 
 B batch, T sequence, D model_dim, V vocabulary, P padded vocabulary.
 """
