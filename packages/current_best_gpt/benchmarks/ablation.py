@@ -45,6 +45,9 @@ REMOVED: dict[str, list[str]] = {
     "stream gain 1.1": ["model_cfg.residual_scale=1.0"],
     "non-zero attention output": ["model_cfg.attn_out_init=0"],
     "value embeddings": ["model_cfg.value_embed_layers=[]"],
+    "gates of value embeddings": ["model_cfg.value_gates=false"],
+    "coefficients per token": ["model_cfg.gates_per_token=false"],
+    "learned gains": ["model_cfg.learned_gains=false"],
     "x0 injection": ["model_cfg.x0_injection=false"],
     "bigram table": ["model_cfg.bigram_rows=0"],
     "smear": ["model_cfg.smear=false"],
@@ -67,6 +70,7 @@ ADDED: dict[str, list[str]] = {
     "documents kept apart": ["model_cfg.document_mask=true"],
     "windows from document starts": ["model_cfg.align_to_documents=true"],
     "YaRN": ["model_cfg.yarn=true"],
+    "a skip instead of attention": ["model_cfg.window_pattern=SL-L", "model_cfg.skip=[0,2]"],
     "growing batches": ["model_cfg.batch_scale=[0.5,1.5]", "model_cfg.lr_peaks=[1.0,1.5]"],
     "AdamW at every other step": ["optim.adamw.every=2"],
 }

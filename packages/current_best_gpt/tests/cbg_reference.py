@@ -89,6 +89,8 @@ class Reference:
         return layout
 
     def _coefficients(self, z: Tensor, where: str, scale: Tensor | float) -> Tensor:
+        if not self.c.gates_per_token:
+            return scale * self.w[f"{where}.bias"]
         hidden = gelu(self.w[f"{where}.w1"] @ z)
         return scale * (self.w[f"{where}.w2"] @ hidden + self.w[f"{where}.bias"])
 
@@ -202,7 +204,9 @@ class Reference:
             sources += [z]
             value = sum(m[t].pop(0) * source for source in sources)
             moved.append(z + sum(m[t].pop(0) * source for source in sources))
-            if table is not None:
+            if table is not None and not c.value_gates:
+                value = value + table[t]
+            elif table is not None:
                 halves = 2 if c.num_heads % 2 == 0 else 1
                 for half in range(halves):
                     part = torch.zeros(c.model_dim, dtype=z.dtype)
@@ -227,6 +231,8 @@ class Reference:
         return [rms(z) for z in (kept["snapshot"] if is_shared else x)]
 
     def _gated_table(self, layer: int, a: Stream, table: Stream) -> Stream:
+        if not self.c.value_gates:
+            return table
         weight = self.w[f"blocks.{layer}.attention.value_gate"]
         found = []
         for own, looked_up in zip(a, table, strict=True):

@@ -18,7 +18,7 @@ from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import apply_rotary
 from nanozoo_current_best_gpt.cache import RingCache
-from nanozoo_current_best_gpt.coefficients import Named
+from nanozoo_current_best_gpt.coefficients import Named, add_gain
 from nanozoo_current_best_gpt.config import VALUE_GATE_DIMS, CurrentBestConfig
 
 EPS = 2.0**-23  # of float32: the embedding's entries are about 0.005, which 1e-6 would damp
@@ -42,7 +42,8 @@ class View:
 class Attention(nn.Module):
     """Reads a normalised stream a (B, T, D); returns what its heads found, projected.
 
-    `value_gate` weighs the token's value embedding by the stream and the embedding themselves.
+    `value_gate` weighs the token's value embedding by the stream and the embedding themselves;
+    without one it is added as it is.
     """
 
     def __init__(self, config: CurrentBestConfig, layer: int, *, gates_table: bool) -> None:
@@ -61,11 +62,13 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
         self.out_init = config.attn_out_init
         # Gains of what comes in and goes out; QK-norm leaves only the values to the first.
-        self.gains = nn.Parameter(torch.empty(2))
+        add_gain(self, "gains", 2, learned=config.learned_gains)
         self.value_gate = (
             nn.Parameter(torch.empty(heads, 2 * VALUE_GATE_DIMS)) if gates_table else None
         )
         self.init_weights()
+
+    gains: Tensor  # (2,)
 
     def init_weights(self) -> None:
         """
@@ -92,7 +95,7 @@ class Attention(nn.Module):
         extra_value: Tensor | None = None,
     ) -> Tensor:
         """Args:
-        table: (B, T, D) the token's value embedding, which `value_gate` weighs.
+        table: (B, T, D) the token's value embedding.
         extra_value: (B, T, D) added to the values as it is.
         """
         enter, leave = self.gains.unbind()
@@ -115,7 +118,8 @@ class Attention(nn.Module):
         return self.out(leave * y.transpose(1, 2).flatten(2))
 
     def _gate_table(self, a: Tensor, table: Tensor) -> Tensor:
-        assert self.value_gate is not None
+        if self.value_gate is None:
+            return table.unflatten(-1, (self.num_heads, -1))
         seen = torch.cat([a[..., :VALUE_GATE_DIMS], table[..., :VALUE_GATE_DIMS]], dim=-1)
         gate = 2 * torch.sigmoid(F.linear(seen, self.value_gate))  # (B, T, H)
         return gate[..., None] * table.unflatten(-1, (self.num_heads, -1))

@@ -15,7 +15,7 @@ from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_core.nn.feed_forward import ReluSquared
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_current_best_gpt.attention import EPS, Attention, View
-from nanozoo_current_best_gpt.coefficients import Mix, Named, mudd_entries
+from nanozoo_current_best_gpt.coefficients import Mix, Named, add_gain, hidden_width, mudd_entries
 from nanozoo_current_best_gpt.config import CurrentBestConfig
 
 SKIP_INIT = -1.5  # sigmoid(-1.5) = 0.18
@@ -87,14 +87,19 @@ class Block(Layer):
     """
 
     def __init__(self, config: CurrentBestConfig, layer: int) -> None:
-        super().__init__(config, layer, gates_table=layer in config.value_embed_layers)
+        gates_table = config.value_gates and layer in config.value_embed_layers
+        super().__init__(config, layer, gates_table=gates_table)
         self.injects = layer > 0  # the bigram is part of what enters layer 0
         self.residual = math.sqrt(config.residual_scale)
         if config.skip is not None and config.skip[1] == layer:
-            self.skip = nn.Parameter(torch.empty(1))
-        self.keep = nn.Parameter(torch.empty(2))  # of attention and MLP
-        self.add = nn.Parameter(torch.empty(2))
+            add_gain(self, "skip", 1, learned=config.learned_gains)
+        add_gain(self, "keep", 2, learned=config.learned_gains)  # of attention and MLP
+        add_gain(self, "add", 2, learned=config.learned_gains)
         self.init_weights()
+
+    skip: Tensor  # (1,)
+    keep: Tensor  # (2,)
+    add: Tensor  # (2,)
 
     def init_weights(self) -> None:
         """
@@ -150,7 +155,8 @@ class MuddBlock(Layer):
 
     def __init__(self, config: CurrentBestConfig, layer: int) -> None:
         super().__init__(config, layer, gates_table=False)
-        self.mix = Mix(config.model_dim, config.mudd_dim, mudd_entries(config))
+        width = hidden_width(config, config.mudd_dim)
+        self.mix = Mix(config.model_dim, width, mudd_entries(config))
 
     def forward(
         self,
@@ -173,7 +179,7 @@ class MuddBlock(Layer):
         value = _weighed(m, "value", sources)
         x = x + _weighed(m, "stream", sources)
         if table is not None:
-            value = value + _by_halves(m["table"], table)
+            value = value + (_by_halves(m["table"], table) if "table" in m else table)
         x = m["keep"] * x + m["add"] * self.attention(a, view, gates, extra_value=value)
         if "x0" in m:
             x = x + m["x0"] * start

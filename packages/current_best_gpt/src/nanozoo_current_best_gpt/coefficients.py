@@ -1,6 +1,7 @@
 """Coefficients per token: small MLPs whose outputs scale heads, streams and skips.
 
-They start as constants (the second layer is zero), and are linear: no sigmoid bounds them.
+They start as constants (the second layer is zero), and are linear: no sigmoid bounds them. With
+gates_per_token=false they stay constants, the same for all tokens, and are learned as such.
 
 B batch, T sequence, D model_dim, H heads, G hidden width.
 """
@@ -29,15 +30,26 @@ class Entry(NamedTuple):
     layer: int = 0  # which gates belong to; a mix has one place alone
 
 
-class Coefficients(nn.Module):
-    """tau (W2 gelu(W1 z) + c), cut into its entries."""
+def add_gain(module: nn.Module, name: str, size: int, *, learned: bool) -> None:
+    """A vector of the module that is learned, or stays as init_weights leaves it."""
+    if learned:
+        module.register_parameter(name, nn.Parameter(torch.empty(size)))
+    else:
+        module.register_buffer(name, torch.empty(size), persistent=False)
 
-    def __init__(self, model_dim: int, hidden_dim: int, entries: list[Entry]) -> None:
+
+class Coefficients(nn.Module):
+    """tau (W2 gelu(W1 z) + c), cut into its entries; tau c alone without a hidden layer."""
+
+    def __init__(self, model_dim: int, hidden_dim: int | None, entries: list[Entry]) -> None:
         super().__init__()
         self.entries = entries
-        self.w1 = nn.Parameter(torch.empty(hidden_dim, model_dim))
-        self.w2 = nn.Parameter(torch.empty(sum(e.size for e in entries), hidden_dim))
-        self.bias = nn.Parameter(torch.empty(len(self.w2)))
+        size = sum(e.size for e in entries)
+        self.w1 = self.w2 = None
+        if hidden_dim is not None:
+            self.w1 = nn.Parameter(torch.empty(hidden_dim, model_dim))
+            self.w2 = nn.Parameter(torch.empty(size, hidden_dim))
+        self.bias = nn.Parameter(torch.empty(size))
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -46,16 +58,20 @@ class Coefficients(nn.Module):
         w2     0
         bias   each entry's constant / tau
         """
-        limit = 1 / math.sqrt(self.w1.shape[1])
-        nn.init.uniform_(self.w1, -limit, limit)
-        nn.init.zeros_(self.w2)
+        if self.w1 is not None and self.w2 is not None:
+            limit = 1 / math.sqrt(self.w1.shape[1])
+            nn.init.uniform_(self.w1, -limit, limit)
+            nn.init.zeros_(self.w2)
         inits = [e.init / INIT_SCALE for e in self.entries for _ in range(e.size)]
         with torch.no_grad():
             self.bias.copy_(torch.tensor(inits))
 
     def parts(self, z: Tensor, scale: Tensor | float) -> list[tuple[Entry, Tensor]]:
         """Each entry with its coefficients (B, T, size). Args: z (B, T, D); scale: tau."""
-        out = F.linear(F.gelu(F.linear(z, self.w1)), self.w2, self.bias) * scale
+        if self.w1 is None or self.w2 is None:
+            out = (self.bias * scale).expand(*z.shape[:-1], -1)
+        else:
+            out = F.linear(F.gelu(F.linear(z, self.w1)), self.w2, self.bias) * scale
         parts = out.split([e.size for e in self.entries], dim=-1)
         return list(zip(self.entries, parts, strict=True))
 
@@ -117,7 +133,7 @@ def mudd_entries(config: CurrentBestConfig) -> list[Entry]:
     sources = ["start", *(["snapshot"] if config.snapshot_layer is not None else []), "stream"]
     entries = [Entry(f"value_{source}", 1, 0.0) for source in sources]
     entries += [Entry(f"stream_{source}", 1, 0.0) for source in sources]
-    if config.num_layers - 1 in config.value_embed_layers:
+    if config.value_gates and config.num_layers - 1 in config.value_embed_layers:
         halves = 2 if config.num_heads % 2 == 0 else 1
         entries.append(Entry("table", halves, 2.0))
     residual = math.sqrt(config.residual_scale)
@@ -127,6 +143,11 @@ def mudd_entries(config: CurrentBestConfig) -> list[Entry]:
     if config.bigram_rows:
         entries.append(Entry("bigram", 1, 0.05))
     return [*entries, Entry("mlp_keep", 1, residual), Entry("mlp_add", 1, 1.0)]
+
+
+def hidden_width(config: CurrentBestConfig, width: int) -> int | None:
+    """Of an MLP that computes coefficients; None where they are constants."""
+    return width if config.gates_per_token else None
 
 
 def head_entries(config: CurrentBestConfig) -> list[Entry]:

@@ -48,7 +48,10 @@ class CurrentBestConfig:
     paired_layers: tuple[int, ...]
     """Layers whose heads attend in pairs over an interleaved sequence of twice the length."""
     value_embed_layers: tuple[int, ...]
-    """Layers that add a gated embedding of the token to their values, each of its own table."""
+    """Layers that add an embedding of the token to their values, each of its own table."""
+    value_gates: bool
+    """Weigh these embeddings, by head, by what stream and embedding say; false adds them as they
+    are."""
     xsa_layers: tuple[int, ...]
     """Layers that take from a head's output its component along the token's own value."""
     attn_gate_layers: tuple[int, ...]
@@ -75,6 +78,12 @@ class CurrentBestConfig:
     """Hidden width of what computes all other coefficients."""
     gate_split_layer: int | None
     """From this layer on they come from the stream entering it; null: all from the embedding."""
+    gates_per_token: bool
+    """Compute MUDD's and all other coefficients for every token; false learns one number for
+    each."""
+    learned_gains: bool
+    """Learn the gains of streams, attention and skip and the scale of the gates; false leaves them
+    as they start."""
 
     qk_norm: bool
     """Normalise queries and keys."""

@@ -21,8 +21,10 @@ from nanozoo_current_best_gpt.coefficients import (
     Gates,
     Mix,
     Named,
+    add_gain,
     gate_entries,
     head_entries,
+    hidden_width,
 )
 from nanozoo_current_best_gpt.config import SMEAR_DIMS, CurrentBestConfig
 
@@ -39,6 +41,7 @@ class CurrentBestGPT(nn.Module):
     """
 
     stage: Tensor  # () int64
+    gate_scale: Tensor  # (1,)
     output_bias: Tensor | None  # (V,): the B of softcap, in the units of the head
 
     def __init__(self, config: CurrentBestConfig) -> None:
@@ -57,10 +60,11 @@ class CurrentBestGPT(nn.Module):
             nn.Embedding(config.vocab_size, dim) for _ in config.value_embed_layers
         )
         early, late = gate_entries(config)
-        self.early_gates = Gates(dim, config.gate_dim, early) if early else None
-        self.late_gates = Gates(dim, config.gate_dim, late) if late else None
+        width = hidden_width(config, config.gate_dim)
+        self.early_gates = Gates(dim, width, early) if early else None
+        self.late_gates = Gates(dim, width, late) if late else None
         if early or late:
-            self.gate_scale = nn.Parameter(torch.empty(1))  # tau of both
+            add_gain(self, "gate_scale", 1, learned=config.learned_gains)  # tau of both
         self.blocks = nn.ModuleList(
             MuddBlock(config, layer)
             if config.mudd and layer == layers - 1
@@ -69,7 +73,8 @@ class CurrentBestGPT(nn.Module):
         )
         self.mix = self.backout = None
         if config.mudd:
-            self.mix = Mix(dim, config.mudd_dim, head_entries(config))
+            width = hidden_width(config, config.mudd_dim)
+            self.mix = Mix(dim, width, head_entries(config))
         elif config.backout:
             self.backout = nn.Parameter(torch.empty(1))
         self.head = None
