@@ -1,4 +1,4 @@
-"""H-Net's settings, their checks, and the sizes of the paper and of a small machine.
+"""H-Net's settings and their checks.
 
 A stage is one level of the hierarchy: stage 0 reads bytes, the last one the coarsest chunks. Lists
 have one value per stage; a single number stands for all of them; null is the preset's, or that of
@@ -14,53 +14,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nanozoo_core.errors import Problems, divisors
 from nanozoo_hnet.layout import StageLayout, parse_layout
+from nanozoo_hnet.sizes import SIZES
 
 if TYPE_CHECKING:
     from nanozoo_core.config import TrainingConfig
 
 
-TINY: dict[str, Any] = {
-    "arch_layout": ["m1", ["T2"], "m1"],
-    "model_dim": [96, 128],
-    "mlp_dim": [0, 352],
-    "num_heads": [3, 4],
-    "rotary_emb_dim": [16, 16],
-    "window_size": [127, -1],
-    "ssm_cfg": {"d_state": 32, "d_conv": 4, "expand": 2, "head_dim": 32, "chunk_size": 32},
-}
-_PUBLISHED_SSM = {"d_state": 128, "d_conv": 4, "expand": 2, "head_dim": 64, "chunk_size": 256}
-
-SIZES: dict[str | None, dict[str, Any]] = {
-    None: TINY,
-    "hnet_small": {
-        "arch_layout": ["m4", ["T12"], "m4"],
-        "model_dim": [512, 768],
-        "mlp_dim": [0, 2048],
-        "num_heads": [8, 12],
-        "rotary_emb_dim": [32, 32],
-        "window_size": [1023, -1],
-        "ssm_cfg": _PUBLISHED_SSM,
-    },
-    "hnet_2stage": {
-        "arch_layout": ["m3", ["T1m3", ["T10"], "m3T1"], "m3"],
-        "model_dim": [384, 512, 768],
-        "mlp_dim": [0, 1408, 2048],
-        "num_heads": [6, 8, 12],
-        "rotary_emb_dim": [32, 32, 32],
-        "window_size": [1023, 1023, -1],
-        "ssm_cfg": _PUBLISHED_SSM,
-    },
-    "hnet_attn": {
-        "arch_layout": ["T2", ["T12"], "T2"],
-        "model_dim": [512, 768],
-        "mlp_dim": [1408, 2048],
-        "num_heads": [8, 12],
-        "rotary_emb_dim": [32, 32],
-        "window_size": [1023, -1],
-        "ssm_cfg": _PUBLISHED_SSM,
-    },
-}
-"""Sizes: 99.8M, 94.9M in two stages, and 98.9M without state-space layers."""
+Preset = Literal[
+    "hnet_small", "hnet_2stage", "hnet_attn",
+    "hnet_1stage_L", "hnet_1stage_XL", "hnet_2stage_L", "hnet_2stage_XL",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,8 +54,9 @@ class HNetConfig:
     """Symbols; null takes the tokenizer's (258: bytes, separator, pad)."""
     seq_len: int
     """Longest window in training, in tokens; null is data.seq_len."""
-    preset: Literal["hnet_small", "hnet_2stage", "hnet_attn"] | None
-    """A size: sets arch_layout, the five lists below it and ssm_cfg where these are null."""
+    preset: Preset | None
+    """A released size, or one of about GPT-2 small: sets arch_layout, the five lists below it and
+    ssm_cfg where these are null."""
     arch_layout: list[Any] | None
     """Nested [encoder, [main], decoder]; m Mamba-2, t attention, capitals with an MLP, e.g. T12."""
     num_compression_layers: int | None
