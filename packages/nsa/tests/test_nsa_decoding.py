@@ -14,7 +14,9 @@ from nanozoo_core.generation.text import draw_text
 from nanozoo_core.testing.decoding import assert_equal, check_ragged_rows, check_taken_back
 from nanozoo_nsa.adapter import NSAAdapter
 from nanozoo_nsa.config import NSAConfig
+from nanozoo_nsa.mixer import NSAMixer
 from nanozoo_nsa.model import NSA
+from nanozoo_nsa.selected.choice import chosen_by
 from nanozoo_nsa.state import SPARE
 
 ADAPTER = NSAAdapter(NSAConfig, NSA)
@@ -117,3 +119,34 @@ def test_sampling_past_the_context_is_the_same_without_cache(way: str) -> None:
         return [token for piece in pieces for token in piece]
 
     assert draw(True) == draw(False)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "dtype"),
+    [(2, torch.float64), (1000, torch.float32)],
+    ids=["ties-float64", "distinct-float32"],
+)
+@torch.no_grad()
+def test_decoding_reads_the_blocks_of_the_parallel_form(
+    kinds: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2400 choices; of two kinds of positions, compressed by their mean, many blocks have the same
+    parts in another order: equal scores, whose sums round differently. In float32 the products of
+    one row and of many differ by more than such ties."""
+    ties = {"cmp_rope": "none", "compress_mode": "mean", "num_kv_heads": 2}
+    settings = SMALL | ties | {"compress_block_size": 4, "compress_stride": 2}
+    torch.manual_seed(0)
+    mixer = NSAMixer(model_config("nsa", settings | {"num_selected_blocks": 6})).to(dtype)
+    x = torch.randn(kinds, 16, dtype=dtype)[torch.randint(kinds, (4, 300))]
+    chosen = mixer.mix(x)[1].chosen
+    seen: list[Tensor] = []
+
+    def recorded(*arguments: Any) -> Tensor:
+        seen.append(chosen_by(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr("nanozoo_nsa.state.chosen_by", recorded)
+    state = mixer.empty_state(4, 300)
+    for position in x.unbind(1):
+        mixer.step(position, state)
+    assert torch.equal(torch.stack(seen, dim=2), chosen)

@@ -8,7 +8,14 @@ import torch
 from nanozoo_nsa.compressed.attention import compressed_attention
 from nanozoo_nsa.config import Grid
 from nanozoo_nsa.selected.attention import masked_attention
-from nanozoo_nsa.selected.choice import all_blocks, block_mask, choose, forced_blocks, importance
+from nanozoo_nsa.selected.choice import (
+    all_blocks,
+    block_mask,
+    choose,
+    chosen_by,
+    forced_blocks,
+    importance,
+)
 from nanozoo_nsa.selected.gathered import gathered_attention
 
 TRIPLES = [(32, 16, 64), (16, 16, 64), (64, 16, 64), (32, 16, 32), (8, 4, 16), (8, 8, 8)]
@@ -47,6 +54,24 @@ def test_the_highest_scores_are_chosen_and_ties_go_to_the_first() -> None:
     scores = torch.tensor([9.0, 0.5, 0.25, 0.5, 0.5, 9.0, 9.0, 9.0])
     position = torch.tensor(6 * 16)  # block 6: 0, 5 and 6 are forced, 7 is the future
     assert choose(scores, position, grid).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_a_query_alone_chooses_as_among_others(dtype: torch.dtype) -> None:
+    """As decoding asks and as a sequence does, of probabilities with three values: many ties."""
+    grid = Grid(4, 2, 8, 6, 1, 2)
+    length, kinds = 400, torch.tensor([0.1, 0.3, 0.7], dtype=dtype)
+    visible = torch.arange(grid.num_windows(length)) < torch.tensor(
+        [[grid.num_windows(t + 1)] for t in range(length)]
+    )
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(3, (2, length, 3, visible.shape[1]), generator=generator)
+    probs = kinds[index] * visible[:, None] / visible.sum(1).clamp(min=1)[:, None, None]
+    together = chosen_by(probs, torch.arange(length), grid, grid.num_blocks(length))
+    for t in range(length):
+        part = probs[None, :, t, :, : grid.num_windows(t + 1)].clone()  # (1, 2, G, W)
+        alone = chosen_by(part, torch.tensor([[t]]), grid, grid.num_blocks(t + 1))
+        assert torch.equal(alone[0], together[:, t])
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 40, 200])

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanozoo_nsa.config import Grid
-from nanozoo_nsa.selected.choice import all_blocks, choose, importance
+from nanozoo_nsa.selected.choice import all_blocks, chosen_by
 
 SPARE = 16  # positions that can be taken back
 
@@ -171,9 +171,8 @@ def attend_step(
     is_visible = torch.arange(keys.shape[2], device=q.device) < visible  # (R, W)
     compressed, probs = _attend(q_compressed, keys, values, is_visible[:, None])
 
-    num_blocks = grid.num_blocks(longest)
-    scores = importance(probs.sum(2), grid, num_blocks)
-    blocks = all_blocks(choose(scores, positions[:, None], grid), positions[:, None], grid).long()
+    chosen = chosen_by(probs, positions[:, None], grid, grid.num_blocks(longest))
+    blocks = all_blocks(chosen, positions[:, None], grid).long()
     index, places = _block_rows(state, rows, blocks)
     keys, values = (x.flatten(0, 2)[index].to(q.dtype) for x in state.selected)
     seen = (blocks >= 0).repeat_interleave(grid.block, -1) & (places <= positions[:, None, None])

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from nanozoo_nsa.config import Grid
 from nanozoo_nsa.selected.attention import Implementation, uses_triton
-from nanozoo_nsa.selected.choice import choose, importance
+from nanozoo_nsa.selected.choice import chosen_by
 
 # Scores of a chunk of queries stay in a core's second-level cache; a GPU needs them to be many.
 CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS = 1 << 18, 1 << 26
@@ -111,8 +111,7 @@ class _CompressedAttention(torch.autograd.Function):
                 probs = _probabilities(q, flat_keys, start, stop, grid, 1 / math.sqrt(width))
                 found = probs.flatten(1, 2) @ flat_values[:, :visible]
                 out[:, :, start:stop] = found.view_as(out[:, :, start:stop])
-                scores = importance(probs.sum(2).float(), grid, grid.num_blocks(stop))
-                choice = choose(scores, positions, grid)
+                choice = chosen_by(probs, positions, grid, grid.num_blocks(stop))
                 chosen[:, :, start:stop] = choice.unflatten(0, (batch, heads))
         ctx.mark_non_differentiable(chosen)
         return out.to(ctx.dtypes[0]), chosen

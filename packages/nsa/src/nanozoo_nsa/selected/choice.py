@@ -1,7 +1,7 @@
 """Which blocks a query reads: scores from the compressed branch, and the choice.
 
-B batch, Hk key and value heads, T queries, N selection blocks, W compressed blocks, F free blocks
-of a query (those that scores choose), n all blocks of a query.
+B batch, Hk key and value heads, G query heads of each, T queries, N selection blocks, W compressed
+blocks, F free blocks of a query (those that scores choose), n all blocks of a query.
 """
 
 from __future__ import annotations
@@ -10,6 +10,21 @@ import torch
 from torch import Tensor
 
 from nanozoo_nsa.config import Grid
+
+
+def chosen_by(probs: Tensor, positions: Tensor, grid: Grid, num_blocks: int) -> Tensor:
+    """The free blocks of queries, from their attention over the compressed blocks.
+
+    Whole sequences and decoding both ask here, so that they round at the same place: a score that
+    is rounded before eq. 9 in one and behind it in the other breaks ties in two ways.
+
+    Args:
+        probs: (..., G, W) of the query heads of a group, without gradient.
+        positions: (...) of the queries, or what broadcasts to it.
+
+    Returns: (..., F) int32, -1 where there is no block left.
+    """
+    return choose(importance(probs.sum(-2).float(), grid, num_blocks), positions, grid)
 
 
 def importance(probs: Tensor, grid: Grid, num_blocks: int) -> Tensor:
