@@ -22,7 +22,7 @@ from nanozoo_core.diffusion.sampling import WindowNoise
 from nanozoo_core.diffusion.schedules import Cosine, CosineSquared, Linear
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
-from nanozoo_core.testing.diffusion import (
+from nanozoo_core.testing.diffusion.exact import (
     count_form,
     denoiser_loss,
     enumerate_sequences,

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.randomness import seeded_generator
+from nanozoo_core.testing.statistics import chi_square_limit
 from nanozoo_d3pm import schedules
 from nanozoo_d3pm.graph_transitions import Clusters, Spectral
 from nanozoo_d3pm.transitions import Absorbing, Gaussian, Uniform
@@ -127,9 +128,7 @@ def test_corrupted_tokens_follow_the_matrix(process, t):
         common = expected > 1
         statistic = ((counts - expected) ** 2 / expected)[common].sum()
         degrees = max(int(common.sum()) - 1, 1)
-        # Wilson-Hilferty: the cube root is normal; 3.72 is its 1e-4 quantile.
-        spread = 2 / (9 * degrees)
-        assert float(statistic) < degrees * (1 - spread + 3.72 * math.sqrt(spread)) ** 3
+        assert float(statistic) < chi_square_limit(degrees)
 
 
 def test_reverse_step_is_bayes_rule_on_the_joint(process):
