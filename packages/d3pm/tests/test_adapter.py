@@ -58,6 +58,7 @@ class TestBound(BoundLaws):
 class TestLearning(LearningLaws):
     models = MODELS
     num_steps = 120
+    changes = {"auxiliary_loss_weight": 0.1}  # noqa: RUF012
 
 
 @each_family

@@ -212,3 +212,50 @@ def test_inspection_runs_from_one_masked_token_to_all():
         logits = model(everything)[:, 1:]
         expected = nn.functional.cross_entropy(logits.mT, window[:, 1:])
     assert found.metrics["nats_all_masked"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("alpha_type", "alpha"),
+    [
+        ("linear", lambda t: 1 - t),
+        ("cosine", lambda t: math.cos(math.pi / 2 * t)),
+        ("cosine_sq", lambda t: math.cos(math.pi / 2 * t) ** 2),
+    ],
+)
+def test_network_is_told_sigma_of_the_named_schedule(alpha_type, alpha):
+    """-log alpha(t), up to 14, by the score and by a plain forward pass."""
+    model = MODELS.make("cosine-timed", alpha_type=alpha_type)
+    times = torch.tensor([0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
+    expected = [-math.log(max(alpha(t), math.exp(-14))) for t in times.tolist()]
+    assert model.time_input(times).tolist() == pytest.approx(expected, rel=1e-9)
+    tokens = MODELS.windows(4).tokens
+    with torch.no_grad():
+        assert_close(model(tokens, times), model.net(tokens, torch.tensor(expected)))
+
+
+def test_strata_hold_every_number_of_masks_once():
+    """Of as many windows as there are scored tokens; training can do without, the score cannot."""
+    batch = MODELS.windows(LENGTH)
+    evenly = list(range(1, LENGTH + 1))
+    for variant in ("plain", "iid"):
+        model = MODELS.make(variant)
+        seen = watch(model)
+        with torch.no_grad():
+            ADAPTER.nll(model, batch, Draw(0))
+            ADAPTER.training_loss(model, batch, Step(0, 0.0, 0))
+        scored, trained = (sorted((tokens == VOCAB).sum(1).tolist()) for tokens in seen)
+        assert scored == evenly
+        assert (trained == evenly) == (variant == "plain")
+
+
+def test_inspection_asks_at_the_noise_of_each_share():
+    """Whatever the schedule, sigma is -log of the clean share; even predictions cost ln V there."""
+    model = MODELS.make("squared-timed", moved=False)
+    told = []
+    model.net.time_embedding.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0]))
+    found = ADAPTER.inspect(model, [MODELS.windows(3)], None)
+    (curve,) = found.pictures
+    shares, losses = zip(*curve.series["masked tokens"], strict=True)
+    assert losses == pytest.approx([math.log(VOCAB)] * len(losses), rel=1e-6)
+    expected = [-math.log(max(1 - share, math.exp(-14))) for share in shares]
+    assert [float(sigma[0]) for sigma in told] == pytest.approx(expected, rel=1e-5)

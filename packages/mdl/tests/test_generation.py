@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -71,3 +73,37 @@ class TestSamplers(SamplerLaws):
         with torch.no_grad():
             expected = model(window, torch.ones(1))[0, 1:].argmax(-1)
         assert filled[1:] == expected.tolist()
+
+    def test_network_is_told_the_noise_of_each_step(self):
+        """-log alpha at t = 1, 3/4, 1/2, 1/4 of the cosine schedule."""
+        model = self.models.make("ancestral-timed", alpha_type="cosine").eval()
+        told = []
+        model.net.time_embedding.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0]))
+        self.infill(model, self.after(1), 0, num_steps=4)
+        expected = [14.0, *(-math.log(math.cos(math.pi / 8 * n)) for n in (3, 2, 1))]
+        assert [float(sigma[0]) for sigma in told] == pytest.approx(expected, rel=1e-5)
+
+    def test_masks_fall_by_the_named_schedule(self):
+        """After half of the time cos^2 leaves half of the masks, and cos 1 - 1 / sqrt 2 of them."""
+        for alpha_type, share in (("cosine", 1 - math.sqrt(0.5)), ("cosine_sq", 0.5)):
+            model = self.models.make("ancestral", alpha_type=alpha_type).eval()
+            left = 0
+            for seed in range(200):
+                steps = []
+                self.infill(model, self.after(1), seed, num_steps=2, on_step=steps.append)
+                halfway = next(step for step in steps if step != steps[0])
+                left += sum(token is None for token in halfway)
+            num_masks = 200 * self.models.seq_len
+            error = math.sqrt(share * (1 - share) / num_masks)
+            assert abs(left / num_masks - share) < 4 * error
+
+    def test_greedy_confidence_lifts_the_surest_first(self):
+        """By the probability that the model gives, which a greedy choice would set to one."""
+        model = self.models.make("confidence").eval()
+        steps = []
+        self.infill(model, self.after(1), 0, temperature=0, num_steps=2, on_step=steps.append)
+        window = torch.tensor([[1, *[self.models.vocab_size] * self.models.seq_len]])
+        with torch.no_grad():
+            surest = model(window, torch.ones(1))[0, 1:].softmax(-1).amax(-1).topk(6).indices
+        lifted = [place for place, token in enumerate(steps[1][1:]) if token is not None]
+        assert lifted == sorted(surest.tolist())
