@@ -111,6 +111,60 @@ def test_draws_average_to_the_exact_sum_over_timesteps(family):
     assert abs(float(sums.mean() - exact_sum.mean())) < 4 * error
 
 
+def test_prior_is_paid_for_every_scored_token():
+    """Of the uniform process that ends too early, whose bound the prior belongs to."""
+    model = MODELS.make("uniform", num_timesteps=1, sampling_timesteps=1)
+    each = float(model.transition.prior_kl_per_token)
+    assert each > 1e-7
+    with torch.no_grad():
+        model.transition.log_keep[-1] = -0.5  # far from its end
+    each = float(model.transition.prior_kl_per_token)
+    assert each > 0.1
+    batch = MODELS.windows(scored=MODELS.scored_before(4, -1))
+    with torch.no_grad():
+        bound, _ = bound_terms(model, batch, Draw(0))
+        nats = ADAPTER.nll(model, batch, Draw(0)).nats
+        step = Step(0, 0.0, 0)
+        terms, _ = bound_terms(model, batch, step)
+        loss = ADAPTER.training_loss(model, batch, step).metrics["nll"]
+    assert_close(nats - bound.double(), each * torch.tensor([10.0] * 5 + [4.0]).double())
+    assert float(loss) == pytest.approx(float(terms.sum()) / 54 + each, rel=1e-5)
+
+
+def test_cross_entropy_under_masks_is_its_mean_over_the_steps():
+    """The estimate by (masks, t) against every t in turn, each with masks of its own."""
+    model, batch = MODELS.make("absorbing", time_conditioning=True), MODELS.windows(40)
+    x0 = batch.tokens[:, 1:]
+    with torch.no_grad():
+        drawn = [float(bound_terms(model, batch, Draw(0, n))[1].sum()) for n in range(60)]
+        exact = []
+        for seed in range(20):
+            total = 0.0
+            for t in range(1, 13):
+                times = torch.full((40,), t)
+                uniforms = torch.rand(
+                    40, LENGTH, generator=seeded_generator(seed, t), dtype=torch.float64
+                )
+                xt = model.transition.corrupt(x0, times, uniforms)
+                logits = model(torch.cat([batch.tokens[:, :1], xt], 1), times)[:, 1:]
+                losses = torch.nn.functional.cross_entropy(logits.mT, x0, reduction="none")
+                total += float((losses * (xt == VOCAB)).sum()) / 12
+            exact.append(total)
+    one, two = torch.tensor(drawn), torch.tensor(exact)
+    error = math.hypot(float(one.std()) / math.sqrt(60), float(two.std()) / math.sqrt(20))
+    assert abs(float(one.mean() - two.mean())) < 4 * error
+    assert error < 0.01 * float(two.mean())
+
+
+def test_network_is_told_the_time_on_the_scale_of_its_features():
+    model = MODELS.make("uniform")
+    told = []
+    model.net.time_embedding.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0]))
+    with torch.no_grad():
+        model(MODELS.windows(3).tokens, torch.tensor([1, 6, 12]))
+    assert told[0].tolist() == pytest.approx([1000 / 12, 500.0, 1000.0])
+
+
 def timestep_nats(model: D3PM, batch: Batch, t: int, seed: int) -> Tensor:
     """Sum over windows and tokens of KL_t by the general formula, in float64."""
     x0 = batch.tokens[:, 1:]

@@ -17,7 +17,7 @@ from nanozoo_core.diffusion.sampling import draw_noise
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import ToyVocabulary, toy
 from nanozoo_core.testing.diffusion.laws import BoundLaws, LearningLaws
-from nanozoo_core.testing.diffusion.models import SmallModels
+from nanozoo_core.testing.diffusion.models import SmallModels, watch
 from nanozoo_sedd import uniform
 from nanozoo_sedd.model import SEDD
 from nanozoo_sedd.uniform_graph import UniformGraph
@@ -72,14 +72,112 @@ def test_training_over_all_times_estimates_the_score_but_for_its_ends(family):
     assert error < 0.1
 
 
-def test_strata_are_for_training_alone():
+@pytest.mark.parametrize("family", ["timed", "uniform"])
+def test_strata_are_for_training_alone(family):
     batch = MODELS.windows()
-    models = [MODELS.make("timed", stratified=stratified) for stratified in (True, False)]
+    models = [MODELS.make(family, stratified=stratified) for stratified in (True, False)]
     with torch.no_grad():
         losses = [float(train(model, batch)) for model in models]
         scores = [ADAPTER.nll(model, batch, Draw(0)).nats for model in models]
     assert losses[0] != losses[1]
     assert torch.equal(*scores)
+
+
+def test_score_with_masks_holds_every_number_of_them_once():
+    """Of as many windows as there are scored tokens: so the score is stratified."""
+    model = MODELS.make("timed")
+    seen = watch(model)
+    with torch.no_grad():
+        ADAPTER.nll(model, MODELS.windows(LENGTH), Draw(0))
+    assert sorted((seen[0] == VOCAB).sum(1).tolist()) == list(range(1, LENGTH + 1))
+
+
+def told_noise(model: SEDD) -> list[Tensor]:
+    """The sigmas that the network is told from now on, call by call."""
+    told: list[Tensor] = []
+    model.net.time_embedding.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0]))
+    return told
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"noise_schedule": "geometric", "sigma_max": 5.0}], ids=str
+)
+def test_network_is_told_the_noise_of_its_masks(changes):
+    """Of 64 windows with sigma each, about 1 - e^-sigma are masked; by the score and by training,
+    whose least time leaves none unmasked for certain."""
+    model = MODELS.make("timed", time_conditioning=True, t_min=0.3, **changes)
+    seen, told, batch = watch(model), told_noise(model), MODELS.windows(64)
+    with torch.no_grad():
+        ADAPTER.nll(model, batch, Draw(0))
+        train(model, batch)
+    for tokens, sigma in zip(seen, told, strict=True):
+        share = -torch.expm1(-sigma.double())
+        gap = ((tokens[:, 1:] == VOCAB).double().mean(1) - share).mean()
+        assert abs(float(gap)) < 4 * 0.5 / math.sqrt(64 * LENGTH)
+        assert float(share.std()) > 0.1
+
+
+def test_uniform_training_draws_its_times_from_the_least_one_on():
+    """The loss is the integral over [t_min, 1], by midpoints here, of the mean over many draws."""
+    model = MODELS.make("uniform", t_min=0.4, sigma_min=0.1, sigma_max=4.0)
+    graph, batch = UniformGraph(model), MODELS.windows(200)
+    told = told_noise(model)
+    with torch.no_grad():
+        losses = torch.stack([train(model, batch, n) for n in range(8)])
+        least = model.schedule.sigma(torch.tensor(0.4, dtype=torch.float64))
+        assert float(torch.cat(told).min()) == pytest.approx(float(least), rel=0.02)
+        total = 0.0
+        for n in range(40):
+            time = torch.full((200,), 0.4 + 0.6 * (n + 0.5) / 40, dtype=torch.float64)
+            uniforms = torch.rand(200, LENGTH, generator=seeded_generator(n), dtype=torch.float64)
+            total += 0.6 / 40 * float(graph._integral(batch, time, uniforms).sum())
+    expected = total / (200 * LENGTH)
+    assert abs(float(losses.mean()) - expected) < 0.03 * expected
+
+
+def test_score_has_every_term_of_the_bound():
+    """Their sum for the scored tokens; of the prior so many times its closed form."""
+    model = MODELS.make("uniform", sigma_min=0.01, sigma_max=2.0)
+    graph, batch = UniformGraph(model), MODELS.windows(scored=MODELS.scored_before(4, -1))
+    with torch.no_grad():
+        terms = graph.terms(batch, graph.noise(Draw(0), batch))
+        nats = ADAPTER.nll(model, batch, Draw(0)).nats
+    prior = uniform.prior_kl(model.schedule, VOCAB)
+    assert prior > 0.01
+    assert terms.prior.tolist() == pytest.approx([10 * prior] * 5 + [4 * prior], rel=1e-6)
+    assert float(terms.reconstruction.min()) > 0.001
+    assert_close(nats, (terms.integral + terms.prior + terms.reconstruction).double())
+
+
+def test_scores_are_what_the_logits_mean():
+    """From the logits a, by the formulas of the docstring, for each kind of model; float64."""
+    batch, sigma = MODELS.windows(3), 0.7
+    tokens = batch.window[:, 1:]
+    corrupted = torch.where(torch.arange(LENGTH) % 2 == 0, tokens, (tokens + 5) % VOCAB)
+    window = torch.cat([batch.window[:, :1], corrupted], dim=1)
+    rows = torch.arange(3 * (LENGTH + 1))
+    noise = torch.full((3,), sigma, dtype=torch.float64)
+    own = window.flatten()
+    for family in ("absorbing", "uniform", "denoiser"):
+        model = MODELS.make(family).double()
+        with torch.no_grad():
+            logits = model(window, noise)
+            features = model.features_at(window, sigma, rows)
+            if family == "absorbing":
+                expected = logits.flatten(0, 1) - math.log(VOCAB)
+                assert_close(model.log_measure(features), expected, rtol=0, atol=1e-10)
+                continue
+            found = model.log_scores(features, own, sigma).view(3, -1, VOCAB)
+            sums = model.score_sums(corrupted, tokens, noise, batch.window[:, :1])
+        scores = logits.exp()
+        if family == "denoiser":
+            scores = 1 + VOCAB / (math.exp(sigma) - 1) * logits.softmax(-1)
+            scores = scores / scores.gather(-1, window[..., None])
+        scores = scores.scatter(-1, window[..., None], 1.0)
+        assert_close(found, scores.log(), rtol=0, atol=1e-10)
+        wanted = exact.sums_of(scores[:, 1:].log(), corrupted, tokens)
+        for one, two in zip(sums, wanted, strict=True):
+            assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
 # -- the network's place taken by logits ----------------------------------------------------------
