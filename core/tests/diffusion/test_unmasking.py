@@ -93,6 +93,18 @@ def test_first_hitting_lifts_one_mask_at_a_time_of_each_window():
     assert left == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
 
 
+def test_first_hitting_lifts_every_mask_equally_often():
+    """Of three masks, and of the two that are left beside a known token."""
+    for known, holes in ((MASK, [0, 1, 2]), (1, [0, 2])):
+        start = masks(6000)
+        start[:, 1] = known
+        state = next(iter(by_hitting(4)(start)))
+        counts = (state != start).sum(0)[holes]
+        assert int(counts.sum()) == 6000
+        law = torch.full((len(holes),), 1 / len(holes), dtype=torch.float64)
+        assert chi_square(counts, law) < chi_square_limit(len(holes) - 1)
+
+
 def test_first_hitting_asks_the_network_at_the_time_of_the_event():
     """With n masks the level falls to u^(1/n) of itself: on average to n / (n + 1)."""
     seen = []
