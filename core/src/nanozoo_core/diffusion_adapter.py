@@ -1,26 +1,61 @@
-"""What the adapters of diffusion models have in common: an upper bound as the score, the roles and
-FLOPs of a DiT, and pictures of the bound by the level of noise.
+"""What the adapters of diffusion models have in common: an upper bound as the score, holes that are
+filled step by step, the roles and FLOPs of a DiT, and pictures of the bound by the level of noise.
 
-B windows, D model_dim, V data tokens.
+B windows, S positions, D model_dim, V data tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
-from nanozoo_core.contract import Batch, Curves, Inspection, Likelihood, Vocabulary
+from nanozoo_core.contract import (
+    Batch,
+    Curves,
+    Inspection,
+    Likelihood,
+    PartialText,
+    SamplingSettings,
+    Vocabulary,
+)
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.diffusion.dit import dit_roles
 from nanozoo_core.diffusion.levels import by_level, level_curves, means_by_unit
+from nanozoo_core.diffusion.model import DiffusionModel
+from nanozoo_core.diffusion.unmasking import Holes, masked_window, partial_text
 
 
 class DiffusionAdapter(DefaultModelAdapter):
-    """A subclass gives the training loss, the bound and `denoise`."""
+    """A subclass gives the training loss, the bound and the sampler's `steps`."""
 
     likelihood: Likelihood = "upper"
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        model: nn.Module,
+        window: PartialText,
+        settings: SamplingSettings,
+        generator: torch.Generator,
+    ) -> Iterator[list[int | None]]:
+        if None not in window:
+            return
+        mask_id = cast(DiffusionModel, model).mask_id
+        device = next(model.parameters()).device
+        known = torch.tensor([[token is not None for token in window]], device=device)
+        x = masked_window(window, mask_id or 0, device)
+        for state in self.steps(model, Holes(x, known, settings, generator)):
+            yield partial_text(state[0], mask_id)
+
+    def steps(self, model: nn.Module, holes: Holes) -> Iterator[Tensor]:
+        """The windows (B, S) after each step that changed them.
+
+        Raises: ConfigError for a number of steps that the sampler does not take.
+        """
+        raise NotImplementedError
 
     def head_share(self, config: Any) -> float:
         """The share of a window's rows that meet the head: half of them where only masked tokens

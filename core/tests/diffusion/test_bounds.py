@@ -22,7 +22,7 @@ from nanozoo_core.diffusion.sampling import WindowNoise
 from nanozoo_core.diffusion.schedules import Cosine, CosineSquared, Linear
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
-from nanozoo_core.testing.diffusion import (
+from nanozoo_core.testing.diffusion.exact import (
     count_form,
     denoiser_loss,
     enumerate_sequences,
@@ -135,6 +135,32 @@ def test_bound_of_few_steps_is_estimated_by_the_law_of_counts(num_timesteps):
     estimates = draw_nats(timed_table, x, draw)
     exact = float(toy.joint() @ exact_masked_bound(timed_table, toy.sequences(), keep))
     assert abs(float(estimates.mean()) - exact) < 3 * standard_error(estimates)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), CosineSquared()], ids=repr)
+def test_bound_of_few_steps_follows_any_schedule(schedule):
+    """Steps that drop alpha by unequal amounts, so that their weights in the law differ."""
+    x, noise = draws(9)
+    keep = schedule.keep(torch.arange(5, dtype=torch.float64) / 4)
+    keep[-1] = 0.0
+    draw = draw_by_step(noise, lambda length: DiscreteCounts(keep, length))
+    estimates = draw_nats(timed_table, x, draw)
+    exact = float(toy.joint() @ exact_masked_bound(timed_table, toy.sequences(), keep))
+    assert abs(float(estimates.mean()) - exact) < 3 * standard_error(estimates)
+
+
+@pytest.mark.parametrize("time_min", [0.1, 0.5])
+def test_draw_over_a_part_of_the_times_is_that_part_of_the_integral(time_min):
+    """Even predictions of three symbols: 3 (1 - time_min) ln 3 for alpha = 1 - t."""
+    x, noise = draws(10)
+
+    def even(targets: Tensor, masked: Tensor, time: Tensor) -> Tensor:
+        return masked * math.log(3)
+
+    estimates = time_form(even, x, noise, schedule=Linear(), time_min=time_min)
+    expected = 3 * (1 - time_min) * math.log(3)
+    assert abs(float(estimates.mean()) - expected) < 4 * standard_error(estimates)
+    assert standard_error(estimates) < 0.01 * expected
 
 
 def test_unscored_tokens_are_context():

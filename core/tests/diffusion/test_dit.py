@@ -150,3 +150,115 @@ def test_dropout_acts_in_training_alone():
     assert not torch.equal(net(tokens), net(tokens))
     net.eval()
     assert torch.equal(net(tokens), net(tokens))
+
+
+def expected_start(name: str, variant: dict[str, bool]) -> float:
+    """The bound of the uniform draw that a weight starts with, 0 for zeros, by its name."""
+    conditioned = variant["time_conditioning"] or variant.get("adaln_when_unconditioned", False)
+    part = name.split(".")[-2]
+    if part in ("condition", "head") or (part in ("out", "down") and not conditioned):
+        return 0.0
+    fan_in = {"down": 4 * WIDTH, "input": 256, "output": COND}.get(part, WIDTH)
+    return 1 / math.sqrt(fan_in)
+
+
+@each_variant
+def test_every_tensor_starts_as_the_table_says(variant):
+    net = build(**variant)
+    for name, parameter in net.named_parameters():
+        if "norm" in name:
+            assert bool((parameter == 1).all()), name
+        elif parameter.dim() == 1:
+            assert bool((parameter == 0).all()), name
+        else:
+            bound = expected_start(name, variant)
+            assert float(parameter.detach().abs().max()) <= bound, name
+            # Of a uniform draw; 36 values are the fewest of a matrix here, which is 6 x 6.
+            spread = float(parameter.detach().std())
+            assert spread == pytest.approx(bound / math.sqrt(3), rel=0.25), name
+
+
+@each_variant
+def test_network_is_its_equations_in_float64(variant):
+    """Position by position and head by head, from the names of the weights and the paper."""
+    net = perturbed(**variant).double()
+    weights = {name: w.detach() for name, w in net.named_parameters()}
+    tokens = torch.randint(VOCAB + 1, (2, LENGTH + 1))
+    time = torch.tensor([0.3, 7.0], dtype=torch.float64)
+    for row in range(2):
+        expected = reference(weights, tokens[row].tolist(), float(time[row]), variant)
+        found = net(tokens, time)[row].detach()
+        # Angles are float32 in the network, whose positions and times they turn by up to 8.
+        assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def reference(weights, tokens, time, variant):
+    """Logits (S, V)."""
+
+    def norm(x, name):
+        centred = x - x.mean()
+        return centred / (centred.square().mean() + 1e-5).sqrt() * weights[name]
+
+    def linear(x, name):
+        return weights[name + ".weight"] @ x + weights.get(name + ".bias", 0)
+
+    def silu(x):
+        return x / (1 + torch.exp(-x))
+
+    def rotated(x, position):
+        half = x.numel() // 2
+        turned = torch.empty_like(x)
+        for i in range(half):
+            angle = position * 10000.0 ** (-i / half)
+            a, b = float(x[i]), float(x[i + half])
+            turned[i] = a * math.cos(angle) - b * math.sin(angle)
+            turned[i + half] = a * math.sin(angle) + b * math.cos(angle)
+        return turned
+
+    def attended(rows, name):
+        parts = [linear(row, name + ".qkv").view(3, 2, WIDTH // 2) for row in rows]
+        results = []
+        for i in range(len(rows)):
+            heads = []
+            for h in range(2):
+                q = rotated(parts[i][0, h], i)
+                keys = [rotated(part[1, h], j) for j, part in enumerate(parts)]
+                scores = torch.stack([q @ k for k in keys]) / math.sqrt(WIDTH // 2)
+                heads.append(scores.softmax(0) @ torch.stack([part[2, h] for part in parts]))
+            results.append(linear(torch.cat(heads), name + ".out"))
+        return results
+
+    def mlp(x, name):
+        u = linear(x, name + ".up")
+        inner = math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)
+        return linear(0.5 * u * (1 + inner.tanh()), name + ".down")
+
+    def modulated(x, shift, scale):
+        return x * (1 + scale) + shift
+
+    condition = None
+    if variant["time_conditioning"] or variant.get("adaln_when_unconditioned"):
+        time = time if variant["time_conditioning"] else 0.0
+        angles = [time * 10000.0 ** (-j / 128) for j in range(128)]
+        features = torch.tensor([math.cos(a) for a in angles] + [math.sin(a) for a in angles])
+        hidden = silu(linear(features.double(), "time_embedding.input"))
+        condition = silu(linear(hidden, "time_embedding.output"))
+    rows = [weights["embedding.weight"][token] for token in tokens]
+    none, one = torch.zeros(WIDTH, dtype=torch.float64), torch.ones(WIDTH, dtype=torch.float64)
+    for n in range(LAYERS):
+        name = f"blocks.{n}"
+        parts = [none, none, one, none, none, one]
+        if condition is not None:
+            parts = linear(condition, name + ".condition").chunk(6)
+        seen = [modulated(norm(x, name + ".norm_attention.weight"), *parts[:2]) for x in rows]
+        rows = [x + parts[2] * a for x, a in zip(rows, attended(seen, name), strict=True)]
+        seen = [modulated(norm(x, name + ".norm_mlp.weight"), *parts[3:5]) for x in rows]
+        rows = [x + parts[5] * mlp(y, name) for x, y in zip(rows, seen, strict=True)]
+    rows = [norm(x, "norm.weight") for x in rows]
+    if condition is not None:
+        shift, scale = linear(condition, "condition").chunk(2)
+        rows = [modulated(x, shift, scale) for x in rows]
+    if variant.get("tie_embeddings"):
+        table = weights["embedding.weight"][:VOCAB]
+        return torch.stack([table @ x + weights["tied_bias"] for x in rows])
+    return torch.stack([linear(x, "head") for x in rows])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,17 +18,15 @@ from nanozoo_core.diffusion.unmasking import (
 )
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
+from nanozoo_core.testing.statistics import chi_square, chi_square_limit
 
 MASK = toy.MASK_ID
-PLACE = torch.tensor([16, 4, 1])
 TABLE = toy.masked_denoiser(torch.cartesian_prod(*[torch.arange(4)] * 3)).exp().nan_to_num()
-# 26 degrees of freedom at the 1e-4 level, by Wilson and Hilferty's cube root.
-CHI_SQUARE_LIMIT = 26 * (1 - 2 / 234 + 3.72 * math.sqrt(2 / 234)) ** 3
 Sampler = Callable[[Tensor], Iterator[Tensor]]
 
 
 def table(x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
-    return TABLE[(x * PLACE).sum(1)].flatten(0, 1)[rows]
+    return TABLE[toy.code(x, 4)].flatten(0, 1)[rows]
 
 
 def grid(num_steps: int, schedule: Schedule) -> dict[str, list[float]]:
@@ -52,30 +49,21 @@ def by_confidence(num_steps: int) -> Sampler:
     return lambda x: most_confident(table, x, mask_id=MASK, **steps, generator=seeded_generator(1))
 
 
-def chi_square(drawn: Tensor, law: Tensor) -> float:
-    """Of sequences against `law` (27,), which may hold zeros that must not be drawn."""
-    counts = torch.bincount((drawn * torch.tensor([9, 3, 1])).sum(1), minlength=27).double()
-    expected = law * len(drawn)
-    assert float(counts[expected == 0].sum()) == 0
-    possible = expected > 0
-    return float(((counts - expected) ** 2 / expected)[possible].sum())
-
-
 def masks(num_draws: int) -> Tensor:
     return torch.full((num_draws, 3), MASK)
 
 
 def test_first_hitting_draws_exactly_from_the_source():
     *_, drawn = by_hitting()(masks(200_000))
-    assert chi_square(drawn, toy.joint()) < CHI_SQUARE_LIMIT
+    assert chi_square(toy.counts(drawn), toy.joint()) < chi_square_limit(26)
 
 
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), CosineSquared()], ids=repr)
 def test_ancestral_draws_from_the_source_as_steps_grow(schedule):
     *_, few = by_ancestral(4, schedule)(masks(100_000))
     *_, many = by_ancestral(256, schedule)(masks(100_000))
-    assert chi_square(few, toy.joint()) > 2 * CHI_SQUARE_LIMIT
-    assert chi_square(many, toy.joint()) < CHI_SQUARE_LIMIT
+    assert chi_square(few, toy.joint()) > 2 * chi_square_limit(26)
+    assert chi_square(many, toy.joint()) < chi_square_limit(26)
 
 
 def test_one_ancestral_step_draws_the_product_of_the_marginals():
@@ -83,7 +71,7 @@ def test_one_ancestral_step_draws_the_product_of_the_marginals():
     symbols = torch.nn.functional.one_hot(toy.sequences(), 3).double()
     marginals = torch.einsum("n,nlv->lv", toy.joint(), symbols)
     product = marginals[torch.arange(3), toy.sequences()].prod(1)
-    assert chi_square(drawn, product) < CHI_SQUARE_LIMIT
+    assert chi_square(toy.counts(drawn), product) < chi_square_limit(26)
 
 
 @pytest.mark.parametrize("given", [(2, MASK, MASK), (MASK, 0, MASK), (1, MASK, 2), (0, 1, 2)])
@@ -96,13 +84,25 @@ def test_known_tokens_anywhere_are_conditioned_on(given, sampler):
     drawn = start = known.repeat(20_000, 1)
     for drawn in sampler(start):
         assert bool(((drawn == known) | (known == MASK)).all())
-    assert chi_square(drawn, law / law.sum()) < CHI_SQUARE_LIMIT
+    assert chi_square(toy.counts(drawn), law / law.sum()) < chi_square_limit(26)
 
 
 def test_first_hitting_lifts_one_mask_at_a_time_of_each_window():
     x = torch.tensor([[MASK, MASK, MASK], [0, MASK, 1], [0, 0, 0]])
     left = [(state == MASK).sum(1).tolist() for state in by_hitting()(x)]
     assert left == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
+
+
+def test_first_hitting_lifts_every_mask_equally_often():
+    """Of three masks, and of the two that are left beside a known token."""
+    for known, holes in ((MASK, [0, 1, 2]), (1, [0, 2])):
+        start = masks(6000)
+        start[:, 1] = known
+        state = next(iter(by_hitting(4)(start)))
+        counts = (state != start).sum(0)[holes]
+        assert int(counts.sum()) == 6000
+        law = torch.full((len(holes),), 1 / len(holes), dtype=torch.float64)
+        assert chi_square(counts, law) < chi_square_limit(len(holes) - 1)
 
 
 def test_first_hitting_asks_the_network_at_the_time_of_the_event():
@@ -176,7 +176,7 @@ def test_greedy_confidence_still_tells_sure_from_unsure():
 
 def test_confidence_is_not_the_source():
     *_, drawn = by_confidence(3)(masks(50_000))
-    assert chi_square(drawn, toy.joint()) > 2 * CHI_SQUARE_LIMIT
+    assert chi_square(toy.counts(drawn), toy.joint()) > 2 * chi_square_limit(26)
 
 
 def test_windows_and_partial_texts_translate():

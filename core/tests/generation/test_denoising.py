@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 
 import pytest
-import torch
 from torch import nn
 
 from nanozoo_core.contract import PartialText, SamplingSettings
@@ -34,13 +32,7 @@ class CountingAdapter(DefaultModelAdapter):
     def __init__(self) -> None:
         self.windows: list[list[int | None]] = []
 
-    def denoise(
-        self,
-        model: nn.Module,
-        window: PartialText,
-        settings: SamplingSettings,
-        generator: torch.Generator,
-    ) -> Iterator[list[int | None]]:
+    def denoise(self, model, window, settings, generator):
         state = list(window)
         self.windows.append(list(window))
         for place in reversed(range(len(state))):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from nanozoo_core.config import TrainingConfig, from_defaults, model_config
+from nanozoo_core.config import model_config
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.testing.diffusion.laws import ConfigLaws
 from nanozoo_d3pm.model import D3PM
 
 GAUSSIAN = {"transition_type": "gaussian", "noise_schedule": "linear"}
@@ -18,13 +18,9 @@ def made(**changes):
     return model_config("d3pm", changes)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model_dim": 128, "num_heads": 5}, r"num_heads=5 does not divide .*model_dim=128"),
-        ({"model_dim": 12, "num_heads": 4}, r"num_heads=4 makes heads of odd width 3"),
-        ({"num_layers": 0}, r"num_layers=0 must be at least 1"),
-        ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
+class TestConfig(ConfigLaws):
+    model = "d3pm"
+    refusals = (
         ({"auxiliary_loss_weight": -1.0}, r"auxiliary_loss_weight=-1.0 must not be negative"),
         ({"num_timesteps": 0}, r"num_timesteps=0 must be at least 1"),
         ({"sampling_timesteps": 101}, r"sampling_timesteps=101 must be between 1 and .*=100"),
@@ -33,7 +29,6 @@ def made(**changes):
             r"time_conditioning=false needs model_cfg.transition_type=absorbing",
         ),
         ({"terminal_mask": True}, r"terminal_mask=true has no use with .*=absorbing"),
-        ({"seq_len": 64, "sar_chunk_size": 64}, r"sar_chunk_size=64 must be .*seq_len=64"),
         (GAUSSIAN | {"vocab_size": 4096}, r"at most 1024 of them, not model_cfg.vocab_size=4096"),
         (GAUSSIAN | {"vocab_size": 1024, "num_timesteps": 1000}, r"take 3.9 GiB; .*at most 256"),
         (GAUSSIAN | {"noise_schedule": "cosine"}, r"noise_schedule=cosine is not defined .*linear"),
@@ -41,17 +36,9 @@ def made(**changes):
         (NEIGHBORS | {"nn_mode": "exact", "vocab_size": 50257}, r"nn_mode=exact handles at most"),
         (NEIGHBORS | {"nearest_neighbors": 9, "vocab_size": 9}, r"nearest_neighbors=9 must be at"),
         (NEIGHBORS | {"nn_uniform_rate": -0.1}, r"nn_uniform_rate=-0.1 must not be negative"),
-    ],
-)
-def test_wrong_setting_is_refused(changes, message):
-    with pytest.raises(ConfigError, match=message):
-        made(**changes)
-
-
-def test_all_problems_are_reported_at_once():
-    with pytest.raises(ConfigError) as caught:
-        made(num_layers=0, dropout=2.0, auxiliary_loss_weight=-1)
-    assert len(caught.value.problems) == 3
+    )
+    wrong = {"auxiliary_loss_weight": -1}  # noqa: RUF012
+    paper_sizes = (({"cond_dim": 128, "time_conditioning": True}, 169.6),)
 
 
 def test_prior_that_is_left_over_names_its_size_when_the_model_is_built():
@@ -61,31 +48,8 @@ def test_prior_that_is_left_over_names_its_size_when_the_model_is_built():
         D3PM(config)
 
 
-def test_window_longer_than_the_model_is_refused():
-    training = from_defaults(TrainingConfig, model="d3pm", model_cfg={}, data={"seq_len": 512})
-    (problem,) = made(seq_len=256).check_training(training)
-    assert "data.seq_len=512" in problem
-    assert made(seq_len=512).check_training(training) == []
-
-
 def test_automatic_choices():
     assert made(**NEIGHBORS).has_terminal_mask
     assert not made().has_terminal_mask
     assert not made(vocab_size=4096, **NEIGHBORS).uses_clusters
     assert made(vocab_size=4097, **NEIGHBORS).uses_clusters
-    assert made(seq_len=256).chunk_size == 64
-
-
-def test_size_at_paper_scale():
-    config = made(
-        vocab_size=50257,
-        seq_len=1024,
-        model_dim=768,
-        num_layers=12,
-        num_heads=12,
-        cond_dim=128,
-        time_conditioning=True,
-    )
-    with torch.device("meta"):
-        model = D3PM(config)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 169.6

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from nanozoo_core.testing.diffusion import DiffusionContract
+from nanozoo_core.testing.diffusion.contract import DiffusionContract
 
 
 class TestContract(DiffusionContract):

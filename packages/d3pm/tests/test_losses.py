@@ -16,7 +16,7 @@ from nanozoo_core.diffusion.sampling import choose_masked
 from nanozoo_core.ops.log_mixture import log_mixture_reference
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
-from nanozoo_core.testing.diffusion import denoiser_loss, exact_masked_bound
+from nanozoo_core.testing.diffusion.exact import denoiser_loss, exact_masked_bound
 from nanozoo_d3pm.losses import (
     UniformRates,
     general_kl,

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.randomness import seeded_generator
-from nanozoo_d3pm import schedules
+from nanozoo_core.testing.statistics import chi_square_limit
+from nanozoo_d3pm import graph, schedules
 from nanozoo_d3pm.graph_transitions import Clusters, Spectral
 from nanozoo_d3pm.transitions import Absorbing, Gaussian, Uniform
 
@@ -127,9 +128,7 @@ def test_corrupted_tokens_follow_the_matrix(process, t):
         common = expected > 1
         statistic = ((counts - expected) ** 2 / expected)[common].sum()
         degrees = max(int(common.sum()) - 1, 1)
-        # Wilson-Hilferty: the cube root is normal; 3.72 is its 1e-4 quantile.
-        spread = 2 / (9 * degrees)
-        assert float(statistic) < degrees * (1 - spread + 3.72 * math.sqrt(spread)) ** 3
+        assert float(statistic) < chi_square_limit(degrees)
 
 
 def test_reverse_step_is_bayes_rule_on_the_joint(process):
@@ -178,6 +177,42 @@ def test_graph_schedule_removes_information_evenly(name):
         matrix = cases.cumulative(process, t)
         gained = schedules.entropy(unigram @ matrix) - unigram @ schedules.entropy(matrix)
         assert float(gained / schedules.entropy(unigram)) == pytest.approx(1 - t / 50, abs=5e-3)
+
+
+def test_cosine_schedule_is_the_papers():
+    """1 - beta_t = f(t) / f(t - 1), at least 0.001, f(t) = cos((t / T + 0.008) / 1.008 pi / 2)."""
+    keep, expected = schedules.cosine_log_keep(20).exp().tolist(), [1.0]
+    f = [math.cos((t / 20 + 0.008) / 1.008 * math.pi / 2) for t in range(21)]
+    for t in range(1, 21):
+        expected.append(expected[-1] * max(f[t] / f[t - 1], 0.001))
+    assert keep == pytest.approx(expected, rel=1e-12)
+
+
+def test_gaussian_steps_are_the_papers():
+    """[Q_t]_ij = exp(-4 |i - j|^2 / ((V - 1)^2 beta_t)) over its sum for all distances of both
+    signs (appendix A.2.3), betas from 1e-4 to 0.02 being those of 1000 steps."""
+    size, num_timesteps = 7, 20
+    process = cases.make("gaussian-mask", num_timesteps, size)
+    for t in (1, 8, 19):
+        beta = 1000 / num_timesteps * (1e-4 + (0.02 - 1e-4) * (t - 1) / (num_timesteps - 1))
+        scale = -4 / ((size - 1) ** 2 * beta)
+        total = sum(math.exp(scale * n**2) for n in range(1 - size, size))
+        expected = torch.zeros(size, size, dtype=torch.float64)
+        for i in range(size):
+            for j in range(size):
+                if i != j:
+                    expected[i, j] = math.exp(scale * (i - j) ** 2) / total
+            expected[i, i] = 1 - expected[i].sum()
+        assert_close(cases.between(process, t - 1, t), expected, **EXACT)
+
+
+def test_rates_of_a_small_graph_are_counted_by_hand():
+    """On a half circle 0 and 1 are each other's nearest, and 2's nearest is 1: with one neighbour
+    the edges weigh 1, 1/2 and nothing."""
+    angles = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    rates = graph.neighbor_rates(torch.stack([angles.cos(), angles.sin()], dim=1), 1)
+    expected = torch.tensor([[-1, 1, 0], [1, -1.5, 0.5], [0, 0.5, -0.5]], dtype=torch.float64)
+    assert_close(rates, expected, **EXACT)
 
 
 def test_gaussian_scale_leaves_the_prior_small_at_few_steps():

@@ -9,12 +9,8 @@ import torch
 import toy_cases
 
 from nanozoo_core.contract import Draw
-from nanozoo_core.randomness import seeded_generator
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.testing import toy
-from nanozoo_core.testing.sources import batch_of
-from nanozoo_d3pm.adapter import D3PMAdapter
-from nanozoo_d3pm.config import D3PMConfig
-from nanozoo_d3pm.model import D3PM
 
 each_process = pytest.mark.parametrize("name", toy_cases.FAMILIES)
 
@@ -33,10 +29,8 @@ def test_estimate_is_the_enumerated_bound(name, num_timesteps):
     """`nll` of a model whose network is the table, on 20000 sequences: within 3 standard errors."""
     process = toy_cases.toy_process(name, num_timesteps)
     num_draws = 20_000
-    picks = toy.joint().multinomial(num_draws, True, generator=seeded_generator(1))
-    tokens = torch.cat([torch.zeros(num_draws, 1, dtype=torch.int64), toy.sequences()[picks]], 1)
     with torch.no_grad():
         model = toy_cases.toy_model(process)
-        nats = D3PMAdapter(D3PMConfig, D3PM).nll(model, batch_of(tokens), Draw(0)).nats
+        nats = load_adapter("d3pm").nll(model, toy.batch(num_draws), Draw(0)).nats
     error = float(nats.std()) / math.sqrt(num_draws)
     assert abs(float(nats.mean()) - toy_cases.toy_bound(process)) < 3 * error

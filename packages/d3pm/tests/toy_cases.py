@@ -87,28 +87,6 @@ def toy_bound(process: Transition) -> float:
     return total
 
 
-class Table(nn.Module):
-    """Stands in for the network: its features are the exact log-probabilities, its head nothing."""
-
-    def __init__(self, process: Transition) -> None:
-        super().__init__()
-        self.process = process
-        self.output_weight = torch.eye(3, dtype=torch.float64)
-        self.output_bias = torch.zeros(3, dtype=torch.float64)
-        self.embedding = nn.Embedding(1, 1)
-
-    def features(self, tokens: Tensor, time: Tensor) -> Tensor:
-        steps = (time.double() * self.process.num_timesteps / 1000).round().long()
-        result = torch.zeros(*tokens.shape, 3, dtype=torch.float64)
-        for t in steps.unique().tolist():
-            chosen = steps == t
-            result[chosen, 1:] = toy_prediction(self.process, tokens[chosen, 1:], t)
-        return result
-
-    def logits(self, features: Tensor) -> Tensor:
-        return features
-
-
 def toy_model(process: Transition) -> D3PM:
     """A D3PM whose network knows the source; the context token before a sequence says nothing."""
     changes = {"vocab_size": 3, "seq_len": 3, "model_dim": 4, "num_heads": 1, "sar_chunk_size": 2}
@@ -116,5 +94,13 @@ def toy_model(process: Transition) -> D3PM:
     config = model_config("d3pm", changes | steps | {"time_conditioning": True})
     model = D3PM(config)
     model.transition = process
-    model.net = Table(process)  # type: ignore[assignment]
+
+    def table(windows: Tensor, time: Tensor) -> Tensor:
+        steps = (time.double() * process.num_timesteps / 1000).round().long()
+        result = torch.empty(*windows.shape, 3, dtype=torch.float64)
+        for t in steps.unique().tolist():
+            result[steps == t] = toy_prediction(process, windows[steps == t], t)
+        return result
+
+    model.net = toy.TableNetwork(table)  # type: ignore[assignment]
     return model

@@ -10,7 +10,7 @@ from nanozoo_core.commands import cli
 from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import ToyVocabulary
-from nanozoo_core.testing.diffusion import DiffusionContract
+from nanozoo_core.testing.diffusion.contract import DiffusionContract
 
 
 class TestContract(DiffusionContract):

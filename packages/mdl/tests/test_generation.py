@@ -6,156 +6,104 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
-from nanozoo_core.config import model_config
-from nanozoo_core.contract import PartialText, SamplingSettings
 from nanozoo_core.errors import ConfigError
-from nanozoo_core.generation.denoising import denoised
-from nanozoo_core.generation.text import draw_text
-from nanozoo_core.randomness import seeded_generator
-from nanozoo_mdl.adapter import MDLMAdapter
-from nanozoo_mdl.config import MDLMConfig
-from nanozoo_mdl.model import MDLM
+from nanozoo_core.testing.diffusion.laws import SamplerLaws
+from nanozoo_core.testing.diffusion.models import SmallModels, watch
+from nanozoo_core.testing.statistics import chi_square, chi_square_limit
 
-VOCAB, LENGTH = 20, 12
-ADAPTER = MDLMAdapter(MDLMConfig, MDLM)
 SAMPLERS = ("ancestral", "ancestral_cache", "first_hitting", "confidence")
-each_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+TIMED = {"time_conditioning": True, "cond_dim": 8}
+VARIANTS = {
+    f"{sampler}{suffix}": {"sampler": sampler, **changes}
+    for sampler in SAMPLERS
+    for suffix, changes in (("", {}), ("-timed", TIMED))
+}
 
 
-def make_model(sampler: str = "first_hitting", **changes: object) -> MDLM:
-    """Moved away from the zeros it starts with."""
-    settings: dict[str, object] = {
-        "vocab_size": VOCAB,
-        "seq_len": LENGTH,
-        "model_dim": 16,
-        "num_layers": 1,
-        "num_heads": 2,
-        "sampler": sampler,
-        "sar_chunk_size": 5,
-    }
-    torch.manual_seed(0)
-    model = MDLM(model_config("mdl", settings | changes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
+class TestSamplers(SamplerLaws):
+    models = SmallModels(
+        "mdl",
+        VARIANTS,
+        {"sar_chunk_size": 5},
+        vocab_size=20,
+        seq_len=12,
+        model_dim=16,
+        num_layers=1,
+        scale=0.2,
+    )
 
+    @pytest.mark.parametrize("suffix", ["", "-timed"])
+    def test_cached_sampler_equals_the_plain_one_in_fewer_runs(self, suffix):
+        plain, cached = (
+            self.models.make(name + suffix).eval() for name in ("ancestral", "ancestral_cache")
+        )
+        runs = watch(plain), watch(cached)
+        texts = [self.infill(model, self.after(1), 3, num_steps=200) for model in (plain, cached)]
+        assert texts[0] == texts[1]
+        assert len(runs[0]) == 200
+        assert 1 < len(runs[1]) <= self.models.seq_len
 
-def infill(model: MDLM, window: PartialText, settings: SamplingSettings, seed: int) -> list[int]:
-    return denoised(ADAPTER, model, [], window, [], settings, seeded_generator(seed))
+    def test_first_hitting_takes_a_step_per_token_and_refuses_another_number(self):
+        model = self.models.make("first_hitting").eval()
+        runs = watch(model)
+        self.infill(model, self.after(1), 0)
+        assert len(runs) == self.models.seq_len
+        with pytest.raises(ConfigError, match=r"num_steps=5 has no effect .*use ancestral_cache"):
+            self.infill(model, self.after(1), 0, num_steps=5)
 
+    def test_samplers_agree_on_the_law_of_one_hole(self):
+        """One token from its conditional, whichever sampler draws it."""
+        window = [1, 2, None, 4, 5]
+        with torch.no_grad():
+            masked = torch.tensor([[1, 2, self.models.vocab_size, 4, 5]])
+            law = self.models.make().eval()(masked)[0, 2].double().softmax(-1)
+        for sampler in SAMPLERS:
+            model = self.models.make(sampler).eval()
+            steps = None if sampler == "first_hitting" else 2
+            drawn = [self.infill(model, window, seed, num_steps=steps)[2] for seed in range(500)]
+            counts = torch.bincount(torch.tensor(drawn), minlength=self.models.vocab_size)
+            assert chi_square(counts, law) < chi_square_limit(19)
 
-def after(first: int) -> PartialText:
-    return [first, *[None] * LENGTH]
+    @pytest.mark.parametrize("sampler", ["ancestral", "ancestral_cache", "confidence"])
+    def test_greedy_drawing_in_one_step_takes_the_likeliest_tokens(self, sampler):
+        model = self.models.make(sampler, num_sampling_steps=1).eval()
+        filled = self.infill(model, self.after(1), 4, temperature=0)
+        window = torch.tensor([[1, *[self.models.vocab_size] * self.models.seq_len]])
+        with torch.no_grad():
+            expected = model(window, torch.ones(1))[0, 1:].argmax(-1)
+        assert filled[1:] == expected.tolist()
 
+    def test_network_is_told_the_noise_of_each_step(self):
+        """-log alpha at t = 1, 3/4, 1/2, 1/4 of the cosine schedule."""
+        model = self.models.make("ancestral-timed", alpha_type="cosine").eval()
+        told = []
+        model.net.time_embedding.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0]))
+        self.infill(model, self.after(1), 0, num_steps=4)
+        expected = [14.0, *(-math.log(math.cos(math.pi / 8 * n)) for n in (3, 2, 1))]
+        assert [float(sigma[0]) for sigma in told] == pytest.approx(expected, rel=1e-5)
 
-def calls_of(model: MDLM) -> list[int]:
-    """Grows by the number of windows each time the network runs."""
-    calls: list[int] = []
-    features = model.net.features
+    def test_masks_fall_by_the_named_schedule(self):
+        """After half of the time cos^2 leaves half of the masks, and cos 1 - 1 / sqrt 2 of them."""
+        for alpha_type, share in (("cosine", 1 - math.sqrt(0.5)), ("cosine_sq", 0.5)):
+            model = self.models.make("ancestral", alpha_type=alpha_type).eval()
+            left = 0
+            for seed in range(200):
+                steps = []
+                self.infill(model, self.after(1), seed, num_steps=2, on_step=steps.append)
+                halfway = next(step for step in steps if step != steps[0])
+                left += sum(token is None for token in halfway)
+            num_masks = 200 * self.models.seq_len
+            error = math.sqrt(share * (1 - share) / num_masks)
+            assert abs(left / num_masks - share) < 4 * error
 
-    def counted(tokens: Tensor, time: Tensor | None = None) -> Tensor:
-        calls.append(len(tokens))
-        return features(tokens, time)
-
-    model.net.features = counted  # type: ignore[method-assign]
-    return calls
-
-
-@each_sampler
-@pytest.mark.parametrize("timed", [False, True])
-def test_any_pattern_of_known_tokens_stays_and_no_mask_is_left(sampler, timed):
-    changes = {"time_conditioning": True, "cond_dim": 8} if timed else {}
-    model = make_model(sampler, **changes)
-    window: list[int | None] = list(range(1, LENGTH + 2))
-    for place in (1, 2, 4, 7, 8, 9, 11):
-        window[place] = None
-    results = set()
-    for seed in range(25):
-        steps: list[PartialText] = []
-        filled = infill(model, window, SamplingSettings(on_step=steps.append), seed)
-        assert all(0 <= token < VOCAB for token in filled)
-        for state in [*steps, filled]:
-            assert all(known in (None, got) for known, got in zip(window, state, strict=True))
-        assert steps[0] == window
-        assert steps[-1] == filled
-        results.add(tuple(filled))
-    assert len(results) > 10
-
-
-@each_sampler
-@pytest.mark.parametrize("max_tokens", [1, 7, 12, 40])
-def test_text_goes_on_to_any_length(sampler, max_tokens):
-    settings = SamplingSettings(max_tokens=max_tokens)
-    blocks = list(draw_text(ADAPTER, make_model(sampler), [3, 4], settings, seeded_generator(1)))
-    text = [token for block in blocks for token in block]
-    assert len(text) == max_tokens
-    assert all(0 <= token < VOCAB for token in text)
-    assert len(blocks[0]) == min(max_tokens, LENGTH - 1)
-    assert all(len(block) <= 5 for block in blocks[1:])
-
-
-@each_sampler
-def test_text_is_a_function_of_the_seed(sampler):
-    def text(seed: int) -> list[list[int]]:
-        settings = SamplingSettings(max_tokens=20)
-        return list(draw_text(ADAPTER, make_model(sampler), [1], settings, seeded_generator(seed)))
-
-    assert text(1) == text(1)
-    assert text(1) != text(2)
-
-
-@pytest.mark.parametrize("timed", [False, True])
-def test_cached_sampler_equals_the_plain_one_in_fewer_runs(timed):
-    changes = {"time_conditioning": True, "cond_dim": 8} if timed else {}
-    settings = SamplingSettings(num_steps=200)
-    plain, cached = make_model("ancestral", **changes), make_model("ancestral_cache", **changes)
-    runs = calls_of(plain), calls_of(cached)
-    assert infill(plain, after(1), settings, 3) == infill(cached, after(1), settings, 3)
-    assert len(runs[0]) == 200
-    assert 1 < len(runs[1]) <= LENGTH
-
-
-def test_first_hitting_takes_a_step_per_token_and_refuses_another_number():
-    model = make_model("first_hitting")
-    runs = calls_of(model)
-    infill(model, after(1), SamplingSettings(), 0)
-    assert len(runs) == LENGTH
-    with pytest.raises(ConfigError, match=r"num_steps=5 has no effect .*use ancestral_cache"):
-        infill(model, after(1), SamplingSettings(num_steps=5), 0)
-
-
-def test_samplers_agree_on_the_law_of_one_hole():
-    """One token from its conditional, whichever sampler draws it: chi-square at the 1e-4 level."""
-    window: list[int | None] = [1, 2, None, 4, 5]
-    model = make_model()
-    with torch.no_grad():
-        masked = torch.tensor([[1, 2, VOCAB, 4, 5]])
-        law = model(masked)[0, 2].double().softmax(-1)
-    limit = 19 * (1 - 2 / (9 * 19) + 3.72 * math.sqrt(2 / (9 * 19))) ** 3
-    for sampler in SAMPLERS:
-        model = make_model(sampler)
-        settings = SamplingSettings(num_steps=None if sampler == "first_hitting" else 2)
-        drawn = torch.tensor([infill(model, window, settings, seed)[2] for seed in range(500)])
-        expected = law * len(drawn)
-        counts = torch.bincount(drawn, minlength=VOCAB)
-        assert float(((counts - expected) ** 2 / expected).sum()) < limit
-
-
-@pytest.mark.parametrize("sampler", ["ancestral", "ancestral_cache", "confidence"])
-def test_greedy_drawing_in_one_step_takes_the_likeliest_tokens(sampler):
-    model = make_model(sampler, num_sampling_steps=1)
-    filled = infill(model, after(1), SamplingSettings(temperature=0), 4)
-    window = torch.tensor([[1, *[VOCAB] * LENGTH]])
-    with torch.no_grad():
-        expected = model(window, torch.ones(1))[0, 1:].argmax(-1)
-    assert filled[1:] == expected.tolist()
-
-
-@each_sampler
-def test_cuts_with_zero_probabilities_draw_tokens(sampler):
-    for settings in (SamplingSettings(temperature=0), SamplingSettings(top_k=1, top_p=0.5)):
-        filled = infill(make_model(sampler), after(1), settings, 5)
-        assert all(0 <= token < VOCAB for token in filled)
+    def test_greedy_confidence_lifts_the_surest_first(self):
+        """By the probability that the model gives, which a greedy choice would set to one."""
+        model = self.models.make("confidence").eval()
+        steps = []
+        self.infill(model, self.after(1), 0, temperature=0, num_steps=2, on_step=steps.append)
+        window = torch.tensor([[1, *[self.models.vocab_size] * self.models.seq_len]])
+        with torch.no_grad():
+            surest = model(window, torch.ones(1))[0, 1:].softmax(-1).amax(-1).topk(6).indices
+        lifted = [place for place, token in enumerate(steps[1][1:]) if token is not None]
+        assert lifted == sorted(surest.tolist())

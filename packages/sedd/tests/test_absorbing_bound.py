@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 from nanozoo_core.testing import toy
-from nanozoo_core.testing.diffusion import exact_masked_bound
+from nanozoo_core.testing.diffusion.exact import exact_masked_bound
 
 
 def test_enumerated_bound_is_minus_log_p_for_every_sequence():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
@@ -11,21 +10,18 @@ import toy_scores as exact
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nanozoo_core.config import model_config
 from nanozoo_core.contract import Batch, Draw, Step
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.diffusion.bounds import MaskDraw, network_draw_sum
 from nanozoo_core.diffusion.sampling import draw_noise
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import ToyVocabulary, toy
-from nanozoo_core.testing.sources import batch_of
+from nanozoo_core.testing.diffusion.laws import BoundLaws, LearningLaws
+from nanozoo_core.testing.diffusion.models import SmallModels, watch
 from nanozoo_sedd import uniform
-from nanozoo_sedd.adapter import SEDDAdapter
-from nanozoo_sedd.config import SEDDConfig
 from nanozoo_sedd.model import SEDD
 from nanozoo_sedd.uniform_graph import UniformGraph
 
-VOCAB, LENGTH, WIDTH = 24, 10, 32
-ADAPTER = SEDDAdapter(SEDDConfig, SEDD)
 FAMILIES = {
     "absorbing": {},
     "agnostic": {"time_conditioning": False},
@@ -35,182 +31,31 @@ FAMILIES = {
     "uniform-loglinear": {"transition_type": "uniform", "noise_schedule": "loglinear"},
     "denoiser": {"transition_type": "uniform", "score_param": "denoiser"},
 }
-each_family = pytest.mark.parametrize("family", FAMILIES)
-
-
-def config(family: str = "absorbing", **changes: object) -> SEDDConfig:
-    settings: dict[str, object] = {
-        "vocab_size": VOCAB,
-        "seq_len": LENGTH,
-        "model_dim": WIDTH,
-        "num_layers": 2,
-        "num_heads": 2,
-        "cond_dim": 8,
-    }
-    return model_config("sedd", settings | FAMILIES[family] | changes)
-
-
-def make_batch(windows: int = 6, scored: Tensor | None = None, seed: int = 1) -> Batch:
-    tokens = torch.randint(VOCAB, (windows, LENGTH + 1), generator=seeded_generator(seed))
-    return dataclasses.replace(batch_of(tokens), scored=scored)
-
-
-def make_model(family: str, *, trained: bool = True, **changes: object) -> SEDD:
-    """`trained` moves it away from the zeros it starts with."""
-    torch.manual_seed(0)
-    model = SEDD(config(family, **changes))
-    if trained:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def part(batch: Batch, rows: slice) -> Batch:
-    scored = None if batch.scored is None else batch.scored[rows]
-    return dataclasses.replace(
-        batch,
-        tokens=batch.tokens[rows],
-        documents=batch.documents[rows],
-        rows=batch.rows[rows],
-        scored=scored,
-    )
+MODELS = SmallModels("sedd", FAMILIES, {"cond_dim": 8})
+VOCAB, LENGTH = MODELS.vocab_size, MODELS.seq_len
+ADAPTER = load_adapter("sedd")
 
 
 def train(model: SEDD, batch: Batch, number: int = 0) -> Tensor:
     return ADAPTER.training_loss(model, batch, Step(number, 0.0, 0)).value
 
 
-# -- laws of every kind of model ------------------------------------------------------------------
+class TestBound(BoundLaws):
+    models = MODELS
+
+    def share_of_rows(self, variant):
+        return 0.5 if self.models.config(variant).is_absorbing else 1.0
 
 
-@each_family
-def test_first_score_is_that_of_even_predictions(family):
-    """ln V per token: for each draw with masks, else in the mean."""
-    model = make_model(family, trained=False)
-    with torch.no_grad():
-        windows = 6 if model.config.is_absorbing else 3000
-        nats = ADAPTER.nll(model, make_batch(windows), Draw(0)).nats
-    expected = LENGTH * math.log(VOCAB)
-    if model.config.is_absorbing:
-        assert_close(nats, torch.full_like(nats, expected), rtol=1e-5, atol=0)
-    else:
-        error = float(nats.std()) / math.sqrt(len(nats))
-        assert abs(float(nats.mean()) - expected) < 3 * error
-        assert error < 0.03 * expected
-
-
-@each_family
-def test_score_does_not_depend_on_how_windows_are_batched(family):
-    model = make_model(family)
-    scored = torch.ones(6, LENGTH, dtype=torch.bool)
-    scored[-1, 4:] = False
-    batch = make_batch(scored=scored)
-    with torch.no_grad():
-        whole = ADAPTER.nll(model, batch, Draw(3))
-        parts = [ADAPTER.nll(model, part(batch, slice(i, i + 2)), Draw(3)) for i in (0, 2, 4)]
-    assert whole.num_tokens == sum(p.num_tokens for p in parts) == 54
-    assert_close(torch.cat([p.nats for p in parts]), whole.nats, rtol=1e-5, atol=1e-5)
-
-
-@each_family
-def test_training_loss_is_the_mean_over_micro_batches(family):
-    model, batch = make_model(family), make_batch()
-    whole = train(model, batch)
-    halves = [train(model, part(batch, rows)) for rows in (slice(0, 3), slice(3, 6))]
-    assert_close(sum(halves) / 2, whole, rtol=1e-5, atol=1e-5)
-
-
-@each_family
-def test_every_parameter_gets_a_gradient(family):
-    model = make_model(family)
-    train(model, make_batch(40)).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert bool(parameter.grad.isfinite().all()), name
-        assert float(parameter.grad.abs().sum()) > 0, name
-    if model.config.is_absorbing:
-        mask_row = model.net.embedding.weight.grad[model.mask_id]
-        assert float(mask_row.abs().sum()) > 0
-
-
-def test_only_the_head_learns_in_the_first_step():
-    model = make_model("absorbing", trained=False)
-    train(model, make_batch()).backward()
-    reached = {n for n, p in model.named_parameters() if float(p.grad.abs().sum()) > 0}
-    assert reached == {"net.head.weight", "net.head.bias"}
-
-
-@each_family
-def test_unscored_tokens_stay_clean_and_cost_nothing(family):
-    model = make_model(family)
-    seen = []
-    features = model.net.features
-
-    def spy(tokens: Tensor, time: Tensor | None = None) -> Tensor:
-        seen.append(tokens)
-        return features(tokens, time)
-
-    model.net.features = spy  # type: ignore[method-assign]
-    scored = torch.ones(6, LENGTH, dtype=torch.bool)
-    scored[:, 6:] = False
-    batch = make_batch(scored=scored)
-    with torch.no_grad():
-        ADAPTER.nll(model, batch, Draw(0))
-        train(model, batch)
-    for tokens in seen:
-        assert torch.equal(tokens[:, 0], batch.tokens[:, 0])
-        assert torch.equal(tokens[:, 7:], batch.tokens[:, 7:])
-    none = make_batch(scored=torch.zeros(6, LENGTH, dtype=torch.bool))
-    with torch.no_grad():
-        assert float(ADAPTER.nll(model, none, Draw(0)).nats.abs().sum()) == 0.0
-        assert float(train(model, none)) == 0.0
-
-
-@each_family
-def test_float32_scores_are_those_of_float64(family):
-    model = make_model(family)
-    with torch.no_grad():
-        single = ADAPTER.nll(model, make_batch(), Draw(1)).nats
-        double = ADAPTER.nll(model.double(), make_batch(), Draw(1)).nats
-    assert_close(single, double, rtol=1e-4, atol=1e-4)
-
-
-@each_family
-def test_bfloat16_scores_stay_within_a_percent(family):
-    """Products have 8 bits; softmax, sums and cancelling terms are wider."""
-    model, batch = make_model(family), make_batch(40)
-    with torch.no_grad():
-        expected = ADAPTER.nll(model, batch, Draw(1)).nats
-        with torch.autocast("cpu", torch.bfloat16):
-            found = ADAPTER.nll(model, batch, Draw(1)).nats
-    assert not torch.equal(found, expected)
-    assert_close(found.sum(), expected.sum(), rtol=1e-2, atol=0)
-
-
-@each_family
-def test_one_draw_is_learned_by_heart(family):
-    """The same windows under the same noise: the loss falls far below where it starts."""
-    model = make_model(family, trained=False)
-    batch = make_batch(4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    history = []
-    # The loss rests at 0.3 of its start up to step 130, and later jumps up now and then, at steps
-    # that depend on rounding, and so on the number of threads.
-    for _ in range(200):
-        loss = train(model, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        history.append(float(loss.detach()))
-    assert min(history[-20:]) < 0.25 * history[0]
+class TestLearning(LearningLaws):
+    models = MODELS
 
 
 @pytest.mark.parametrize("family", ["timed", "geometric", "uniform", "denoiser"])
 def test_training_over_all_times_estimates_the_score_but_for_its_ends(family):
     """Two estimators of one integral: by time, and (with masks) by the number of masks."""
-    model = make_model(family, t_min=0.0, **({"noise_eps": 0.0} if family == "timed" else {}))
-    batch, losses, scores = make_batch(120), [], []
+    model = MODELS.make(family, t_min=0.0, **({"noise_eps": 0.0} if family == "timed" else {}))
+    batch, losses, scores = MODELS.windows(120), [], []
     with torch.no_grad():
         for n in range(16):
             losses.append(float(train(model, batch, n)))
@@ -227,9 +72,10 @@ def test_training_over_all_times_estimates_the_score_but_for_its_ends(family):
     assert error < 0.1
 
 
-def test_strata_are_for_training_alone():
-    batch = make_batch()
-    models = [make_model("timed", stratified=stratified) for stratified in (True, False)]
+@pytest.mark.parametrize("family", ["timed", "uniform"])
+def test_strata_are_for_training_alone(family):
+    batch = MODELS.windows()
+    models = [MODELS.make(family, stratified=stratified) for stratified in (True, False)]
     with torch.no_grad():
         losses = [float(train(model, batch)) for model in models]
         scores = [ADAPTER.nll(model, batch, Draw(0)).nats for model in models]
@@ -237,13 +83,101 @@ def test_strata_are_for_training_alone():
     assert torch.equal(*scores)
 
 
-def test_training_and_scoring_never_share_noise():
-    model, batch = make_model("absorbing"), make_batch()
+def test_score_with_masks_holds_every_number_of_them_once():
+    """Of as many windows as there are scored tokens: so the score is stratified."""
+    model = MODELS.make("timed")
+    seen = watch(model)
     with torch.no_grad():
-        loss = float(train(model, batch))
-        assert loss == float(train(model, batch))
-        score = ADAPTER.nll(model, batch, Draw(0)).nats.sum() / batch.num_scored
-    assert abs(loss - float(score)) > 1e-3
+        ADAPTER.nll(model, MODELS.windows(LENGTH), Draw(0))
+    assert sorted((seen[0] == VOCAB).sum(1).tolist()) == list(range(1, LENGTH + 1))
+
+
+def told_noise(model: SEDD) -> list[Tensor]:
+    """The sigmas that the network is told from now on, call by call."""
+    told: list[Tensor] = []
+    model.net.time_embedding.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0]))
+    return told
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"noise_schedule": "geometric", "sigma_max": 5.0}], ids=str
+)
+def test_network_is_told_the_noise_of_its_masks(changes):
+    """Of 64 windows with sigma each, about 1 - e^-sigma are masked; by the score and by training,
+    whose least time leaves none unmasked for certain."""
+    model = MODELS.make("timed", time_conditioning=True, t_min=0.3, **changes)
+    seen, told, batch = watch(model), told_noise(model), MODELS.windows(64)
+    with torch.no_grad():
+        ADAPTER.nll(model, batch, Draw(0))
+        train(model, batch)
+    for tokens, sigma in zip(seen, told, strict=True):
+        share = -torch.expm1(-sigma.double())
+        gap = ((tokens[:, 1:] == VOCAB).double().mean(1) - share).mean()
+        assert abs(float(gap)) < 4 * 0.5 / math.sqrt(64 * LENGTH)
+        assert float(share.std()) > 0.1
+
+
+def test_uniform_training_draws_its_times_from_the_least_one_on():
+    """The loss is the integral over [t_min, 1], by midpoints here, of the mean over many draws."""
+    model = MODELS.make("uniform", t_min=0.4, sigma_min=0.1, sigma_max=4.0)
+    graph, batch = UniformGraph(model), MODELS.windows(200)
+    told = told_noise(model)
+    with torch.no_grad():
+        losses = torch.stack([train(model, batch, n) for n in range(8)])
+        least = model.schedule.sigma(torch.tensor(0.4, dtype=torch.float64))
+        assert float(torch.cat(told).min()) == pytest.approx(float(least), rel=0.02)
+        total = 0.0
+        for n in range(40):
+            time = torch.full((200,), 0.4 + 0.6 * (n + 0.5) / 40, dtype=torch.float64)
+            uniforms = torch.rand(200, LENGTH, generator=seeded_generator(n), dtype=torch.float64)
+            total += 0.6 / 40 * float(graph._integral(batch, time, uniforms).sum())
+    expected = total / (200 * LENGTH)
+    assert abs(float(losses.mean()) - expected) < 0.03 * expected
+
+
+def test_score_has_every_term_of_the_bound():
+    """Their sum for the scored tokens; of the prior so many times its closed form."""
+    model = MODELS.make("uniform", sigma_min=0.01, sigma_max=2.0)
+    graph, batch = UniformGraph(model), MODELS.windows(scored=MODELS.scored_before(4, -1))
+    with torch.no_grad():
+        terms = graph.terms(batch, graph.noise(Draw(0), batch))
+        nats = ADAPTER.nll(model, batch, Draw(0)).nats
+    prior = uniform.prior_kl(model.schedule, VOCAB)
+    assert prior > 0.01
+    assert terms.prior.tolist() == pytest.approx([10 * prior] * 5 + [4 * prior], rel=1e-6)
+    assert float(terms.reconstruction.min()) > 0.001
+    assert_close(nats, (terms.integral + terms.prior + terms.reconstruction).double())
+
+
+def test_scores_are_what_the_logits_mean():
+    """From the logits a, by the formulas of the docstring, for each kind of model; float64."""
+    batch, sigma = MODELS.windows(3), 0.7
+    tokens = batch.window[:, 1:]
+    corrupted = torch.where(torch.arange(LENGTH) % 2 == 0, tokens, (tokens + 5) % VOCAB)
+    window = torch.cat([batch.window[:, :1], corrupted], dim=1)
+    rows = torch.arange(3 * (LENGTH + 1))
+    noise = torch.full((3,), sigma, dtype=torch.float64)
+    own = window.flatten()
+    for family in ("absorbing", "uniform", "denoiser"):
+        model = MODELS.make(family).double()
+        with torch.no_grad():
+            logits = model(window, noise)
+            features = model.features_at(window, sigma, rows)
+            if family == "absorbing":
+                expected = logits.flatten(0, 1) - math.log(VOCAB)
+                assert_close(model.log_measure(features), expected, rtol=0, atol=1e-10)
+                continue
+            found = model.log_scores(features, own, sigma).view(3, -1, VOCAB)
+            sums = model.score_sums(corrupted, tokens, noise, batch.window[:, :1])
+        scores = logits.exp()
+        if family == "denoiser":
+            scores = 1 + VOCAB / (math.exp(sigma) - 1) * logits.softmax(-1)
+            scores = scores / scores.gather(-1, window[..., None])
+        scores = scores.scatter(-1, window[..., None], 1.0)
+        assert_close(found, scores.log(), rtol=0, atol=1e-10)
+        wanted = exact.sums_of(scores[:, 1:].log(), corrupted, tokens)
+        for one, two in zip(sums, wanted, strict=True):
+            assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
 # -- the network's place taken by logits ----------------------------------------------------------
@@ -251,7 +185,7 @@ def test_training_and_scoring_never_share_noise():
 
 def with_logits(family: str, logits_of, vocab_size: int = VOCAB, **changes: object) -> SEDD:
     """A model whose a is logits_of(window (B, S), sigma (B,)) (B, S, V)."""
-    model = make_model(family, vocab_size=vocab_size, **changes)
+    model = MODELS.make(family, vocab_size=vocab_size, **changes)
     model.net.head = nn.Linear(vocab_size, vocab_size, dtype=torch.float64)
     nn.init.eye_(model.net.head.weight)
     nn.init.zeros_(model.net.head.bias)
@@ -287,7 +221,7 @@ def masked_diffusion_loss(model: SEDD, batch: Batch, step: Step, logits: Tensor)
 
 @pytest.mark.parametrize("family", ["timed", "geometric"])
 def test_loss_with_a_normalised_measure_is_that_of_masked_diffusion(family):
-    model, batch = with_logits(family, normalised_logits), make_batch()
+    model, batch = with_logits(family, normalised_logits), MODELS.windows()
     step = Step(5, 0.0, 0)
     expected, penalty = masked_diffusion_loss(
         model, batch, step, normalised_logits(batch.window, torch.zeros(6))
@@ -299,7 +233,7 @@ def test_loss_with_a_normalised_measure_is_that_of_masked_diffusion(family):
 
 @pytest.mark.parametrize("family", ["timed", "geometric"])
 def test_loss_of_any_measure_lies_above_by_the_penalty_on_its_mass(family):
-    model, batch = with_logits(family, random_logits), make_batch()
+    model, batch = with_logits(family, random_logits), MODELS.windows()
     step = Step(5, 0.0, 0)
     expected, penalty = masked_diffusion_loss(
         model, batch, step, random_logits(batch.window, torch.zeros(6))
@@ -317,7 +251,7 @@ def test_logits_at_clean_positions_change_nothing():
         logits = random_logits(tokens, time)
         return torch.where((tokens == VOCAB)[..., None], logits, 30.0)
 
-    batch = make_batch()
+    batch = MODELS.windows()
     nats = [
         ADAPTER.nll(with_logits("absorbing", form), batch, Draw(2)).nats
         for form in (random_logits, spoiled)
@@ -338,12 +272,6 @@ def toy_logits(model_family: str, tokens: Tensor, sigma: Tensor) -> Tensor:
     return torch.cat([torch.zeros(len(tokens), 1, 3, dtype=torch.float64), rows], dim=1)
 
 
-def toy_batch(num_windows: int, seed: int) -> Batch:
-    chosen = toy.joint().multinomial(num_windows, True, generator=seeded_generator(seed))
-    context = torch.zeros(num_windows, 1, dtype=torch.int64)
-    return batch_of(torch.cat([context, exact.SEQUENCES[chosen]], dim=1))
-
-
 TOY_CASES = [
     ("absorbing", {}),
     ("absorbing", {"noise_eps": 0.09}),
@@ -362,10 +290,10 @@ def test_score_of_exact_scores_is_the_entropy_whatever_the_settings(family, chan
     model = with_logits(
         family, lambda x, sigma: toy_logits(family, x, sigma), toy.VOCAB_SIZE, **changes
     )
-    batch = toy_batch(2000, seed=5)
+    batch = toy.batch(2000, seed=5)
     with torch.no_grad():
         nats = torch.stack([ADAPTER.nll(model, batch, Draw(0, n)).nats for n in range(3)])
-    truth = -toy.joint()[exact.code(batch.tokens[:, 1:])].log()
+    truth = -toy.joint()[toy.code(batch.tokens[:, 1:])].log()
     gaps = nats.mean(0) - truth
     error = float(gaps.std()) / math.sqrt(len(gaps))
     # With a decoder the integral ends at sigma_min, where paths no longer tell x_0 exactly.
@@ -377,11 +305,11 @@ def test_score_of_exact_scores_is_the_entropy_whatever_the_settings(family, chan
 @pytest.mark.parametrize("sigma", [1e-6, 12.0, 20.0])
 @pytest.mark.parametrize("family", ["absorbing", "uniform", "denoiser"])
 def test_extreme_noise_leaves_float32_losses_and_gradients_finite(family, sigma):
-    model = make_model(family)
+    model = MODELS.make(family)
     with torch.no_grad():
         model.net.head.bias.normal_(std=5.0)
     noise = torch.tensor([sigma], dtype=torch.float64)
-    batch = make_batch(1)
+    batch = MODELS.windows(1)
     context, tokens = batch.window[:, :1], batch.window[:, 1:]
     if family == "absorbing":
         masked = torch.arange(LENGTH)[None] < 3
@@ -403,8 +331,8 @@ def test_extreme_noise_leaves_float32_losses_and_gradients_finite(family, sigma)
 def test_inspection_shows_what_the_bound_is_made_of():
     """Its means are the score: with masks also that of the normalised model, which is never above;
     under uniform noise the terms."""
-    batch, vocabulary = make_batch(60), ToyVocabulary(VOCAB)
-    found = ADAPTER.inspect(make_model("absorbing").eval(), [batch], vocabulary)
+    batch, vocabulary = MODELS.windows(60), ToyVocabulary(VOCAB)
+    found = ADAPTER.inspect(MODELS.make("absorbing").eval(), [batch], vocabulary)
     raw, normalised = (
         found.metrics[f"{name}_nats_per_token"] for name in ("bound", "bound_normalised")
     )
@@ -415,26 +343,9 @@ def test_inspection_shows_what_the_bound_is_made_of():
     in_bits = found.metrics["bound_bits_per_byte"]  # every token of the toy vocabulary is one byte
     assert in_bits == pytest.approx(raw / math.log(2), rel=1e-9)
 
-    model = make_model("uniform", sigma_min=0.01, sigma_max=2.0).eval()
+    model = MODELS.make("uniform", sigma_min=0.01, sigma_max=2.0).eval()
     found = ADAPTER.inspect(model, [batch], vocabulary)
     prior = found.metrics["prior_nats_per_token"]
     assert prior == pytest.approx(uniform.prior_kl(model.schedule, VOCAB), rel=1e-6)
     assert found.metrics["reconstruction_nats_per_token"] > 0.01
     assert found.metrics["integral_nats_per_token"] > 1.0
-
-
-def test_roles_give_muon_the_blocks_alone():
-    model = make_model("absorbing")
-    roles = ADAPTER.parameter_roles(model)
-    assert set(roles) == {name for name, _ in model.named_parameters()}
-    parts = ("qkv", "out", "up", "down")
-    matrices = {name for name, role in roles.items() if role == "matrix"}
-    assert matrices == {f"net.blocks.{i}.{part}.weight" for i in range(2) for part in parts}
-
-
-def test_flops_are_counted_by_hand():
-    blocks, head = 2 * 12 * WIDTH**2, VOCAB * WIDTH
-    attention = 12 * 2 * WIDTH * LENGTH
-    assert ADAPTER.flops_per_token(config(), LENGTH) == 6 * (blocks + head / 2) + attention
-    uniform_flops = ADAPTER.flops_per_token(config("uniform"), LENGTH)
-    assert uniform_flops == 6 * (blocks + head) + attention

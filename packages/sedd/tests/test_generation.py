@@ -11,34 +11,20 @@ import toy_scores as exact
 from torch import Tensor
 from torch.testing import assert_close
 
-from nanozoo_core.config import model_config
 from nanozoo_core.contract import PartialText, SamplingSettings
 from nanozoo_core.diffusion.schedules import Geometric, Linear, Schedule
+from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.errors import ConfigError
-from nanozoo_core.generation.denoising import denoised
-from nanozoo_core.generation.text import draw_text
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
+from nanozoo_core.testing.diffusion.laws import SamplerLaws
+from nanozoo_core.testing.diffusion.models import SmallModels
+from nanozoo_core.testing.statistics import chi_square, chi_square_limit
 from nanozoo_sedd import uniform
-from nanozoo_sedd.adapter import SEDDAdapter
-from nanozoo_sedd.config import SEDDConfig
 from nanozoo_sedd.generate import first_hitting, jump, lift_share, time_grid, unmask
-from nanozoo_sedd.model import SEDD
 
-VOCAB, LENGTH = 20, 12
-ADAPTER = SEDDAdapter(SEDDConfig, SEDD)
-HONEST = SamplingSettings()
 NUM_DRAWS = 100_000
 MASSES = [0.2, 3.0, 1.0]  # of a measure that does not sum to one, by position
-
-
-def counts_of(windows: Tensor) -> Tensor:
-    return torch.bincount(exact.code(windows), minlength=27).double()
-
-
-def chi_square(counts: Tensor, law: Tensor) -> float:
-    expected = law * counts.sum()
-    return float(((counts - expected) ** 2 / expected).sum())
 
 
 # -- masks ----------------------------------------------------------------------------------------
@@ -46,6 +32,10 @@ def chi_square(counts: Tensor, law: Tensor) -> float:
 
 def masked_table(x: Tensor, sigma: float, rows: Tensor) -> Tensor:
     return exact.masked_log_measure(x).flatten(0, 1)[rows]
+
+
+def holes(x: Tensor, seed: int) -> Holes:
+    return Holes(x, x != toy.MASK_ID, SamplingSettings(), seeded_generator(seed))
 
 
 def masks(num_draws: int) -> Tensor:
@@ -58,10 +48,13 @@ def unmasked(table, num_steps: int, *, num_draws: int = NUM_DRAWS, **changes) ->
         "num_steps": num_steps,
         "schedule": Linear(),
         "predictor": "analytic",
-        "settings": HONEST,
-        "generator": seeded_generator(1),
     }
-    *_, last = unmask(table, masks(num_draws), **(options | changes))
+    *_, last = unmask(table, holes(masks(num_draws), 1), **(options | changes))
+    return last
+
+
+def hit(table, x: Tensor, seed: int) -> Tensor:
+    *_, last = first_hitting(table, holes(x, seed), mask_id=toy.MASK_ID)
     return last
 
 
@@ -97,14 +90,14 @@ def test_many_steps_draw_from_the_source_and_few_do_not():
 def test_unmasked_windows_follow_the_computed_law(predictor):
     """With alpha = 1 - t both predictors are the same step, (t - s) / t."""
     drawn = unmasked(masked_table, 6, predictor=predictor)
-    assert chi_square(counts_of(drawn), masked_law(6)) < exact.chi_square_limit(26)
+    assert chi_square(toy.counts(drawn), masked_law(6)) < chi_square_limit(26)
 
 
 def test_unmasked_windows_follow_the_source_as_steps_grow():
     drawn = unmasked(masked_table, 200)
-    assert chi_square(counts_of(drawn), toy.joint()) < exact.chi_square_limit(26)
+    assert chi_square(toy.counts(drawn), toy.joint()) < chi_square_limit(26)
     few = unmasked(masked_table, 4)
-    assert chi_square(counts_of(few), toy.joint()) > 10 * exact.chi_square_limit(26)
+    assert chi_square(toy.counts(few), toy.joint()) > 10 * chi_square_limit(26)
 
 
 @pytest.mark.parametrize("schedule", [Linear(1e-3), Geometric(1e-4, 20.0)], ids=repr)
@@ -126,10 +119,8 @@ def test_analytic_step_is_the_tweedie_step_of_explicit_matrices(schedule):
 
 
 def test_first_hitting_draws_from_the_source_exactly():
-    *_, drawn = first_hitting(
-        masked_table, masks(NUM_DRAWS), mask_id=3, settings=HONEST, generator=seeded_generator(2)
-    )
-    assert chi_square(counts_of(drawn), toy.joint()) < exact.chi_square_limit(26)
+    drawn = hit(masked_table, masks(NUM_DRAWS), 2)
+    assert chi_square(toy.counts(drawn), toy.joint()) < chi_square_limit(26)
 
 
 def crooked_law() -> Tensor:
@@ -163,35 +154,28 @@ def crooked_table(x: Tensor, sigma: float, rows: Tensor) -> Tensor:
 def test_unnormalised_measures_have_one_law_in_the_limit():
     """First-hitting follows it exactly, many small steps approach it; even orders miss it."""
     assert float(crooked_law().sum()) == pytest.approx(1.0, abs=1e-12)
-    limit = exact.chi_square_limit(26)
-    *_, drawn = first_hitting(
-        crooked_table, masks(40_000), mask_id=3, settings=HONEST, generator=seeded_generator(3)
-    )
-    assert chi_square(counts_of(drawn), crooked_law()) < limit
+    limit = chi_square_limit(26)
+    drawn = hit(crooked_table, masks(40_000), 3)
+    assert chi_square(toy.counts(drawn), crooked_law()) < limit
     drawn = unmasked(crooked_table, 200, num_draws=40_000)
-    assert chi_square(counts_of(drawn), crooked_law()) < limit
+    assert chi_square(toy.counts(drawn), crooked_law()) < limit
 
     def even(x: Tensor, sigma: float, rows: Tensor) -> Tensor:
         return crooked_table(x, sigma, rows).log_softmax(-1)
 
     drawn = unmasked(even, 200, num_draws=40_000)
-    assert chi_square(counts_of(drawn), crooked_law()) > 2 * limit
+    assert chi_square(toy.counts(drawn), crooked_law()) > 2 * limit
 
 
 def test_given_tokens_condition_exactly_wherever_they_stand():
     """x_2 is known: the rest follows p(x_1, x_3 | x_2)."""
     x = masks(40_000)
     x[:, 1] = 1
-    *_, drawn = first_hitting(
-        masked_table, x, mask_id=3, settings=HONEST, generator=seeded_generator(4)
-    )
+    drawn = hit(masked_table, x, 4)
     assert bool((drawn[:, 1] == 1).all())
     fitting = exact.SEQUENCES[:, 1] == 1
     law = toy.joint() * fitting
-    counts = counts_of(drawn)
-    assert float(counts[~fitting].sum()) == 0.0
-    expected = law[fitting] / law.sum() * 40_000
-    assert float(((counts[fitting] - expected) ** 2 / expected).sum()) < exact.chi_square_limit(8)
+    assert chi_square(toy.counts(drawn), law / law.sum()) < chi_square_limit(8)
 
 
 def test_no_mask_is_left_whatever_the_masses():
@@ -225,7 +209,7 @@ def test_steps_that_lift_nothing_are_free_where_the_measure_ignores_sigma():
 
 
 def uniform_table(x: Tensor, sigma: float, rows: Tensor) -> Tensor:
-    return exact.uniform_log_scores(sigma)[exact.code(x)].flatten(0, 1)[rows]
+    return exact.uniform_log_scores(sigma)[toy.code(x)].flatten(0, 1)[rows]
 
 
 def jumped(num_steps: int, schedule: Schedule, **changes) -> Tensor:
@@ -234,11 +218,10 @@ def jumped(num_steps: int, schedule: Schedule, **changes) -> Tensor:
         "num_steps": num_steps,
         "schedule": schedule,
         "predictor": "analytic",
-        "settings": HONEST,
-        "generator": seeded_generator(5),
     }
     nothing = torch.zeros(NUM_DRAWS, 3, dtype=torch.int64)
-    *_, last = jump(uniform_table, nothing, nothing.bool(), **(options | changes))
+    empty = Holes(nothing, nothing.bool(), SamplingSettings(), seeded_generator(5))
+    *_, last = jump(uniform_table, empty, **(options | changes))
     return last
 
 
@@ -297,17 +280,17 @@ def test_euler_meets_analytic_as_steps_grow(schedule):
 def test_jumping_tokens_follow_the_computed_law(predictor):
     law = uniform_law(8, Linear(1e-3), euler=predictor == "euler")
     drawn = jumped(8, Linear(1e-3), predictor=predictor)
-    assert chi_square(counts_of(drawn), law) < exact.chi_square_limit(26)
+    assert chi_square(toy.counts(drawn), law) < chi_square_limit(26)
 
 
 def test_jumping_tokens_follow_the_source_as_steps_grow():
     drawn = jumped(200, Linear(1e-3))
-    assert chi_square(counts_of(drawn), toy.joint()) < exact.chi_square_limit(26)
+    assert chi_square(toy.counts(drawn), toy.joint()) < chi_square_limit(26)
 
 
 # -- whole models ---------------------------------------------------------------------------------
 
-MODELS = {
+VARIANTS = {
     "absorbing": {},
     "agnostic": {"time_conditioning": False},
     "euler": {"predictor": "euler", "noise_schedule": "geometric"},
@@ -316,110 +299,46 @@ MODELS = {
     "uniform-euler": {"transition_type": "uniform", "predictor": "euler"},
     "denoiser": {"transition_type": "uniform", "score_param": "denoiser"},
 }
-each_model = pytest.mark.parametrize("kind", MODELS)
 
 
-def model(kind: str = "absorbing", **changes: object) -> SEDD:
-    settings: dict[str, object] = {
-        "vocab_size": VOCAB,
-        "seq_len": LENGTH,
-        "model_dim": 16,
-        "num_layers": 1,
-        "num_heads": 2,
-        "cond_dim": 8,
-        "sampling_steps": 8,
-        "sar_chunk_size": 5,
-    }
-    torch.manual_seed(0)
-    made = SEDD(model_config("sedd", settings | MODELS[kind] | changes)).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return made
+class TestSamplers(SamplerLaws):
+    models = SmallModels(
+        "sedd",
+        VARIANTS,
+        {"cond_dim": 8, "sampling_steps": 8, "sar_chunk_size": 5},
+        vocab_size=20,
+        seq_len=12,
+        model_dim=16,
+        num_layers=1,
+        scale=0.2,
+    )
 
+    def test_greedy_drawing_in_one_step_takes_the_largest_scores(self):
+        """The masses are low, so that nothing is lifted before the last step, which lifts all."""
+        model = self.models.make().eval()
+        with torch.no_grad():
+            model.net.head.bias.sub_(100.0)
+        filled = self.infill(model, self.after(1), 4, temperature=0, num_steps=1)
+        window = torch.tensor([[1] + [self.models.vocab_size] * self.models.seq_len])
+        sigma = Linear().sigma(torch.tensor([1e-5]).double())
+        with torch.no_grad():
+            expected = model(window, sigma)[0, 1:].argmax(-1)
+        assert filled[1:] == expected.tolist()
 
-def infill(net: SEDD, window: PartialText, settings: SamplingSettings, seed: int) -> list[int]:
-    return denoised(ADAPTER, net, [], window, [], settings, seeded_generator(seed))
-
-
-def after(first: int) -> PartialText:
-    return [first, *[None] * LENGTH]
-
-
-@each_model
-def test_known_tokens_stay_and_no_mask_is_left(kind):
-    net = model(kind)
-    window: list[int | None] = list(range(1, LENGTH + 2))
-    for place in (1, 2, 4, 7, 8, 9, 11):
-        window[place] = None
-    results = set()
-    for seed in range(20):
+    def test_first_hitting_takes_one_step_per_mask_and_no_number_of_them(self):
+        model, length = self.models.make("first-hitting").eval(), self.models.seq_len
         steps: list[PartialText] = []
-        filled = infill(net, window, SamplingSettings(on_step=steps.append), seed)
-        assert all(0 <= token < VOCAB for token in filled)
-        for state in [*steps, filled]:
-            assert len(state) == LENGTH + 1
-            assert all(known in (None, got) for known, got in zip(window, state, strict=True))
-        assert steps[-1] == filled
-        assert len(steps) > 1
-        results.add(tuple(filled))
-    assert len(results) > 10
+        self.infill(model, self.after(1), 6, on_step=steps.append)
+        left = [sum(token is None for token in step) for step in steps]
+        assert left == list(range(length, -1, -1))
+        with pytest.raises(ConfigError, match=r"num_steps=4 has no effect with .*first_hitting"):
+            self.infill(model, self.after(1), 6, num_steps=4)
 
-
-@each_model
-def test_window_without_holes_stays(kind):
-    window = list(range(LENGTH))
-    assert infill(model(kind), window, HONEST, 0) == window
-
-
-@each_model
-@pytest.mark.parametrize("max_tokens", [1, 12, 40])
-def test_text_goes_on_to_any_length(kind, max_tokens):
-    settings = SamplingSettings(max_tokens=max_tokens)
-    net = model(kind)
-    blocks = list(draw_text(ADAPTER, net, [3, 4], settings, seeded_generator(1)))
-    text = [token for block in blocks for token in block]
-    assert len(text) == max_tokens
-    assert all(0 <= token < VOCAB for token in text)
-    assert all(len(block) <= 5 for block in blocks[1:])
-    again = list(draw_text(ADAPTER, net, [3, 4], settings, seeded_generator(1)))
-    assert again == blocks
-
-
-@each_model
-def test_greedy_and_cut_sampling_run(kind):
-    for settings in (SamplingSettings(temperature=0), SamplingSettings(top_k=1, top_p=0.5)):
-        filled = infill(model(kind), after(1), settings, 5)
-        assert all(0 <= token < VOCAB for token in filled)
-
-
-def test_greedy_drawing_in_one_step_takes_the_largest_scores():
-    """The masses are low, so that nothing is lifted before the last step, which lifts all."""
-    net = model()
-    with torch.no_grad():
-        net.net.head.bias.sub_(100.0)
-    filled = infill(net, after(1), SamplingSettings(temperature=0, num_steps=1), 4)
-    window = torch.tensor([[1] + [VOCAB] * LENGTH])
-    sigma = Linear().sigma(torch.tensor([1e-5]).double())
-    with torch.no_grad():
-        expected = net(window, sigma)[0, 1:].argmax(-1)
-    assert filled[1:] == expected.tolist()
-
-
-def test_first_hitting_takes_one_step_per_mask_and_no_number_of_them():
-    net = model("first-hitting")
-    steps: list[PartialText] = []
-    infill(net, after(1), SamplingSettings(on_step=steps.append), 6)
-    assert [sum(token is None for token in step) for step in steps] == list(range(LENGTH, -1, -1))
-    with pytest.raises(ConfigError, match=r"num_steps=4 has no effect with .*first_hitting"):
-        infill(net, after(1), SamplingSettings(num_steps=4), 6)
-
-
-def test_cache_changes_no_text():
-    net = model("agnostic", sampling_steps=60)
-    for seed in range(5):
-        texts = [infill(net, after(2), SamplingSettings(use_cache=c), seed) for c in (True, False)]
-        assert texts[0] == texts[1]
+    def test_cache_changes_no_text(self):
+        model = self.models.make("agnostic", sampling_steps=60).eval()
+        for seed in range(5):
+            texts = [self.infill(model, self.after(2), seed, use_cache=c) for c in (True, False)]
+            assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("num_steps", [1, 7, 64])

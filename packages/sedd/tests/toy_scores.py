@@ -5,23 +5,16 @@ V = 3 symbols, three positions; S states (27 sequences, or 64 with masks); P (x_
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from nanozoo_core.testing import toy
-from nanozoo_core.testing.diffusion import enumerate_sequences
+from nanozoo_core.testing.diffusion.exact import enumerate_sequences
 from nanozoo_sedd.uniform import ScoreSums, flow
 
 VOCAB = toy.VOCAB_SIZE
 SEQUENCES = toy.sequences()  # (27, 3)
 MASKED_STATES = enumerate_sequences(VOCAB + 1, 3)  # (64, 3)
-
-
-def code(tokens: Tensor, base: int = VOCAB) -> Tensor:
-    """The number of each row (..., 3) among all sequences."""
-    return (tokens * torch.tensor([base * base, base, 1])).sum(-1)
 
 
 def transition(sigma: float, vocab_size: int = VOCAB) -> Tensor:
@@ -41,7 +34,7 @@ def uniform_log_scores(sigma: float) -> Tensor:
     changed = SEQUENCES[:, None, None].expand(27, 3, VOCAB, 3).clone()
     for i in range(3):
         changed[:, i, :, i] = torch.arange(VOCAB)
-    return (marginal[code(changed)] / marginal[:, None, None]).log()
+    return (marginal[toy.code(changed)] / marginal[:, None, None]).log()
 
 
 def uniform_log_scores_of(windows: Tensor, sigma: Tensor) -> Tensor:
@@ -66,7 +59,7 @@ def sums_of(log_scores: Tensor, corrupted: Tensor, tokens: Tensor) -> ScoreSums:
 
 def masked_log_measure(windows: Tensor) -> Tensor:
     """log p(x_i | visible tokens) of windows (B, 3) with masks, (B, 3, V); -inf nowhere."""
-    return MASKED_TABLE[code(windows, VOCAB + 1)]
+    return MASKED_TABLE[toy.code(windows, VOCAB + 1)]
 
 
 MASKED_TABLE = toy.masked_denoiser(MASKED_STATES).clamp(min=-700.0)
@@ -84,9 +77,3 @@ def smooth_times(num_points: int) -> tuple[Tensor, Tensor]:
     """Times t = u^2 (3 - 2u) and weights: flat at the ends, where integrands are singular."""
     u, weight = gauss_legendre(num_points)
     return u**2 * (3 - 2 * u), weight * 6 * u * (1 - u)
-
-
-def chi_square_limit(degrees: int) -> float:
-    """Exceeded with probability 1e-4 (Wilson and Hilferty)."""
-    scale = 2 / (9 * degrees)
-    return degrees * (1 - scale + 3.72 * math.sqrt(scale)) ** 3

@@ -22,7 +22,6 @@ class DiffusionModel(nn.Module):
     ) -> None:
         super().__init__()
         self.vocab_size = config.vocab_size
-        self.mask_id = config.vocab_size  # where the process has a mask
         self.max_context = config.seq_len + 1
         """The longest window, context token included."""
         self.chunk_size = config.chunk_size
@@ -40,3 +39,8 @@ class DiffusionModel(nn.Module):
             tie_embeddings=config.tie_embeddings,
             adaln_when_unconditioned=adaln_when_unconditioned,
         )
+
+    @property
+    def mask_id(self) -> int | None:
+        """What a hidden token becomes; None where it becomes another token."""
+        return self.vocab_size

@@ -10,12 +10,13 @@ B windows, S positions, V data tokens, N gathered rows of the flattened windows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from nanozoo_core.contract import PartialText
+from nanozoo_core.contract import PartialText, SamplingSettings
 from nanozoo_core.diffusion.schedules import Schedule
 from nanozoo_core.ops.categorical import draw_categorical
 
@@ -24,6 +25,16 @@ Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 `time` is what the sampler was given: whatever scale that has.
 """
+
+
+@dataclass(frozen=True)
+class Holes:
+    """Windows that a sampler is to complete."""
+
+    x: Tensor  # (B, S), with the mask at the holes, or 0 where there is no mask
+    known: Tensor  # (B, S) bool, False at the holes
+    settings: SamplingSettings
+    generator: torch.Generator
 
 
 def ancestral(
@@ -46,8 +57,8 @@ def ancestral(
     Reference: arXiv 2406.07524, the reverse posterior under SUBS.
     """
     for (t, noise_t), (_, noise_s) in pairwise(zip(times, noise, strict=True)):
-        masked = _masked_rows(x, mask_id)
-        lifted = _uniforms(masked.numel(), generator) < (noise_t - noise_s) / noise_t
+        masked = masked_rows(x, mask_id)
+        lifted = uniforms(masked.numel(), generator) < (noise_t - noise_s) / noise_t
         rows = masked[lifted.to(x.device)]
         if reuse and rows.numel() == 0:
             continue
@@ -55,7 +66,7 @@ def ancestral(
         probs = predict(x, time, rows)
         if rows.numel() == 0:
             continue
-        x = _place(x, rows, draw_categorical(probs, _uniforms(rows.numel(), generator)))
+        x = place(x, rows, draw_categorical(probs, uniforms(rows.numel(), generator)))
         yield x
 
 
@@ -78,7 +89,7 @@ def first_hitting(
     level = torch.ones(x.shape[0], dtype=torch.float64, device="cpu")
     left = (x == mask_id).sum(1).cpu()  # (B,)
     while bool((left > 0).any()):
-        drawn = _uniforms(3 * x.shape[0], generator).view(3, -1)
+        drawn = uniforms(3 * x.shape[0], generator).view(3, -1)
         level = level * drawn[0] ** (1 / left.clamp(min=1))
         # The number of the chosen mask among those of its window; a product may round up to `left`.
         chosen = (drawn[1] * left).long().minimum(left - 1).to(x.device)
@@ -87,7 +98,7 @@ def first_hitting(
         active = left > 0
         rows = (batch * x.shape[1] + places)[active.to(x.device)]
         probs = predict(x, schedule.time_of_noise(level), rows)
-        x = _place(x, rows, draw_categorical(probs, drawn[2][active]))
+        x = place(x, rows, draw_categorical(probs, drawn[2][active]))
         left = left - active.long()
         yield x
 
@@ -115,15 +126,15 @@ def most_confident(
         num_lifted = masked.sum(1) - (total * noise_s).long()  # (B,)
         if not bool((num_lifted > 0).any()):
             continue
-        rows = _masked_rows(x, mask_id)
+        rows = masked_rows(x, mask_id)
         time = torch.full((x.shape[0],), t, dtype=torch.float64, device="cpu")
         probs = predict(x, time, rows)  # (N, V)
-        drawn = draw_categorical(sharpen(probs), _uniforms(rows.numel(), generator))
+        drawn = draw_categorical(sharpen(probs), uniforms(rows.numel(), generator))
         confidence = torch.full(x.shape, -1.0, dtype=probs.dtype, device=x.device).flatten()
         confidence[rows] = probs.gather(1, drawn[:, None])[:, 0]
         ranks = confidence.view(x.shape).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         kept = (ranks < num_lifted[:, None]).flatten()[rows]
-        x = _place(x, rows[kept], drawn[kept])
+        x = place(x, rows[kept], drawn[kept])
         yield x
 
 
@@ -138,13 +149,16 @@ def masked_window(text: PartialText, mask_id: int, device: torch.device) -> Tens
     return torch.tensor([ids], device=device)
 
 
-def _masked_rows(x: Tensor, mask_id: int) -> Tensor:
+def masked_rows(x: Tensor, mask_id: int) -> Tensor:
+    """Where the masks of windows (B, S) stand when they are flattened, (N,)."""
     return (x.flatten() == mask_id).nonzero()[:, 0]
 
 
-def _place(x: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+def place(x: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    """Windows (B, S) with `tokens` (N,) at the `rows` (N,) of their flattened form."""
     return x.flatten().index_put((rows,), tokens).view_as(x)
 
 
-def _uniforms(count: int, generator: torch.Generator) -> Tensor:
+def uniforms(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) float64 in [0, 1) on the CPU, whatever the device."""
     return torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")

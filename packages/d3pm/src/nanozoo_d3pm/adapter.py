@@ -11,17 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nanozoo_core.contract import (
-    Batch,
-    Draw,
-    Inspection,
-    Loss,
-    Nll,
-    PartialText,
-    SamplingSettings,
-    Step,
-    Vocabulary,
-)
+from nanozoo_core.contract import Batch, Draw, Inspection, Loss, Nll, Step, Vocabulary
 from nanozoo_core.diffusion.bounds import draw_counts_and_steps, network_loss
 from nanozoo_core.diffusion.levels import INSPECTION_SEED
 from nanozoo_core.diffusion.sampling import (
@@ -31,6 +21,7 @@ from nanozoo_core.diffusion.sampling import (
     draw_window_noise,
     mask_counts,
 )
+from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.diffusion_adapter import DiffusionAdapter, inspect_levels, level_picture
 from nanozoo_core.ops.log_mixture import log_mixture
 from nanozoo_d3pm import generate, graph
@@ -74,8 +65,9 @@ class D3PMAdapter(DiffusionAdapter):
         """The hybrid loss in nats per token, with the bound ("nll") and the cross-entropy apart."""
         assert isinstance(model, D3PM)
         bound, cross_entropy = bound_terms(model, batch, step)
-        bound = (bound.sum() + prior_nats(model, batch).sum()) / batch.num_scored
-        cross_entropy = cross_entropy.sum() / batch.num_scored
+        num_scored = max(1, batch.num_scored)
+        bound = (bound.sum() + prior_nats(model, batch).sum()) / num_scored
+        cross_entropy = cross_entropy.sum() / num_scored
         loss = hybrid_loss(bound, cross_entropy, model.config.cross_entropy_factor)
         metrics = {"nll": bound.detach().float(), "ce": cross_entropy.detach().float()}
         return Loss(loss.float(), metrics)
@@ -87,15 +79,9 @@ class D3PMAdapter(DiffusionAdapter):
         bound, _ = bound_terms(model, batch, draw)
         return Nll(bound.double() + prior_nats(model, batch), batch.num_scored)
 
-    def denoise(
-        self,
-        model: nn.Module,
-        window: PartialText,
-        settings: SamplingSettings,
-        generator: torch.Generator,
-    ) -> Iterator[list[int | None]]:
+    def steps(self, model: nn.Module, holes: Holes) -> Iterator[Tensor]:
         assert isinstance(model, D3PM)
-        yield from generate.fill(model, window, settings, generator)
+        return generate.sample(model, holes)
 
     @torch.no_grad()
     def inspect(

@@ -11,8 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from nanozoo_core.contract import PartialText, SamplingSettings
-from nanozoo_core.diffusion.unmasking import Predictor, ancestral, partial_text
+from nanozoo_core.contract import SamplingSettings
+from nanozoo_core.diffusion.unmasking import Holes, Predictor, ancestral, place, uniforms
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.ops.categorical import draw_categorical
 from nanozoo_core.ops.sampling import probabilities
@@ -36,16 +36,8 @@ def time_grid(num_timesteps: int, num_steps: int) -> list[int]:
     return [round(num_timesteps * (1 - n / num_steps)) for n in range(num_steps + 1)]
 
 
-@torch.no_grad()
 def denoise(
-    transition: Transition,
-    predict: Predictor,
-    tokens: Tensor,
-    known: Tensor,
-    *,
-    num_steps: int,
-    generator: torch.Generator,
-    use_cache: bool = True,
+    transition: Transition, predict: Predictor, holes: Holes, *, num_steps: int
 ) -> Iterator[Tensor]:
     """Draws the unknown tokens: yields the windows (B, S) as they start, unless that is masked, and
     after every step that changed them.
@@ -54,11 +46,12 @@ def denoise(
     conditioning; under the others it is a heuristic, since the network was trained with all but the
     first token corrupted.
 
-    Args: tokens, known: (B, S). num_steps: at most T; steps are skipped exactly.
+    Args: num_steps: at most T; steps are skipped exactly.
     """
     grid = time_grid(transition.num_timesteps, num_steps)
-    start = transition.start(_uniforms(tokens.numel(), generator).view(tokens.shape))
-    x = torch.where(known, tokens, start.to(tokens.device))
+    known, generator = holes.known, holes.generator
+    start = transition.start(uniforms(known.numel(), generator).view(known.shape))
+    x = torch.where(known, holes.x, start.to(known.device))
     if isinstance(transition, Absorbing):
         yield from ancestral(
             predict,
@@ -67,63 +60,30 @@ def denoise(
             times=[float(t) for t in grid],
             noise=(-torch.expm1(transition.log_keep[grid])).tolist(),
             generator=generator,
-            reuse=use_cache,
+            reuse=holes.settings.use_cache,
         )
         return
     free = (~known).flatten().nonzero()[:, 0]  # (N,)
     if transition.mask_id is None:
         yield x
     for t, s in pairwise(grid):
-        x = _reverse(transition, predict, x, free, s, t, generator)
+        own = x.flatten()[free]
+        now = torch.full((x.shape[0],), t, device="cpu")
+        log_probs = predict(x, now, free).log()[None]  # (1, N, V): rows share their time
+        times = torch.tensor([s], device="cpu"), torch.tensor([t], device="cpu")
+        reverse = transition.log_reverse(log_probs, own[None], *times)[0].exp()  # (N, K)
+        x = place(x, free, draw_categorical(reverse, uniforms(free.numel(), generator)))
         yield x
 
 
-def _reverse(
-    transition: Transition,
-    predict: Predictor,
-    x: Tensor,
-    free: Tensor,
-    s: int,
-    t: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """x_s ~ p(x_s | x_t) at every free position, all states being possible."""
-    flat = x.flatten()
-    now = torch.full((x.shape[0],), t, device="cpu")
-    log_probs = predict(x, now, free).log()[None]  # (1, N, V): rows share their time
-    times = torch.tensor([s], device="cpu"), torch.tensor([t], device="cpu")
-    reverse = transition.log_reverse(log_probs, flat[free][None], *times)[0]
-    drawn = draw_categorical(reverse.exp(), _uniforms(free.numel(), generator))
-    return flat.index_put((free,), drawn).view_as(x)
-
-
-def _uniforms(count: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
-
-
-def fill(
-    model: D3PM, window: PartialText, settings: SamplingSettings, generator: torch.Generator
-) -> Iterator[list[int | None]]:
-    """`window` after every step, its holes being drawn given all else, before and after.
+def sample(model: D3PM, holes: Holes) -> Iterator[Tensor]:
+    """The windows (B, S) after every step, their holes being drawn given all else, before and
+    after.
 
     Raises: ConfigError for more steps than the process has.
     """
     most = model.config.num_timesteps
-    num_steps = settings.num_steps or model.config.sampling_timesteps
+    num_steps = holes.settings.num_steps or model.config.sampling_timesteps
     if num_steps > most:
         raise ConfigError(f"num_steps={num_steps} is more than model_cfg.num_timesteps={most}")
-    device = model.net.embedding.weight.device
-    tokens = torch.tensor([[token or 0 for token in window]], device=device)
-    known = torch.tensor([[token is not None for token in window]], device=device)
-    if bool(known.all()):
-        return
-    for state in denoise(
-        model.transition,
-        predictor(model, settings),
-        tokens,
-        known,
-        num_steps=num_steps,
-        generator=generator,
-        use_cache=settings.use_cache,
-    ):
-        yield partial_text(state[0], model.transition.mask_id)
+    return denoise(model.transition, predictor(model, holes.settings), holes, num_steps=num_steps)

@@ -8,6 +8,7 @@ Reference: arXiv 2107.03006, appendix A.2.4 (nearest neighbours) and its text co
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -66,6 +67,19 @@ class GraphTransition(Transition):
         tau = self.tau[t.to(self.tau.device)]
         assert not bool(tau.isnan().any()), "the graph is not built: call adapter.prepare_model"
         return tau
+
+    @abstractmethod
+    def _diffuse(self, x: Tensor, tau: Tensor, dtype: torch.dtype) -> Tensor:
+        """expm(tau R)[x, :], (B, L, K), for tau (B,); exactly one-hot at tau = 0."""
+
+    def row(self, x: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
+        return self._diffuse(x, self._tau_at(t), dtype)
+
+    def _column(self, x: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.row(x, t, dtype)[..., : self.vocab_size]
+
+    def _step_column(self, x: Tensor, s: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
+        return self._diffuse(x, self._tau_at(t) - self._tau_at(s), dtype)
 
     def _choose_tau(
         self, information: Callable[[Tensor], Tensor], *, gap: float, grid_points: int
@@ -159,7 +173,6 @@ class Spectral(GraphTransition):
         self._set_prior(kl)
 
     def _diffuse(self, x: Tensor, tau: Tensor, dtype: torch.dtype) -> Tensor:
-        """expm(tau R)[x, :] (B, L, V); exactly one-hot at tau = 0."""
         basis = self.eigenvectors.to(dtype)
         decay = (tau[:, None] * self.eigenvalues).exp().to(dtype)  # (B, V)
         probs = ((basis[x] * decay[:, None]) @ basis.T).clamp(min=0)  # (B, L, V)
@@ -168,15 +181,6 @@ class Spectral(GraphTransition):
 
     def _corrupt(self, tokens: Tensor, t: Tensor, uniforms: Tensor) -> Tensor:
         return draw_categorical(self.row(tokens, t, torch.float32), uniforms)
-
-    def row(self, x: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
-        return self._diffuse(x, self._tau_at(t), dtype)
-
-    def _column(self, x: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.row(x, t, dtype)
-
-    def _step_column(self, x: Tensor, s: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
-        return self._diffuse(x, self._tau_at(t) - self._tau_at(s), dtype)
 
     def log_mix(self, log_probs: Tensor, t: Tensor) -> Tensor:
         basis = self.eigenvectors.to(log_probs.dtype)
@@ -284,15 +288,6 @@ class Clusters(GraphTransition):
             + near / self.cluster_size * same
             + anywhere / self.num_states
         )
-
-    def row(self, x: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
-        return self._diffuse(x, self._tau_at(t), dtype)
-
-    def _column(self, x: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.row(x, t, dtype)[..., : self.vocab_size]
-
-    def _step_column(self, x: Tensor, s: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
-        return self._diffuse(x, self._tau_at(t) - self._tau_at(s), dtype)
 
     def log_mix(self, log_probs: Tensor, t: Tensor) -> Tensor:
         dtype = log_probs.dtype

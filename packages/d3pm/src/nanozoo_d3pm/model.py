@@ -55,6 +55,10 @@ class D3PM(DiffusionModel):
         self.config = config
         self.transition = transition
 
+    @property
+    def mask_id(self) -> int | None:
+        return self.transition.mask_id
+
     def time_input(self, t: Tensor) -> Tensor:
         """t = 1 .. T on the scale of the time features, whose shortest period is 2 pi."""
         return 1000 * t / self.config.num_timesteps

@@ -56,7 +56,9 @@ class Transition(nn.Module, ABC):
 
     def corrupt(self, tokens: Tensor, t: Tensor, uniforms: Tensor) -> Tensor:
         """x_t ~ Qb_t[x_0, :] from one float64 uniform per token, (B, L) on the CPU."""
-        corrupted = self._corrupt(tokens, t, uniforms)
+        # Products in bfloat16 would draw from another process than the one that the bound assumes.
+        with torch.autocast(tokens.device.type, enabled=False):
+            corrupted = self._corrupt(tokens, t, uniforms)
         if not self.terminal_mask:
             return corrupted
         is_last = (t == self.num_timesteps)[:, None].to(tokens.device)
@@ -81,8 +83,9 @@ class Transition(nn.Module, ABC):
 
         Args: log_probs: (B, L, V), the network's prediction of x_0 from the *other* tokens.
         """
-        log_m = self.log_mix(log_probs, s)
-        scores = self.step_column(x, s, t, log_probs.dtype).log() + log_m
+        with torch.autocast(x.device.type, enabled=False):
+            log_m = self.log_mix(log_probs, s)
+            scores = self.step_column(x, s, t, log_probs.dtype).log() + log_m
         # A p with zeros (a cut or greedy one) can make x_t itself impossible: then it is ignored.
         impossible = scores.amax(-1, keepdim=True) == -math.inf
         return torch.where(impossible, log_m, scores).log_softmax(-1)

@@ -10,18 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.contract import (
-    Batch,
-    Curves,
-    Draw,
-    Inspection,
-    Loss,
-    Nll,
-    PartialText,
-    SamplingSettings,
-    Step,
-    Vocabulary,
-)
+from nanozoo_core.contract import Batch, Curves, Draw, Inspection, Loss, Nll, Step, Vocabulary
 from nanozoo_core.diffusion.bounds import (
     MaskDraw,
     draw_by_count,
@@ -32,8 +21,9 @@ from nanozoo_core.diffusion.bounds import (
     network_loss,
 )
 from nanozoo_core.diffusion.sampling import WindowNoise, choose_masked, draw_window_noise
+from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.diffusion_adapter import DiffusionAdapter, cpu_scored, in_float64
-from nanozoo_mdl.generate import fill
+from nanozoo_mdl.generate import unmask
 from nanozoo_mdl.model import MDLM
 
 INSPECTED_SHARES = 8  # masked shares at which `inspect` measures the loss, beside one token alone
@@ -66,15 +56,9 @@ class MDLMAdapter(DiffusionAdapter):
         nats = draw_nats(token_loss, window[:, 1:], bound_draw(model, noise, cpu_scored(batch)))
         return Nll(in_float64(nats), batch.num_scored)
 
-    def denoise(
-        self,
-        model: nn.Module,
-        window: PartialText,
-        settings: SamplingSettings,
-        generator: torch.Generator,
-    ) -> Iterator[list[int | None]]:
+    def steps(self, model: nn.Module, holes: Holes) -> Iterator[Tensor]:
         assert isinstance(model, MDLM)
-        yield from fill(model, window, settings, generator)
+        return unmask(model, holes)
 
     @torch.no_grad()
     def inspect(

@@ -38,6 +38,10 @@ class MDLM(DiffusionModel):
         self.schedule = SCHEDULES[config.alpha_type]
         self._count_laws: dict[int, DiscreteCounts] = {}
 
+    @property
+    def mask_id(self) -> int:
+        return self.vocab_size
+
     def time_input(self, time: Tensor) -> Tensor:
         """What the network reads of the time: sigma = -log alpha, (B,)."""
         return self.schedule.sigma(time).clamp(max=MAX_SIGMA)

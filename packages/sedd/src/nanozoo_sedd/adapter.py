@@ -8,20 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nanozoo_core.contract import (
-    Batch,
-    Draw,
-    Inspection,
-    Loss,
-    Nll,
-    PartialText,
-    SamplingSettings,
-    Step,
-    Vocabulary,
-)
-from nanozoo_core.diffusion.unmasking import partial_text
+from nanozoo_core.contract import Batch, Draw, Inspection, Loss, Nll, Step, Vocabulary
+from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.diffusion_adapter import DiffusionAdapter
 from nanozoo_sedd.config import SEDDConfig
 from nanozoo_sedd.mask_graph import MaskGraph
@@ -47,24 +37,8 @@ class SEDDAdapter(DiffusionAdapter):
         the likelihood of ever smaller steps, whatever number is used to sample."""
         return Nll(graph_of(model).nats(batch, draw).double(), batch.num_scored)
 
-    def denoise(
-        self,
-        model: nn.Module,
-        window: PartialText,
-        settings: SamplingSettings,
-        generator: torch.Generator,
-    ) -> Iterator[list[int | None]]:
-        """The window's states after each step, a mask shown as None.
-
-        Raises: ConfigError for a number of steps that the sampler does not take.
-        """
-        graph = graph_of(model)
-        device = next(model.parameters()).device
-        known = torch.tensor([[token is not None for token in window]], device=device)
-        hole = graph.mask_id or 0
-        x = torch.tensor([[hole if token is None else token for token in window]], device=device)
-        for state in graph.steps(x, known, settings, generator):
-            yield partial_text(state[0], graph.mask_id)
+    def steps(self, model: nn.Module, holes: Holes) -> Iterator[Tensor]:
+        return graph_of(model).steps(holes)
 
     def head_share(self, config: SEDDConfig) -> float:
         """Half of the rows with masks, which alone are predicted; all under uniform noise."""

@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.diffusion.schedules import Schedule
+from nanozoo_core.diffusion.unmasking import Holes, masked_rows, place, uniforms
 from nanozoo_core.ops.categorical import draw_categorical
 from nanozoo_core.ops.sampling import probabilities
 from nanozoo_sedd import uniform
@@ -39,17 +39,14 @@ def time_grid(num_steps: int) -> list[float]:
 # -- masks ----------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def unmask(
     log_measure: LogScores,
-    x: Tensor,
+    holes: Holes,
     *,
     mask_id: int,
     num_steps: int,
     schedule: Schedule,
     predictor: Predictor,
-    settings: SamplingSettings,
-    generator: torch.Generator,
     reuse: bool = False,
 ) -> Iterator[Tensor]:
     """Lifts masks step by step, each to y with probability c u_y, c being (alpha_s - alpha_t) /
@@ -57,12 +54,12 @@ def unmask(
 
     What is known from the start, wherever it stands, is conditioned on exactly.
 
-    Args: x: (B, S). reuse: log_measure ignores sigma, so it need not be asked again after a step
-        that lifted nothing.
+    Args: reuse: log_measure ignores sigma, so it need not be asked again after a step that lifted
+        nothing.
     """
-    log_u: Tensor | None = None
+    x, log_u = holes.x, None
     for t, s in pairwise(time_grid(num_steps)):
-        rows = (x.flatten() == mask_id).nonzero()[:, 0]  # (N,)
+        rows = masked_rows(x, mask_id)  # (N,)
         if rows.numel() == 0:
             return
         if log_u is None or not reuse:
@@ -72,12 +69,11 @@ def unmask(
         else:
             share = lift_share(schedule, t, s, predictor)
             lift_prob = share * log_u.double().logsumexp(-1).exp().cpu()  # above 1 means surely
-            lifted = _uniforms(rows.numel(), generator) < lift_prob
+            lifted = uniforms(rows.numel(), holes.generator) < lift_prob
         if not bool(lifted.any()):
             continue
         chosen = lifted.to(x.device)
-        drawn = _draw(log_u[chosen], settings, generator)
-        x = _place(x, rows[chosen], drawn)
+        x = place(x, rows[chosen], _draw(log_u[chosen], holes))
         log_u = None
         yield x
 
@@ -93,15 +89,7 @@ def lift_share(schedule: Schedule, t: float, s: float, predictor: Predictor) -> 
     return 1 - _at(schedule.noise, s) / _at(schedule.noise, t)
 
 
-@torch.no_grad()
-def first_hitting(
-    log_measure: LogScores,
-    x: Tensor,
-    *,
-    mask_id: int,
-    settings: SamplingSettings,
-    generator: torch.Generator,
-) -> Iterator[Tensor]:
+def first_hitting(log_measure: LogScores, holes: Holes, *, mask_id: int) -> Iterator[Tensor]:
     """Lifts one mask of each window at a time: the law of infinitely many steps, if the measure
     ignores sigma.
 
@@ -109,46 +97,41 @@ def first_hitting(
     next one is drawn in proportion to the masses: evenly where they are normalised.
     Reference: arXiv 2409.02908, the first-hitting sampler, whose masses are all 1.
     """
+    x = holes.x
     while True:
-        rows = (x.flatten() == mask_id).nonzero()[:, 0]  # (N,)
+        rows = masked_rows(x, mask_id)  # (N,)
         if rows.numel() == 0:
             return
         log_u = log_measure(x, float("inf"), rows)  # (N, V)
         masses = torch.zeros(x.numel(), dtype=torch.float64, device=x.device)
         masses = masses.index_put((rows,), log_u.double().logsumexp(-1).exp()).view_as(x)
         windows = (x == mask_id).any(1).nonzero()[:, 0]
-        places = draw_categorical(masses[windows], _uniforms(len(windows), generator))
+        places = draw_categorical(masses[windows], uniforms(len(windows), holes.generator))
         chosen = windows * x.shape[1] + places
-        x = _place(x, chosen, _draw(log_u[torch.searchsorted(rows, chosen)], settings, generator))
+        x = place(x, chosen, _draw(log_u[torch.searchsorted(rows, chosen)], holes))
         yield x
 
 
 # -- any token ------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def jump(
     log_scores: LogScores,
-    x: Tensor,
-    known: Tensor,
+    holes: Holes,
     *,
     vocab_size: int,
     num_steps: int,
     schedule: Schedule,
     predictor: Predictor,
-    settings: SamplingSettings,
-    generator: torch.Generator,
 ) -> Iterator[Tensor]:
-    """From uniform noise at the unknown tokens of x (B, S), step by step, each token on its own.
+    """From uniform noise at the unknown tokens, step by step, each token on its own.
 
     Known tokens stay. That is a heuristic: in training every token but the first was corrupted, so
     the network reads them as tokens that may be wrong.
     """
-    free = (~known).flatten().nonzero()[:, 0]  # (N,)
-    if free.numel() == 0:
-        return
-    noise = (_uniforms(free.numel(), generator) * vocab_size).long().to(x.device)
-    x = _place(x, free, noise)
+    free = (~holes.known).flatten().nonzero()[:, 0]  # (N,)
+    noise = (uniforms(free.numel(), holes.generator) * vocab_size).long().to(free.device)
+    x = place(holes.x, free, noise)
     yield x
     for t, s in pairwise(time_grid(num_steps)):
         own = x.flatten()[free]
@@ -162,9 +145,9 @@ def jump(
             weights = uniform.tweedie_weights(scores, own, sigma - _at(schedule.sigma, s))
         jumps = weights.double().scatter(-1, own[:, None], 0.0)
         jump_prob = jumps.sum(-1) / weights.double().sum(-1)
-        moved = _uniforms(free.numel(), generator).to(x.device) < jump_prob
+        moved = uniforms(free.numel(), holes.generator).to(x.device) < jump_prob
         if bool(moved.any()):
-            x = _place(x, free[moved], _draw(jumps[moved].log(), settings, generator))
+            x = place(x, free[moved], _draw(jumps[moved].log(), holes))
             yield x
 
 
@@ -173,14 +156,7 @@ def _at(function: Callable[[Tensor], Tensor], t: float) -> float:
     return float(function(torch.tensor(t, dtype=torch.float64, device="cpu")))
 
 
-def _draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> Tensor:
+def _draw(logits: Tensor, holes: Holes) -> Tensor:
     """One token per row of logits (N, V), after temperature and cuts, in float64."""
-    return draw_categorical(probabilities(logits, settings), _uniforms(len(logits), generator))
-
-
-def _place(x: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
-    return x.flatten().index_put((rows,), tokens).view_as(x)
-
-
-def _uniforms(count: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
+    probs = probabilities(logits, holes.settings)
+    return draw_categorical(probs, uniforms(len(logits), holes.generator))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nanozoo_core.contract import Batch, Draw, Inspection, SamplingSettings, Step, Vocabulary
+from nanozoo_core.contract import Batch, Draw, Inspection, Step, Vocabulary
 from nanozoo_core.diffusion.bounds import (
     draw_by_count,
     draw_by_time,
@@ -21,6 +21,7 @@ from nanozoo_core.diffusion.bounds import (
 from nanozoo_core.diffusion.levels import INSPECTION_SEED
 from nanozoo_core.diffusion.sampling import WindowNoise, draw_window_noise
 from nanozoo_core.diffusion.schedules import Linear
+from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.diffusion_adapter import cpu_scored, inspect_levels, level_picture
 from nanozoo_core.errors import ConfigError
 from nanozoo_sedd.generate import first_hitting, unmask
@@ -34,7 +35,7 @@ class MaskGraph:
 
     def __init__(self, model: SEDD) -> None:
         self.model = model
-        self.mask_id: int | None = model.mask_id
+        self.mask_id = model.vocab_size
 
     def training_sum(self, batch: Batch, step: Step) -> Tensor:
         """Score entropy summed over the windows, by the number of masks or by the time."""
@@ -52,7 +53,7 @@ class MaskGraph:
         return network_draw_sum(
             model.net,
             window[:, :1],
-            model.mask_id,
+            self.mask_id,
             window[:, 1:],
             draw,
             lambda time: model.told(sigma(time)),
@@ -77,7 +78,7 @@ class MaskGraph:
         token_loss = network_loss(
             model.net,
             window[:, :1],
-            model.mask_id,
+            self.mask_id,
             lambda time: model.told(BY_NOISE.sigma(time)),
             normalised=normalised,
         )
@@ -96,14 +97,12 @@ class MaskGraph:
         picture = level_picture("The bound by masked share", "masked share", names)
         return inspect_levels(batches, vocabulary, names, look, picture)
 
-    def steps(
-        self, x: Tensor, known: Tensor, settings: SamplingSettings, generator: torch.Generator
-    ) -> Iterator[Tensor]:
+    def steps(self, holes: Holes) -> Iterator[Tensor]:
         """The windows (B, S) after each step that lifted a mask.
 
         Raises: ConfigError for a number of steps that first_hitting does not take.
         """
-        model, config = self.model, self.model.config
+        model, config, settings = self.model, self.model.config, holes.settings
 
         def log_measure(window: Tensor, sigma: float, rows: Tensor) -> Tensor:
             return model.log_measure(model.features_at(window, sigma, rows))
@@ -114,18 +113,14 @@ class MaskGraph:
                     f"num_steps={settings.num_steps} has no effect with model_cfg.predictor="
                     "first_hitting, which draws one token in each step; use analytic"
                 )
-            return first_hitting(
-                log_measure, x, mask_id=model.mask_id, settings=settings, generator=generator
-            )
+            return first_hitting(log_measure, holes, mask_id=self.mask_id)
         return unmask(
             log_measure,
-            x,
-            mask_id=model.mask_id,
+            holes,
+            mask_id=self.mask_id,
             num_steps=settings.num_steps or config.sampling_steps,
             # Masks alone are where the noise is 1, which training with noise_eps > 0 never reaches.
             schedule=Linear() if config.schedule_name == "loglinear" else model.schedule,
             predictor=config.predictor,
-            settings=settings,
-            generator=generator,
             reuse=settings.use_cache and not config.knows_time,
         )

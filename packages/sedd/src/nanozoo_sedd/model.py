@@ -46,6 +46,10 @@ class SEDD(DiffusionModel):
         self.config = config
         self.schedule = make_schedule(config)
 
+    @property
+    def mask_id(self) -> int | None:
+        return self.vocab_size if self.config.is_absorbing else None
+
     def told(self, sigma: Tensor) -> Tensor:
         """What the network is told of sigma, which may be infinite: no more than in training."""
         return sigma.clamp(max=self.config.largest_sigma)

@@ -11,15 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nanozoo_core.contract import (
-    Batch,
-    Curves,
-    Draw,
-    Inspection,
-    SamplingSettings,
-    Step,
-    Vocabulary,
-)
+from nanozoo_core.contract import Batch, Curves, Draw, Inspection, Step, Vocabulary
 from nanozoo_core.diffusion.levels import INSPECTION_SEED, LEVELS, num_scored
 from nanozoo_core.diffusion.sampling import (
     NoiseSource,
@@ -27,6 +19,7 @@ from nanozoo_core.diffusion.sampling import (
     draw_noise,
     draw_window_noise,
 )
+from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.diffusion_adapter import inspect_levels
 from nanozoo_sedd import uniform
 from nanozoo_sedd.generate import jump
@@ -49,8 +42,6 @@ class UniformTerms(NamedTuple):
 
 class UniformGraph:
     """Training, score and sampling under uniform noise."""
-
-    mask_id: int | None = None
 
     def __init__(self, model: SEDD) -> None:
         self.model = model
@@ -136,9 +127,7 @@ class UniformGraph:
 
         return inspect_levels(batches, vocabulary, UniformTerms._fields, look, picture)
 
-    def steps(
-        self, x: Tensor, known: Tensor, settings: SamplingSettings, generator: torch.Generator
-    ) -> Iterator[Tensor]:
+    def steps(self, holes: Holes) -> Iterator[Tensor]:
         """The windows (B, S) after each step that moved a token."""
         model, config = self.model, self.model.config
         assert config.predictor != "first_hitting"
@@ -149,12 +138,9 @@ class UniformGraph:
 
         return jump(
             log_scores,
-            x,
-            known,
+            holes,
             vocab_size=model.vocab_size,
-            num_steps=settings.num_steps or config.sampling_steps,
+            num_steps=holes.settings.num_steps or config.sampling_steps,
             schedule=model.schedule,
             predictor=config.predictor,
-            settings=settings,
-            generator=generator,
         )

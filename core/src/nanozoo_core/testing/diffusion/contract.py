@@ -1,0 +1,53 @@
+"""The contract of diffusion models.
+
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nanozoo_core.testing.contract_kit import ModelContract
+from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
+
+
+class DiffusionContract(ModelContract):
+    """The contract of a model that sees a text from both sides."""
+
+    gradient_steps = 4  # zero head, then zero gates, then what lies behind them
+    overfit_steps = 500
+    overfit_copies = 16
+    entropy_steps = 800
+    entropy_windows = 64
+    lr = 5e-3
+    noise_levels: tuple[float, float]  # of two windows, as the model's forward pass takes them
+
+    def is_told_the_noise(self, config: Any) -> bool:
+        """Whether the network has a time embedding and adaLN."""
+        return config.knows_time
+
+    def num_parameters(self, config: Any) -> int:
+        v, d, n, c = config.vocab_size, config.model_dim, config.num_layers, config.cond_dim
+        count = (v + 1) * d + v * (d + 1) + n * (12 * d * d + 7 * d) + d
+        if self.is_told_the_noise(config):
+            count += n * 6 * d * (c + 1) + 2 * d * (c + 1) + 257 * c + c * c + c
+        return count
+
+    def test_a_change_leaves_earlier_predictions_untouched(self) -> None:
+        """The model's own rule: every position sees every other, on both sides."""
+        _, model = self.build(ToyVocabulary(self.toy_vocab))
+        self.perturb(model)
+        tokens = self.random_tokens(self.toy_vocab, 2)
+        place = self.seq_len // 2
+        changed = tokens.clone()
+        changed[:, place] = (changed[:, place] + 1) % self.toy_vocab
+        levels = torch.tensor(self.noise_levels)
+        with torch.no_grad():
+            difference = (model(tokens, levels) - model(changed, levels)).abs().amax((0, 2))
+        assert float(difference.min()) > 0
+
+    def test_cached_decoding_equals_full_recomputation(self) -> None:
+        """No cache outlives a change anywhere in a bidirectional window, so there is none; what is
+        skipped instead are steps that change nothing, which the packages test."""
