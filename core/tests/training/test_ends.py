@@ -126,6 +126,14 @@ def test_a_signal_in_the_last_validation_leaves_a_run_to_finish(
     assert same_outcome(folder, run(words("whole")))
 
 
+def test_a_stop_at_a_validation_does_not_leave_it_out(words: Words) -> None:
+    changes = ("eval.every=1",)
+    folder = run(words("split", *changes, "train.stop_after=2"))
+    assert [row["step"] for row in folder.read_metrics() if "val_bpb" in row] == [1]
+    resume(folder)
+    assert same_outcome(folder, run(words("whole", *changes)))
+
+
 def test_a_finished_run_trains_on_with_a_larger_budget(words: Words) -> None:
     folder = run(words("run"))
     larger = folder.read_config()["train"] | {"max_steps": 6, "stop_after": 5}

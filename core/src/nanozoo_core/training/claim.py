@@ -34,6 +34,14 @@ class Claim:
         if self._lock is not None:
             self._lock.release()
 
+    @contextlib.contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
+
 
 def claim_folder(resumed: RunFolder | None, run_dir: str | None, model: str, ranks: Ranks) -> Claim:
     """The folder of the run to go on with, or a new one, the same on every rank; rank 0 holds it.
@@ -61,11 +69,8 @@ def _claim_new(run_dir: str | None, model: str) -> Claim:
         path.mkdir(parents=True, exist_ok=True)
     _check_empty(path)
     claim = _hold(RunFolder(path))
-    try:
+    with claim.released_on_error():
         _check_empty(path)  # once more: a run that held it before may have ended
-    except ConfigError:
-        claim.release()
-        raise
     return claim
 
 

@@ -47,6 +47,7 @@ class TrainState:
     seconds: float = 0.0
     best_bpb: float | None = None
     best_step: int | None = None
+    validated_step: int | None = None  # of the newest validation
 
     @property
     def spent(self) -> dict[str, float]:

@@ -59,8 +59,11 @@ def train(config: ResolvedConfig) -> Result:
             with catch_signals() as interrupts:
                 return trainer.run(interrupts)
         except KeyboardInterrupt:  # the second Ctrl-C
-            messages.say_aborted(trainer.folder)
+            if ranks.is_main:
+                messages.say_aborted(trainer.folder)
             return Result(trainer.folder.path, signal=signal.SIGINT)
+        finally:
+            trainer.claim.release()
 
 
 class Trainer:
@@ -93,10 +96,10 @@ class Trainer:
         self.claim = claim_folder(resumed, config.run_dir, config.model, ranks)
         self.folder = self.claim.folder
         self.settings = config_to_store(config, setup.model_cfg)
-        if resumed is None:
-            self.state = TrainState(model=config.model)
-        else:
-            self.state = take_over(setup, resumed, self.optimizers, self.average)
+        self.state = TrainState(model=config.model)
+        if resumed is not None:
+            with self.claim.released_on_error():
+                self.state = take_over(setup, resumed, self.optimizers, self.average)
         self.records = records.RunRecords(self.folder, config.log, is_main=ranks.is_main)
 
     # -- the loop -------------------------------------------------------------------------------
@@ -114,6 +117,8 @@ class Trainer:
             messages.introduce(self.setup, state, self.group_table, self.folder)
         bar = messages.Progress(config.model, budget, state, is_shown=self.ranks.is_main)
         try:
+            if self._has_missed_a_validation():
+                self._validate(draws=1)
             while not budget.is_spent(state.step, state.seconds):
                 row = self.one_step()
                 bar.update(row)
@@ -135,7 +140,6 @@ class Trainer:
         finally:
             bar.close()
             self.records.close()
-            self.claim.release()
 
     def one_step(self) -> dict[str, Any] | None:
         """One optimiser step; returns a row of metrics when one is due."""
@@ -212,6 +216,13 @@ class Trainer:
 
     # -- validation, checkpoints, the end ---------------------------------------------------------
 
+    def _has_missed_a_validation(self) -> bool:
+        """Whether the run was stopped at a step that is validated: it left without waiting."""
+        state = self.state
+        is_open = state.step > 0 and not self.budget.is_spent(state.step, state.seconds)
+        is_due = is_open and _is_due(state.step, self.config.eval.every)
+        return is_due and state.validated_step != state.step
+
     def _validate(self, *, draws: int) -> Score:
         """Scores the averaged weights, and remembers the best score."""
         state, setup = self.state, self.setup
@@ -236,6 +247,7 @@ class Trainer:
             reshard(self.wrapped)
         if state.best_bpb is None or score.bits_per_byte < state.best_bpb:
             state.best_bpb, state.best_step = score.bits_per_byte, state.step
+        state.validated_step = state.step
         logged = ("val_bpb", "val_loss", "val_standard_error")
         values = {key: score.values[key] for key in logged}
         self.records.log({"step": state.step} | state.spent | values)
