@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,10 @@ import pytest
 
 from nanozoo_core.commands import cli, train
 from nanozoo_core.config.compose import normalise_override
+from nanozoo_core.config.overrides import quoted
+from nanozoo_core.training import trainer
+from nanozoo_core.training.claim import LOCK
+from nanozoo_core.training.run_folder import RunFolder
 
 
 @dataclass
@@ -137,6 +142,70 @@ def test_run_dir_that_cannot_be_written(run: Run, toy: list[object], tmp_path: P
     assert_refused(run(*toy, f"run_dir='{tmp_path / 'file' / 'run'}'"), "cannot be written")
 
 
+def test_a_value_with_an_equals_sign_is_told_how_to_quote(run: Run, toy: list[object]) -> None:
+    assert_refused(run(*toy, "run_dir=x=y"), "'run_dir=x=y' cannot be read", "run_dir=\"'x=y'\"")
+
+
+def test_odd_characters_in_paths_train_and_resume(
+    run: Run, toy: list[object], corpus: Path, tmp_path: Path
+) -> None:
+    """`${x}` is text here, and = and @ are no grammar."""
+    texts = tmp_path / "a ${x}=\\${y}"
+    texts.symlink_to(corpus)
+    folder = tmp_path / "run ${z}@2=3"
+    words = [f"data.path={quoted(str(texts))}", f"run_dir={quoted(str(folder))}"]
+    words += ["train.max_steps=4", "eval.bytes=300"]
+    assert run(*toy, *words, "train.stop_after=2").status == 0
+    assert RunFolder(folder).read_config()["data"]["path"] == str(texts)
+    assert run(f"resume={quoted(str(folder))}").status == 0
+    assert RunFolder(folder).read_result()["steps"] == 4
+
+
+def test_resuming_by_command(run: Run, toy: list[object], tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    words = [*toy, "eval.bytes=300", "train.max_steps=4", "checkpoint.every=1"]
+    assert run(*words, f"run_dir='{folder}'", "train.stop_after=3").status == 0
+    outcome = run(f"resume={folder}", "train.batch_tokens=64")
+    assert_refused(outcome, "train.batch_tokens=64 differs from the run in", "which has 128")
+    assert_refused(run(f"resume={folder}", "--config", "x.yaml"), "--config=x.yaml has no effect")
+    assert_refused(run(f"resume={folder}", "run_dir=other"), "run_dir=other has no effect")
+    assert run(f"resume={folder}@2", "optim.lr=0.001").status == 0
+    assert RunFolder(folder).read_config()["optim"]["lr"] == 0.001
+    assert RunFolder(folder).read_result()["steps"] == 4
+
+
+@pytest.mark.parametrize(("times", "said"), [(1, "checkpoint written"), (2, "stopped at once")])
+def test_interrupts_end_with_a_sentence(
+    run: Run,
+    toy: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    times: int,
+    said: str,
+) -> None:
+    plain = trainer.Trainer.one_step
+
+    def interrupted(self: trainer.Trainer) -> object:
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        return plain(self)
+
+    monkeypatch.setattr(trainer.Trainer, "one_step", interrupted)
+    outcome = run(*toy, f"run_dir='{tmp_path / 'mine'}'")
+    assert outcome.status == 128 + signal.SIGINT
+    assert said in outcome.out
+    assert "Traceback" not in outcome.err
+
+
+def test_an_interrupt_before_the_first_step_ends_with_a_sentence(
+    run: Run, toy: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "set_up", lambda *_: signal.raise_signal(signal.SIGINT))
+    outcome = run(*toy)
+    assert outcome.status == 128 + signal.SIGINT
+    assert outcome.err == "stopped by Ctrl-C before the first step\n"
+
+
 def test_overrides_become_plus_plus_for_settings_only() -> None:
     assert normalise_override("train.max_steps=3") == "++train.max_steps=3"
     assert normalise_override("+train.max_steps=3") == "++train.max_steps=3"
@@ -150,8 +219,9 @@ def test_training_writes_every_file_and_says_where(run: Run, toy: list[object]) 
     outcome = run(*toy, "log.tensorboard=true", "train.max_steps=4", "eval.every=2")
     assert outcome.status == 0
     (folder,) = Path("runs/toy").iterdir()
-    names = {path.name.split(".")[0] for path in folder.iterdir()}
-    assert names == {"config", "metrics", "result", "checkpoints", "loss", "samples", "events"}
+    names = {path.name.split(".")[0] for path in folder.iterdir() if path.name != LOCK}
+    files = {"config", "metrics", "result", "checkpoints", "loss", "samples", "events", "data"}
+    assert names == files
     assert str(folder) in outcome.out
     assert "bits per byte" in outcome.out
     result = json.loads((folder / "result.json").read_text())

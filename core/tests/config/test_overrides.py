@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nanozoo_core.config import compose_config
 from nanozoo_core.config.overrides import (
     parse_override,
     quoted,
@@ -48,10 +49,21 @@ def test_a_word_without_a_value_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a b", "it's", "x=y", "back\\slash", "end\\", "a\\'b", "a,b", "[", "{x}"]
+    "text",
+    [
+        *("a b", "it's", "x=y", "back\\slash", "end\\", "a\\'b", "a,b", "[", "{x}"),
+        *("${x}", "a\\${x}", "\\\\${x}'${y:z}", "$", "{", "$ {x}"),
+    ],
 )
 def test_a_quoted_text_comes_back(text: str) -> None:
     assert parse_override(f"key={quoted(text)}").value == text
+    assert compose_config(["model=toy", f"run_dir={quoted(text)}"])["run_dir"] == text
+
+
+def test_how_to_quote_is_said_where_composing_fails() -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read.*quotes, as in run_dir=\"'x=y'\""):
+        compose_config(["model=toy", "run_dir=x=y"])
+    assert compose_config(["model=toy", "run_dir='x=y'"])["run_dir"] == "x=y"
 
 
 def test_a_section_may_be_left_out() -> None:

@@ -25,9 +25,26 @@ def test_wsd_has_three_straight_parts(known):
         OptimConfig, schedule="wsd", warmup=0.1, decay_fraction=0.4, final_lr_fraction=0.2
     )
     for step, found in enumerate(curve(optim, known=known)):
-        warm = (step + known) / 100
+        warm = (step + 1) / 100
         decay = 0.2 + 0.8 * (STEPS - step) / 400
         assert found == pytest.approx(min(1.0, warm, decay), abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant", "noam"])
+@pytest.mark.parametrize("warmup", [0.0, 0.002, 0.3, 1, 20])
+@pytest.mark.parametrize("steps", [1, 7, 5000])
+def test_no_step_is_wasted_where_only_progress_is_known(schedule, warmup, steps):
+    """Each step has a rate of its own, and the warm-up rises from a hundredth of the top."""
+    if schedule == "noam" and warmup == 0:
+        return
+    optim = from_defaults(OptimConfig, schedule=schedule, warmup=warmup)
+    values = curve(optim, steps=steps, known=False)
+    assert min(values) > 0
+    assert values[0] == {0.0: 1.0, 1: 1.0, 20: 0.05}.get(warmup, 0.01)
+    if schedule == "constant" and warmup == 0.3:
+        for step, found in enumerate(values[1:], start=1):
+            expected = min(1.0, max(0.01, (step + 1) / (0.3 * steps)))
+            assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_wsd_holds_the_final_rate_at_the_end_and_moves_its_top():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from typing import Any
 
 from nanozoo_core import registry
 from nanozoo_core.config import compose, resolve
-from nanozoo_core.config.overrides import quoted
+from nanozoo_core.config.overrides import parse_override, quoted
 from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
 from nanozoo_core.machine.terminal import reported_errors
-from nanozoo_core.training.run_folder import RunFolder, newest_unfinished
+from nanozoo_core.training.claim import newest_unfinished
+from nanozoo_core.training.run_folder import RunFolder, parse_resume
 
 USAGE = """\
 usage: train --model NAME [key=value ...]           train a model on the default data
@@ -50,7 +52,8 @@ class CommandLine:
         for override in reversed(self.overrides):
             name, _, value = override.lstrip("+").partition("=")
             if name == key:
-                return value.strip("'\"")
+                is_quoted = value.startswith(("'", '"'))
+                return str(parse_override(override).value) if is_quoted else value
         return None
 
     def without(self, *keys: str) -> list[str]:
@@ -99,7 +102,11 @@ def main() -> None:
         if "--help" in line.flags or "-h" in line.flags:
             sys.stdout.write(help_text())
             return
-        run_hydra(prepare_arguments(line))
+        try:
+            run_hydra(prepare_arguments(line))
+        except KeyboardInterrupt:  # while the run was being prepared; later it is handled there
+            sys.stderr.write("stopped by Ctrl-C before the first step\n")
+            sys.exit(128 + signal.SIGINT)
 
 
 def prepare_arguments(line: CommandLine) -> list[str]:
@@ -111,13 +118,14 @@ def prepare_arguments(line: CommandLine) -> list[str]:
     overrides = line.overrides
     source: list[str] = []
     if resume not in (None, "", "null"):
-        run = find_run(str(resume), line)
-        if run is not None:
+        name = find_run(str(resume), line)
+        if name is not None:
+            run = parse_resume(name)[0]
             check_resumable(run, line)
-            source = ["--config-dir", str(run.resolve()), "--config-name", "config"]
-            overrides = [*line.without("resume", "model"), f"resume={quoted(str(run))}"]
+            source = ["--config-dir", str(run.path.resolve()), "--config-name", "config"]
+            overrides = [*line.without("resume", "model"), f"resume={quoted(name)}"]
         else:
-            overrides = [*line.without("resume"), "resume=null"]
+            overrides = [*line.without("resume", "resume_data"), "resume=null"]
             sys.stderr.write("resume=auto finds no unfinished run; starting a new one\n")
     if not source and line.recipe is not None:
         compose.check_recipe(line.recipe)
@@ -130,21 +138,28 @@ def prepare_arguments(line: CommandLine) -> list[str]:
     return [*line.flags, *source, *compose.QUIET, *normalised]
 
 
-def find_run(resume: str, line: CommandLine) -> Path | None:
-    """The run folder that `resume` names; None when auto finds nothing to continue."""
+def find_run(resume: str, line: CommandLine) -> str | None:
+    """What `resume` names, auto made out; None when auto finds nothing to continue."""
     if line.is_sweep:
         raise ConfigError("resume works on one run; leave out -m")
     if resume != "auto":
-        return Path(resume)
+        return resume
     model = line.value("model")
     if model is None:
         raise ConfigError("resume=auto needs --model NAME to know which runs to look at")
     found = newest_unfinished(model)
-    return None if found is None else found.path
+    return None if found is None else str(found)
 
 
-def check_resumable(run: Path, line: CommandLine) -> None:
-    stored = RunFolder(run).read_config()
+def check_resumable(run: RunFolder, line: CommandLine) -> None:
+    """Raises: CheckpointError for a folder that is no run, or one of another model; ConfigError for
+    a recipe, which could not change the run's own settings."""
+    stored = run.read_config()
+    if line.recipe is not None:
+        raise ConfigError(
+            f"--config={line.recipe} has no effect with resume={run}, which has its settings from "
+            f"the run; leave it out"
+        )
     asked = line.value("model")
     if asked is not None and asked != stored["model"]:
         raise CheckpointError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core import registry
+from nanozoo_core.config.overrides import unreadable
 from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.config.settings import TrainingConfig
 from nanozoo_core.errors import ConfigError, suggest
@@ -147,5 +148,5 @@ def as_config_error(error: BaseException) -> ConfigError:
     sentence = "; ".join(kept[:3]) or type(error).__name__
     override = getattr(error, "override", None)  # of Hydra's OverrideParseException
     if override is not None:
-        return ConfigError(f"'{override.lstrip('+')}' cannot be read: {sentence}")
+        return ConfigError(unreadable(override.lstrip("+"), sentence))
     return ConfigError(sentence)

@@ -32,12 +32,17 @@ def parse_override(word: str) -> Override:
         parsed = OverridesParser.create().parse_override(word)
         value = list(parsed.sweep_iterator()) if parsed.is_sweep_override() else parsed.value()
     except HydraException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"'{word}' cannot be read: {reason}; a value with other signs than letters, digits and "
-            f"-_./: goes in quotes, as in {key}=\"'my text'\""
-        ) from error
+        raise ConfigError(unreadable(word, str(error).splitlines()[0])) from error
     return Override(key.lstrip("+"), _plain(value), text)
+
+
+def unreadable(word: str, reason: str) -> str:
+    """What is said of a word that Hydra's grammar does not take, and how to quote its value."""
+    key, equals, value = word.partition("=")
+    example = value if value and not set(value) & set("'\"$`\\!") else "my text"
+    advice = "; a value with other signs than letters, digits and -_./: goes in quotes, as in "
+    advice += f"{key}=\"'{example}'\""
+    return f"'{word}' cannot be read: {reason}" + (advice if equals else "")
 
 
 def section_values(words: Sequence[str], *, section: str) -> dict[str, Any]:
@@ -58,16 +63,32 @@ def split_model_values(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]
 def quoted(text: str) -> str:
     """A text as the value of an override, whatever characters it holds."""
     # Hydra reads a backslash as itself but before a quote.
-    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + (m[2] and "\\'"), text)
+    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + (m[2] and "\\'"), literal(text))
     return f"'{escaped}'"
 
 
+def literal(text: str) -> str:
+    """A text as OmegaConf reads it back: its `${` begins no reference to another setting."""
+    return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)
+
+
+def all_literal(value: Any) -> Any:
+    """`literal` of every text in nested settings."""
+    if isinstance(value, dict):
+        return {key: all_literal(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [all_literal(part) for part in value]
+    return literal(value) if isinstance(value, str) else value
+
+
 def _plain(value: Any) -> Any:
-    """Hydra marks texts that stood in quotes; here they are texts."""
+    """Hydra marks texts that stood in quotes; here they are texts, as it would compose them."""
     from hydra.core.override_parser.types import QuotedString
 
     if isinstance(value, QuotedString):
-        return value.text
+        value = value.text
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\\\$\{", lambda m: m[1][: len(m[1]) // 2] + "${", value)
     if isinstance(value, list):
         return [_plain(part) for part in value]
     if isinstance(value, dict):

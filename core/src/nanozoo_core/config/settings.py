@@ -307,7 +307,7 @@ class EvalConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     every: int
-    """Steps between checkpoints; 0 writes only the last."""
+    """Steps between checkpoints; 0 writes only the last. A new best validation writes one too."""
     keep: int
     """How many of the latest to keep, beside the best."""
 
@@ -330,6 +330,8 @@ class LogConfig:
     """Write TensorBoard event files into the run folder."""
     wandb: bool
     """Log to Weights & Biases (extra `nanozoo-core[wandb]`)."""
+    wandb_project: str | None
+    """The project there; null is $WANDB_PROJECT, or else nanozoo."""
 
 
 @dataclass(frozen=True)
@@ -347,7 +349,10 @@ class TrainingConfig:
     compile: Literal["auto", True, False]
     """torch.compile; auto compiles on CUDA only."""
     resume: str | None
-    """A run folder to continue, or auto for the newest unfinished one of this model."""
+    """A run folder to continue, RUN@STEP for an earlier checkpoint of it, or auto for the newest
+    unfinished run of this model."""
+    resume_data: Literal["same", "accept"]
+    """same refuses to continue a run whose text has changed; accept goes on with the new text."""
     run_dir: str | None
     """Where the run is written; null is runs/<model>/<time>."""
     data: DataConfig
@@ -357,3 +362,11 @@ class TrainingConfig:
     checkpoint: CheckpointConfig
     distributed: DistributedConfig
     log: LogConfig
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        p.require(
+            self.resume_data == "same" or self.resume is not None,
+            f"resume_data={self.resume_data} has no effect without resume=RUN; leave it out",
+        )
+        p.raise_if_any()

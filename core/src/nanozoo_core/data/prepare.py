@@ -29,6 +29,7 @@ from nanozoo_core.data.corpora import (
 from nanozoo_core.data.fineweb import fineweb_folder
 from nanozoo_core.data.shards import Shard, ShardWriter, documents, open_shard, shard_content
 from nanozoo_core.data.tokenizers import (
+    TOKENIZER_FILE,
     ByteTokenizer,
     Tokenizer,
     gpt2_tokenizer,
@@ -123,19 +124,28 @@ class PreparedData:
         )
 
 
-def prepare(data: DataConfig, *, progress: Progress | None = None) -> PreparedData:
+def prepare(
+    data: DataConfig, *, vocabulary: Tokenizer | None = None, progress: Progress | None = None
+) -> PreparedData:
     """Builds whatever of the prepared data is not in the cache folder yet, and opens it.
 
-    Args: progress: called with a line of text before each piece of work.
+    Args:
+        vocabulary: a trained one to use instead of training one on this corpus.
+        progress: called with a line of text before each piece of work.
 
     Raises: DataError when the corpus or the tokenizer cannot be had, or the cache not written.
     """
     say = progress or logger.info
     source = _source(data, say)
     if data.tokenizer == source.vocabulary.name:
+        if vocabulary is not None and not vocabulary.equals(source.vocabulary):
+            raise DataError(
+                f"the shards of data.path={data.path} are written in another vocabulary than the "
+                f"run's own; give shards of its {TOKENIZER_FILE}"
+            )
         vocabulary, train = source.vocabulary, source.train
     else:
-        vocabulary, train = _tokenized(source, data, say)
+        vocabulary, train = _tokenized(source, data, vocabulary, say)
     return PreparedData(
         source=source,
         vocabulary=vocabulary,
@@ -219,13 +229,15 @@ def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
 
 
 def _tokenized(
-    source: Source, data: DataConfig, say: Progress
+    source: Source, data: DataConfig, given: Tokenizer | None, say: Progress
 ) -> tuple[Tokenizer, tuple[Shard, ...]]:
-    """The training split in another vocabulary than the source's."""
-    vocab_size = data.vocab_size if data.tokenizer == "bpe" else None
+    """The training split in another vocabulary than the source's: the one given, or one that is
+    known by name or trained on it."""
 
     def build(folder: Path) -> None:
-        if data.tokenizer == "bpe":
+        if given is not None:
+            vocabulary = given
+        elif data.tokenizer == "bpe":
             vocabulary = _trained_vocabulary(source, data, say)
         else:
             vocabulary = load_tokenizer(folder, data)
@@ -235,8 +247,12 @@ def _tokenized(
             for document in source.texts(source.train):
                 writer.write(vocabulary.separator, vocabulary.encode_array(document))
 
-    key = digest([_FORMAT, source.identity, data.tokenizer, vocab_size])
-    folder = build_once(cache_root() / "tokens" / key, build)
+    vocab_size = data.vocab_size if data.tokenizer == "bpe" else None
+    key: list[object] = [_FORMAT, source.identity, data.tokenizer, vocab_size]
+    folder = cache_root() / "tokens" / digest(key)
+    if given is not None and not (folder.is_dir() and given.equals(load_tokenizer(folder, data))):
+        folder = cache_root() / "tokens" / digest([*key, given.identity])
+    build_once(folder, build)
     vocabulary = load_tokenizer(folder, data)
     return vocabulary, _open_all(folder.glob("train_*.bin"), vocabulary)
 

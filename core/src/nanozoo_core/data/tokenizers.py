@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanozoo_core.config import DataConfig
-from nanozoo_core.data.cache import write_json
+from nanozoo_core.data.cache import digest, write_json
 from nanozoo_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -56,6 +56,15 @@ class Tokenizer:
         self.encoding = encoding
         self.size = encoding.max_token_value + 1
         self.separator = separator
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of the pattern and the tokens: equal for vocabularies that give the same ids."""
+        tokens = [self._bytes_of(token).hex() for token in range(self.size)]
+        return digest([self.name, self.encoding._pat_str, self.separator, tokens])
+
+    def equals(self, other: Tokenizer) -> bool:
+        return self.identity == other.identity
 
     def encode(self, text: str | bytes) -> list[int]:
         """Ids of a text. Bytes that are no valid UTF-8 become one token each."""

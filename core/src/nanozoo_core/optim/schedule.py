@@ -6,6 +6,8 @@ import math
 
 from nanozoo_core.config import MuonConfig, OptimConfig
 
+FIRST_WARM = 0.01  # of the top rate: where a warm-up of a hundred steps would begin
+
 
 def lr_factor(
     progress: float,
@@ -21,7 +23,7 @@ def lr_factor(
         progress: share of the budget spent before this step, 0 .. 1.
         step: optimiser steps taken before this one.
         total_steps: steps of the whole run; None where only progress is known, as with a budget
-            in seconds. The warm-up is then read off the progress, and the first rate is 0.
+            in seconds. The warm-up is then estimated from the progress.
         peak: the level that is reached and left, where a model moves it with its batches; the
             rate at the very end does not depend on it.
 
@@ -33,8 +35,9 @@ def lr_factor(
     if optim.warmup >= 1:
         warm, warmup = (step + 1) / optim.warmup, min(optim.warmup / total, 1.0)
     elif optim.warmup > 0:
-        spent = progress if total_steps is None else (step + 1) / total_steps
-        warm, warmup = spent / optim.warmup, optim.warmup
+        warm, warmup = (step + 1) / total / optim.warmup, optim.warmup
+        if total_steps is None:  # at first nothing is known, and a rate of 0 would waste the step
+            warm = max(warm, FIRST_WARM)
     else:
         warm, warmup = 1.0, 0.0
     if optim.schedule == "noam":

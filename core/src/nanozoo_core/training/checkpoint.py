@@ -14,16 +14,45 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nanozoo_core.errors import CheckpointError
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.sharding import gather_whole
-from nanozoo_core.training.run_folder import RunFolder, TrainState
+from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
+from nanozoo_core.training.signals import without_interrupts
 
 TEMPORARY = ".writing-"
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A file of a checkpoint is missing, cut short or unreadable: an older one may be whole."""
+
+
+def stems(*, is_averaged: bool) -> tuple[str, ...]:
+    """The names of the files of a checkpoint that hold tensors."""
+    return ("model", "optimizer", *(("ema",) if is_averaged else ()))
+
+
+def check_whole(path: Path, stems: tuple[str, ...]) -> None:
+    """Looks at a checkpoint's files without loading them.
+
+    Raises: DamagedCheckpointError when one is missing, truncated or no such file; CheckpointError
+        for a pickle.
+    """
+    try:
+        read_state(path)
+    except CheckpointError as error:
+        raise DamagedCheckpointError(str(error)) from error
+    for stem in stems:
+        file = _tensor_file(path, stem)
+        try:
+            with safe_open(file, framework="pt") as opened:
+                opened.keys()
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _damaged(file, error) from error
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -90,9 +119,8 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for stem, content in tensors.items():
-            contiguous = {name: tensor.contiguous() for name, tensor in content.items()}
-            save_file(contiguous, temporary / f"{stem}.safetensors", metadata={"format": "pt"})
-        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+            _write_tensors(content, temporary / f"{stem}.safetensors")
+        _write_state(state, temporary / "state.json")
         for path in temporary.iterdir():
             _flush(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -104,11 +132,51 @@ def save(
             f"the checkpoint of step {state.step} cannot be written to {run.checkpoints_path}: "
             f"{_reason(error)}; earlier checkpoints are untouched"
         ) from error
+    _remove_old(run, state, keep)
+    return final
+
+
+def renew(run: RunFolder, state: TrainState, model: dict[str, Tensor], *, keep: int) -> None:
+    """Replaces the model and the state in the checkpoint of `state.step`, each at once, and removes
+    what has become too old.
+
+    Args: model: its tensors, of which the end of a run changes only what calibration sets: a kill
+        between the two files leaves a checkpoint from which the run finishes to the same bits.
+    Raises: CheckpointError when the disk refuses; the checkpoint is then as it was.
+    """
+    folder = run.checkpoint(state.step)
+    try:
+        for name, write in {
+            "model.safetensors": lambda path: _write_tensors(model, path),
+            "state.json": lambda path: _write_state(state, path),
+        }.items():
+            temporary = folder / f"{TEMPORARY}{name}"
+            write(temporary)
+            _flush(temporary)
+            temporary.replace(folder / name)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the checkpoint {folder} cannot be written: {_reason(error)}; it is as it was"
+        ) from error
+    _remove_old(run, state, keep)
+
+
+def _remove_old(run: RunFolder, state: TrainState, keep: int) -> None:
+    """Removes all checkpoints but the newest `keep`, the one just written and the best."""
     spared = {*run.checkpoint_steps()[-keep:], state.step, state.best_step}
     for step in run.checkpoint_steps():
         if step not in spared:
             shutil.rmtree(run.checkpoint(step), ignore_errors=True)
-    return final
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})
+
+
+def _write_state(state: TrainState, path: Path) -> None:
+    path.write_text(json.dumps(asdict(state), indent=2) + "\n")
 
 
 def save_on_main(
@@ -123,7 +191,8 @@ def save_on_main(
     problem = None
     if ranks.is_main:
         try:
-            save(run, state, tensors, keep=keep)
+            with without_interrupts():
+                save(run, state, tensors, keep=keep)
         except CheckpointError as error:
             problem = str(error)
     problem = ranks.broadcast(problem)
@@ -136,6 +205,15 @@ def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
 
     Raises: CheckpointError for a missing, truncated or foreign file.
     """
+    file = _tensor_file(path, stem)
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(file, error) from error
+
+
+def _tensor_file(path: Path, stem: str) -> Path:
+    """The path of a file of tensors. Raises: CheckpointError when it is missing or a pickle."""
     file = path / f"{stem}.safetensors"
     if not file.is_file():
         pickles = [p.name for p in path.glob("*") if p.suffix in (".pt", ".pth", ".bin", ".pkl")]
@@ -144,7 +222,7 @@ def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
                 f"{path / pickles[0]} is a pickle, which can run code when it is loaded; "
                 f"only safetensors files are read, and {file.name} is missing"
             )
-        raise CheckpointError(f"{path} is not a checkpoint: it has no {file.name}")
+        raise DamagedCheckpointError(f"{path} is not a checkpoint: it has no {file.name}")
     with file.open("rb") as stream:
         head = stream.read(8)
     if head[:2] == b"PK" or head[:1] == b"\x80":
@@ -152,10 +230,11 @@ def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
             f"{file} is a pickle, which can run code when it is loaded; "
             f"only safetensors files are read"
         )
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is truncated or damaged: {_reason(error)}") from error
+    return file
+
+
+def _damaged(file: Path, error: Exception) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"{file} is truncated or damaged: {_reason(error)}")
 
 
 def _flush(path: Path) -> None:

@@ -81,13 +81,25 @@ def say_score(step: int, score: Score) -> None:
     say(f"step {step}: validation {score} bits per byte")
 
 
-def say_stopped(step: int, received: int | None, folder: RunFolder) -> None:
+def say_stopped(step: int, received: int | None, folder: RunFolder, *, is_trained: bool) -> None:
     """Says why an unfinished run ended, and how to go on with it."""
     why = f"signal {signal.Signals(received).name}" if received else "train.stop_after"
-    say(
-        f"stopped at step {step} by {why}; checkpoint written. Continue with:\n"
-        f"  train resume={folder}"
-    )
+    if is_trained:
+        text = f"stopped by {why}; all {step} steps are trained and in the checkpoint, but the run"
+        text += " has no result yet. Finish it with:"
+    else:
+        text = f"stopped at step {step} by {why}; checkpoint written. Continue with:"
+    say(f"{text}\n  train resume={folder}")
+
+
+def say_aborted(folder: RunFolder) -> None:
+    """Says what is left of a run that did not wait for the end of its step."""
+    if folder.has_checkpoint:
+        newest = folder.latest_checkpoint().name
+        kept = f"{newest} is its newest checkpoint. Continue with:\n  train resume={folder}"
+    else:
+        kept = f"it has no checkpoint yet. Its folder is {folder}"
+    say(f"stopped at once by a second Ctrl-C; {kept}")
 
 
 def say_farewell(model: str, state: TrainState, end: Finish, folder: RunFolder) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core.config import LogConfig
-from nanozoo_core.data.tokenizers import Tokenizer, save_tokenizer
-from nanozoo_core.errors import CheckpointError, ConfigError
-from nanozoo_core.training.run_folder import RunFolder
+from nanozoo_core.data.prepare import PreparedData
+from nanozoo_core.data.tokenizers import save_tokenizer
+from nanozoo_core.errors import CheckpointError
+from nanozoo_core.training.run_data import RunData
+from nanozoo_core.training.run_folder import RunFolder, TrainState
+from nanozoo_core.training.tracking import start_wandb
 
 
 class RunRecords:
@@ -26,45 +29,49 @@ class RunRecords:
         self._wandb: Any = None
 
     def open(
-        self, config: dict[str, Any], *, resume_step: int | None, tokenizer: Tokenizer
+        self,
+        config: dict[str, Any],
+        *,
+        resumed: TrainState | None,
+        is_trained: bool,
+        data: PreparedData,
     ) -> None:
-        """Creates the folder, or cuts the metrics back to `resume_step`.
+        """Creates the folder, or takes it back to where the run goes on.
+
+        Args:
+            resumed: what a run that goes on had done at its checkpoint.
+            is_trained: only the end of the run is still to be done, its last validation included.
 
         Raises: CheckpointError when the folder cannot be written.
         """
         if not self.is_main:
             return
         folder = self.folder
-        if self._log.wandb:
-            try:
-                import wandb
-            except ImportError as error:
-                raise ConfigError(
-                    "log.wandb=true needs the package wandb; install nanozoo-core[wandb] or set "
-                    "log.wandb=false"
-                ) from error
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.write_config(config)
-            save_tokenizer(tokenizer, folder.path)
+            if resumed is None:
+                save_tokenizer(data.vocabulary, folder.path)
+            RunData.of(data).write(folder)
             rows = []
-            if resume_step is not None:
-                rows = [row for row in folder.read_metrics() if row["step"] <= resume_step]
+            if resumed is not None:
+                rows = [row for row in folder.read_metrics() if row["step"] <= resumed.step]
+            if resumed is not None and is_trained:
+                rows = [r for r in rows if r["step"] < resumed.step or "val_bpb" not in r]
             folder.write_metrics(rows)
+            folder.result_path.unlink(missing_ok=True)  # of a run that now trains on
             self._metrics = folder.metrics_path.open("a", buffering=1)
             if self._log.tensorboard:
                 from tensorboardX import SummaryWriter
 
-                purge = None if resume_step is None else resume_step + 1
+                purge = None if resumed is None else resumed.step + 1
                 self._tensorboard = SummaryWriter(str(folder), purge_step=purge)
         except OSError as error:
             raise CheckpointError(
                 f"the run folder {folder} cannot be written: {error.strerror or error}"
             ) from error
         if self._log.wandb:
-            self._wandb = wandb.init(
-                project="nanozoo", name="/".join(folder.path.parts[-2:]), config=config
-            )
+            self._wandb = start_wandb(folder, self._log, config)
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends a row to the metrics, and its numbers to TensorBoard and W&B."""

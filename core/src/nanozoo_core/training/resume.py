@@ -1,65 +1,87 @@
-"""Which folder a run writes to, and how a run that was stopped goes on."""
+"""How a run that was stopped goes on: from which checkpoint, and what must be as it was."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from nanozoo_core.config import TrainingConfig, schema
-from nanozoo_core.errors import CheckpointError
-from nanozoo_core.machine.ranks import Ranks
+from nanozoo_core.config import ResolvedConfig, TrainingConfig, schema, training_config
+from nanozoo_core.errors import CheckpointError, ConfigError
 from nanozoo_core.optim.build import OptimizerSet
 from nanozoo_core.training import checkpoint
-from nanozoo_core.training.budget import Budget
 from nanozoo_core.training.ema import WeightAverage
-from nanozoo_core.training.run_folder import RunFolder, TrainState, new_run_folder
+from nanozoo_core.training.plan import plan_run
+from nanozoo_core.training.resumable_settings import RULES, START, check_settings
+from nanozoo_core.training.run_folder import RunFolder, TrainState, parse_resume, read_state
+from nanozoo_core.training.setup import Setup
 
-KEPT_KEYS = ("model", "seed", "data", "model_cfg")
-
-
-def choose_folder(config: TrainingConfig, ranks: Ranks) -> RunFolder:
-    """The run to continue, or a new folder, the same on every rank."""
-    if config.resume is not None:
-        return RunFolder(Path(config.resume))
-    folder = new_run_folder(config.run_dir, config.model) if ranks.is_main else None
-    found: RunFolder = ranks.broadcast(folder)
-    return found
+log = logging.getLogger(__name__)
 
 
 def config_to_store(config: TrainingConfig, model_cfg: Any) -> dict[str, Any]:
     """The resolved settings, without those that belong to this start alone."""
     stored = schema.to_dict(config)
     stored["model_cfg"] = schema.to_dict(model_cfg)
-    stored["resume"] = None
-    stored["run_dir"] = None
+    unset = {"resume": None, "resume_data": "same", "run_dir": None}
+    stored |= unset
     stored["train"]["stop_after"] = None
+    assert {*unset, "train.stop_after"} == {key for key, rule in RULES.items() if rule == START}
     return stored
 
 
-def check_same_run(folder: RunFolder, settings: dict[str, Any]) -> None:
-    """Model, data and seed of a resumed run cannot change. Raises: CheckpointError."""
-    stored = folder.read_config()
-    for key in KEPT_KEYS:
-        now, then = settings[key], stored.get(key)
-        if now != then:
-            inner = ""
-            if isinstance(now, dict) and isinstance(then, dict):
-                inner = next(f".{k}" for k in now if now[k] != then.get(k))
-            raise CheckpointError(
-                f"{key}{inner} differs from the run in {folder}; a resumed run keeps its "
-                f"model, data and seed: start a new run instead"
-            )
+def check_resumable(resolved: ResolvedConfig) -> None:
+    """Judges a resumed run by its settings alone, before data are read.
 
-
-def check_unspent(budget: Budget, state: TrainState, folder: RunFolder) -> None:
-    """Raises: CheckpointError when the run has nothing left to do."""
-    if budget.is_spent(state.step, state.seconds):
-        raise CheckpointError(
-            f"{folder} has already reached its budget of {budget.describe()}; "
-            f"raise the budget to train on"
+    Raises: CheckpointError for a setting that cannot change; ConfigError for one without effect.
+    """
+    config = resolved.training
+    assert config.resume is not None
+    folder, _ = parse_resume(config.resume)
+    check_settings(folder, config_to_store(config, resolved.model_cfg))
+    if config.run_dir is not None:
+        raise ConfigError(
+            f"run_dir={config.run_dir} has no effect with resume={config.resume}, which goes on "
+            f"in its own folder; leave it out"
         )
+
+
+def take_over(
+    setup: Setup, folder: RunFolder, optimizers: OptimizerSet, average: WeightAverage
+) -> TrainState:
+    """Loads the checkpoint that `resume` asks for, or the newest whole one, and returns what the
+    run had done there. Newer checkpoints are set aside: the run will write its own.
+
+    Raises: CheckpointError when there is none, or the run cannot go on from it as asked.
+    """
+    config, ranks = setup.config, setup.ranks
+    assert config.resume is not None
+    stems = checkpoint.stems(is_averaged=average.is_kept)
+    step, problem = None, None
+    if ranks.is_main:
+        try:
+            step = _choose_step(folder, parse_resume(config.resume)[1], stems)
+        except CheckpointError as error:
+            problem = str(error)
+    step, problem = ranks.broadcast((step, problem))
+    if step is None:
+        raise CheckpointError(problem)
+    path = folder.checkpoint(step)
+    state = read_state(path, of=config.model)
+    _check_budget(setup, state, folder)
+    _check_position(setup, state, folder)
+    tensors = {stem: checkpoint.read_tensors(path, stem) for stem in stems}
+    checkpoint.load_model_tensors(setup.model, tensors["model"], path)
+    optimizers.load_full_state(tensors["optimizer"])
+    if average.is_kept:
+        average.load(tensors["ema"])
+    ranks.barrier()
+    if ranks.is_main:
+        for name in folder.set_aside_after(step):
+            log.warning("%s is not the newest any more and is now called %s", *name)
+    return _without_lost_best(folder, state)
 
 
 def gather_tensors(
@@ -70,9 +92,85 @@ def gather_tensors(
     return tensors | ({"ema": average.tensors()} if average.is_kept else {})
 
 
-def restore(path: Path, model: nn.Module, optimizers: OptimizerSet, average: WeightAverage) -> None:
-    """Takes over what `gather_tensors` gave. Raises: CheckpointError for another model's."""
-    checkpoint.load_model_tensors(model, checkpoint.read_tensors(path, "model"), path)
-    optimizers.load_full_state(checkpoint.read_tensors(path, "optimizer"))
-    if average.is_kept:
-        average.load(checkpoint.read_tensors(path, "ema"))
+def _choose_step(folder: RunFolder, asked: int | None, stems: tuple[str, ...]) -> int:
+    steps = folder.checkpoint_steps()
+    if asked is not None:
+        if asked not in steps:
+            names = ", ".join(map(str, steps)) or "none"
+            raise CheckpointError(
+                f"resume={folder}@{asked} is not there; {folder} has checkpoints of these steps: "
+                f"{names}"
+            )
+        checkpoint.check_whole(folder.checkpoint(asked), stems)
+        return asked
+    first: CheckpointError | None = None
+    folder.latest_checkpoint()
+    for step in reversed(steps):
+        try:
+            checkpoint.check_whole(folder.checkpoint(step), stems)
+        except checkpoint.DamagedCheckpointError as error:
+            first = first or error
+            continue
+        if first is not None:
+            log.warning("%s; going on from step %d, the newest that is whole", first, step)
+        return step
+    assert first is not None
+    raise first
+
+
+def _check_budget(setup: Setup, state: TrainState, folder: RunFolder) -> None:
+    """Raises: CheckpointError when nothing is left to do (a run that is trained but has no result
+    yet is still to be finished), or more is done than asked for."""
+    budget, config = setup.plan.budget, setup.config
+    if folder.is_finished and budget.is_spent(state.step, state.seconds):
+        raise CheckpointError(
+            f"{folder} has already reached its budget of {budget.describe()}; "
+            f"raise the budget to train on"
+        )
+    stored = training_config(folder.read_config()).train
+    limits = ("max_steps", "max_tokens", "max_bytes", "max_flops", "max_seconds")
+    is_changed = any(getattr(stored, key) != getattr(config.train, key) for key in limits)
+    is_passed = budget.steps is not None and state.step > budget.steps
+    is_passed |= budget.seconds is not None and state.seconds > budget.seconds
+    if is_changed and is_passed:
+        raise CheckpointError(
+            f"the run in {folder} is past the budget of {budget.describe()}: it has trained "
+            f"{state.step} steps in {state.seconds:.0f} s; give a larger budget, or go back to an "
+            f"earlier checkpoint with resume={folder}@STEP"
+        )
+    stop = config.train.stop_after
+    if stop is not None and stop <= state.step:
+        raise CheckpointError(
+            f"train.stop_after={stop} is not after step {state.step}, from which the run in "
+            f"{folder} goes on; use a later step"
+        )
+
+
+def _check_position(setup: Setup, state: TrainState, folder: RunFolder) -> None:
+    """Raises: CheckpointError when the windows read so far are not those of the plan of now, as
+    happens where a model changes its batches with progress and the budget has changed."""
+    stored = training_config(folder.read_config())
+    before = plan_run(
+        stored, setup.adapter, setup.model_cfg, bytes_per_token=setup.data.bytes_per_token
+    )
+    then, now = (
+        [replace(s, num_micro_steps=1) for s in plan.stages if s.start < state.step]
+        for plan in (before, setup.plan)
+    )
+    if then != now:
+        raise CheckpointError(
+            f"{setup.config.model} changes its batches with progress, and with a budget of "
+            f"{setup.plan.budget.describe()} the {state.step} steps of the run in {folder} would "
+            f"have read other windows; keep its budget of {before.budget.describe()}"
+        )
+
+
+def _without_lost_best(folder: RunFolder, state: TrainState) -> TrainState:
+    """The state, without a best score whose weights are gone: a later best took their place before
+    the run went back."""
+    if state.best_step is None or folder.checkpoint(state.best_step).is_dir():
+        return state
+    log.warning(
+        "the best checkpoint, of step %d, is gone; the best is sought anew", state.best_step
+    )
+    return replace(state, best_bpb=None, best_step=None)

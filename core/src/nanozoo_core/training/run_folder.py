@@ -6,15 +6,15 @@ Importing this module loads no torch, so that commands can look at runs at once.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nanozoo_core.errors import CheckpointError, ConfigError
+from nanozoo_core.config.overrides import all_literal
+from nanozoo_core.errors import CheckpointError
 
-RUNS = Path("runs")  # where runs without run_dir go, one folder per model
 STEP_PREFIX = "step_"
+ASIDE = "aside_"  # before the names of checkpoints that a run went back behind
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class TrainState:
     seconds: float = 0.0
     best_bpb: float | None = None
     best_step: int | None = None
+    validated_step: int | None = None  # of the newest validation
 
     @property
     def spent(self) -> dict[str, float]:
@@ -85,6 +86,14 @@ class RunFolder:
     @property
     def samples_text_path(self) -> Path:
         return self.path / "samples.txt"
+
+    @property
+    def data_path(self) -> Path:
+        return self.path / "data.json"
+
+    @property
+    def wandb_path(self) -> Path:
+        return self.path / "wandb.json"
 
     @property
     def loss_picture_path(self) -> Path:
@@ -141,6 +150,20 @@ class RunFolder:
             return self.checkpoint(step)
         return newest
 
+    def set_aside_after(self, step: int) -> list[tuple[Path, str]]:
+        """Renames the checkpoints after a step, so that the newest is again the last by number.
+
+        Returns: each with its new name.
+        """
+        renamed = []
+        for later in self.checkpoint_steps():
+            if later > step:
+                path, number = self.checkpoint(later), 1
+                while (target := path.with_name(f"{ASIDE}{number}_{path.name}")).exists():
+                    number += 1
+                renamed.append((path, path.rename(target).name))
+        return renamed
+
     # -- reading and writing ----------------------------------------------------------------------
 
     def read_config(self) -> dict[str, Any]:
@@ -151,7 +174,7 @@ class RunFolder:
         if not self.is_run:
             raise CheckpointError(f"{self} is not a run folder: it has no {path.name}")
         try:
-            data = OmegaConf.to_container(OmegaConf.load(path))
+            data = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
         if not isinstance(data, dict) or "model" not in data:
@@ -159,9 +182,21 @@ class RunFolder:
         return {str(key): value for key, value in data.items()}
 
     def write_config(self, config: dict[str, Any]) -> None:
+        """Writes the settings as Hydra composes them again: no text in them is a reference."""
         from omegaconf import OmegaConf
 
-        self.config_path.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+        text = OmegaConf.to_yaml(OmegaConf.create(all_literal(config)))
+        self.config_path.write_text(text, encoding="utf-8")
+
+    def read_data(self) -> dict[str, str] | None:
+        """The digests of the data that the run began with, where it has written them."""
+        if not self.data_path.is_file():
+            return None
+        stored: dict[str, str] = json.loads(self.data_path.read_text())
+        return stored
+
+    def write_data(self, digests: dict[str, str]) -> None:
+        self.data_path.write_text(json.dumps(digests, indent=2) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows logged so far; a last line cut off by a kill is dropped."""
@@ -227,30 +262,9 @@ def read_state(checkpoint: Path, *, of: str | None = None) -> TrainState:
     return state
 
 
-def new_run_folder(asked: str | None, model: str) -> RunFolder:
-    """A folder for a new run, which does not exist yet or is empty.
-
-    Raises: ConfigError when run_dir already holds something.
-    """
-    if asked is not None:
-        path = Path(asked)
-        if path.is_dir() and any(path.iterdir()):
-            raise ConfigError(
-                f"run_dir={path} is not empty; choose another, or continue that run with "
-                f"resume={path}"
-            )
-        return RunFolder(path)
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    path = RUNS / model / stamp
-    count = 1
-    while path.exists():
-        count += 1
-        path = RUNS / model / f"{stamp}_{count}"
-    return RunFolder(path)
-
-
-def newest_unfinished(model: str) -> RunFolder | None:
-    """The run of a model that `resume=auto` continues; None where none has a checkpoint."""
-    runs = [RunFolder(path) for path in (RUNS / model).glob("*")]
-    unfinished = [run for run in runs if run.has_checkpoint and not run.is_finished]
-    return max(unfinished, key=lambda run: run.path.stat().st_mtime, default=None)
+def parse_resume(resume: str) -> tuple[RunFolder, int | None]:
+    """The run that `resume=RUN` or `resume=RUN@STEP` names, and the step."""
+    run, at, step = resume.rpartition("@")
+    if at and step.isdigit() and not Path(resume).is_dir():
+        return RunFolder(Path(run)), int(step)
+    return RunFolder(Path(resume)), None

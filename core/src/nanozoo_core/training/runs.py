@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +126,10 @@ def inspect_run(run: LoadedRun) -> Inspection | None:
 
 def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
     """The run's validation text, and the fingerprint of its data."""
-    data = prepare(run.config.data)
+    own = run.vocabulary if run.config.data.tokenizer == "bpe" else None
+    data = prepare(run.config.data, vocabulary=own)
     validation = ValidationSet(
-        replace(data, vocabulary=run.vocabulary),
+        data,
         seq_len=run.config.data.seq_len,
         lookahead=run.adapter.lookahead(run.model_cfg),
         num_bytes=num_bytes,

@@ -21,6 +21,8 @@ from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.machine.terminal import say
 from nanozoo_core.training.plan import RunPlan, plan_run
+from nanozoo_core.training.run_data import check_same_data, own_vocabulary
+from nanozoo_core.training.run_folder import parse_resume
 
 STATISTICS_BATCHES = 32  # training batches shown to prepare_model and finalize
 
@@ -55,6 +57,9 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
     device = devices.resolve_device(config.device, ranks.local_rank)
     dtype = devices.resolve_dtype(config.dtype, device)
     data = _prepare_data(config, ranks)
+    if config.resume is not None:
+        run, _ = parse_resume(config.resume)
+        check_same_data(run, data, accept=config.resume_data == "accept")
     adapter = load_adapter(config.model)
     model_cfg = resolved.with_vocabulary(data.vocabulary.size).model_cfg
     plan = plan_run(
@@ -90,11 +95,14 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
 
 
 def _prepare_data(config: TrainingConfig, ranks: Ranks) -> PreparedData:
-    """Rank 0 prepares, the others then find it done."""
+    """Rank 0 prepares, the others then find it done. A run that goes on keeps its tokenizer."""
+    own = None
+    if config.resume is not None:
+        own = own_vocabulary(parse_resume(config.resume)[0], config)
     if ranks.is_main:
-        data = prepare(config.data, progress=say)
+        data = prepare(config.data, vocabulary=own, progress=say)
     ranks.barrier()
-    return data if ranks.is_main else prepare(config.data)
+    return data if ranks.is_main else prepare(config.data, vocabulary=own)
 
 
 def _statistics_batches(

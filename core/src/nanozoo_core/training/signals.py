@@ -33,6 +33,23 @@ def catch_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits for the end of this block, and then does what it would have done."""
+    waiting: list[int] = []
+    try:
+        previous = signal.signal(signal.SIGINT, lambda number, _frame: waiting.append(number))
+    except ValueError:  # not the main thread, which alone is interrupted
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if waiting:
+            signal.raise_signal(signal.SIGINT)
+
+
 def agreed_signal(received: list[int], ranks: Ranks, device: torch.device) -> int | None:
     """The signal that any rank has received so far, or None; the same on every rank."""
     latest = float(received[-1]) if received else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -21,21 +22,21 @@ from nanozoo_core.machine.ranks import Ranks, process_group
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import describe
 from nanozoo_core.training import checkpoint, finish, messages, records
+from nanozoo_core.training.claim import claim_folder
 from nanozoo_core.training.distributed import LossModule, parallelize, reshard, set_gradient_sync
 from nanozoo_core.training.ema import WeightAverage
 from nanozoo_core.training.parts import seed_dropout, with_totals
 from nanozoo_core.training.resume import (
-    check_same_run,
-    check_unspent,
-    choose_folder,
+    check_resumable,
     config_to_store,
     gather_tensors,
-    restore,
+    take_over,
 )
-from nanozoo_core.training.run_folder import TrainState, read_state
+from nanozoo_core.training.run_folder import TrainState, parse_resume
 from nanozoo_core.training.setup import set_up
 from nanozoo_core.training.signals import agreed_signal, catch_signals
 from nanozoo_core.training.step_metrics import StepMetrics
+from nanozoo_core.training.tracking import import_wandb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +56,25 @@ def train(config: ResolvedConfig) -> Result:
     tune_process()
     with process_group(config.training.device) as ranks:
         trainer = Trainer(config, ranks)
-        with catch_signals() as interrupts:
-            return trainer.run(interrupts)
+        try:
+            with catch_signals() as interrupts:
+                return trainer.run(interrupts)
+        except KeyboardInterrupt:  # the second Ctrl-C
+            if ranks.is_main:
+                messages.say_aborted(trainer.folder)
+            return Result(trainer.folder.path, signal=signal.SIGINT)
+        finally:
+            trainer.claim.release()
 
 
 class Trainer:
     """One run: model, data, optimisers, and the state that checkpoints hold."""
 
     def __init__(self, resolved: ResolvedConfig, ranks: Ranks) -> None:
+        if resolved.training.resume is not None:
+            check_resumable(resolved)
+        if resolved.training.log.wandb:
+            import_wandb()
         self.setup = setup = set_up(resolved, ranks)
         config = self.config = setup.config
         self.ranks, self.device = ranks, setup.device
@@ -81,15 +93,14 @@ class Trainer:
             groups, config.optim, total_steps=self.budget.steps, device=self.device
         )
         self.average = WeightAverage(self.model, config.train.ema)
-        self.state = TrainState(model=config.model)
-        self.folder = choose_folder(config, ranks)
+        resumed = None if config.resume is None else parse_resume(config.resume)[0]
+        self.claim = claim_folder(resumed, config.run_dir, config.model, ranks)
+        self.folder = self.claim.folder
         self.settings = config_to_store(config, setup.model_cfg)
-        if config.resume is not None:
-            check_same_run(self.folder, self.settings)
-            newest = self.folder.latest_checkpoint()
-            self.state = read_state(newest, of=config.model)
-            check_unspent(self.budget, self.state, self.folder)
-            restore(newest, self.model, self.optimizers, self.average)
+        self.state = TrainState(model=config.model)
+        if resumed is not None:
+            with self.claim.released_on_error():
+                self.state = take_over(setup, resumed, self.optimizers, self.average)
         self.records = records.RunRecords(self.folder, config.log, is_main=ranks.is_main)
 
     # -- the loop -------------------------------------------------------------------------------
@@ -99,13 +110,16 @@ class Trainer:
         config, state, budget = self.config, self.state, self.budget
         self.records.open(
             self.settings,
-            resume_step=state.step if config.resume else None,
-            tokenizer=self.setup.data.vocabulary,
+            resumed=state if config.resume else None,
+            is_trained=budget.is_spent(state.step, state.seconds),
+            data=self.setup.data,
         )
         if self.ranks.is_main:
             messages.introduce(self.setup, state, self.group_table, self.folder)
         bar = messages.Progress(config.model, budget, state, is_shown=self.ranks.is_main)
         try:
+            if self._has_missed_a_validation():
+                self._validate(draws=1)
             while not budget.is_spent(state.step, state.seconds):
                 row = self.one_step()
                 bar.update(row)
@@ -116,13 +130,14 @@ class Trainer:
                 stopping = interrupted is not None or state.step == config.train.stop_after
                 if not last and not stopping and _is_due(state.step, config.eval.every):
                     self._validate(draws=1)
-                if not last and (stopping or _is_due(state.step, config.checkpoint.every)):
+                is_best = state.best_step == state.step
+                if stopping or is_best or last or _is_due(state.step, config.checkpoint.every):
                     self._save()
                 if stopping and not last:
                     bar.close()
                     return self._leave(interrupted)
             bar.close()
-            return self._finish()
+            return self._finish(interrupts)
         finally:
             bar.close()
             self.records.close()
@@ -206,6 +221,13 @@ class Trainer:
 
     # -- validation, checkpoints, the end ---------------------------------------------------------
 
+    def _has_missed_a_validation(self) -> bool:
+        """Whether the run was stopped at a step that is validated: it left without waiting."""
+        state = self.state
+        is_open = state.step > 0 and not self.budget.is_spent(state.step, state.seconds)
+        is_due = is_open and _is_due(state.step, self.config.eval.every)
+        return is_due and state.validated_step != state.step
+
     def _validate(self, *, draws: int) -> Score:
         """Scores the averaged weights, and remembers the best score."""
         state, setup = self.state, self.setup
@@ -230,6 +252,7 @@ class Trainer:
             reshard(self.wrapped)
         if state.best_bpb is None or score.bits_per_byte < state.best_bpb:
             state.best_bpb, state.best_step = score.bits_per_byte, state.step
+        state.validated_step = state.step
         logged = ("val_bpb", "val_loss", "val_standard_error")
         values = {key: score.values[key] for key in logged}
         self.records.log({"step": state.step} | state.spent | values)
@@ -245,16 +268,24 @@ class Trainer:
     def _leave(self, received: int | None) -> Result:
         """Ends an unfinished run, with its checkpoint written."""
         if self.ranks.is_main:
-            messages.say_stopped(self.state.step, received, self.folder)
+            is_trained = self.budget.is_spent(self.state.step, self.state.seconds)
+            messages.say_stopped(self.state.step, received, self.folder, is_trained=is_trained)
             records.plot_losses(self.folder)
         return Result(self.folder.path, signal=received)
 
-    def _finish(self) -> Result:
-        """Ends a run at its budget."""
+    def _finish(self, interrupts: list[int]) -> Result:
+        """Ends a run at its budget, whose checkpoint is there already: a run that is killed or
+        leaves in here finishes when it is resumed."""
+        if (received := agreed_signal(interrupts, self.ranks, self.device)) is not None:
+            return self._leave(received)
         whole = finish.whole_model(self.setup, self.average, self.folder)
         finish.calibrate(self.setup, whole, self.state.step)
         score = self._validate(draws=self.config.eval.draws)
-        self._save()
+        tensors = checkpoint.model_tensors(self.model)
+        if self.ranks.is_main:
+            checkpoint.renew(self.folder, self.state, tensors, keep=self.config.checkpoint.keep)
+        if (received := agreed_signal(interrupts, self.ranks, self.device)) is not None:
+            return self._leave(received)
         if self.ranks.is_main:
             end = finish.conclude(self.setup, whole, self.state, score, self.folder)
             self.records.finish(end.result)

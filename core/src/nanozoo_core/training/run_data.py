@@ -1,0 +1,75 @@
+"""The tokenizer and the data that a run keeps: written when it begins, compared when it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from nanozoo_core.config import TrainingConfig
+from nanozoo_core.data.cache import digest
+from nanozoo_core.data.prepare import PreparedData
+from nanozoo_core.data.shards import shard_content
+from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
+from nanozoo_core.errors import CheckpointError
+from nanozoo_core.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run reads, in two digests."""
+
+    fingerprint: str
+    """Of the documents and their split, whatever their order and the tokenizer."""
+    tokens: str
+    """Of the training tokens and the validation text as they are read."""
+
+    @classmethod
+    def of(cls, data: PreparedData) -> RunData:
+        parts = ((data.train, data.vocabulary), (data.source.validation, data.source.vocabulary))
+        contents = [
+            [shard_content(shard, vocabulary.byte_counts).content for shard in shards]
+            for shards, vocabulary in parts
+        ]
+        return cls(data.fingerprint, digest(contents))
+
+    def write(self, folder: RunFolder) -> None:
+        folder.write_data(asdict(self))
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> RunData | None:
+        """None where the run was begun by a version that did not write it."""
+        stored = folder.read_data()
+        return None if stored is None else cls(stored["fingerprint"], stored["tokens"])
+
+
+def own_vocabulary(folder: RunFolder, config: TrainingConfig) -> Tokenizer | None:
+    """The tokenizer that a run has trained; None where its tokenizer is known by name.
+
+    Raises: DataError when the run has lost it.
+    """
+    return load_tokenizer(folder.path, config.data) if config.data.tokenizer == "bpe" else None
+
+
+def check_same_data(folder: RunFolder, data: PreparedData, *, accept: bool) -> None:
+    """Compares the data of a run that goes on with those that it began with.
+
+    Raises: CheckpointError when they differ, unless the change is accepted.
+    """
+    then, now = RunData.read(folder), RunData.of(data)
+    if accept or then == now:
+        return
+    if then is None:
+        what = f"{folder} does not say which data it has read"
+    elif then.fingerprint != now.fingerprint:
+        what = (
+            f"the text of {data.source.name} has changed since the run in {folder} began "
+            f"(fingerprint {then.fingerprint} then, {now.fingerprint} now)"
+        )
+    else:
+        what = (
+            f"the documents of {data.source.name} come in another order than when the run in "
+            f"{folder} began, since their files have other names or sizes"
+        )
+    raise CheckpointError(
+        f"{what}; put data.corpus and data.path back as they were, or go on with the data of now "
+        f"by resume_data=accept"
+    )

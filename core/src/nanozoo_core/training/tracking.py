@@ -1,0 +1,44 @@
+"""A run on Weights & Biases, which goes on under its id when the run is resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+from types import ModuleType
+from typing import Any
+
+from nanozoo_core.config import LogConfig
+from nanozoo_core.errors import ConfigError
+from nanozoo_core.training.run_folder import RunFolder
+
+DEFAULT_PROJECT = "nanozoo"
+
+
+def import_wandb() -> ModuleType:
+    """Raises: ConfigError when the package is missing."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(
+            "log.wandb=true needs the package wandb; install nanozoo-core[wandb] or set "
+            "log.wandb=false"
+        ) from error
+    module: ModuleType = wandb
+    return module
+
+
+def start_wandb(folder: RunFolder, log: LogConfig, config: dict[str, Any]) -> Any:
+    """Begins the run there, or goes on with the one that the folder names, wherever it lies.
+
+    A new one goes to the project log.wandb_project, or else $WANDB_PROJECT, or else nanozoo.
+    """
+    wandb = import_wandb()
+    if folder.wandb_path.is_file():
+        known = json.loads(folder.wandb_path.read_text())
+    else:
+        project = log.wandb_project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT
+        known = {"project": project}
+    run = wandb.init(**known, resume="allow", name="/".join(folder.path.parts[-2:]), config=config)
+    stored = {"project": run.project, "entity": run.entity, "id": run.id}
+    folder.wandb_path.write_text(json.dumps(stored, indent=2) + "\n")
+    return run
