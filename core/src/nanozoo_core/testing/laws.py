@@ -6,12 +6,13 @@ B batch, T sequence, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanozoo_core.contract import Batch, Draw
+from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 
 
@@ -20,6 +21,35 @@ def perturb(model: nn.Module, scale: float = 0.1) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(scale * torch.randn_like(parameter))
+
+
+def assert_is_its_equations(
+    adapter: DefaultModelAdapter,
+    model: nn.Module,
+    batch: Batch,
+    equations: Callable[[dict[str, Tensor], Tensor], Tensor],
+) -> None:
+    """A float64 model and an independent reading of its paper have the same logits, the same loss,
+    mean cross-entropy over all positions, and the same gradient of every parameter.
+
+    Args:
+        equations: from the weights by name and the tokens of one window (T,), the logits (T, V).
+    """
+    weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    expected = torch.stack([equations(weights, row) for row in batch.inputs])  # (B, T, V)
+    torch.testing.assert_close(model(batch.inputs), expected, rtol=1e-9, atol=1e-9)
+    scores = expected.log_softmax(-1)
+    rows = enumerate(batch.targets.tolist())
+    nats = [-scores[b, t, target] for b, row in rows for t, target in enumerate(row)]
+    loss = torch.stack(nats).sum() / len(nats)
+    found = adapter.training_loss(model, batch, Step(number=0, progress=0.0, seed=0)).value
+    torch.testing.assert_close(found.double(), loss, rtol=1e-9, atol=0)
+    found.backward()
+    gradients = torch.autograd.grad(loss, list(weights.values()))
+    for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True):
+        torch.testing.assert_close(
+            parameter.grad, gradient, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def assert_causal(model: nn.Module, tokens: Tensor, place: int, vocab_size: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
@@ -10,28 +11,43 @@ import torch
 from torch import Tensor, nn
 
 Check = Callable[[str, Tensor], None]
+Start = float | tuple[float, float] | Check
+"""A deviation around 0; a mean and a deviation, which is meant exactly when it is 0; or a check."""
 
 
-def assert_starts(model: nn.Module, rules: Mapping[str, Check]) -> None:
+def assert_starts(model: nn.Module, rules: Mapping[str, Start]) -> None:
     """Every parameter is as the rule for its name says; each name has one rule, and no rule is
-    without a name. In a pattern `*` stands for anything."""
+    without a name.
+
+    Args:
+        rules: by name with `*` for each number in it, which goes first, or with `*` for anything.
+    """
     unused = set(rules)
     for name, parameter in model.named_parameters():
-        found = [pattern for pattern in rules if fnmatchcase(name, pattern)]
+        numbered = re.sub(r"\.\d+(?=\.|$)", ".*", name)
+        found = [numbered] if numbered in rules else [p for p in rules if fnmatchcase(name, p)]
         assert len(found) == 1, f"{name} has the rules {found}"
-        rules[found[0]](name, parameter.detach())
+        _check_of(rules[found[0]])(name, parameter.detach())
         unused -= set(found)
     assert unused == set()
 
 
-def spread(deviation: float) -> Check:
-    """Independent draws with this standard deviation around zero, up to five standard errors; those
-    of draws from a normal distribution, which are no less than those of uniform ones."""
+def _check_of(start: Start) -> Check:
+    if callable(start):
+        return start
+    mean, deviation = start if isinstance(start, tuple) else (0.0, start)
+    return spread(deviation, mean) if deviation else constant(mean)
+
+
+def spread(deviation: float, mean: float = 0.0) -> Check:
+    """Independent draws with this deviation around a mean, up to five standard errors; those of
+    draws from a normal distribution, which are no less than those of uniform ones."""
 
     def check(name: str, x: Tensor) -> None:
-        count = x.numel()
-        assert abs(float(x.mean())) < 5 * deviation / math.sqrt(count), name
-        found = float(x.square().mean().sqrt())
+        centred, count = x.double() - mean, x.numel()
+        off = float(centred.mean())
+        assert abs(off) < 5 * deviation / math.sqrt(count), f"{name}: {off} off the mean {mean}"
+        found = float(centred.square().mean().sqrt())
         assert abs(found / deviation - 1) < 5 / math.sqrt(2 * count), f"{name}: {found}"
 
     return check
