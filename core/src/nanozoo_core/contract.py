@@ -226,11 +226,9 @@ class DataStage:
 
 @dataclass(frozen=True)
 class DataPlan:
-    """How a model wants its training data: stages by rising progress, the first at 0, and windows
-    cut from the stream or begun at document starts."""
+    """How a model wants its training data: stages by rising progress, the first at 0."""
 
     stages: tuple[DataStage, ...]
-    align: Literal["stream", "documents"] = "stream"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from nanozoo_core.errors import DataError
 from nanozoo_core.likelihood import target_bytes
 
 TOKENIZERS = ["bytes", "bpe"]
+aligns = pytest.mark.parametrize("align", ["stream", "documents", "truncate"])
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +70,21 @@ def test_batch_has_the_contract_shapes(prepared: PreparedData) -> None:
     assert (batch.num_rows, batch.lookahead, batch.scored) == (5, 3, None)
 
 
-def test_batch_does_not_depend_on_what_was_read_before(prepared: PreparedData) -> None:
-    loader = TrainLoader(prepared, [BatchStage(0, 4, 16)], seed=1)
+@aligns
+def test_batch_does_not_depend_on_what_was_read_before(
+    prepared: PreparedData, align: Align
+) -> None:
+    loader = TrainLoader(prepared, [BatchStage(0, 4, 16)], seed=1, align=align)
     forward = [loader.batch(step) for step in range(60)]
-    fresh = TrainLoader(prepared, [BatchStage(0, 4, 16)], seed=1)
+    fresh = TrainLoader(prepared, [BatchStage(0, 4, 16)], seed=1, align=align)
     assert all(same(fresh.batch(step), forward[step]) for step in reversed(range(60)))
 
 
-def test_parts_of_ranks_and_micro_steps_are_the_global_batch(prepared: PreparedData) -> None:
-    loader = TrainLoader(prepared, [BatchStage(0, 12, 16)], seed=1)
+@aligns
+def test_parts_of_ranks_and_micro_steps_are_the_global_batch(
+    prepared: PreparedData, align: Align
+) -> None:
+    loader = TrainLoader(prepared, [BatchStage(0, 12, 16)], seed=1, align=align)
     whole = loader.batch(7)
     parts = [loader.batch(7, first, 3) for first in range(0, 12, 3)]
     assert torch.equal(torch.cat([part.tokens for part in parts]), whole.tokens)
@@ -107,7 +114,7 @@ def test_epoch_reads_every_window_once(prepared: PreparedData, tmp_path: Path) -
         assert epoch.diff().unique().numel() > 20
 
 
-@pytest.mark.parametrize("align", ["stream", "documents"])
+@aligns
 def test_documents_count_from_the_window_start(prepared: PreparedData, align: Align) -> None:
     loader = TrainLoader(prepared, [BatchStage(0, 8, 200)], align=align)
     batch = loader.batch(0)
@@ -126,6 +133,20 @@ def test_document_windows_start_with_the_separator_or_go_on_from_one(
     loader = TrainLoader(prepared, [BatchStage(0, 8, 2000)], align="documents")
     starts = loader.batch(0).tokens[:, 0]
     assert (starts == prepared.vocabulary.separator).float().mean() > 0.5
+
+
+def test_truncated_documents_all_begin_in_their_window(prepared: PreparedData) -> None:
+    """Whatever precedes a separator in a window, what follows it is the beginning of a document."""
+    separator = prepared.vocabulary.separator
+    stream = np.concatenate([shard.tokens for shard in prepared.train]).tolist()
+    begun = {tuple(stream[p : p + 4]) for p, token in enumerate(stream) if token == separator}
+    loader = TrainLoader(prepared, [BatchStage(0, 8, 200)], align="truncate")
+    for step in range(3):
+        for row in loader.batch(step).tokens.tolist():
+            assert row[0] == separator
+            places = [p for p, token in enumerate(row[:-4]) if token == separator]
+            assert all(tuple(row[p : p + 4]) in begun for p in places)
+            assert max(np.diff([*places, len(row)])) <= 201
 
 
 def test_num_bytes_is_the_length_of_the_scored_text(prepared: PreparedData) -> None:

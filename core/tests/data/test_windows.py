@@ -129,6 +129,108 @@ def test_document_windows_begin_at_each_document_and_cover_it(tmp_path: Path) ->
     assert set(scored.ravel().tolist()) == set(everything.tolist())
 
 
+# -- documents truncated to a window ---------------------------------------------------------------
+
+
+def shard_of_documents(folder: Path, lengths: list[int], *, leading: int = 0) -> Shard:
+    """A separator before each document; `lengths` count it. Other tokens name their position, and
+    `leading` of them stand before the first document."""
+    starts = leading + np.cumsum([0, *lengths[:-1]])
+    tokens = np.arange(leading + sum(lengths))
+    tokens[starts] = SEPARATOR
+    path = folder / "documents.bin"
+    write_shard(path, tokens)
+    return open_shard(path)
+
+
+def all_windows(windows: Windows, seed: int = 0) -> list[list[int]]:
+    """Those of one epoch, in the order of their places."""
+    shards, starts = windows.locate(np.arange(len(windows)), seed)
+    order = np.lexsort((starts, shards))
+    return windows.read(shards[order], starts[order]).tolist()
+
+
+def test_documents_are_truncated_and_packed(tmp_path: Path) -> None:
+    """By hand: windows of 6 inputs and one target more."""
+    shard = shard_of_documents(tmp_path, [4, 9, 1, 2, 14, 3, 5], leading=2)
+    s = SEPARATOR
+    assert all_windows(find([shard], 6, 1, "truncate")) == [
+        [
+            s,
+            3,
+            4,
+            5,
+            s,
+            7,
+            8,
+        ],  # 4 tokens of the first document, 3 of the second; its rest is dropped
+        [s, s, 17, s, 19, 20, 21],  # of 1, 2 and 14 tokens
+        [s, 33, 34, s, 36, 37, 38],  # the last document follows the one of 3 tokens
+    ]
+
+
+def test_a_document_as_long_as_a_window_fills_it_alone(tmp_path: Path) -> None:
+    """The next document gives no input, so it begins the next window and is not lost."""
+    shard = shard_of_documents(tmp_path, [20, 20, 20, 20])
+    s = SEPARATOR
+    assert all_windows(find([shard], 6, 2, "truncate")) == [
+        [s, 1, 2, 3, 4, 5, s, 21],
+        [s, 21, 22, 23, 24, 25, s, 41],
+        [s, 41, 42, 43, 44, 45, s, 61],
+    ]
+
+
+@pytest.mark.parametrize("lookahead", [1, 3])
+@pytest.mark.parametrize("seq_len", [1, 5, 16, 40])
+def test_truncated_windows_are_those_of_a_reader_that_goes_along(
+    tmp_path: Path, seq_len: int, lookahead: int
+) -> None:
+    lengths = np.random.default_rng(0).geometric(0.08, size=300).tolist()
+    shard = shard_of_documents(tmp_path, lengths, leading=3)
+    bounds = (3 + np.cumsum([0, *lengths])).tolist()
+    expected, document = [], 0
+    while True:
+        window: list[int] = []
+        following = None
+        for number in range(document, len(lengths)):
+            if len(window) >= seq_len and following is None:
+                following = number
+            window += shard.tokens[bounds[number] : bounds[number + 1]][:seq_len].tolist()
+        if len(window) < seq_len + lookahead:
+            break
+        expected.append(window[: seq_len + lookahead])
+        if following is None:
+            break
+        document = following
+    assert all_windows(find([shard], seq_len, lookahead, "truncate")) == expected
+
+
+def test_every_epoch_reads_every_truncated_window_once_in_another_order(tmp_path: Path) -> None:
+    shards = [
+        *make_shards(tmp_path, 700, 350, document=70),
+        shard_of_documents(tmp_path, [30] * 20),
+    ]
+    windows = find(shards, 32, 1, "truncate")
+    epochs = []
+    for epoch in range(3):
+        indices = np.arange(len(windows)) + epoch * len(windows)
+        found, starts = windows.locate(indices, 4)
+        epochs.append(list(zip(found.tolist(), starts.tolist(), strict=True)))
+        assert (windows.read(found, starts)[:, 0] == SEPARATOR).all()
+    assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
+    assert len(set(epochs[0])) == len(windows)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert {shard for shard, _ in epochs[0]} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("lengths", [[], [3, 3]], ids=["no document", "short ones"])
+def test_documents_that_fill_no_window_are_refused(tmp_path: Path, lengths: list[int]) -> None:
+    tokens = np.concatenate([np.arange(100), *([SEPARATOR, 1, 2] for _ in lengths)])
+    write_shard(tmp_path / "few.bin", tokens)
+    with pytest.raises(DataError, match=r"data\.packing=truncate finds no window .*seq_len=8"):
+        find([open_shard(tmp_path / "few.bin")], 8, 1, "truncate")
+
+
 def test_another_process_visits_the_same_windows() -> None:
     code = (
         "import numpy as np; from nanozoo_core.data.windows import permute;"

@@ -68,7 +68,7 @@ ADDED: dict[str, list[str]] = {
     "prefix in the loss": ["model_cfg.prefix_weight=[[0.25,0.25],[0.25,0]]"],
     "untied at two thirds": ["model_cfg.untie_at=0.6667"],
     "documents kept apart": ["model_cfg.document_mask=true"],
-    "windows from document starts": ["model_cfg.align_to_documents=true"],
+    "windows from document starts": ["data.packing=documents"],
     "YaRN": ["model_cfg.yarn=true"],
     "a skip instead of attention": ["model_cfg.window_pattern=SL-L", "model_cfg.skip=[0,2]"],
     "growing batches": ["model_cfg.batch_scale=[0.5,1.5]", "model_cfg.lr_peaks=[1.0,1.5]"],

@@ -68,6 +68,7 @@ def test_all_problems_are_named_at_once():
             "prefix_weight=.* needs tokens of several bytes",
         ),
         (["model_cfg.seq_lens=[512]"], "seq_lens=.* exceeds data.seq_len=256"),
+        (["+model_cfg.align_to_documents=true"], "nothing: use data.packing=documents"),
         (["model_cfg.use_fp8=true"], "use_fp8 is called model_cfg.nothing: float8 is left out"),
         (["model_cfg.shared_attn_input_after=7"], "is called model_cfg.snapshot_layer"),
     ],

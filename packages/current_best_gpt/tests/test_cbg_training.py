@@ -218,13 +218,11 @@ def test_batches_and_windows_follow_the_stages():
         windows=((8, 64),),
         batch_scale=(0.25, 1.0, 1.0),
         seq_lens=(32, 64, 64),
-        align_to_documents=True,
     )
     training = from_defaults(TrainingConfig, model="current_best_gpt", model_cfg={})
     plan = ADAPTER.data_plan(config, training)
     found = [(s.progress, s.batch_tokens, s.seq_len) for s in plan.stages]
     assert found == [(0.0, 2048, 32), (0.25, 8192, 64)]
-    assert plan.align == "documents"
 
 
 def test_after_training_the_windows_of_scores_hold():

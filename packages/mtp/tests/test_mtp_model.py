@@ -82,6 +82,14 @@ def test_each_head_is_a_block_on_the_bare_stream() -> None:
         assert torch.equal(logits, expected)
 
 
+def test_each_linear_head_adds_its_own_map_of_the_normed_stream() -> None:
+    model, tokens = build(head_type="linear"), random_tokens(2, 20)
+    z, _ = model.trunk(tokens)
+    for number, logits in enumerate(all_logits(model, tokens)):
+        moved = z if number == 0 else z + rms_norm(z) @ model.maps[number - 1].weight.mT
+        torch.testing.assert_close(logits, model.head(rms_norm(moved)))
+
+
 def test_linear_heads_start_as_the_first() -> None:
     model = build(moved=0, head_type="linear")
     with torch.no_grad():

@@ -26,6 +26,11 @@ class DataConfig:
     """Scored tokens per window."""
     val_fraction: float
     """Share of the documents held out for validation, chosen by hash."""
+    packing: Literal["stream", "documents", "truncate"]
+    """How training windows are cut: from the stream of all documents; from each document's start,
+    its last window running on into the next ones; or with documents truncated to a window and as
+    many of them as fit, all begun at their start and the rest dropped. Scores always read the
+    stream."""
 
     def __post_init__(self) -> None:
         p = Problems()

@@ -19,7 +19,7 @@ from nanozoo_core.data.shards import Shard, document_starts
 from nanozoo_core.errors import DataError
 from nanozoo_core.randomness import hash_integers
 
-Align = Literal["stream", "documents"]
+Align = Literal["stream", "documents", "truncate"]
 Ints = npt.NDArray[np.int64]
 
 _ROUNDS = 6
@@ -67,12 +67,16 @@ class Windows:
     epoch; so neighbours share one boundary token, and all but the first token is scored once.
     `documents`: every document is cut into such windows from its own start, the last of them
     running on into the next documents; a token is scored at least once. No offset.
+    `truncate`: a window begins with a document and holds the first seq_len tokens of this and the
+    following documents, one after the other, until it is full; what is left of a document is not
+    read. The next window begins with the first document of which nothing was an input. No offset.
     """
 
     shards: Sequence[Shard]
     seq_len: int
     lookahead: int
-    starts: tuple[Ints, ...] | None  # documents: first tokens of each shard's windows
+    starts: tuple[Ints, ...] | None  # but for stream: first tokens of each shard's windows
+    bounds: tuple[Ints, ...] | None  # truncate: where each shard's documents begin, and its end
     max_offsets: Ints  # stream: (shards,)
     ends: Ints  # (shards,) windows up to and including each shard
 
@@ -97,13 +101,25 @@ class Windows:
         # The count of windows must not depend on the offset, or epochs would differ in length.
         max_offsets = np.clip(room - seq_len, 0, seq_len - 1)
         counts = np.maximum(room - max_offsets, 0) // seq_len
-        starts = None
+        starts = bounds = None
         if align == "documents":
             starts = tuple(
                 _document_windows(shard, separator, seq_len, lookahead) for shard in shards
             )
+        elif align == "truncate":
+            bounds = tuple(
+                np.append(document_starts(shard, separator), shard.num_tokens) for shard in shards
+            )
+            starts = tuple(_truncated_windows(part, seq_len, lookahead) for part in bounds)
+        if starts is not None:
             counts = np.array([part.size for part in starts])
-        return cls(shards, seq_len, lookahead, starts, max_offsets, np.cumsum(counts))
+        if not counts.any():
+            raise DataError(
+                f"data.packing=truncate finds no window in the training data: the documents of a "
+                f"shard, cut to data.seq_len={seq_len} tokens each, do not fill one; use less, or "
+                f"more text"
+            )
+        return cls(shards, seq_len, lookahead, starts, bounds, max_offsets, np.cumsum(counts))
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -135,8 +151,22 @@ class Windows:
         tokens = np.empty((starts.size, length), dtype=np.uint16)
         pairs = zip(shards.tolist(), starts.tolist(), strict=True)
         for row, (shard, start) in enumerate(pairs):
-            tokens[row] = self.shards[shard].tokens[start : start + length]
+            if self.bounds is None:
+                tokens[row] = self.shards[shard].tokens[start : start + length]
+            else:
+                self._fill(tokens[row], shard, start)
         return tokens
+
+    def _fill(self, row: npt.NDArray[np.uint16], shard: int, start: int) -> None:
+        """Writes the beginnings of documents into a window, from the one at `start` on."""
+        assert self.bounds is not None
+        tokens, bounds = self.shards[shard].tokens, self.bounds[shard]
+        document, filled = int(np.searchsorted(bounds, start)), 0
+        while filled < row.size:
+            begin, end = bounds[document : document + 2]
+            part = tokens[begin : min(end, begin + self.seq_len)][: row.size - filled]
+            row[filled : filled + part.size] = part
+            document, filled = document + 1, filled + part.size
 
 
 def _document_windows(shard: Shard, separator: int, seq_len: int, lookahead: int) -> Ints:
@@ -150,3 +180,17 @@ def _document_windows(shard: Shard, separator: int, seq_len: int, lookahead: int
     windows = np.repeat(starts, counts) + within * seq_len
     last = shard.num_tokens - seq_len - lookahead
     return np.unique(np.minimum(windows, last)) if last >= 0 else windows[:0]
+
+
+def _truncated_windows(bounds: Ints, seq_len: int, lookahead: int) -> Ints:
+    """First tokens of a shard's windows in the `truncate` alignment; tokens before its first
+    document are not read."""
+    lengths = np.minimum(np.diff(bounds), seq_len)
+    before = np.cumsum(lengths) - lengths  # tokens read of earlier documents, if all were read
+    following = np.searchsorted(before, before + seq_len).tolist()
+    is_full = (lengths.sum() - before >= seq_len + lookahead).tolist()
+    found, document = [], 0
+    while document < len(following) and is_full[document]:
+        found.append(document)
+        document = following[document]
+    return bounds[np.array(found, dtype=np.int64)]

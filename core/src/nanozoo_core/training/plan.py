@@ -10,7 +10,6 @@ from typing import Any
 from nanozoo_core.config import TrainConfig, TrainingConfig
 from nanozoo_core.contract import DataStage
 from nanozoo_core.data.loader import BatchStage
-from nanozoo_core.data.windows import Align
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.machine.device import PEAK_FLOPS
@@ -26,7 +25,6 @@ class RunPlan:
 
     stages: tuple[BatchStage, ...]
     flops_per_token: tuple[float, ...]  # one for each stage
-    align: Align
     world_size: int
     budget: Budget
     step_tokens: float  # scored tokens of a step, the mean over the run
@@ -110,7 +108,6 @@ def plan_run(
     return RunPlan(
         stages,
         tuple(flops_per_token),
-        align=wanted.align,
         world_size=world_size,
         budget=budget,
         step_tokens=step_tokens,

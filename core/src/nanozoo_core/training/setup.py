@@ -70,7 +70,9 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
         world_size=ranks.world_size,
     )
     lookahead = adapter.lookahead(model_cfg)
-    loader = TrainLoader(data, plan.stages, lookahead=lookahead, seed=config.seed, align=plan.align)
+    loader = TrainLoader(
+        data, plan.stages, lookahead=lookahead, seed=config.seed, align=config.data.packing
+    )
     validation = ValidationSet(
         data, seq_len=config.data.seq_len, lookahead=lookahead, num_bytes=config.eval.bytes
     )

@@ -86,7 +86,7 @@ class CurrentBestAdapter(DefaultModelAdapter):
             last = stages[-1] if stages else None
             if last is None or (last.batch_tokens, last.seq_len) != stage_shape(stage):
                 stages.append(stage)
-        return DataPlan(tuple(stages), "documents" if config.align_to_documents else "stream")
+        return DataPlan(tuple(stages))
 
     # -- loss -----------------------------------------------------------------------------------
 

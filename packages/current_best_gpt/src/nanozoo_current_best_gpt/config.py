@@ -123,14 +123,13 @@ class CurrentBestConfig:
     """Batch of each stage, relative to train.batch_tokens."""
     seq_lens: tuple[int, ...]
     """Window length of each stage; empty: data.seq_len."""
-    align_to_documents: bool
-    """Begin training windows at document starts where there are any."""
     qk_head_group: int
     """Heads whose query, or key, weights Muon takes as one matrix; 0 takes all."""
 
     renamed: ClassVar[dict[str, str]] = {
         "shared_attn_input_after": "snapshot_layer (and shared_attention_input)",
         "use_fp8": "nothing: float8 is left out",
+        "align_to_documents": "nothing: use data.packing=documents",
     }
 
     def __post_init__(self) -> None:
