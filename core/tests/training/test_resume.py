@@ -214,7 +214,9 @@ def texts(tmp_path: Path) -> Path:
 BPE = ("data.tokenizer=bpe", "data.vocab_size=320", "train.stop_after=4")
 
 
-def test_more_text_is_refused_unless_it_is_accepted(texts: Path, tmp_path: Path) -> None:
+def test_more_text_is_refused_unless_it_is_accepted(
+    texts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = begin(tmp_path / "run", texts, *BPE)
     before = (folder.path / "tokenizer.json").read_bytes()
     loaded = load_tokenizer(folder.path, runs.load_run(folder.path, device="cpu").config.data)
@@ -222,6 +224,9 @@ def test_more_text_is_refused_unless_it_is_accepted(texts: Path, tmp_path: Path)
     for _ in range(2):  # the refusal itself must not change what is compared
         with pytest.raises(CheckpointError, match=r"text of text has changed.*resume_data=accept"):
             resume(folder)
+    with caplog.at_level(logging.WARNING):
+        runs.score(runs.load_run(folder.path, device="cpu"), {})
+    assert "its score is on other text" in caplog.text
     resume(folder, resume_data="accept")
     assert (folder.path / "tokenizer.json").read_bytes() == before
     after = runs.load_run(folder.path, device="cpu").vocabulary
