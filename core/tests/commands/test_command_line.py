@@ -200,7 +200,10 @@ def test_interrupts_end_with_a_sentence(
 def test_an_interrupt_before_the_first_step_ends_with_a_sentence(
     run: Run, toy: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "set_up", lambda *_: signal.raise_signal(signal.SIGINT))
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "set_up", interrupted)
     outcome = run(*toy)
     assert outcome.status == 128 + signal.SIGINT
     assert outcome.err == "stopped by Ctrl-C before the first step\n"

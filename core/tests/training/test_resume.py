@@ -13,8 +13,9 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 
-from nanozoo_core.config import TrainingConfig, compose_config, resolve
+from nanozoo_core.config import TrainingConfig, compose_config, resolve, training_config
 from nanozoo_core.contract import DataPlan, DataStage
+from nanozoo_core.data.prepare import prepare
 from nanozoo_core.data.tokenizers import load_tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.errors import CheckpointError, ConfigError, DataError
@@ -214,7 +215,9 @@ def texts(tmp_path: Path) -> Path:
 BPE = ("data.tokenizer=bpe", "data.vocab_size=320", "train.stop_after=4")
 
 
-def test_more_text_is_refused_unless_it_is_accepted(texts: Path, tmp_path: Path) -> None:
+def test_more_text_is_refused_unless_it_is_accepted(
+    texts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = begin(tmp_path / "run", texts, *BPE)
     before = (folder.path / "tokenizer.json").read_bytes()
     loaded = load_tokenizer(folder.path, runs.load_run(folder.path, device="cpu").config.data)
@@ -222,13 +225,18 @@ def test_more_text_is_refused_unless_it_is_accepted(texts: Path, tmp_path: Path)
     for _ in range(2):  # the refusal itself must not change what is compared
         with pytest.raises(CheckpointError, match=r"text of text has changed.*resume_data=accept"):
             resume(folder)
+    with caplog.at_level(logging.WARNING):
+        runs.score(runs.load_run(folder.path, device="cpu"), {})
+    assert "its score is on other text" in caplog.text
     resume(folder, resume_data="accept")
     assert (folder.path / "tokenizer.json").read_bytes() == before
     after = runs.load_run(folder.path, device="cpu").vocabulary
     assert after.equals(loaded)
-    losses = [row["loss"] for row in folder.read_metrics() if "loss" in row]
-    assert len(losses) == 8
-    assert max(losses[4:]) < losses[0]
+    config = training_config(folder.read_config()).data
+    assert not prepare(config).vocabulary.equals(loaded)  # what it would be if it were trained now
+    tokens = prepare(config, vocabulary=loaded).train[0].tokens[:100]
+    assert loaded.decode(tokens) in "".join(path.read_text() for path in sorted(texts.iterdir()))
+    assert [row["step"] for row in folder.read_metrics() if "loss" in row] == list(range(1, 9))
     assert folder.read_config()["resume_data"] == "same"
     # What was accepted is what the run has from now on.
     resume(folder, train__max_steps=10)
@@ -238,12 +246,12 @@ def test_a_run_goes_on_with_its_tokenizer_from_an_empty_cache(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Training the tokenizer again need not give the same one."""
-    from nanozoo_core.data import prepare
-
     whole = begin(tmp_path / "whole", texts, *BPE[:2])
     split = begin(tmp_path / "split", texts, *BPE)
     monkeypatch.setenv("NANOZOO_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setattr(prepare, "train_bpe", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "nanozoo_core.data.prepare.train_bpe", lambda *_, **__: pytest.fail("trained again")
+    )
     resume(split)
     assert equal(whole, split)
 

@@ -22,7 +22,8 @@ from nanozoo_core.training.run_folder import RunFolder, parse_resume
 USAGE = """\
 usage: train --model NAME [key=value ...]           train a model on the default data
        train --config PATH [key=value ...]          train by a recipe (also --hydra_model_cfg)
-       train resume=RUN | --model NAME resume=auto  continue a run
+       train resume=RUN[@STEP] [key=value ...]      continue a run
+       train --model NAME resume=auto               continue the newest unfinished one
        train -m model=A,B seed=1,2 [key=value ...]  a sweep: one run for every combination
        torchrun --nproc-per-node N -m nanozoo_core.train --model NAME ...
 

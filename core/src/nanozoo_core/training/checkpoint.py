@@ -146,15 +146,13 @@ def renew(run: RunFolder, state: TrainState, model: dict[str, Tensor], *, keep: 
     """
     folder = run.checkpoint(state.step)
     try:
-        for name, write in {
-            "model.safetensors": lambda path: _write_tensors(model, path),
-            "state.json": lambda path: _write_state(state, path),
-        }.items():
-            temporary = folder / f"{TEMPORARY}{name}"
-            write(temporary)
-            _flush(temporary)
-            temporary.replace(folder / name)
-        _flush(folder)
+        with without_interrupts():
+            _write_tensors(model, folder / f"{TEMPORARY}model.safetensors")
+            _write_state(state, folder / f"{TEMPORARY}state.json")
+            for name in ("model.safetensors", "state.json"):
+                _flush(folder / f"{TEMPORARY}{name}")
+                (folder / f"{TEMPORARY}{name}").replace(folder / name)
+            _flush(folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint {folder} cannot be written: {_reason(error)}; it is as it was"

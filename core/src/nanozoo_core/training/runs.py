@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training import checkpoint
 from nanozoo_core.training.distributed import LossModule
+from nanozoo_core.training.run_data import RunData
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -134,6 +138,13 @@ def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
         lookahead=run.adapter.lookahead(run.model_cfg),
         num_bytes=num_bytes,
     )
+    known = RunData.read(RunFolder(run.folder))
+    if known is not None and known.fingerprint != data.fingerprint:
+        log.warning(
+            "the text of %s has changed since the run in %s read it (fingerprint %s then, %s now): "
+            "its score is on other text",
+            *(data.source.name, run.folder, known.fingerprint, data.fingerprint),
+        )
     return validation, data.fingerprint
 
 
