@@ -16,7 +16,7 @@ from nanozoo_core.errors import ConfigError
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
 from nanozoo_core.testing.diffusion.laws import SamplerLaws
-from nanozoo_core.testing.diffusion.models import SmallModels, watch
+from nanozoo_core.testing.diffusion.models import sampler_models, watch
 from nanozoo_core.testing.statistics import chi_square, chi_square_limit
 from nanozoo_d3pm.generate import denoise, time_grid
 from nanozoo_d3pm.transitions import Transition
@@ -116,15 +116,8 @@ def test_drawn_sequences_follow_the_source_as_steps_grow(name):
 
 
 class TestSamplers(SamplerLaws):
-    models = SmallModels(
-        "d3pm",
-        FAMILIES,
-        {"cond_dim": 8, "num_timesteps": 16, "sampling_timesteps": 8, "sar_chunk_size": 5},
-        vocab_size=20,
-        seq_len=12,
-        model_dim=16,
-        num_layers=1,
-        scale=0.2,
+    models = sampler_models(
+        "d3pm", FAMILIES, {"cond_dim": 8, "num_timesteps": 16, "sampling_timesteps": 8}
     )
 
     def test_more_steps_than_the_process_has_are_refused(self):
