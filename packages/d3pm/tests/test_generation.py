@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -110,6 +111,22 @@ def test_drawn_sequences_follow_the_source_as_steps_grow(name):
     few, many = toy_cases.toy_process(name, 4), toy_cases.toy_process(name, 128)
     assert chi_square(drawn_counts(few, 4, 20_000), toy.joint()) > 2 * chi_square_limit(26)
     assert chi_square(drawn_counts(many, 128, 20_000), toy.joint()) < chi_square_limit(26)
+
+
+def test_masks_fall_by_the_schedule_of_the_process():
+    """After the steps that end at t = 6, 4, 2 and 0 of 8, t / 8 of the masks are left."""
+    process = toy_cases.toy_process("absorbing", 8)
+
+    def predict(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        return torch.ones(len(rows), 3, dtype=torch.float64)
+
+    x = torch.zeros(20_000, 3, dtype=torch.int64)
+    holes = Holes(x, x.bool(), SamplingSettings(), seeded_generator(2))
+    left = [
+        float((state == process.mask_id).double().mean())
+        for state in denoise(process, predict, holes, num_steps=4)
+    ]
+    assert left == pytest.approx([0.75, 0.5, 0.25, 0.0], abs=4 * 0.5 / math.sqrt(60_000))
 
 
 # -- whole models --------------------------------------------------------------------------------
