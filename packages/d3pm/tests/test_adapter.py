@@ -176,6 +176,16 @@ def timestep_nats(model: D3PM, batch: Batch, t: int, seed: int) -> Tensor:
     return general_kl(model.transition, logits.double().log_softmax(-1), x0, xt, times).sum()
 
 
+@each_family
+def test_both_terms_of_a_window_do_not_depend_on_its_batch(family):
+    model, batch = MODELS.make(family), MODELS.windows()
+    with torch.no_grad():
+        whole = bound_terms(model, batch, Draw(1))
+        pairs = [bound_terms(model, part(batch, i, i + 2), Draw(1)) for i in (0, 2, 4)]
+    for together, alone in zip(whole, zip(*pairs, strict=True), strict=True):
+        assert_close(torch.cat(alone), together, rtol=1e-5, atol=1e-5)
+
+
 def test_float32_terms_are_those_of_float64():
     for family in ("spectral", "clusters", "gaussian", "uniform"):
         model = MODELS.make(family)

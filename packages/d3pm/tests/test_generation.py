@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -16,7 +17,7 @@ from nanozoo_core.errors import ConfigError
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
 from nanozoo_core.testing.diffusion.laws import SamplerLaws
-from nanozoo_core.testing.diffusion.models import SmallModels, watch
+from nanozoo_core.testing.diffusion.models import sampler_models, watch
 from nanozoo_core.testing.statistics import chi_square, chi_square_limit
 from nanozoo_d3pm.generate import denoise, time_grid
 from nanozoo_d3pm.transitions import Transition
@@ -112,19 +113,28 @@ def test_drawn_sequences_follow_the_source_as_steps_grow(name):
     assert chi_square(drawn_counts(many, 128, 20_000), toy.joint()) < chi_square_limit(26)
 
 
+def test_masks_fall_by_the_schedule_of_the_process():
+    """After the steps that end at t = 6, 4, 2 and 0 of 8, t / 8 of the masks are left."""
+    process = toy_cases.toy_process("absorbing", 8)
+
+    def predict(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        return torch.ones(len(rows), 3, dtype=torch.float64)
+
+    x = torch.zeros(20_000, 3, dtype=torch.int64)
+    holes = Holes(x, x.bool(), SamplingSettings(), seeded_generator(2))
+    left = [
+        float((state == process.mask_id).double().mean())
+        for state in denoise(process, predict, holes, num_steps=4)
+    ]
+    assert left == pytest.approx([0.75, 0.5, 0.25, 0.0], abs=4 * 0.5 / math.sqrt(60_000))
+
+
 # -- whole models --------------------------------------------------------------------------------
 
 
 class TestSamplers(SamplerLaws):
-    models = SmallModels(
-        "d3pm",
-        FAMILIES,
-        {"cond_dim": 8, "num_timesteps": 16, "sampling_timesteps": 8, "sar_chunk_size": 5},
-        vocab_size=20,
-        seq_len=12,
-        model_dim=16,
-        num_layers=1,
-        scale=0.2,
+    models = sampler_models(
+        "d3pm", FAMILIES, {"cond_dim": 8, "num_timesteps": 16, "sampling_timesteps": 8}
     )
 
     def test_more_steps_than_the_process_has_are_refused(self):

@@ -9,7 +9,7 @@ import torch
 
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing.diffusion.laws import SamplerLaws
-from nanozoo_core.testing.diffusion.models import SmallModels, watch
+from nanozoo_core.testing.diffusion.models import sampler_models, watch
 from nanozoo_core.testing.statistics import chi_square, chi_square_limit
 
 SAMPLERS = ("ancestral", "ancestral_cache", "first_hitting", "confidence")
@@ -22,16 +22,7 @@ VARIANTS = {
 
 
 class TestSamplers(SamplerLaws):
-    models = SmallModels(
-        "mdl",
-        VARIANTS,
-        {"sar_chunk_size": 5},
-        vocab_size=20,
-        seq_len=12,
-        model_dim=16,
-        num_layers=1,
-        scale=0.2,
-    )
+    models = sampler_models("mdl", VARIANTS, {})
 
     @pytest.mark.parametrize("suffix", ["", "-timed"])
     def test_cached_sampler_equals_the_plain_one_in_fewer_runs(self, suffix):

@@ -18,7 +18,7 @@ from nanozoo_core.errors import ConfigError
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
 from nanozoo_core.testing.diffusion.laws import SamplerLaws
-from nanozoo_core.testing.diffusion.models import SmallModels
+from nanozoo_core.testing.diffusion.models import sampler_models
 from nanozoo_core.testing.statistics import chi_square, chi_square_limit
 from nanozoo_sedd import uniform
 from nanozoo_sedd.generate import first_hitting, jump, lift_share, time_grid, unmask
@@ -302,16 +302,7 @@ VARIANTS = {
 
 
 class TestSamplers(SamplerLaws):
-    models = SmallModels(
-        "sedd",
-        VARIANTS,
-        {"cond_dim": 8, "sampling_steps": 8, "sar_chunk_size": 5},
-        vocab_size=20,
-        seq_len=12,
-        model_dim=16,
-        num_layers=1,
-        scale=0.2,
-    )
+    models = sampler_models("sedd", VARIANTS, {"cond_dim": 8, "sampling_steps": 8})
 
     def test_greedy_drawing_in_one_step_takes_the_largest_scores(self):
         """The masses are low, so that nothing is lifted before the last step, which lifts all."""

@@ -80,6 +80,20 @@ class SmallModels:
         return scored
 
 
+def sampler_models(name: str, variants: Mapping[str, Changes], settings: Changes) -> SmallModels:
+    """Models smaller still, but of longer windows, in which a text goes on by five tokens."""
+    return SmallModels(
+        name,
+        variants,
+        {"sar_chunk_size": 5, **settings},
+        vocab_size=20,
+        seq_len=12,
+        model_dim=16,
+        num_layers=1,
+        scale=0.2,
+    )
+
+
 def part(batch: Batch, first: int, end: int) -> Batch:
     """Some windows of a batch, which know their place among all of them."""
     rows = slice(first, end)
