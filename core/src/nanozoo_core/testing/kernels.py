@@ -43,14 +43,15 @@ def compile_for_sm_90(
     its programs share.
 
     Args:
-        kinds: types of its parameters, as "*bf16"; constants: its constexprs. Both by name, and
-            either may hold those of other kernels.
+        kinds: types of its parameters, as "*bf16"; constants: its constexprs, and parameters with
+            no kind that Triton knows to be 1, as a stride. Both by name, and either may hold those
+            of other kernels.
     """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    names = {parameter.name: parameter.is_constexpr for parameter in kernel.params}
+    names = {each.name: each.is_constexpr or each.name not in kinds for each in kernel.params}
     signature = {name: "constexpr" if fixed else kinds[name] for name, fixed in names.items()}
     given = {name: constants[name] for name, fixed in names.items() if fixed}
     source = ASTSource(kernel, signature, constexprs=given)
