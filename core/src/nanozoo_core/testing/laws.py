@@ -6,6 +6,7 @@ B batch, T sequence, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,3 +61,18 @@ def bits_of_period_two(model: nn.Module, *, lr: float, num_steps: int) -> float:
         loss.backward()
         optimizer.step()
     return loss.item() / math.log(2)
+
+
+def assert_close_in_size(
+    found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float
+) -> None:
+    """Root mean square of each difference, relative to that of the value. The floor of 0.1 serves
+    gradients that are zero, as that of a lone key's scores."""
+    for number, (one, two) in enumerate(zip(found, expected, strict=True)):
+        assert one.shape == two.shape, number
+        assert one.isfinite().all(), number
+        if two.numel() == 0:
+            continue
+        error = (one.double() - two.double()).square().mean().sqrt()
+        scale = two.double().square().mean().sqrt().clamp(min=0.1)
+        assert error <= tolerance * scale, f"tensor {number}: {error / scale:.1e}"
