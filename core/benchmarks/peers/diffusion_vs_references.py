@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import os
 import sys
 import types
 import warnings
@@ -29,7 +28,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from race import Step as TimedStep
-from race import adamw_step, begin, end, race, show_race
+from race import adamw_step, begin, end, find, race, show_race
 from torch import Tensor, nn
 
 from nanozoo_core import registry
@@ -149,11 +148,7 @@ def importing_from(folder: Path, *, without: tuple[str, ...] = ()) -> Iterator[N
 
 
 def checkout(model: str) -> Path:
-    folder = os.environ.get("PEERS")
-    path = Path(folder or ".") / FOLDERS[model]
-    if folder is None or not path.is_dir():
-        sys.exit(f"PEERS={folder}: set PEERS to the folder where {FOLDERS[model]} is cloned")
-    return path
+    return find(FOLDERS[model])
 
 
 # -- theirs ---------------------------------------------------------------------------------------
@@ -162,14 +157,9 @@ def checkout(model: str) -> Path:
 def network_settings(name: str) -> SimpleNamespace:
     num_layers, num_heads, model_dim, seq_len, _, _ = SHAPES[name]
     return SimpleNamespace(
-        hidden_size=model_dim,
-        cond_dim=COND_DIM,
-        length=seq_len,
-        n_blocks=num_layers,
-        n_heads=num_heads,
-        scale_by_sigma=True,
-        dropout=0.0,
-    )
+        hidden_size=model_dim, cond_dim=COND_DIM, length=seq_len, n_blocks=num_layers,
+        n_heads=num_heads, scale_by_sigma=True, dropout=0.0,
+    )  # fmt: skip
 
 
 def mdlm(name: str) -> nn.Module:
@@ -248,15 +238,9 @@ def same_weights(theirs: nn.Module, name: str) -> DiT:
     """Our backbone in the references' layout; their column of the mask is left out."""
     num_layers, num_heads, model_dim, seq_len, _, vocab_size = SHAPES[name]
     ours = DiT(
-        vocab_size + 1,
-        vocab_size,
-        model_dim=model_dim,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        seq_len=seq_len,
-        time_conditioning=True,
-        cond_dim=COND_DIM,
-    )
+        vocab_size + 1, vocab_size, model_dim=model_dim, num_layers=num_layers,
+        num_heads=num_heads, seq_len=seq_len, time_conditioning=True, cond_dim=COND_DIM,
+    )  # fmt: skip
     names = {
         "vocab_embed.embedding": "embedding.weight",
         "output_layer.norm_final.weight": "norm.weight",

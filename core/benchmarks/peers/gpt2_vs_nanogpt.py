@@ -11,15 +11,13 @@ agree on the loss.
 import contextlib
 import importlib.util
 import io
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 
 import torch
-from race import adamw_step, race, race_shapes
+from race import adamw_step, both_settings, find, race, race_shapes
 from torch import Tensor, nn
 
 from nanozoo_core.config import model_config
@@ -39,10 +37,7 @@ THEIR_NAMES = {"transformer.wte": "embedding", "transformer.wpe": "pos_embed", "
 
 def load_peer() -> ModuleType:
     """nanoGPT's model.py as a module."""
-    folder = os.environ.get("PEERS")
-    path = Path(folder or ".") / "nanoGPT" / "model.py"
-    if folder is None or not path.exists():
-        sys.exit(f"PEERS={folder}: set PEERS to the folder where nanoGPT is cloned (no {path})")
+    path = find("nanoGPT") / "model.py"
     spec = importlib.util.spec_from_file_location("nanogpt_model", path)
     assert spec is not None
     assert spec.loader is not None
@@ -54,31 +49,11 @@ def load_peer() -> ModuleType:
 
 def build(peer: ModuleType, name: str) -> tuple[nn.Module, nn.Module]:
     """Their model and ours, with the same weights."""
-    num_layers, num_heads, model_dim, seq_len, _, vocab_size = SHAPES[name]
+    their_settings, our_settings = both_settings(SHAPES[name])
     torch.manual_seed(0)
     with contextlib.redirect_stdout(io.StringIO()):
-        theirs = peer.GPT(
-            peer.GPTConfig(
-                block_size=seq_len,
-                vocab_size=vocab_size,
-                n_layer=num_layers,
-                n_head=num_heads,
-                n_embd=model_dim,
-            )
-        )
-    ours = GPT2(
-        model_config(
-            "gpt2",
-            {
-                "vocab_size": vocab_size,
-                "seq_len": seq_len,
-                "num_layers": num_layers,
-                "num_heads": num_heads,
-                "model_dim": model_dim,
-                "activation": "gelu",
-            },
-        )
-    )
+        theirs = peer.GPT(peer.GPTConfig(**their_settings))
+    ours = GPT2(model_config("gpt2", our_settings | {"activation": "gelu"}))
     weights = {}
     for key, value in theirs.state_dict().items():
         for old, new in THEIR_NAMES.items():

@@ -107,11 +107,9 @@ def main() -> None:
         for peer in arguments.peers:
             row = compare(peer, name, arguments.rounds)
             results.setdefault(name, {})[peer] = row
-            print(
-                f"{name:<17}{peer:<14}{row[f'{peer}_tokens_per_second']:>13,.0f}"
-                f"{row['nanozoo_tokens_per_second']:>15,.0f}{show_race(row)}",
-                flush=True,
-            )
+            rates = [row[f"{who}_tokens_per_second"] for who in (peer, "nanozoo")]
+            line = f"{name:<17}{peer:<14}{rates[0]:>13,.0f}{rates[1]:>15,.0f}{show_race(row)}"
+            print(line, flush=True)
     end(arguments, results)
 
 

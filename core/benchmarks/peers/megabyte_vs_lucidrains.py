@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from race import adamw_step, begin, end, race, show_race
+from race import adamw_step, begin, end, race, show_sizes
 from torch import Tensor, nn
 
 from nanozoo_core.config import model_config
@@ -111,15 +111,6 @@ def compare(name: str, shape: Shape, rounds: int) -> dict[str, Any]:
     return row | {"parameters": sizes, "differs": DIFFERS}
 
 
-def show(name: str, row: dict[str, Any]) -> str:
-    sizes = row["parameters"]
-    rates = [row[f"{who}_tokens_per_second"] for who in (PEER, "nanozoo")]
-    return (
-        f"{name:<18}{sizes[PEER]:>13,}{sizes['nanozoo']:>13,}"
-        f"{rates[0]:>10,.0f}{rates[1]:>10,.0f}{show_race(row)}"
-    )
-
-
 def main() -> None:
     arguments = begin(__doc__, SHAPES)
     results = {}
@@ -127,7 +118,7 @@ def main() -> None:
     print(f"{'shape':<18}{'theirs':>13}{'ours':>13}{'theirs':>10}{'ours':>10}   ratio")
     for name in arguments.shapes:
         results[name] = compare(name, SHAPES[name], arguments.rounds)
-        print(show(name, results[name]), flush=True)
+        print(f"{name:<18}{show_sizes(PEER, results[name])}", flush=True)
     print(f"{PEER}: {DIFFERS}")
     end(arguments, results)
 

@@ -12,17 +12,15 @@ must agree on the logits with that map lent to ours, and then each runs with its
 
 import contextlib
 import io
-import os
 import sys
 import types
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F
-from race import race, race_shapes
+from race import both_settings, find, race, race_shapes
 from torch import Tensor, nn
 
 import nanozoo_ngpt.model as our_module
@@ -43,10 +41,7 @@ LR = 1e-4
 
 def load_peer() -> ModuleType:
     """NVIDIA's model.py as a module, for the CPU and in float32."""
-    folder = os.environ.get("PEERS")
-    path = Path(folder or ".") / "ngpt" / "model.py"
-    if folder is None or not path.exists():
-        sys.exit(f"PEERS={folder}: set PEERS to the folder where NVIDIA/ngpt is cloned (no {path})")
+    path = find("ngpt") / "model.py"
 
     def attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, **_: object) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -66,41 +61,21 @@ def load_peer() -> ModuleType:
 
 def build(peer: ModuleType, name: str) -> tuple[nn.Module, NGPT]:
     """Their model and ours, with the same unit weights."""
-    num_layers, num_heads, model_dim, seq_len, _, vocab_size = SHAPES[name]
+    their_settings, our_settings = both_settings(SHAPES[name])
     torch.manual_seed(0)
     with contextlib.redirect_stdout(io.StringIO()):
-        theirs = peer.GPT(
-            peer.GPTConfig(
-                block_size=seq_len,
-                vocab_size=vocab_size,
-                n_layer=num_layers,
-                n_head=num_heads,
-                n_embd=model_dim,
-                base_scale=model_dim**-0.5,
-                use_nGPT=1,
-            )
-        )
+        scale = their_settings["n_embd"] ** -0.5
+        config = peer.GPTConfig(**their_settings, base_scale=scale, use_nGPT=1)
+        theirs = peer.GPT(config)
     normalize(theirs)
-    ours = NGPT(
-        model_config(
-            "ngpt",
-            {
-                "vocab_size": vocab_size,
-                "seq_len": seq_len,
-                "num_layers": num_layers,
-                "num_heads": num_heads,
-                "model_dim": model_dim,
-                "mlp_ratio": 4,
-            },
-        )
-    )
+    ours = NGPT(model_config("ngpt", our_settings | {"mlp_ratio": 4}))
     state = theirs.state_dict()
     weights = {
         "embedding.weight": state["transformer.wte.weight"],
         "head.weight": state["lm_head.weight"],
         "sz.stored": state["sz"],
     }
-    for layer in range(num_layers):
+    for layer in range(our_settings["num_layers"]):
         old, new = f"transformer.h.{layer}.", f"blocks.{layer}."
         qkv = [state[f"{old}{part}.weight"] for part in ("query", "key", "value")]
         weights |= {

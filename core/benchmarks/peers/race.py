@@ -1,7 +1,10 @@
 """Two training steps timed in one process: what the scripts of this folder share."""
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +12,37 @@ from torch import Tensor, nn
 from nanozoo_core.testing import timing
 from nanozoo_core.testing.timing import end
 
-__all__ = ["adamw_step", "begin", "end", "race", "race_shapes", "show_race"]
+__all__ = [
+    "adamw_step",
+    "begin",
+    "both_settings",
+    "end",
+    "find",
+    "race",
+    "race_shapes",
+    "show_race",
+    "show_sizes",
+]
 
 CPU = torch.device("cpu")
 Step = Callable[[], None]
+
+
+def find(folder: str) -> Path:
+    """The clone of another project in the folder that PEERS names, or the end of the program."""
+    path = Path(os.environ.get("PEERS", "")) / folder
+    if "PEERS" not in os.environ or not path.exists():
+        sys.exit(f"set PEERS to the folder where {folder} is cloned (no {path})")
+    return path
+
+
+def both_settings(shape: tuple[int, ...]) -> tuple[dict[str, int], dict[str, int]]:
+    """Layers, heads, width, sequence, batch and vocabulary in nanoGPT's names, and in ours."""
+    ours = ("num_layers", "num_heads", "model_dim", "seq_len", "", "vocab_size")
+    theirs = ("n_layer", "n_head", "n_embd", "block_size", "", "vocab_size")
+    named = (dict(zip(names, shape, strict=True)) for names in (theirs, ours))
+    first, second = ({k: v for k, v in settings.items() if k} for settings in named)
+    return first, second
 
 
 def begin(
@@ -57,6 +87,14 @@ def race(peer: str, theirs: Step, ours: Step, *, num_tokens: int, rounds: int) -
 def show_race(row: dict) -> str:
     """The ratio and its range."""
     return f"{row['ratio']:>8.3f}  ({row['ratio_least']:.3f}..{row['ratio_most']:.3f})"
+
+
+def show_sizes(peer: str, row: dict) -> str:
+    """Parameters and speeds of the two, and the race between them."""
+    sizes = [row["parameters"][who] for who in (peer, "nanozoo")]
+    rates = [row[f"{who}_tokens_per_second"] for who in (peer, "nanozoo")]
+    numbers = [f"{size:>13,}" for size in sizes] + [f"{rate:>10,.0f}" for rate in rates]
+    return "".join(numbers) + show_race(row)
 
 
 def race_shapes(

@@ -12,16 +12,14 @@ on the loss with equal weights, as far as their architectures are the same.
 
 import logging
 import math
-import os
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from race import adamw_step, begin, end, race, show_race
+from race import adamw_step, begin, end, find, race, show_sizes
 from torch import Tensor, nn
 
 from nanozoo_core.contract import Step
@@ -61,14 +59,6 @@ class Peer:
     softcap: float | None = None  # of the logits, in both
 
 
-def find(folder: str) -> None:
-    """Makes a clone in PEERS importable."""
-    path = Path(os.environ.get("PEERS", "")) / folder
-    if "PEERS" not in os.environ or not path.is_dir():
-        sys.exit(f"set PEERS to the folder where {folder} is cloned (no {path})")
-    sys.path.insert(0, str(path))
-
-
 @torch.no_grad()
 def copy(theirs: nn.Module, weights: dict[str, Tensor]) -> None:
     for name, value in weights.items():
@@ -76,28 +66,20 @@ def copy(theirs: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def nanochat(shape: Shape) -> Peer:
-    find("nanochat")
+    sys.path.insert(0, str(find("nanochat")))
     from nanochat import gpt
 
     gpt.has_ve = lambda layer, num_layers: False  # extra embeddings, which the control has not
-    model = gpt.GPT(
-        gpt.GPTConfig(
-            sequence_len=shape.seq_len,
-            vocab_size=shape.vocab_size,
-            n_layer=shape.num_layers,
-            n_head=shape.num_heads,
-            n_kv_head=shape.num_heads,
-            n_embd=shape.model_dim,
-            window_pattern="L",
-        )
-    )
+    config = gpt.GPTConfig(
+        sequence_len=shape.seq_len, vocab_size=shape.vocab_size, n_layer=shape.num_layers,
+        n_head=shape.num_heads, n_kv_head=shape.num_heads, n_embd=shape.model_dim,
+        window_pattern="L",
+    )  # fmt: skip
+    model = gpt.GPT(config)
     model.init_weights()
 
     def load(weights: dict[str, Tensor]) -> None:
-        copied = {
-            "transformer.wte.weight": weights["embedding.weight"],
-            "lm_head.weight": weights["head.weight"],
-        }
+        copied = outer_weights(weights, "transformer.wte", "lm_head")
         names = ("attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
         for layer in range(shape.num_layers):
             for name, value in zip(names, block_weights(weights, layer), strict=True):
@@ -120,35 +102,21 @@ def nanochat(shape: Shape) -> Peer:
 
 
 def litgpt(shape: Shape) -> Peer:
-    find("litgpt")
+    sys.path.insert(0, str(find("litgpt")))
     from litgpt.config import Config
     from litgpt.model import GPT
     from litgpt.utils import chunked_cross_entropy
 
-    model = GPT(
-        Config(
-            block_size=shape.seq_len,
-            n_layer=shape.num_layers,
-            n_head=shape.num_heads,
-            n_embd=shape.model_dim,
-            vocab_size=shape.vocab_size,
-            padded_vocab_size=shape.vocab_size,
-            norm_class_name="RMSNorm",
-            norm_eps=1e-6,
-            norm_qk=True,
-            parallel_residual=False,
-            rotary_percentage=1.0,
-            bias=False,
-            mlp_class_name="GptNeoxMLP",
-            gelu_approximate="tanh",
-        )
-    )
+    config = Config(
+        block_size=shape.seq_len, n_layer=shape.num_layers, n_head=shape.num_heads,
+        n_embd=shape.model_dim, vocab_size=shape.vocab_size, padded_vocab_size=shape.vocab_size,
+        norm_class_name="RMSNorm", norm_eps=1e-6, norm_qk=True, parallel_residual=False,
+        rotary_percentage=1.0, bias=False, mlp_class_name="GptNeoxMLP", gelu_approximate="tanh",
+    )  # fmt: skip
+    model = GPT(config)
 
     def load(weights: dict[str, Tensor]) -> None:
-        copied = {
-            "transformer.wte.weight": weights["embedding.weight"],
-            "lm_head.weight": weights["head.weight"],
-        }
+        copied = outer_weights(weights, "transformer.wte", "lm_head")
         for layer in range(shape.num_layers):
             q, k, v, out, up, down = block_weights(weights, layer)
             here = f"transformer.h.{layer}"
@@ -169,7 +137,7 @@ def litgpt(shape: Shape) -> Peer:
 
 
 def x_transformers(shape: Shape) -> Peer:
-    find("x-transformers")
+    sys.path.insert(0, str(find("x-transformers")))
     from x_transformers import Decoder, TransformerWrapper
 
     head_dim = shape.model_dim // shape.num_heads
@@ -197,10 +165,7 @@ def x_transformers(shape: Shape) -> Peer:
     neighbours = halves.transpose(1, 2).flatten()
 
     def load(weights: dict[str, Tensor]) -> None:
-        copied = {
-            "token_emb.emb.weight": weights["embedding.weight"],
-            "to_logits.weight": weights["head.weight"],
-        }
+        copied = outer_weights(weights, "token_emb.emb", "to_logits")
         for layer in range(shape.num_layers):
             q, k, v, out, up, down = block_weights(weights, layer)
             attention = f"attn_layers.layers.{2 * layer}.1"
@@ -226,6 +191,12 @@ def x_transformers(shape: Shape) -> Peer:
 
 
 PEERS = {"nanochat": nanochat, "litgpt": litgpt, "x-transformers": x_transformers}
+
+
+def outer_weights(weights: dict[str, Tensor], embedding: str, head: str) -> dict[str, Tensor]:
+    """Our embedding and head under a peer's names."""
+    found = {embedding: "embedding", head: "head"}
+    return {f"{theirs}.weight": weights[f"{ours}.weight"] for theirs, ours in found.items()}
 
 
 def block_weights(weights: dict[str, Tensor], layer: int) -> list[Tensor]:
@@ -297,15 +268,6 @@ def compare(name: str, shape: Shape, rounds: int) -> dict[str, object]:
     return row | {"parameters": sizes, "differs": peer.differs}
 
 
-def show(name: str, peer: str, row: dict) -> str:
-    sizes = row["parameters"]
-    rates = [row[f"{who}_tokens_per_second"] for who in (peer, "nanozoo")]
-    return (
-        f"{name:<10}{peer:<16}{sizes[peer]:>13,}{sizes['nanozoo']:>13,}"
-        f"{rates[0]:>10,.0f}{rates[1]:>10,.0f}{show_race(row)}"
-    )
-
-
 def main() -> None:
     arguments = begin(__doc__, SHAPES, peers=list(PEERS))
     warnings.filterwarnings("ignore")
@@ -317,7 +279,7 @@ def main() -> None:
         for peer in arguments.peers:
             row = compare(peer, SHAPES[name], arguments.rounds)
             results.setdefault(name, {})[peer] = row
-            print(show(name, peer, row), flush=True)
+            print(f"{name:<10}{peer:<16}{show_sizes(peer, row)}", flush=True)
     for peer in arguments.peers:
         print(f"{peer}: {results[arguments.shapes[0]][peer]['differs']}")
     end(arguments, results)

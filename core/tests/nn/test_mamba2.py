@@ -65,16 +65,9 @@ def test_equals_the_transformers_layer():
 
     mixer = make_mixer()
     config = transformers.Mamba2Config(
-        hidden_size=16,
-        state_size=6,
-        conv_kernel=4,
-        expand=2,
-        head_dim=8,
-        num_heads=4,
-        n_groups=1,
-        chunk_size=8,
-        layer_norm_epsilon=1e-5,
-    )
+        hidden_size=16, state_size=6, conv_kernel=4, expand=2, head_dim=8, num_heads=4, n_groups=1,
+        chunk_size=8, layer_norm_epsilon=1e-5,
+    )  # fmt: skip
     theirs = Theirs(config, layer_idx=0).eval()
     with torch.no_grad():
         mixer.norm.weight.uniform_(0.5, 1.5)

@@ -1,15 +1,8 @@
 """The Triton twin of the step between the products of a head and its loss."""
 
+import head_cases as cases
 import pytest
 import torch
-from head_cases import (
-    assert_same,
-    make,
-    several,
-    several_found,
-    several_reference,
-    values_and_gradients,
-)
 
 from nanozoo_core.ops import softmax_step
 from nanozoo_core.ops.backend import HAS_TRITON
@@ -44,47 +37,47 @@ def test_interpreted_kernel_equals_reference(
     reduction: str,
     normalised: bool,
 ) -> None:
-    args = make(
+    args = cases.make(
         num_tokens, dim, vocab_size, with_bias=True, with_token_weight=True, dtype=torch.float32
     )
     options = {"softcap": softcap, "reduction": reduction, "normalised": normalised}
-    expected = values_and_gradients(linear_cross_entropy_reference, args, **options)
-    found = values_and_gradients(
+    expected = cases.values_and_gradients(linear_cross_entropy_reference, args, **options)
+    found = cases.values_and_gradients(
         linear_cross_entropy, args, backend="triton", chunk_size=40, **options
     )
-    assert_same(found, expected, 1e-5)
+    cases.assert_same(found, expected, 1e-5)
 
 
 @interpreted
 def test_interpreted_kernel_sweeps_a_row_in_several_blocks() -> None:
-    args = make(3, 16, 4096 * 2 + 5, dtype=torch.float32)
+    args = cases.make(3, 16, 4096 * 2 + 5, dtype=torch.float32)
     args["x"] = (20 * args["x"].detach()).requires_grad_()
-    expected = values_and_gradients(linear_cross_entropy_reference, args)
-    found = values_and_gradients(linear_cross_entropy, args, backend="triton")
-    assert_same(found, expected, 1e-5)
+    expected = cases.values_and_gradients(linear_cross_entropy_reference, args)
+    found = cases.values_and_gradients(linear_cross_entropy, args, backend="triton")
+    cases.assert_same(found, expected, 1e-5)
 
 
 @interpreted
 def test_interpreted_kernel_takes_bfloat16() -> None:
-    args = make(65, 16, 130, with_bias=True, dtype=torch.float32)
+    args = cases.make(65, 16, 130, with_bias=True, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        expected = values_and_gradients(linear_cross_entropy, args, backend="torch")
-        found = values_and_gradients(linear_cross_entropy, args, backend="triton")
+        expected = cases.values_and_gradients(linear_cross_entropy, args, backend="torch")
+        found = cases.values_and_gradients(linear_cross_entropy, args, backend="triton")
     # Both round the gradient of a logit, the scaled feature and the product to 8 bits, but one
     # before and one after the division by the row's norm: six roundings of 2^-9.
-    assert_same(found, expected, 6 * 2**-9)
+    cases.assert_same(found, expected, 6 * 2**-9)
 
 
 @interpreted
 @pytest.mark.parametrize("shift", [-90.0, 90.0])
 def test_interpreted_kernel_holds_an_extreme_mass(shift: float) -> None:
-    args = make(3, 16, 130, with_bias=True, dtype=torch.float32)
+    args = cases.make(3, 16, 130, with_bias=True, dtype=torch.float32)
     args["bias"] = (args["bias"].detach() + shift).requires_grad_()
     options = {"normalised": False, "reduction": "sum"}
-    expected = values_and_gradients(linear_cross_entropy, args, backend="torch", **options)
-    found = values_and_gradients(linear_cross_entropy, args, backend="triton", **options)
+    expected = cases.values_and_gradients(linear_cross_entropy, args, backend="torch", **options)
+    found = cases.values_and_gradients(linear_cross_entropy, args, backend="triton", **options)
     # e^60 of an argument that float32 holds to 60 * 2^-24 is off by as much.
-    assert_same(found, expected, 2e-5)
+    cases.assert_same(found, expected, 2e-5)
 
 
 @interpreted
@@ -104,9 +97,11 @@ def test_interpreted_kernel_marks_an_illegal_target(target: int) -> None:
 @interpreted
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_interpreted_kernel_takes_several_targets(softcap: float | None) -> None:
-    args = several(65, 16, 130, 3, dtype=torch.float32)
-    expected = several_reference(args, softcap)
-    assert_same(several_found(args, softcap, backend="triton", chunk_size=40), expected, 1e-5)
+    args = cases.several(65, 16, 130, 3, dtype=torch.float32)
+    expected = cases.several_reference(args, softcap)
+    cases.assert_same(
+        cases.several_found(args, softcap, backend="triton", chunk_size=40), expected, 1e-5
+    )
 
 
 @compiled
@@ -132,13 +127,13 @@ def test_kernel_compiles_for_sm_90(dtype: str, normalised: bool, num_targets: in
 def test_cuda_equals_reference(
     num_tokens: int, vocab_size: int, reduction: str, normalised: bool
 ) -> None:
-    args = make(
+    args = cases.make(
         num_tokens, 64, vocab_size, with_bias=True, with_token_weight=True, dtype=torch.float32
     )
     args = {
         name: arg.detach().cuda().requires_grad_(arg.requires_grad) for name, arg in args.items()
     }
     options = {"softcap": 15.0, "reduction": reduction, "normalised": normalised}
-    expected = values_and_gradients(linear_cross_entropy_reference, args, **options)
-    found = values_and_gradients(linear_cross_entropy, args, chunk_size=300, **options)
-    assert_same(found, expected, 1e-5)
+    expected = cases.values_and_gradients(linear_cross_entropy_reference, args, **options)
+    found = cases.values_and_gradients(linear_cross_entropy, args, chunk_size=300, **options)
+    cases.assert_same(found, expected, 1e-5)

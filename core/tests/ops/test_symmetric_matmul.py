@@ -1,27 +1,11 @@
 """The symmetric products against plain ones; the Triton kernel runs in its interpreter."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from nanozoo_core.ops import symmetric_matmul
 from nanozoo_core.ops.symmetric_matmul import poly2, poly2_reference, syrk, syrk_reference
-
-needs_triton = pytest.mark.skipif(symmetric_matmul.triton is None, reason="triton is not here")
-
-# Run with TRITON_INTERPRET=1, which counts only before triton is imported.
-INTERPRETED = """
-import sys, torch
-from nanozoo_core.ops.symmetric_matmul import symmetric_matmul
-results = {}
-for case, (x, kind) in torch.load(sys.argv[1]).items():
-    options = {"b": -2.5, "c": 0.75} if kind == "poly2" else {}
-    results[case] = symmetric_matmul(x, block_m=32, block_k=16, **options)
-torch.save(results, sys.argv[2])
-"""
+from nanozoo_core.testing.kernels import compile_for_sm_90, compiled, interpreted, run_interpreted
 
 SHAPES = [(1, 1, 1), (2, 31, 33), (1, 32, 16), (2, 65, 50), (1, 70, 100), (0, 8, 8)]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -43,29 +27,19 @@ def cases():
     return found
 
 
-@pytest.fixture(scope="module")
-def interpreted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("interpreted")
-    torch.save(cases(), folder / "cases.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, folder / "cases.pt", folder / "results.pt"],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return torch.load(folder / "results.pt")
+@compiled
+def test_kernel_equals_reference_in_the_interpreter():
+    run_interpreted(__file__, num_tests=len(cases()))
 
 
-@needs_triton
+@interpreted
 @pytest.mark.parametrize("case", cases())
-def test_kernel_equals_reference(interpreted, case):
+def test_interpreted_kernel_equals_reference(case):
     x, kind = cases()[case]
     exact = x.double()
     expected = poly2_reference(exact, -2.5, 0.75) if kind == "poly2" else syrk_reference(exact)
-    found = interpreted[case]
+    options = {"b": -2.5, "c": 0.75} if kind == "poly2" else {}
+    found = symmetric_matmul.symmetric_matmul(x, block_m=32, block_k=16, **options)
     assert found.dtype == x.dtype
     assert torch.equal(found, found.mT)
     if x.numel():
@@ -85,27 +59,15 @@ def test_cpu_takes_torchs_product():
     torch.testing.assert_close(found, 2.0 * gram + 3.0 * gram @ gram, rtol=1e-10, atol=1e-10)
 
 
-@needs_triton
-def test_kernel_compiles_for_sm90_tensor_cores():
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-
-    signature = {"x_ptr": "*bf16", "out_ptr": "*bf16", "b": "fp32", "c": "fp32"}
-    signature |= dict.fromkeys(("num_rows", "num_columns", "batch_stride", "row_stride"), "i32")
-    signature["column_stride"] = "constexpr"
+@compiled
+def test_kernel_compiles_for_sm_90_tensor_cores():
+    kinds = {"x_ptr": "*bf16", "out_ptr": "*bf16", "b": "fp32", "c": "fp32"}
+    kinds |= dict.fromkeys(("num_rows", "num_columns", "batch_stride", "row_stride"), "i32")
     constants = {"column_stride": 1, "BLOCK_M": 128, "BLOCK_K": 64, "ADD_B": True, "UPCAST": False}
-    signature |= dict.fromkeys(constants, "constexpr")
     kernel = symmetric_matmul._symmetric_kernel
-    source = ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-    )
-    compiled = compile(
-        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "num_stages": 3}
-    )
-    assert len(compiled.asm["cubin"]) > 0
-    assert "wgmma" in compiled.asm["ptx"]
+    done = compile_for_sm_90(kernel, kinds, constants, num_warps=8)
+    assert len(done.asm["cubin"]) > 0
+    assert "wgmma" in done.asm["ptx"]
 
 
 @pytest.mark.gpu

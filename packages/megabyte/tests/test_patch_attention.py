@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 
 from nanozoo_core.config import model_config
-from nanozoo_core.testing.kernels import (
-    compile_for_sm_90,
-    compiled,
-    interpreted,
-    run_interpreted,
-)
+from nanozoo_core.testing.kernels import compile_for_sm_90, compiled, interpreted, run_interpreted
+from nanozoo_core.testing.laws import assert_close_in_size
 from nanozoo_megabyte.model import Megabyte
 from nanozoo_megabyte.patch_attention import patch_attention, patch_attention_reference
 
@@ -60,19 +56,6 @@ def value_and_gradients(form: Callable[..., Tensor], inputs: list[Tensor]) -> li
     return [y.detach(), *torch.autograd.grad(y, leaves, cotangent)]
 
 
-def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    """Root mean square of each difference, relative to that of the value."""
-    for name, one, two in zip(("y", "q", "k", "v"), found, expected, strict=True):
-        assert one.shape == two.shape
-        assert one.isfinite().all(), name
-        if two.numel() == 0:
-            continue
-        error = (one.double() - two.double()).square().mean().sqrt()
-        # The floor serves gradients that are zero, as that of a lone byte's scores.
-        scale = two.double().square().mean().sqrt().clamp(min=0.1)
-        assert error <= tolerance * scale, f"{name}: {error / scale:.1e}"
-
-
 @pytest.mark.parametrize("case", [(5, 2, 1, 4), (5, 2, 4, 6), (2, 3, 16, 8)])
 def test_the_reference_equals_torchs_attention(case: tuple) -> None:
     inputs = make_inputs(case, torch.float64)
@@ -103,7 +86,7 @@ def test_kernels_agree_with_the_reference_in_a_child_process() -> None:
 def test_interpreted_kernels_equal_the_reference(case: tuple) -> None:
     inputs = make_inputs(case)
     expected = value_and_gradients(patch_attention_reference, inputs)
-    assert_close(value_and_gradients(kernels, inputs), expected, 1e-5)
+    assert_close_in_size(value_and_gradients(kernels, inputs), expected, 1e-5)
 
 
 @interpreted
@@ -113,7 +96,7 @@ def test_interpreted_kernels_take_bfloat16() -> None:
     found = value_and_gradients(kernels, inputs)
     assert found[0].dtype == torch.bfloat16
     # 8 significant bits: results, which the interpreter cuts off, are wrong by 2^-8 at most.
-    assert_close(found, expected, 5e-3)
+    assert_close_in_size(found, expected, 5e-3)
 
 
 @interpreted
@@ -169,9 +152,7 @@ def test_kernel_compiles_for_sm_90(kernel: str, size: int, width: int, dtype: st
     kinds |= dict.fromkeys(("num_patches", "patch_stride", "place_stride", "head_stride"), "i32")
     kinds |= {"scale": "fp32"}
     num_warps = 4 if dtype == "bf16" and width <= 64 else 8
-    binary = compile_for_sm_90(getattr(module, kernel), kinds, constants, num_warps=num_warps)
-    assert binary.asm["cubin"]
-    assert binary.metadata.shared <= 227 * 1024  # what a program of an H100 may have
+    compile_for_sm_90(getattr(module, kernel), kinds, constants, num_warps=num_warps)
 
 
 @pytest.mark.gpu
@@ -184,4 +165,4 @@ def test_gpu_kernels_equal_the_reference(case: tuple, dtype: torch.dtype) -> Non
     inputs = [x.cuda() for x in make_inputs(case, dtype)]
     expected = value_and_gradients(patch_attention_reference, [x.float() for x in inputs])
     found = value_and_gradients(kernels, inputs)
-    assert_close(found, expected, 5e-3 if dtype == torch.bfloat16 else 1e-5)
+    assert_close_in_size(found, expected, 5e-3 if dtype == torch.bfloat16 else 1e-5)

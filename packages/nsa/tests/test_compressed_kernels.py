@@ -10,12 +10,8 @@ import torch
 from torch import Tensor
 
 from nanozoo_core.config import model_config
-from nanozoo_core.testing.kernels import (
-    compile_for_sm_90,
-    compiled,
-    interpreted,
-    run_interpreted,
-)
+from nanozoo_core.testing.kernels import compile_for_sm_90, compiled, interpreted, run_interpreted
+from nanozoo_core.testing.laws import assert_close_in_size
 from nanozoo_nsa.compressed.attention import compressed_attention
 from nanozoo_nsa.config import Grid
 from nanozoo_nsa.mixer import NSAMixer
@@ -61,18 +57,6 @@ def run(
     return [y.detach(), *torch.autograd.grad(y, leaves, cotangent)], chosen
 
 
-def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    """Root mean square of each difference, relative to that of the value."""
-    for name, one, two in zip(("y", "q", "keys", "values"), found, expected, strict=True):
-        assert one.isfinite().all(), name
-        if two.numel() == 0:
-            continue
-        error = (one.double() - two.double()).square().mean().sqrt()
-        # The floor serves gradients that are zero, as that of a lone block's scores.
-        scale = two.double().square().mean().sqrt().clamp(min=0.1)
-        assert error <= tolerance * scale, f"{name}: {error / scale:.1e}"
-
-
 @compiled
 def test_kernels_agree_with_the_plain_form_in_a_child_process() -> None:
     run_interpreted(__file__, num_tests=len(CASES) + 7)
@@ -95,7 +79,7 @@ def test_interpreted_kernels_equal_the_plain_form(
     monkeypatch.setattr(compressed, "KEY_PROGRAMS", 8)  # several tiles of rows for each
     inputs, grid = make_inputs(case), case[-1]
     (found, chosen), (expected, wanted) = (run(f, inputs, grid) for f in (kernels, plain))
-    assert_close(found, expected, 1e-5)
+    assert_close_in_size(found, expected, 1e-5)
     assert torch.equal(chosen, wanted)
 
 
@@ -123,7 +107,7 @@ def test_interpreted_kernels_take_bfloat16() -> None:
     low, grid = make_inputs(case, torch.bfloat16), case[-1]
     (found, chosen), (expected, wanted) = run(kernels, low, grid), run(plain, _wide(low), grid)
     # 8 significant bits: results, which the interpreter cuts off, are wrong by 2^-8 at most.
-    assert_close(found, expected, 5e-3)
+    assert_close_in_size(found, expected, 5e-3)
     assert found[0].dtype == torch.bfloat16
     # Scores are exact products, summed in float32.
     assert torch.equal(chosen, wanted)
@@ -180,9 +164,7 @@ def test_kernel_compiles_for_sm_90(kernel: str, dtype: str, width: int, tile: in
     kinds |= dict.fromkeys(("norms", "delta", "partial"), "*fp32") | {"chosen": "*i32"}
     kinds |= dict.fromkeys(("length", "num_windows", "num_parts"), "i32") | {"scale": "fp32"}
     num_warps = 4 if dtype == "bf16" and width <= 64 else 8
-    binary = compile_for_sm_90(getattr(compressed, kernel), kinds, constants, num_warps=num_warps)
-    assert binary.asm["cubin"]
-    assert binary.metadata.shared <= 227 * 1024  # what a program of an H100 may have
+    compile_for_sm_90(getattr(compressed, kernel), kinds, constants, num_warps=num_warps)
 
 
 @pytest.mark.gpu
@@ -197,6 +179,6 @@ def test_gpu_kernels_equal_the_plain_form(length: int, group: int, dtype: torch.
         run(kernels, inputs, grid),
         run(plain, _wide(inputs), grid),
     )
-    assert_close(found, expected, 5e-3 if dtype == torch.bfloat16 else 1e-5)
+    assert_close_in_size(found, expected, 5e-3 if dtype == torch.bfloat16 else 1e-5)
     # Sums in another order may turn the choice between two blocks of almost equal scores.
     assert (chosen == wanted).float().mean() >= 0.99

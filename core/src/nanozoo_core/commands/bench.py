@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 
-from nanozoo_core.commands.run_arguments import Commands
+from nanozoo_core.commands.run_arguments import Commands, add_settings_command
 from nanozoo_core.comparing.bench.request import OPTIONS, OTHERS
-from nanozoo_core.comparing.options import describe
 
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser(
+    parser = add_settings_command(
+        commands,
         "bench",
+        OPTIONS,
+        OTHERS,
         help="time training and decoding of several models side by side",
         description="Times models that take turns, each in a process of its own. Prints tables and "
         "writes bench.json: tokens/s and bytes/s as the median over the rounds with the least and "
         "the most, the ratio to the first model round by round, memory and MFU.",
-        epilog=describe(OPTIONS, OTHERS),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument(
         "--profile", action="store_true", help="also write a Chrome trace of each model"
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanozoo_core.comparing.options import Option, describe
 from nanozoo_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -13,6 +15,23 @@ if TYPE_CHECKING:
 
 Commands = Any
 """What `ArgumentParser.add_subparsers` returns; argparse does not name its type."""
+
+
+def add_settings_command(
+    commands: Commands, name: str, options: Sequence[Option], others: Sequence[Option], **texts: str
+) -> argparse.ArgumentParser:
+    """A command that is told everything as key=value, and whose help ends with a list of the keys.
+
+    Args: texts: `help` and `description`.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        epilog=describe(options, others),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **texts,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

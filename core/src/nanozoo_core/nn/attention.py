@@ -17,14 +17,9 @@ _MIN_BLOCK, _SMALL_BLOCK = 32, 64
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    is_causal: bool = True,
-    window: int | None = None,
-    documents: Tensor | None = None,
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, *,
+    is_causal: bool = True, window: int | None = None, documents: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """softmax(q k^T / sqrt(K)) v over the keys that each query may see.
 
     The last query stands at the position of the last key, so T < S continues a sequence.

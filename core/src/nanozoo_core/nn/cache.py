@@ -19,16 +19,9 @@ class KVCache:
     """
 
     def __init__(
-        self,
-        num_layers: int,
-        batch_size: int,
-        max_length: int,
-        num_kv_heads: int,
-        head_dim: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+        self, num_layers: int, batch_size: int, max_length: int, num_kv_heads: int, head_dim: int,
+        *, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         shape = (num_layers, batch_size, num_kv_heads, max_length, head_dim)
         # Zeros, not empty: a masked-out NaN would still poison the weighted sum.
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
@@ -51,15 +44,9 @@ class KVCache:
 
     @torch.no_grad()
     def attend(
-        self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        window: int | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *,
+        window: int | None = None, rows: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Writes k, v (B, Hk, T, K) at the end of each row and attends causally from q (B, H, T, K)
         over the row's past and the new tokens.
 

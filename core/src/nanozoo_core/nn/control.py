@@ -43,14 +43,9 @@ class ControlAttention(nn.Module):
         self.out = nn.Linear(model_dim, model_dim, bias=False)
 
     def forward(
-        self,
-        x: Tensor,
-        angles: Angles,
-        *,
-        cache: KVCache | None = None,
-        layer: int = 0,
-        rows: Tensor | None = None,
-    ) -> Tensor:
+        self, x: Tensor, angles: Angles, *,
+        cache: KVCache | None = None, layer: int = 0, rows: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         parts = self.qkv(x).split(self.split, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
         q = rms_norm(apply_rotary(q, *angles))  # (B, H, T, K)
@@ -86,27 +81,17 @@ class ControlBlock(nn.Module):
         nn.init.zeros_(self.mlp.down.weight)
 
     def delta(
-        self,
-        x: Tensor,
-        angles: Angles,
-        *,
-        cache: KVCache | None = None,
-        layer: int = 0,
-        rows: Tensor | None = None,
-    ) -> Tensor:
+        self, x: Tensor, angles: Angles, *,
+        cache: KVCache | None = None, layer: int = 0, rows: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """What the block adds to the residual stream x, (B, T, D)."""
         attended = self.attention(rms_norm(x), angles, cache=cache, layer=layer, rows=rows)
         return attended + self.mlp(rms_norm(x + attended))
 
     def forward(
-        self,
-        x: Tensor,
-        angles: Angles,
-        *,
-        cache: KVCache | None = None,
-        layer: int = 0,
-        rows: Tensor | None = None,
-    ) -> Tensor:
+        self, x: Tensor, angles: Angles, *,
+        cache: KVCache | None = None, layer: int = 0, rows: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         return x + self.delta(x, angles, cache=cache, layer=layer, rows=rows)
 
 
@@ -193,11 +178,6 @@ class ControlModel(nn.Module):
         """Empty keys and values of `num_layers` blocks with this model's heads."""
         weight = self.embedding.weight
         return KVCache(
-            num_layers,
-            batch_size,
-            max_length,
-            self.num_kv_heads,
-            self.head_dim,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+            num_layers, batch_size, max_length, self.num_kv_heads, self.head_dim,
+            device=weight.device, dtype=weight.dtype,
+        )  # fmt: skip

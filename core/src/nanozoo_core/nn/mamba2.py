@@ -92,12 +92,9 @@ class Mamba2Mixer(RecurrentMixer):
         return self.A_log.shape[0], self.head_dim, self.state_dim  # (H, P, N)
 
     def forward(
-        self,
-        u: Tensor,
-        state: MixerState | None = None,
-        lengths: Tensor | None = None,
+        self, u: Tensor, state: MixerState | None = None, lengths: Tensor | None = None,
         segments: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Mixes a whole sequence.
 
         Args:

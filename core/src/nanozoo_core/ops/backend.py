@@ -67,7 +67,7 @@ def valid_positions(x: Tensor, lengths: Tensor) -> Tensor:
     return torch.arange(x.shape[1], device=x.device) < lengths[:, None]
 
 
-def check_shapes(expected: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+def check_shapes(**expected: tuple[Tensor | None, tuple[int, ...]]) -> None:
     """Raises: ValueError naming the first tensor whose shape is not the one beside it."""
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tensor.shape != shape:

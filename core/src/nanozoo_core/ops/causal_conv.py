@@ -21,14 +21,9 @@ Activation = Literal["silu"] | None
 
 
 def causal_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    activation: Activation = "silu",
-    initial_state: Tensor | None = None,
-    segments: Tensor | None = None,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Activation = "silu",
+    initial_state: Tensor | None = None, segments: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """y_t = activation(bias + sum_j weight_j x_{t-K+1+j}), channel by channel.
 
     Args:
@@ -48,24 +43,14 @@ def causal_conv1d(
         from nanozoo_core.ops.causal_conv_triton import causal_conv1d_triton as convolve
     else:
         convolve = causal_conv1d_torch
-    return convolve(
-        x,
-        weight,
-        bias,
-        activation=activation,
-        initial_state=initial_state,
-        segments=segments,
-    )
+    silu, options = activation == "silu", {"initial_state": initial_state, "segments": segments}
+    return convolve(x, weight, bias, silu=silu, **options)
 
 
 def causal_conv1d_step(
-    state: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
+    state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
     activation: Activation = "silu",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One position of `causal_conv1d`.
 
     Args:
@@ -84,14 +69,9 @@ def causal_conv1d_step(
 
 
 def causal_conv1d_reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    activation: Activation = "silu",
-    initial_state: Tensor | None = None,
-    segments: Tensor | None = None,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Activation = "silu",
+    initial_state: Tensor | None = None, segments: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The sum over taps as it is written; arguments as in `causal_conv1d`."""
     length, width = x.shape[1], weight.shape[1]
     padded = _with_history(x, width, initial_state)
@@ -106,14 +86,9 @@ def causal_conv1d_reference(
 
 
 def causal_conv1d_torch(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    activation: Activation = "silu",
-    initial_state: Tensor | None = None,
-    segments: Tensor | None = None,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = True,
+    initial_state: Tensor | None = None, segments: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """`causal_conv1d` in plain torch with a hand-written backward pass (differentiable once).
 
     Forward plus backward takes 0.75 to 0.85 of the CPU time of a grouped `conv1d` on the transposed
@@ -124,7 +99,7 @@ def causal_conv1d_torch(
     if bias is None:
         bias = torch.zeros(x.shape[2], dtype=dtype, device=x.device)
     keeps = None if segments is None else _keeps(segments, weight.shape[1])
-    y = _CausalConv.apply(padded, weight.to(dtype), bias.to(dtype), keeps, activation)
+    y = _CausalConv.apply(padded, weight.to(dtype), bias.to(dtype), keeps, silu)
     return y.to(x.dtype)
 
 
@@ -134,12 +109,7 @@ class _CausalConv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        padded: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        keeps: Tensor | None,
-        activation: Activation,
+        ctx: Any, padded: Tensor, weight: Tensor, bias: Tensor, keeps: Tensor | None, silu: bool
     ) -> Tensor:
         batch, padded_length, channels = padded.shape
         length = padded_length - weight.shape[1] + 1
@@ -150,9 +120,9 @@ class _CausalConv(torch.autograd.Function):
         y = padded.new_empty(batch, length, channels)
         for at in blocks:
             total = _weighted_sum(padded, taps, bias, keeps, at)
-            y[:, at] = F.silu(total, inplace=True) if activation == "silu" else total
+            y[:, at] = F.silu(total, inplace=True) if silu else total
         ctx.save_for_backward(padded, taps, bias, keeps)
-        ctx.blocks, ctx.activation = blocks, activation
+        ctx.blocks, ctx.silu = blocks, silu
         return y
 
     @staticmethod
@@ -165,7 +135,7 @@ class _CausalConv(torch.autograd.Function):
             products = torch.empty_like(grad, memory_format=torch.contiguous_format)
             by_position = products.flatten(0, 1).mT  # (C, B T)
             ones = grad.new_ones(by_position.shape[1])
-            if ctx.activation == "silu":
+            if ctx.silu:
                 total = _weighted_sum(padded, taps, bias, keeps, at)
                 grad = torch.ops.aten.silu_backward(grad, total)
             grad_bias += grad.sum((0, 1))
@@ -205,24 +175,18 @@ def _keeps(segments: Tensor, width: int) -> Tensor:
 
 
 def _check_shapes(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    segments: Tensor | None,
-) -> None:
+    x: Tensor, weight: Tensor, bias: Tensor | None,
+    initial_state: Tensor | None, segments: Tensor | None,
+) -> None:  # fmt: skip
     if x.dim() != 3 or weight.dim() != 2 or x.shape[1] == 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; want (B, L, C) and "
             "(C, K) with L >= 1"
         )
-    batch, length, channels = x.shape
-    width = weight.shape[1]
+    (batch, length, channels), width = x.shape, weight.shape[1]
     check_shapes(
-        {
-            "weight": (weight, (channels, width)),
-            "bias": (bias, (channels,)),
-            "initial_state": (initial_state, (batch, channels, width - 1)),
-            "segments": (segments, (batch, length)),
-        }
+        weight=(weight, (channels, width)),
+        bias=(bias, (channels,)),
+        initial_state=(initial_state, (batch, channels, width - 1)),
+        segments=(segments, (batch, length)),
     )

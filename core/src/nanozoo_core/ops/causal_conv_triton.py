@@ -12,7 +12,7 @@ Shapes: B batch, L sequence, C channels, K kernel width, T positions of a tile.
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,32 +39,32 @@ def _tap(x, runs, run, t, shift, channel, length, x_time, C: tl.constexpr):
 
 
 @triton.jit
+def _place(runs, length, TILE_T: tl.constexpr, TILE_C: tl.constexpr):
+    """Of a program: its row, positions and channels, and the runs of the row and the positions."""
+    batch = tl.program_id(0).to(tl.int64)
+    t = tl.program_id(1) * TILE_T + tl.arange(0, TILE_T)
+    channel = tl.program_id(2) * TILE_C + tl.arange(0, TILE_C)
+    runs += batch * length
+    return batch, t, channel, runs, tl.load(runs + t, mask=t < length, other=-2)
+
+
+@triton.jit
 def _convolve(
     x,  # (B, L, C)
     weight,  # (C, K)
     bias,  # (C,)
     runs,  # (B, L)
     y,  # (B, L, C) out
-    length,
-    x_batch,
-    x_time,
-    C: tl.constexpr,
-    K: tl.constexpr,
-    TILE_T: tl.constexpr,
-    TILE_C: tl.constexpr,
-    REVERSE: tl.constexpr,
-    SILU: tl.constexpr,
-):
+    length, x_batch, x_time,
+    C: tl.constexpr, K: tl.constexpr, TILE_T: tl.constexpr, TILE_C: tl.constexpr,
+    REVERSE: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
     """y_t = silu(bias + sum_j weight_j x_{t-K+1+j}).
 
     In reverse, for the gradient of x: y_t = sum_j weight_j x_{t+K-1-j}.
     """
-    batch = tl.program_id(0).to(tl.int64)
-    t = tl.program_id(1) * TILE_T + tl.arange(0, TILE_T)
-    channel = tl.program_id(2) * TILE_C + tl.arange(0, TILE_C)
+    batch, t, channel, runs, run = _place(runs, length, TILE_T, TILE_C)
     real = channel < C
-    runs += batch * length
-    run = tl.load(runs + t, mask=t < length, other=-2)
     total = tl.zeros((TILE_T, TILE_C), tl.float32)
     for j in tl.static_range(K):
         shift = K - 1 - j if REVERSE else j - K + 1
@@ -81,30 +81,18 @@ def _convolve(
 
 @triton.jit
 def _gradients(
-    x,  # (B, L, C)
-    weight,  # (C, K)
-    bias,  # (C,)
-    runs,  # (B, L)
+    x, weight, bias, runs,  # as in `_convolve`
     grad_y,  # (B, L, C)
     grad_total,  # (B, L, C) float32 out: before the activation
     partial,  # (B, tiles of L, K + 1, C) out: gradients of the taps and the bias
-    length,
-    x_batch,
-    x_time,
-    C: tl.constexpr,
-    K: tl.constexpr,
-    TILE_T: tl.constexpr,
-    TILE_C: tl.constexpr,
+    length, x_batch, x_time,
+    C: tl.constexpr, K: tl.constexpr, TILE_T: tl.constexpr, TILE_C: tl.constexpr,
     SILU: tl.constexpr,
-):
-    batch = tl.program_id(0).to(tl.int64)
-    t = tl.program_id(1) * TILE_T + tl.arange(0, TILE_T)
-    channel = tl.program_id(2) * TILE_C + tl.arange(0, TILE_C)
+):  # fmt: skip
+    batch, t, channel, runs, run = _place(runs, length, TILE_T, TILE_C)
     real = channel < C
     mask = (t < length)[:, None] & real[None, :]
     x += batch * x_batch
-    runs += batch * length
-    run = tl.load(runs + t, mask=t < length, other=-2)
     offsets = batch * length * C + t.to(tl.int64)[:, None] * C + channel[None, :]
     grad = tl.load(grad_y + offsets, mask=mask, other=0.0).to(tl.float32)
     if SILU:
@@ -124,14 +112,9 @@ def _gradients(
 
 
 def causal_conv1d_triton(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    activation: Literal["silu"] | None = "silu",
-    initial_state: Tensor | None = None,
-    segments: Tensor | None = None,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = True,
+    initial_state: Tensor | None = None, segments: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The convolution on a GPU: arguments and result as in `causal_conv1d`. x may be a view of a
     larger tensor (its last stride must be 1, or it is copied)."""
     channels = x.shape[2]
@@ -144,7 +127,6 @@ def causal_conv1d_triton(
     # The history belongs to the first segment.
     runs = F.pad(segment_runs(x[:, history:], segments), (history, 0))
     x = unit_stride(x)
-    silu = activation == "silu"
     return _CausalConv.apply(x, weight.float(), bias.float(), runs, silu)[:, history:]
 
 
@@ -178,17 +160,9 @@ def _constants(weight: Tensor) -> dict[str, Any]:
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, runs: Tensor, silu: bool) -> Tensor:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     _convolve[_grid(x)](
-        x,
-        weight.contiguous(),
-        bias,
-        runs,
-        y,
-        x.shape[1],
-        *x.stride()[:2],
-        REVERSE=False,
-        SILU=silu,
-        **_constants(weight),
-    )
+        x, weight.contiguous(), bias, runs, y, x.shape[1], *x.stride()[:2],
+        REVERSE=False, SILU=silu, **_constants(weight),
+    )  # fmt: skip
     return y
 
 
@@ -205,35 +179,17 @@ def _backward(
     grid, constants, weight = _grid(x), _constants(weight), weight.contiguous()
     length, (channels, width) = x.shape[1], weight.shape
     grad_total = torch.empty(x.shape, device=x.device, dtype=torch.float32)
-    partial = torch.empty(
-        grid[0], grid[1], width + 1, channels, device=x.device, dtype=torch.float32
-    )
+    shape = (*grid[:2], width + 1, channels)
+    partial = torch.empty(shape, device=x.device, dtype=torch.float32)
     _gradients[grid](
-        x,
-        weight,
-        bias,
-        runs,
-        grad_y,
-        grad_total,
-        partial,
-        length,
-        *x.stride()[:2],
-        SILU=silu,
-        **constants,
-    )
+        x, weight, bias, runs, grad_y, grad_total, partial, length, *x.stride()[:2],
+        SILU=silu, **constants,
+    )  # fmt: skip
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     _convolve[grid](
-        grad_total,
-        weight,
-        bias,
-        runs,
-        grad_x,
-        length,
-        *grad_total.stride()[:2],
-        REVERSE=True,
-        SILU=False,
-        **constants,
-    )
+        grad_total, weight, bias, runs, grad_x, length, *grad_total.stride()[:2],
+        REVERSE=True, SILU=False, **constants,
+    )  # fmt: skip
     sums = partial.sum((0, 1))  # (K + 1, C)
     return grad_x, sums[:width].T.contiguous(), sums[width].clone()
 

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanozoo_core.machine.uncompiled import uncompiled
-from nanozoo_core.ops.softmax_step import softmax_step_torch, softmax_step_triton, triton
+from nanozoo_core.ops.optional_triton import triton
+from nanozoo_core.ops.softmax_step import softmax_step_torch, softmax_step_triton
 
 Reduction = Literal["mean", "sum", "none"]
 Backend = Literal["torch", "triton"]
@@ -28,18 +29,11 @@ Backend = Literal["torch", "triton"]
 
 @uncompiled(with_callees=True)  # loops over chunks are nothing that a compiler could improve
 def linear_cross_entropy(
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
-    bias: Tensor | None = None,
-    token_weight: Tensor | None = None,
-    softcap: float | None = None,
-    normalised: bool = True,
-    reduction: Reduction = "mean",
-    chunk_size: int | None = None,
-    backend: Backend | None = None,
-) -> Tensor:
+    x: Tensor, weight: Tensor, targets: Tensor, *,
+    bias: Tensor | None = None, token_weight: Tensor | None = None,
+    softcap: float | None = None, normalised: bool = True, reduction: Reduction = "mean",
+    chunk_size: int | None = None, backend: Backend | None = None,
+) -> Tensor:  # fmt: skip
     """Returns l_i = -w_i log softmax(z_i)[target_i] of the logits z = softcap(x W^T + b).
 
     With normalised=False the logits stand for a measure u_y = e^{z_y} / V that need not sum to one,
@@ -89,16 +83,10 @@ def linear_cross_entropy(
 
 @uncompiled(with_callees=True)  # loops over chunks are nothing that a compiler could improve
 def multi_target_cross_entropy(
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    token_weight: Tensor,
-    *,
-    bias: Tensor | None = None,
-    softcap: float | None = None,
-    chunk_size: int | None = None,
-    backend: Backend | None = None,
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, weight: Tensor, targets: Tensor, token_weight: Tensor, *,
+    bias: Tensor | None = None, softcap: float | None = None,
+    chunk_size: int | None = None, backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Several weighed targets of each token on the same logits, at the cost of one: l_im =
     -log softmax(z_i)[target_im], and their sum_im w_im l_im.
 
@@ -123,16 +111,10 @@ def multi_target_cross_entropy(
 
 
 def linear_cross_entropy_reference(
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
-    bias: Tensor | None = None,
-    token_weight: Tensor | None = None,
-    softcap: float | None = None,
-    normalised: bool = True,
-    reduction: Reduction = "mean",
-) -> Tensor:
+    x: Tensor, weight: Tensor, targets: Tensor, *,
+    bias: Tensor | None = None, token_weight: Tensor | None = None,
+    softcap: float | None = None, normalised: bool = True, reduction: Reduction = "mean",
+) -> Tensor:  # fmt: skip
     """The same in a few lines that autograd differentiates, with all logits in memory."""
     logits = F.linear(x, weight, bias)  # (N, V)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -167,15 +149,9 @@ class _Head:
 
     @classmethod
     def choose(
-        cls,
-        x: Tensor,
-        weight: Tensor,
-        softcap: float | None,
-        chunk_size: int | None,
-        backend: Backend | None,
-        *,
-        normalised: bool = True,
-    ) -> _Head:
+        cls, x: Tensor, weight: Tensor, softcap: float | None, chunk_size: int | None,
+        backend: Backend | None, *, normalised: bool = True,
+    ) -> _Head:  # fmt: skip
         chunk_size = _chunk_size(x, weight, chunk_size)
         backend = backend or _default_backend(x)
         return cls(softcap, normalised, chunk_size, _product_dtype(x), backend)
@@ -270,15 +246,9 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        shares: Tensor,
-        targets: Tensor,
-        head: _Head,
-        with_gradient: bool,
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shares: Tensor, targets: Tensor,
+        head: _Head, with_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         needs = ctx.needs_input_grad[:3] if with_gradient else (False, False, False)
         losses, ctx.grads = _losses_and_gradients(x, weight, bias, targets, head, shares, needs)
         ctx.head = head
@@ -370,15 +340,9 @@ def _chunk_size(x: Tensor, weight: Tensor, asked: int | None) -> int:
 
 
 def _check(
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    token_weight: Tensor | None,
-    softcap: float | None,
-    reduction: str,
-    chunk_size: int | None,
-) -> None:
+    x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, token_weight: Tensor | None,
+    softcap: float | None, reduction: str, chunk_size: int | None,
+) -> None:  # fmt: skip
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(
             f"x {tuple(x.shape)} and weight {tuple(weight.shape)} must be (N, D) and (V, D)"

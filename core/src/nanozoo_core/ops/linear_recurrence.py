@@ -155,9 +155,7 @@ def _check_shapes(
         )
     batch, length, channels = inputs.shape
     check_shapes(
-        {
-            "decay": (decay, (batch, length) if decay.dim() == 2 else (batch, length, channels)),
-            "initial_state": (initial_state, (batch, channels)),
-            "segments": (segments, (batch, length)),
-        }
+        decay=(decay, (batch, length) if decay.dim() == 2 else (batch, length, channels)),
+        initial_state=(initial_state, (batch, channels)),
+        segments=(segments, (batch, length)),
     )

@@ -49,17 +49,13 @@ def _recur(
     initial,  # (B, D)
     states,  # (B, L, D) out
     length,
-    D: tl.constexpr,
-    SHARED: tl.constexpr,
-    TILE_T: tl.constexpr,
-    TILE_D: tl.constexpr,
-):
+    D: tl.constexpr, SHARED: tl.constexpr, TILE_T: tl.constexpr, TILE_D: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * TILE_D + tl.arange(0, TILE_D)
-    real = channel < D
-    decay += row * length if SHARED else row * length * D
-    inputs += row * length * D
-    states += row * length * D
+    real, sequence = channel < D, row * length * D
+    decay += row * length if SHARED else sequence
+    inputs, states = inputs + sequence, states + sequence
     state = tl.load(initial + row * D + channel, mask=real, other=0.0)
     is_last = (tl.arange(0, TILE_T) == TILE_T - 1)[:, None]
     for m in range(tl.cdiv(length, TILE_T)):
@@ -83,24 +79,19 @@ def _gradients(
     grad_inputs,  # (B, L, D) out
     grad_initial,  # (B, D) out
     length,
-    D: tl.constexpr,
-    SHARED: tl.constexpr,
-    TILE_T: tl.constexpr,
-    TILE_D: tl.constexpr,
-):
+    D: tl.constexpr, SHARED: tl.constexpr, TILE_T: tl.constexpr, TILE_D: tl.constexpr,
+):  # fmt: skip
     """lam_t = grad_t + a_{t+1} lam_{t+1}, from the end, is the gradient of input t; that of decay t
     is lam_t h_{t-1}."""
     row = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * TILE_D + tl.arange(0, TILE_D)
-    real = channel < D
-    decay += row * length if SHARED else row * length * D
-    states += row * length * D
-    grad += row * length * D
-    grad_inputs += row * length * D
+    real, sequence = channel < D, row * length * D
+    decay += row * length if SHARED else sequence
+    states, grad, grad_inputs = states + sequence, grad + sequence, grad_inputs + sequence
     if SHARED:
         grad_decay += (row * tl.num_programs(1) + tl.program_id(1)) * length
     else:
-        grad_decay += row * length * D
+        grad_decay += sequence
     first = tl.load(initial + row * D + channel, mask=real, other=0.0)
     later = tl.zeros((TILE_D,), tl.float32)  # lam behind the tile
     is_first = (tl.arange(0, TILE_T) == 0)[:, None]
@@ -136,16 +127,15 @@ def linear_recurrence_triton(decay: Tensor, inputs: Tensor, initial_state: Tenso
 class _LinearRecurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, decay: Tensor, inputs: Tensor, initial_state: Tensor) -> Tensor:
-        decay = decay.contiguous()
-        states = _forward(decay, inputs.contiguous(), initial_state.contiguous())
+        decay, initial_state = decay.contiguous(), initial_state.contiguous()
+        states = _forward(decay, inputs.contiguous(), initial_state)
         ctx.save_for_backward(decay, states, initial_state)
         return states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        decay, states, initial_state = ctx.saved_tensors
-        return _backward(grad.contiguous(), decay, states, initial_state.contiguous())
+        return _backward(grad.contiguous(), *ctx.saved_tensors)
 
 
 def _launch(decay: Tensor, states: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:

@@ -7,28 +7,19 @@ read and one write backward.
 N rows, n rows of a chunk, D model_dim, V vocabulary.
 """
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # no Triton on macOS and Windows
-    triton = None
-
-from nanozoo_core.ops.reduced_head import Reduction, launch, reduced_head
+from nanozoo_core.ops.optional_triton import jit, tl
+from nanozoo_core.ops.reduced_head import Reduction, reduced_head
 
 
 def log_mixture(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    own: Tensor,
-    true: Tensor,
-    ratio: Tensor,
+    x: Tensor, weight: Tensor, bias: Tensor, own: Tensor, true: Tensor, ratio: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities at two ids per row, and the sum over all of log(1 + ratio p).
 
@@ -69,16 +60,9 @@ def _forward_torch(logits: Tensor, own: Tensor, true: Tensor, ratio: Tensor, out
 
 
 def _backward_torch(
-    logits: Tensor,
-    own: Tensor,
-    true: Tensor,
-    ratio: Tensor,
-    lse: Tensor,
-    curvature: Tensor,
-    grad_own: Tensor,
-    grad_true: Tensor,
-    grad_total: Tensor,
-) -> None:
+    logits: Tensor, own: Tensor, true: Tensor, ratio: Tensor, lse: Tensor, curvature: Tensor,
+    grad_own: Tensor, grad_true: Tensor, grad_total: Tensor,
+) -> None:  # fmt: skip
     """Replaces logits (n, V) by the gradient p_j (g_total (r / (1 + r p_j) - curvature) - g_own -
     g_true) + g_own [j = own] + g_true [j = true].
     """
@@ -92,109 +76,76 @@ def _backward_torch(
     logits.copy_(grad)
 
 
-if triton is not None:
-
-    @triton.jit
-    def _log1p(x):  # type: ignore[no-untyped-def]
-        # log(1 + x) loses x below float32's spacing at 1, and such terms are summed over all of V.
-        return tl.where(x < 1e-4, x - 0.5 * x * x, tl.log(1.0 + x))
-
-    @triton.jit
-    def _forward_kernel(  # type: ignore[no-untyped-def]
-        logits_ptr,
-        own_ptr,
-        true_ptr,
-        ratio_ptr,
-        out_ptr,
-        out_stride,
-        row_stride,
-        vocab_size,
-        BLOCK: tl.constexpr,
-    ):
-        row = tl.program_id(0).to(tl.int64)
-        start_ptr = logits_ptr + row * row_stride
-        columns = tl.arange(0, BLOCK)
-        peak = tl.full((BLOCK,), -float("inf"), tl.float32)
-        mass = tl.zeros((BLOCK,), tl.float32)
-        for start in range(0, vocab_size, BLOCK):
-            inside = start + columns < vocab_size
-            tile = tl.load(start_ptr + start + columns, mask=inside, other=-float("inf"))
-            tile = tile.to(tl.float32)
-            higher = tl.maximum(peak, tile)
-            # Lanes that have seen nothing yet hold -inf, whose difference is not a number.
-            safe = tl.where(higher == -float("inf"), 0.0, higher)
-            mass = mass * tl.exp(peak - safe) + tl.exp(tile - safe)
-            peak = higher
-        top = tl.max(peak, 0)
-        lse = top + tl.log(tl.sum(mass * tl.exp(peak - top), 0))
-
-        ratio = tl.load(ratio_ptr + row)
-        total = tl.zeros((BLOCK,), tl.float32)
-        curvature = tl.zeros((BLOCK,), tl.float32)
-        for start in range(0, vocab_size, BLOCK):
-            inside = start + columns < vocab_size
-            tile = tl.load(start_ptr + start + columns, mask=inside, other=-float("inf"))
-            scaled = ratio * tl.exp(tile.to(tl.float32) - lse)
-            total += _log1p(scaled)
-            curvature += scaled / (1.0 + scaled)
-        own = tl.load(start_ptr + tl.load(own_ptr + row)).to(tl.float32)
-        true = tl.load(start_ptr + tl.load(true_ptr + row)).to(tl.float32)
-        tl.store(out_ptr + row, own - lse)
-        tl.store(out_ptr + out_stride + row, true - lse)
-        tl.store(out_ptr + 2 * out_stride + row, tl.sum(total, 0))
-        tl.store(out_ptr + 3 * out_stride + row, lse)
-        tl.store(out_ptr + 4 * out_stride + row, tl.sum(curvature, 0))
-
-    @triton.jit
-    def _backward_kernel(  # type: ignore[no-untyped-def]
-        logits_ptr,
-        own_ptr,
-        true_ptr,
-        ratio_ptr,
-        lse_ptr,
-        curvature_ptr,
-        grad_own_ptr,
-        grad_true_ptr,
-        grad_total_ptr,
-        row_stride,
-        vocab_size,
-        BLOCK: tl.constexpr,
-    ):
-        row = tl.program_id(0).to(tl.int64)
-        start_ptr = logits_ptr + row * row_stride
-        own = tl.load(own_ptr + row)
-        true = tl.load(true_ptr + row)
-        ratio = tl.load(ratio_ptr + row)
-        lse = tl.load(lse_ptr + row)
-        grad_own = tl.load(grad_own_ptr + row)
-        grad_true = tl.load(grad_true_ptr + row)
-        grad_total = tl.load(grad_total_ptr + row)
-        constant = grad_total * tl.load(curvature_ptr + row) + grad_own + grad_true
-        for start in range(0, vocab_size, BLOCK):
-            columns = start + tl.arange(0, BLOCK)
-            inside = columns < vocab_size
-            tile = tl.load(start_ptr + columns, mask=inside, other=-float("inf")).to(tl.float32)
-            probs = tl.exp(tile - lse)
-            grad = probs * (grad_total * ratio / (1.0 + ratio * probs) - constant)
-            grad += tl.where(columns == own, grad_own, 0.0)
-            grad += tl.where(columns == true, grad_true, 0.0)
-            tl.store(start_ptr + columns, grad.to(logits_ptr.dtype.element_ty), mask=inside)
-
-    def _forward_triton(
-        logits: Tensor, own: Tensor, true: Tensor, ratio: Tensor, out: Tensor
-    ) -> None:
-        rows = (row.contiguous() for row in (own, true, ratio))
-        launch(_forward_kernel, logits, *rows, out, out.stride(0))
-
-    def _backward_triton(logits: Tensor, *rows: Tensor) -> None:
-        launch(_backward_kernel, logits, *(row.contiguous() for row in rows))
+@jit
+def _log1p(x):
+    # log(1 + x) loses x below float32's spacing at 1, and such terms are summed over all of V.
+    return tl.where(x < 1e-4, x - 0.5 * x * x, tl.log(1.0 + x))
 
 
-LOG_MIXTURE = Reduction(
-    num_results=3,
-    num_saved=2,
-    forward=_forward_torch,
-    backward=_backward_torch,
-    forward_triton=_forward_triton if triton is not None else None,
-    backward_triton=_backward_triton if triton is not None else None,
-)
+@jit
+def _forward_kernel(
+    logits_ptr, own_ptr, true_ptr, ratio_ptr, out_ptr, out_stride, row_stride, vocab_size,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    start_ptr = logits_ptr + row * row_stride
+    columns = tl.arange(0, BLOCK)
+    peak = tl.full((BLOCK,), -float("inf"), tl.float32)
+    mass = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, vocab_size, BLOCK):
+        inside = start + columns < vocab_size
+        tile = tl.load(start_ptr + start + columns, mask=inside, other=-float("inf"))
+        tile = tile.to(tl.float32)
+        higher = tl.maximum(peak, tile)
+        # Lanes that have seen nothing yet hold -inf, whose difference is not a number.
+        safe = tl.where(higher == -float("inf"), 0.0, higher)
+        mass = mass * tl.exp(peak - safe) + tl.exp(tile - safe)
+        peak = higher
+    top = tl.max(peak, 0)
+    lse = top + tl.log(tl.sum(mass * tl.exp(peak - top), 0))
+
+    ratio = tl.load(ratio_ptr + row)
+    total = tl.zeros((BLOCK,), tl.float32)
+    curvature = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, vocab_size, BLOCK):
+        inside = start + columns < vocab_size
+        tile = tl.load(start_ptr + start + columns, mask=inside, other=-float("inf"))
+        scaled = ratio * tl.exp(tile.to(tl.float32) - lse)
+        total += _log1p(scaled)
+        curvature += scaled / (1.0 + scaled)
+    own = tl.load(start_ptr + tl.load(own_ptr + row)).to(tl.float32)
+    true = tl.load(start_ptr + tl.load(true_ptr + row)).to(tl.float32)
+    tl.store(out_ptr + row, own - lse)
+    tl.store(out_ptr + out_stride + row, true - lse)
+    tl.store(out_ptr + 2 * out_stride + row, tl.sum(total, 0))
+    tl.store(out_ptr + 3 * out_stride + row, lse)
+    tl.store(out_ptr + 4 * out_stride + row, tl.sum(curvature, 0))
+
+
+@jit
+def _backward_kernel(
+    logits_ptr, own_ptr, true_ptr, ratio_ptr, lse_ptr, curvature_ptr,
+    grad_own_ptr, grad_true_ptr, grad_total_ptr, row_stride, vocab_size, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    start_ptr = logits_ptr + row * row_stride
+    own = tl.load(own_ptr + row)
+    true = tl.load(true_ptr + row)
+    ratio = tl.load(ratio_ptr + row)
+    lse = tl.load(lse_ptr + row)
+    grad_own = tl.load(grad_own_ptr + row)
+    grad_true = tl.load(grad_true_ptr + row)
+    grad_total = tl.load(grad_total_ptr + row)
+    constant = grad_total * tl.load(curvature_ptr + row) + grad_own + grad_true
+    for start in range(0, vocab_size, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < vocab_size
+        tile = tl.load(start_ptr + columns, mask=inside, other=-float("inf")).to(tl.float32)
+        probs = tl.exp(tile - lse)
+        grad = probs * (grad_total * ratio / (1.0 + ratio * probs) - constant)
+        grad += tl.where(columns == own, grad_own, 0.0)
+        grad += tl.where(columns == true, grad_true, 0.0)
+        tl.store(start_ptr + columns, grad.to(logits_ptr.dtype.element_ty), mask=inside)
+
+
+LOG_MIXTURE = Reduction(3, 2, _forward_torch, _backward_torch, _forward_kernel, _backward_kernel)

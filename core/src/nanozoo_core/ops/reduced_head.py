@@ -17,10 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-try:
-    import triton
-except ImportError:  # no Triton on macOS and Windows
-    triton = None
+from nanozoo_core.ops.optional_triton import triton
 
 # A chunk of float32 logits: about the size of a GPU's L2 cache, and at most 512 rows on a CPU,
 # where fewer rows make the products slower and more leave the caches.
@@ -42,16 +39,25 @@ class Reduction:
     backward: Callable[..., None]
     """(logits, *rows, *saved, *gradients), each but the first (n,), replaces the logits by their
     gradient."""
-    forward_triton: Callable[..., None] | None
-    backward_triton: Callable[..., None] | None
+    forward_kernel: Any
+    backward_kernel: Any
+    """The same in Triton, a program per row: (logits, *rows, out, its row stride, the logits' row
+    stride, V, BLOCK), and (logits, *rows, *saved, *gradients, row stride, V, BLOCK)."""
 
     def steps(self, x: Tensor) -> tuple[Callable[..., None], Callable[..., None]]:
         """Those for the device of `x`; a kernel is float32."""
-        if self.forward_triton is None or self.backward_triton is None:
-            return self.forward, self.backward
         if triton is None or not x.is_cuda or x.dtype == torch.float64:
             return self.forward, self.backward
         return self.forward_triton, self.backward_triton
+
+    def forward_triton(self, logits: Tensor, *rows_and_out: Tensor) -> None:
+        *rows, out = rows_and_out
+        _launch(
+            self.forward_kernel, logits, *(row.contiguous() for row in rows), out, out.stride(0)
+        )
+
+    def backward_triton(self, logits: Tensor, *rows: Tensor) -> None:
+        _launch(self.backward_kernel, logits, *(row.contiguous() for row in rows))
 
 
 def reduced_head(
@@ -121,14 +127,9 @@ def _chunks(x: Tensor, vocab_size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, x.shape[0], size)]
 
 
-def launch(kernel: Any, logits: Tensor, *arguments: Any) -> None:
-    """Starts one program of a Triton kernel per row: (logits, *arguments, row stride, V, BLOCK)."""
+def _launch(kernel: Any, logits: Tensor, *arguments: Any) -> None:
     num_rows, vocab_size = logits.shape
     kernel[(num_rows,)](
-        logits,
-        *arguments,
-        logits.stride(0),
-        vocab_size,
-        BLOCK=min(BLOCK_V, triton.next_power_of_2(vocab_size)),
-        num_warps=8,
-    )
+        logits, *arguments, logits.stride(0), vocab_size,
+        BLOCK=min(BLOCK_V, triton.next_power_of_2(vocab_size)), num_warps=8,
+    )  # fmt: skip

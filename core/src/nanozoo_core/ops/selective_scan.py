@@ -15,37 +15,23 @@ d_t b_t (Euler), while the decay is exact.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.ops.backend import (
-    Backend,
-    check_shapes,
-    segment_starts,
-    state_dtype,
-    use_triton,
-    valid_positions,
-)
-from nanozoo_core.ops.selective_scan_torch import selective_scan_torch, step_sizes, zero_state
+from nanozoo_core.ops.backend import Backend, check_shapes, segment_starts, state_dtype, use_triton
+from nanozoo_core.ops.selective_scan_torch import ScanArguments, selective_scan_torch, step_sizes
 
 
 def selective_scan(
-    x: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    b: Tensor,
-    c: Tensor,
-    *,
-    skip: Tensor | None = None,
-    gate: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    initial_state: Tensor | None = None,
-    segments: Tensor | None = None,
-    lengths: Tensor | None = None,
-    backend: Backend = "auto",
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, delta: Tensor, rates: Tensor, b: Tensor, c: Tensor, *,
+    skip: Tensor | None = None, gate: Tensor | None = None,
+    delta_bias: Tensor | None = None, delta_softplus: bool = False,
+    initial_state: Tensor | None = None, segments: Tensor | None = None,
+    lengths: Tensor | None = None, backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Runs the recurrence over a whole sequence, differentiably in every real argument.
 
     Args:
@@ -67,41 +53,24 @@ def selective_scan(
         and states are float32 whatever the inputs (float64 if x is).
     Raises: ValueError when the shapes do not fit, or triton is asked for where it cannot run.
     """
-    _check_shapes(x, delta, rates, b, c, skip, gate, delta_bias, initial_state, segments, lengths)
-    if use_triton(backend, x):
-        from nanozoo_core.ops.selective_scan_triton import selective_scan_triton as scan
-    else:
-        scan = selective_scan_torch
+    scan = ScanArguments(
+        x, delta, rates, b, c, skip, gate, delta_bias, delta_softplus,
+        initial_state, segments, lengths,
+    )  # fmt: skip
+    _check_shapes(scan)
     with torch.autocast(x.device.type, enabled=False):  # the products stay float32
-        return scan(
-            x,
-            delta,
-            rates,
-            b,
-            c,
-            skip=skip,
-            gate=gate,
-            delta_bias=delta_bias,
-            delta_softplus=delta_softplus,
-            initial_state=initial_state,
-            segments=segments,
-            lengths=lengths,
-        )
+        if not use_triton(backend, x):
+            return selective_scan_torch(scan)
+        from nanozoo_core.ops.selective_scan_triton import selective_scan_triton
+
+        return selective_scan_triton(scan)
 
 
 def selective_scan_step(
-    state: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    b: Tensor,
-    c: Tensor,
-    *,
-    skip: Tensor | None = None,
-    gate: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-) -> tuple[Tensor, Tensor]:
+    state: Tensor, x: Tensor, delta: Tensor, rates: Tensor, b: Tensor, c: Tensor, *,
+    skip: Tensor | None = None, gate: Tensor | None = None,
+    delta_bias: Tensor | None = None, delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One position of the recurrence.
 
     Args:
@@ -121,28 +90,15 @@ def selective_scan_step(
     return y.to(x.dtype), state
 
 
-def selective_scan_reference(
-    x: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    b: Tensor,
-    c: Tensor,
-    *,
-    skip: Tensor | None = None,
-    gate: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    initial_state: Tensor | None = None,
-    segments: Tensor | None = None,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def selective_scan_reference(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """The recurrence as it is written, one position after the other; arguments as in
     `selective_scan`."""
-    dtype = state_dtype(x)
-    state = zero_state(x, rates) if initial_state is None else initial_state.to(dtype)
-    steps = step_sizes(delta, delta_bias, delta_softplus, dtype)
-    if lengths is not None:
-        steps = steps * valid_positions(x, lengths)[..., None]
+    scan = ScanArguments(*arguments, **options)
+    x, delta, rates, b, c, skip, gate, delta_bias = scan[:8]
+    dtype, state, segments, valid = state_dtype(x), scan.first_state(), scan.segments, scan.valid()
+    steps = step_sizes(delta, delta_bias, scan.delta_softplus, dtype)
+    if valid is not None:
+        steps = steps * valid[..., None]
     # unbind, not indexing: the backward of x[:, t] fills a zero tensor of x's size for every t.
     per_position = [tensor.to(dtype).unbind(1) for tensor in (x, steps, b, c)]
     gates = [None] * x.shape[1] if gate is None else gate.unbind(1)
@@ -156,37 +112,23 @@ def selective_scan_reference(
     return torch.stack(ys, dim=1).to(x.dtype), state
 
 
-def _check_shapes(
-    x: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    b: Tensor,
-    c: Tensor,
-    skip: Tensor | None,
-    gate: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    segments: Tensor | None,
-    lengths: Tensor | None,
-) -> None:
+def _check_shapes(scan: ScanArguments) -> None:
+    x, rates = scan.x, scan.rates
     if x.dim() != 3 or rates.dim() != 2 or x.shape[1] == 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)} and rates {tuple(rates.shape)}; want (B, L, D) and "
             "(D, N) with L >= 1"
         )
-    batch, length, channels = x.shape
-    states = rates.shape[1]
+    (batch, length, channels), states = x.shape, rates.shape[1]
     check_shapes(
-        {
-            "delta": (delta, (batch, length, channels)),
-            "rates": (rates, (channels, states)),
-            "b": (b, (batch, length, states)),
-            "c": (c, (batch, length, states)),
-            "skip": (skip, (channels,)),
-            "gate": (gate, (batch, length, channels)),
-            "delta_bias": (delta_bias, (channels,)),
-            "initial_state": (initial_state, (batch, channels, states)),
-            "segments": (segments, (batch, length)),
-            "lengths": (lengths, (batch,)),
-        }
+        delta=(scan.delta, (batch, length, channels)),
+        rates=(rates, (channels, states)),
+        b=(scan.b, (batch, length, states)),
+        c=(scan.c, (batch, length, states)),
+        skip=(scan.skip, (channels,)),
+        gate=(scan.gate, (batch, length, channels)),
+        delta_bias=(scan.delta_bias, (channels,)),
+        initial_state=(scan.initial_state, (batch, channels, states)),
+        segments=(scan.segments, (batch, length)),
+        lengths=(scan.lengths, (batch,)),
     )

@@ -63,12 +63,22 @@ def _rows(pointer, t, column, length, time, C: tl.constexpr):
 
 
 @triton.jit
+def _place(D: tl.constexpr, N: tl.constexpr, TILE_D: tl.constexpr, TILE_N: tl.constexpr):
+    """Of a program: its row, its channels, the states n, where (channel, n) lies in a state, and
+    masks of both."""
+    row = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1) * TILE_D + tl.arange(0, TILE_D)
+    n = tl.arange(0, TILE_N)
+    real = channel < D
+    inside = real[:, None] & (n < N)[None, :]
+    return row, channel, n, channel[:, None] * N + n[None, :], real, inside
+
+
+@triton.jit
 def scan(
-    x,  # (B, L, D)
-    delta,  # (B, L, D)
+    x, delta,  # (B, L, D)
     rates,  # (D, N)
-    b,  # (B, L, N)
-    c,  # (B, L, N)
+    b, c,  # (B, L, N)
     skip,  # (D,)
     gate,  # (B, L, D)
     bias,  # (D,)
@@ -78,39 +88,16 @@ def scan(
     y,  # (B, L, D) out
     states,  # (B, M, D, N) out: before each tile
     last,  # (B, D, N) out
-    length,
-    x_batch,
-    x_time,
-    delta_batch,
-    delta_time,
-    b_batch,
-    b_time,
-    c_batch,
-    c_time,
-    gate_batch,
-    gate_time,
-    D: tl.constexpr,
-    N: tl.constexpr,
-    TILE_T: tl.constexpr,
-    TILE_D: tl.constexpr,
-    TILE_N: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    GATED: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * TILE_D + tl.arange(0, TILE_D)
-    n = tl.arange(0, TILE_N)
-    real = channel < D
-    inside = real[:, None] & (n < N)[None, :]
-    place = channel[:, None] * N + n[None, :]  # in a state
-    num_tiles = tl.cdiv(length, TILE_T)
-    x += row * x_batch
-    delta += row * delta_batch
-    b += row * b_batch
-    c += row * c_batch
-    gate += row * gate_batch
-    runs += row * length
+    length, x_batch, x_time, delta_batch, delta_time,
+    b_batch, b_time, c_batch, c_time, gate_batch, gate_time,
+    D: tl.constexpr, N: tl.constexpr, TILE_T: tl.constexpr, TILE_D: tl.constexpr,
+    TILE_N: tl.constexpr, SOFTPLUS: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    row, channel, n, place, real, inside = _place(D, N, TILE_D, TILE_N)
+    x, delta, gate = x + row * x_batch, delta + row * delta_batch, gate + row * gate_batch
+    b, c, runs = b + row * b_batch, c + row * c_batch, runs + row * length
     y += row * length * D
+    num_tiles = tl.cdiv(length, TILE_T)
     end = tl.load(ends + row)
     rate = tl.load(rates + place, mask=inside, other=0.0)
     direct = tl.load(skip + channel, mask=real, other=0.0)
@@ -140,66 +127,30 @@ def scan(
 
 @triton.jit
 def gradients(
-    x,  # (B, L, D)
-    delta,  # (B, L, D)
-    rates,  # (D, N)
-    b,  # (B, L, N)
-    c,  # (B, L, N)
-    skip,  # (D,)
-    gate,  # (B, L, D)
-    bias,  # (D,)
-    runs,  # (B, L)
-    ends,  # (B,)
+    x, delta, rates, b, c, skip, gate, bias, runs, ends,  # as in `scan`
     states,  # (B, M, D, N)
     grad_y,  # (B, L, D)
     grad_last,  # (B, D, N)
-    grad_x,  # (B, L, D) out
-    grad_delta,  # (B, L, D) float32 out
-    grad_gate,  # (B, L, D) out
+    grad_x, grad_delta, grad_gate,  # (B, L, D) out, that of delta in float32
     grad_rates,  # (B, D, N) out
-    grad_b,  # (B, blocks of D, L, N) out
-    grad_c,  # (B, blocks of D, L, N) out
+    grad_b, grad_c,  # (B, blocks of D, L, N) out
     grad_skip,  # (B, D) out
     grad_initial,  # (B, D, N) out
-    length,
-    x_batch,
-    x_time,
-    delta_batch,
-    delta_time,
-    b_batch,
-    b_time,
-    c_batch,
-    c_time,
-    gate_batch,
-    gate_time,
-    D: tl.constexpr,
-    N: tl.constexpr,
-    TILE_T: tl.constexpr,
-    TILE_D: tl.constexpr,
-    TILE_N: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    GATED: tl.constexpr,
-):
+    length, x_batch, x_time, delta_batch, delta_time,
+    b_batch, b_time, c_batch, c_time, gate_batch, gate_time,
+    D: tl.constexpr, N: tl.constexpr, TILE_T: tl.constexpr, TILE_D: tl.constexpr,
+    TILE_N: tl.constexpr, SOFTPLUS: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
     """lam_t, the gradient of h_t, is g_t c_t + a_{t+1} lam_{t+1}: the same scan from the end, with
     decays read one position later. Of the exponent d_t A the gradient is lam_t a_t h_{t-1}, and
     a_t h_{t-1} is h_t less the input: no shifted state is needed."""
-    row = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * TILE_D + tl.arange(0, TILE_D)
-    n = tl.arange(0, TILE_N)
-    real = channel < D
-    inside = real[:, None] & (n < N)[None, :]
-    place = channel[:, None] * N + n[None, :]
+    row, channel, n, place, real, inside = _place(D, N, TILE_D, TILE_N)
+    x, delta, b = x + row * x_batch, delta + row * delta_batch, b + row * b_batch
+    c, gate, runs = c + row * c_batch, gate + row * gate_batch, runs + row * length
+    sequence = row * length * D  # of the contiguous ones
+    grad_y, grad_gate = grad_y + sequence, grad_gate + sequence
+    grad_x, grad_delta = grad_x + sequence, grad_delta + sequence
     num_tiles = tl.cdiv(length, TILE_T)
-    x += row * x_batch
-    delta += row * delta_batch
-    b += row * b_batch
-    c += row * c_batch
-    gate += row * gate_batch
-    runs += row * length
-    grad_y += row * length * D
-    grad_x += row * length * D
-    grad_delta += row * length * D
-    grad_gate += row * length * D
     partial = (row * tl.num_programs(1) + tl.program_id(1)) * length * N
     grad_b += partial
     grad_c += partial

@@ -7,7 +7,7 @@ states are (N, D): then all products run along contiguous channels.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,38 +23,52 @@ BLOCK_LENGTHS = (16, 64)  # least and most positions of a block, whatever its si
 ROW_VALUES = 2**15  # rows are taken together until a position has so many values
 
 
+class ScanArguments(NamedTuple):
+    """Those of `selective_scan`, where they are explained."""
+
+    x: Tensor
+    delta: Tensor
+    rates: Tensor
+    b: Tensor
+    c: Tensor
+    skip: Tensor | None = None
+    gate: Tensor | None = None
+    delta_bias: Tensor | None = None
+    delta_softplus: bool = False
+    initial_state: Tensor | None = None
+    segments: Tensor | None = None
+    lengths: Tensor | None = None
+
+    def first_state(self) -> Tensor:
+        """The initial state (B, D, N), zeros where none is given."""
+        if self.initial_state is not None:
+            return self.initial_state.to(state_dtype(self.x))
+        shape = (self.x.shape[0], *self.rates.shape)
+        return torch.zeros(shape, dtype=state_dtype(self.x), device=self.x.device)
+
+    def valid(self) -> Tensor | None:
+        """(B, L) bool: the positions before each row's end, None where all are."""
+        return None if self.lengths is None else valid_positions(self.x, self.lengths)
+
+
 @uncompiled(with_callees=True)
-def selective_scan_torch(
-    x: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    b: Tensor,
-    c: Tensor,
-    *,
-    skip: Tensor | None = None,
-    gate: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    initial_state: Tensor | None = None,
-    segments: Tensor | None = None,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def selective_scan_torch(scan: ScanArguments) -> tuple[Tensor, Tensor]:
     """`selective_scan` in plain torch with a hand-written backward pass (differentiable once).
 
     Its speed beside plain loops is in core/benchmarks/ssm.py.
     """
+    x, delta, rates, b, c, skip, gate, delta_bias = scan[:8]
     dtype = state_dtype(x)
     if skip is None:
         skip = torch.zeros(x.shape[2], dtype=dtype, device=x.device)
-    if initial_state is None:
-        initial_state = zero_state(x, rates)
     y, state = _SelectiveScan.apply(
-        *(tensor.to(dtype) for tensor in (x, delta, rates, b, c, skip, initial_state)),
+        *(tensor.to(dtype) for tensor in (x, delta, rates, b, c, skip)),
+        scan.first_state(),
         None if gate is None else gate.to(dtype),
         None if delta_bias is None else delta_bias.to(dtype),
-        delta_softplus,
-        None if segments is None else segment_starts(segments),
-        None if lengths is None else valid_positions(x, lengths),
+        scan.delta_softplus,
+        None if scan.segments is None else segment_starts(scan.segments),
+        scan.valid(),
     )
     return y.to(x.dtype), state
 
@@ -284,7 +298,3 @@ def step_sizes(
     if delta_bias is not None:
         steps = steps + delta_bias.to(dtype)
     return F.softplus(steps) if delta_softplus else steps
-
-
-def zero_state(x: Tensor, rates: Tensor) -> Tensor:
-    return torch.zeros(x.shape[0], *rates.shape, dtype=state_dtype(x), device=x.device)

@@ -9,6 +9,7 @@ Shapes: B batch, L sequence, D channels, N state size, T positions of a tile, M 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,86 +19,54 @@ from torch.autograd.function import once_differentiable
 
 from nanozoo_core.ops import selective_scan_kernels as kernels
 from nanozoo_core.ops.backend import segment_runs, unit_stride
+from nanozoo_core.ops.selective_scan_torch import ScanArguments
 
 NUM_WARPS = 8
 
 
-def selective_scan_triton(
-    x: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    b: Tensor,
-    c: Tensor,
-    *,
-    skip: Tensor | None = None,
-    gate: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    initial_state: Tensor | None = None,
-    segments: Tensor | None = None,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The scan on a GPU: arguments and results as in `selective_scan`. The sequences may be views
-    of larger tensors (where their last stride is not 1 they are copied)."""
-    batch, length, channels = x.shape
-    zeros = torch.zeros(channels, device=x.device)
-    if initial_state is None:
-        initial_state = torch.zeros(batch, *rates.shape, device=x.device)
-    if lengths is None:
-        lengths = torch.full((batch,), length, device=x.device)
-    sequences = (x, delta, b, c, x if gate is None else gate)
-    x, delta, b, c, z = (unit_stride(t) for t in sequences)
-    return _SelectiveScan.apply(
-        x,
-        delta,
-        rates.float(),
-        b,
-        c,
-        zeros if skip is None else skip.float(),
-        z if gate is not None else x.detach(),
-        zeros if delta_bias is None else delta_bias.float(),
-        initial_state.float(),
-        segment_runs(x, segments),
-        lengths.to(torch.int32),
-        delta_softplus,
-        gate is not None,
+def selective_scan_triton(scan: ScanArguments) -> tuple[Tensor, Tensor]:
+    """The scan on a GPU. The sequences may be views of larger tensors (where their last stride is
+    not 1 they are copied)."""
+    batch, length, channels = scan.x.shape
+    initial, ends, gated = scan.initial_state, scan.lengths, scan.gate is not None
+    if initial is None:
+        initial = torch.zeros(batch, *scan.rates.shape, device=scan.x.device)
+    if ends is None:
+        ends = torch.full((batch,), length, device=scan.x.device)
+    x, delta, b, c = (unit_stride(t) for t in (scan.x, scan.delta, scan.b, scan.c))
+    rates, initial = scan.rates.float().contiguous(), initial.float().contiguous()
+    skip, bias = (
+        torch.zeros(channels, device=x.device) if vector is None else vector.float().contiguous()
+        for vector in (scan.skip, scan.delta_bias)
     )
+    gate = x.detach() if scan.gate is None else unit_stride(scan.gate)
+    runs, ends = segment_runs(x, scan.segments), ends.to(torch.int32)
+    inputs = (x, delta, rates, b, c, skip, gate, bias)
+    return _SelectiveScan.apply(scan.delta_softplus, gated, initial, runs, ends, *inputs)
 
 
 class _SelectiveScan(torch.autograd.Function):
+    """`inputs` are, here and below: x, delta, rates, b, c, skip, gate, bias."""
+
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        delta: Tensor,
-        rates: Tensor,
-        b: Tensor,
-        c: Tensor,
-        skip: Tensor,
-        gate: Tensor,
-        bias: Tensor,
-        initial: Tensor,
-        runs: Tensor,
-        ends: Tensor,
-        softplus: bool,
-        gated: bool,
-    ) -> tuple[Tensor, Tensor]:
-        inputs = (x, delta, rates, b, c, skip, gate, bias)
-        y, last, states = _forward(*inputs, initial, runs, ends, softplus, gated)
-        ctx.save_for_backward(*inputs, runs, ends, states)
+        ctx: Any, softplus: bool, gated: bool, initial: Tensor, runs: Tensor, ends: Tensor,
+        *inputs: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        y, last, states = _forward(inputs, initial, runs, ends, softplus, gated)
+        ctx.save_for_backward(runs, ends, states, *inputs)
         ctx.softplus, ctx.gated = softplus, gated
         return y, last
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        grads: list[Tensor | None] = list(
-            _backward(grad_y.contiguous(), grad_last.contiguous(), *saved, ctx.softplus, ctx.gated)
-        )
+        runs, ends, states, *inputs = ctx.saved_tensors
+        upper = (grad_y.contiguous(), grad_last.contiguous())
+        *grads, initial = _backward(*upper, inputs, runs, ends, states, ctx.softplus, ctx.gated)
         if not ctx.gated:
             grads[6] = None
-        return (*grads, None, None, None, None)
+        return (None, None, initial, None, None, *grads)
 
 
 def _tiles(states: int) -> tuple[int, int]:
@@ -124,21 +93,15 @@ def _launch(x: Tensor, rates: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:
     return (x.shape[0], triton.cdiv(channels, tile_d)), constants
 
 
-def _strides(*tensors: Tensor) -> list[int]:
-    return [stride for tensor in tensors for stride in tensor.stride()[:2]]
+def _strides(inputs: Sequence[Tensor]) -> list[int]:
+    x, delta, _, b, c, _, gate, _ = inputs
+    return [stride for tensor in (x, delta, b, c, gate) for stride in tensor.stride()[:2]]
 
 
 # Opaque to torch.compile: the kernels run as they are, and the graph around them stays whole.
 @torch.library.custom_op("nanozoo::selective_scan_forward", mutates_args=())
 def _forward(
-    x: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    b: Tensor,
-    c: Tensor,
-    skip: Tensor,
-    gate: Tensor,
-    bias: Tensor,
+    inputs: Sequence[Tensor],
     initial: Tensor,
     runs: Tensor,
     ends: Tensor,
@@ -146,66 +109,41 @@ def _forward(
     gated: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the last state, and the states before each tile (B, M, D, N)."""
+    x, _, rates, *_ = inputs
     grid, constants = _launch(x, rates)
     y, last, states = _forward_outputs(x, rates)
     kernels.scan[grid](
-        x,
-        delta,
-        rates.contiguous(),
-        b,
-        c,
-        skip.contiguous(),
-        gate,
-        bias.contiguous(),
-        initial.contiguous(),
-        runs,
-        ends,
-        y,
-        states,
-        last,
-        x.shape[1],
-        *_strides(x, delta, b, c, gate),
-        SOFTPLUS=softplus,
-        GATED=gated,
-        **constants,
-    )
+        *inputs, initial, runs, ends, y, states, last, x.shape[1], *_strides(inputs),
+        SOFTPLUS=softplus, GATED=gated, **constants,
+    )  # fmt: skip
     return y, last, states
 
 
 @_forward.register_fake
-def _(x, delta, rates, b, c, skip, gate, bias, initial, runs, ends, softplus, gated):
-    return _forward_outputs(x, rates)
+def _(inputs, initial, runs, ends, softplus, gated):
+    return _forward_outputs(inputs[0], inputs[2])
 
 
 def _forward_outputs(x: Tensor, rates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    def new(*shape: int) -> Tensor:
-        return torch.empty(shape, device=x.device, dtype=torch.float32)
-
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    last = new(x.shape[0], *rates.shape)
     num_tiles = -(-x.shape[1] // _tiles(rates.shape[1])[0])
-    return y, last, new(x.shape[0], num_tiles, *rates.shape)
+    shapes = (x.shape[0], *rates.shape), (x.shape[0], num_tiles, *rates.shape)
+    last, states = (torch.empty(s, device=x.device, dtype=torch.float32) for s in shapes)
+    return torch.empty_like(x, memory_format=torch.contiguous_format), last, states
 
 
 @torch.library.custom_op("nanozoo::selective_scan_backward", mutates_args=())
 def _backward(
     grad_y: Tensor,
     grad_last: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    b: Tensor,
-    c: Tensor,
-    skip: Tensor,
-    gate: Tensor,
-    bias: Tensor,
+    inputs: Sequence[Tensor],
     runs: Tensor,
     ends: Tensor,
     states: Tensor,
     softplus: bool,
     gated: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, delta, rates, b, c, skip, gate (empty without one), bias, initial state."""
+    """Gradients of the inputs, that of the gate empty without one, and of the initial state."""
+    x, delta, rates, b, c, _, gate, _ = inputs
     grid, constants = _launch(x, rates)
     batch, length, channels = x.shape
 
@@ -219,33 +157,10 @@ def _backward(
     partial_b, partial_c = (new(*grid, length, b.shape[2]) for _ in range(2))
     grad_skip = new(batch, channels)
     kernels.gradients[grid](
-        x,
-        delta,
-        rates.contiguous(),
-        b,
-        c,
-        skip.contiguous(),
-        gate,
-        bias.contiguous(),
-        runs,
-        ends,
-        states,
-        grad_y,
-        grad_last,
-        grad_x,
-        grad_delta,
-        grad_gate,
-        grad_rates,
-        partial_b,
-        partial_c,
-        grad_skip,
-        grad_initial,
-        length,
-        *_strides(x, delta, b, c, gate),
-        SOFTPLUS=softplus,
-        GATED=gated,
-        **constants,
-    )
+        *inputs, runs, ends, states, grad_y, grad_last, grad_x, grad_delta, grad_gate, grad_rates,
+        partial_b, partial_c, grad_skip, grad_initial, length, *_strides(inputs),
+        SOFTPLUS=softplus, GATED=gated, **constants,
+    )  # fmt: skip
     return (
         grad_x,
         grad_delta.to(delta.dtype),
@@ -260,8 +175,8 @@ def _backward(
 
 
 @_backward.register_fake
-def _(grad_y, grad_last, x, delta, rates, b, c, skip, gate, bias, runs, ends, states, softplus,
-      gated):  # fmt: skip
-    new_gate = gate if gated else gate.new_empty(0, dtype=torch.float32)
-    outputs = (x, delta, rates, b, c, skip, new_gate, bias, grad_last)
+def _(grad_y, grad_last, inputs, runs, ends, states, softplus, gated):
+    outputs = [*inputs, grad_last]
+    if not gated:
+        outputs[6] = grad_last.new_empty(0)
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in outputs)

@@ -3,6 +3,7 @@
 Shapes: V vocabulary, M targets of a token, C tokens of a chunk, R tokens of a block.
 """
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import math
@@ -10,25 +11,16 @@ import math
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # no wheels for macOS and Windows
-    triton = None
+from nanozoo_core.ops.optional_triton import jit, tl, triton
 
 # log sum_y u_y is held within this, so that the sum and its gradients stay finite in float32.
 MAX_LOG_MASS = 60.0
 
 
 def softmax_step_torch(
-    logits: Tensor,
-    targets: Tensor,
-    parts: Tensor | None,
-    *,
-    softcap: float | None,
-    normalised: bool,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, targets: Tensor, parts: Tensor | None, *,
+    softcap: float | None, normalised: bool, with_gradient: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Losses (C, M) of logits (C, V), which become, row by row, `norm` (C, 1) times the gradient of
     their loss (or scratch, without gradient): of the mean of their losses by `parts` (C, M).
 
@@ -69,92 +61,78 @@ def softmax_step_torch(
 
 # -- the same step as one Triton kernel -----------------------------------------------------------
 
-if triton is not None:
 
-    @triton.jit
-    def softmax_step_kernel(  # type: ignore[no-untyped-def]
-        logits,  # (C, V) with rows `row_stride` apart
-        targets,  # (C, M)
-        parts,  # (C, M), or anything where M is 1
-        losses,  # (C, M)
-        vocab_size,
-        row_stride,
-        softcap,
-        log_size,  # of the vocabulary
-        MAX_LOG_MASS: tl.constexpr,
-        HAS_SOFTCAP: tl.constexpr,
-        NORMALISED: tl.constexpr,
-        WITH_GRADIENT: tl.constexpr,
-        NUM_TARGETS: tl.constexpr,
-        BLOCK: tl.constexpr,
-    ):
-        """One program per row, two sweeps over it: the running maximum and sum of exponentials
-        (Milakov and Gimelshein, arXiv 1805.02867), then the gradient in place. The second sweep
-        finds the row (100 KiB for 50257 bfloat16 logits) in the L2 cache, so device memory sees one
-        read and one write of the logits."""
-        row = tl.program_id(0).to(tl.int64)
-        logits += row * row_stride
-        targets += row * NUM_TARGETS
-        parts += row * NUM_TARGETS
-        losses += row * NUM_TARGETS
-        columns = tl.arange(0, BLOCK)
+@jit
+def softmax_step_kernel(
+    logits,  # (C, V) with rows `row_stride` apart
+    targets,  # (C, M)
+    parts,  # (C, M), or anything where M is 1
+    losses,  # (C, M)
+    vocab_size, row_stride, softcap,
+    log_size,  # of the vocabulary
+    MAX_LOG_MASS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, NORMALISED: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr, NUM_TARGETS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program per row, two sweeps over it: the running maximum and sum of exponentials
+    (Milakov and Gimelshein, arXiv 1805.02867), then the gradient in place. The second sweep
+    finds the row (100 KiB for 50257 bfloat16 logits) in the L2 cache, so device memory sees one
+    read and one write of the logits."""
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * row_stride
+    targets += row * NUM_TARGETS
+    parts += row * NUM_TARGETS
+    losses += row * NUM_TARGETS
+    columns = tl.arange(0, BLOCK)
 
-        top = -float("inf")
-        total = 0.0
+    top = -float("inf")
+    total = 0.0
+    for start in range(0, vocab_size, BLOCK):
+        inside = start + columns < vocab_size
+        z = tl.load(logits + start + columns, mask=inside, other=0.0).to(tl.float32)
+        if HAS_SOFTCAP:
+            z = softcap * (2 * tl.sigmoid(2 * z / softcap) - 1)
+        z = tl.where(inside, z, -float("inf"))
+        new_top = tl.maximum(top, tl.max(z, 0))
+        total = total * tl.exp(top - new_top) + tl.sum(tl.exp(z - new_top), 0)
+        top = new_top
+    log_total = top + tl.log(total)
+    log_norm = log_total  # of the exponentials, in a logit's gradient
+    base = log_total
+    if not NORMALISED:
+        log_mass = log_total - log_size
+        log_mass = tl.minimum(tl.maximum(log_mass, -MAX_LOG_MASS), MAX_LOG_MASS)
+        log_norm = log_total - log_mass
+        base = tl.exp(log_mass) - 1.0 + log_size
+
+    for m in tl.static_range(NUM_TARGETS):
+        target = tl.load(targets + m)
+        is_legal = (target >= 0) & (target < vocab_size)
+        chosen = tl.load(logits + target, mask=is_legal, other=0.0).to(tl.float32)
+        if HAS_SOFTCAP:
+            chosen = softcap * (2 * tl.sigmoid(2 * chosen / softcap) - 1)
+        tl.store(losses + m, tl.where(is_legal, base - chosen, float("nan")))
+
+    if WITH_GRADIENT:
+        tl.debug_barrier()  # `chosen` is read before its place is overwritten
         for start in range(0, vocab_size, BLOCK):
             inside = start + columns < vocab_size
             z = tl.load(logits + start + columns, mask=inside, other=0.0).to(tl.float32)
             if HAS_SOFTCAP:
-                z = softcap * (2 * tl.sigmoid(2 * z / softcap) - 1)
-            z = tl.where(inside, z, -float("inf"))
-            new_top = tl.maximum(top, tl.max(z, 0))
-            total = total * tl.exp(top - new_top) + tl.sum(tl.exp(z - new_top), 0)
-            top = new_top
-        log_total = top + tl.log(total)
-        log_norm = log_total  # of the exponentials, in a logit's gradient
-        base = log_total
-        if not NORMALISED:
-            log_mass = log_total - log_size
-            log_mass = tl.minimum(tl.maximum(log_mass, -MAX_LOG_MASS), MAX_LOG_MASS)
-            log_norm = log_total - log_mass
-            base = tl.exp(log_mass) - 1.0 + log_size
-
-        for m in tl.static_range(NUM_TARGETS):
-            target = tl.load(targets + m)
-            is_legal = (target >= 0) & (target < vocab_size)
-            chosen = tl.load(logits + target, mask=is_legal, other=0.0).to(tl.float32)
+                t = 2 * tl.sigmoid(2 * z / softcap) - 1
+                z = softcap * t
+            gradient = tl.exp(z - log_norm)
+            for m in tl.static_range(NUM_TARGETS):
+                part = 1.0 if NUM_TARGETS == 1 else tl.load(parts + m)
+                gradient -= tl.where(start + columns == tl.load(targets + m), part, 0.0)
             if HAS_SOFTCAP:
-                chosen = softcap * (2 * tl.sigmoid(2 * chosen / softcap) - 1)
-            tl.store(losses + m, tl.where(is_legal, base - chosen, float("nan")))
-
-        if WITH_GRADIENT:
-            tl.debug_barrier()  # `chosen` is read before its place is overwritten
-            for start in range(0, vocab_size, BLOCK):
-                inside = start + columns < vocab_size
-                z = tl.load(logits + start + columns, mask=inside, other=0.0).to(tl.float32)
-                if HAS_SOFTCAP:
-                    t = 2 * tl.sigmoid(2 * z / softcap) - 1
-                    z = softcap * t
-                gradient = tl.exp(z - log_norm)
-                for m in tl.static_range(NUM_TARGETS):
-                    part = 1.0 if NUM_TARGETS == 1 else tl.load(parts + m)
-                    gradient -= tl.where(start + columns == tl.load(targets + m), part, 0.0)
-                if HAS_SOFTCAP:
-                    gradient *= 1 - t * t
-                tl.store(
-                    logits + start + columns, gradient.to(logits.dtype.element_ty), mask=inside
-                )
+                gradient *= 1 - t * t
+            tl.store(logits + start + columns, gradient.to(logits.dtype.element_ty), mask=inside)
 
 
 def softmax_step_triton(
-    logits: Tensor,
-    targets: Tensor,
-    parts: Tensor | None,
-    *,
-    softcap: float | None,
-    normalised: bool,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, targets: Tensor, parts: Tensor | None, *,
+    softcap: float | None, normalised: bool, with_gradient: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As `softmax_step_torch`; the kernel divides by the norm itself, so ones come back."""
     num_tokens, vocab_size = logits.shape
     losses = logits.new_empty(targets.shape, dtype=torch.float32)

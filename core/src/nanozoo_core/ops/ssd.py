@@ -23,18 +23,10 @@ from nanozoo_core.ops.backend import Backend, check_shapes, segment_starts, stat
 
 
 def ssd(
-    x: Tensor,
-    delta: Tensor,
-    log_decay: Tensor,
-    b: Tensor,
-    c: Tensor,
-    *,
-    skip: Tensor | None = None,
-    initial_state: Tensor | None = None,
-    segments: Tensor | None = None,
-    chunk_size: int = 64,
-    backend: Backend = "auto",
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, delta: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, *,
+    skip: Tensor | None = None, initial_state: Tensor | None = None,
+    segments: Tensor | None = None, chunk_size: int = 64, backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Runs the recurrence over a whole sequence, differentiably in every real argument.
 
     Args:
@@ -56,50 +48,31 @@ def ssd(
     """
     _check_shapes(x, delta, log_decay, b, c, skip, initial_state, segments)
     if b.dim() == 4:
-        return _ssd_in_groups(
-            x,
-            delta,
-            log_decay,
-            b,
-            c,
-            skip,
-            initial_state,
-            segments,
-            chunk_size=chunk_size,
-            backend=backend,
-        )
+        sequences = (x, delta, log_decay, b, c)
+        y, last = _ssd_in_groups(sequences, initial_state, segments, chunk_size, backend)
+        return y if skip is None else (y + skip[:, None] * x).to(x.dtype), last
+    if skip is None:
+        skip = torch.zeros(x.shape[2], dtype=state_dtype(x), device=x.device)
+    if initial_state is None:
+        initial_state = _zero_state(x, b)
+    tensors = (x, delta, log_decay, b, c, skip, initial_state)
     if use_triton(backend, x):
         from nanozoo_core.ops.ssd_triton import ssd_triton as scan
     else:
         scan = ssd_chunked
     with torch.autocast(x.device.type, enabled=False):  # the products stay float32
-        return scan(
-            x,
-            delta,
-            log_decay,
-            b,
-            c,
-            skip=skip,
-            initial_state=initial_state,
-            segments=segments,
-            chunk_size=chunk_size,
-        )
+        return scan(tensors, segments, chunk_size)
 
 
 def _ssd_in_groups(
-    x: Tensor,
-    delta: Tensor,
-    log_decay: Tensor,
-    b: Tensor,
-    c: Tensor,
-    skip: Tensor | None,
+    sequences: tuple[Tensor, ...],
     initial_state: Tensor | None,
     segments: Tensor | None,
-    *,
     chunk_size: int,
     backend: Backend,
 ) -> tuple[Tensor, Tensor]:
-    """`ssd` with a group of heads in place of a row of the batch."""
+    """`ssd` without skip, with a group of heads in place of a row of the batch."""
+    *by_head, b, c = sequences
     groups = b.shape[2]
 
     def fold(t: Tensor) -> Tensor:
@@ -109,7 +82,7 @@ def _ssd_in_groups(
     if initial_state is not None:
         initial_state = initial_state.unflatten(1, (groups, -1)).flatten(0, 1)
     y, last = ssd(
-        *(fold(t) for t in (x, delta, log_decay)),
+        *(fold(t) for t in by_head),
         *(t.transpose(1, 2).flatten(0, 1) for t in (b, c)),
         initial_state=initial_state,
         segments=None if segments is None else segments.repeat_interleave(groups, 0),
@@ -117,21 +90,13 @@ def _ssd_in_groups(
         backend=backend,
     )
     y = y.unflatten(0, (-1, groups)).transpose(1, 2).flatten(2, 3)
-    if skip is not None:
-        y = (y + skip[:, None] * x).to(x.dtype)
     return y, last.unflatten(0, (-1, groups)).flatten(1, 2)
 
 
 def ssd_step(
-    state: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    log_decay: Tensor,
-    b: Tensor,
-    c: Tensor,
-    *,
+    state: Tensor, x: Tensor, delta: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, *,
     skip: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One position of the recurrence.
 
     Args:
@@ -153,23 +118,12 @@ def ssd_step(
 
 
 def ssd_reference(
-    x: Tensor,
-    delta: Tensor,
-    log_decay: Tensor,
-    b: Tensor,
-    c: Tensor,
-    *,
-    skip: Tensor | None = None,
-    initial_state: Tensor | None = None,
-    segments: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, delta: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, *,
+    skip: Tensor | None = None, initial_state: Tensor | None = None, segments: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The recurrence as it is written, one position after the other; arguments as in `ssd`."""
-    batch, _, heads, channels = x.shape
     dtype = state_dtype(x)
-    if initial_state is None:
-        state = torch.zeros(batch, heads, channels, b.shape[-1], dtype=dtype, device=x.device)
-    else:
-        state = initial_state.to(dtype)
+    state = _zero_state(x, b) if initial_state is None else initial_state.to(dtype)
     # unbind, not indexing: the backward of x[:, t] fills a zero tensor of x's size for every t.
     per_position = [tensor.to(dtype).unbind(1) for tensor in (x, delta, log_decay, b, c)]
     keeps = None if segments is None else segment_starts(segments).logical_not().to(dtype).unbind(1)
@@ -183,30 +137,24 @@ def ssd_reference(
 
 
 def ssd_chunked(
-    x: Tensor,
-    delta: Tensor,
-    log_decay: Tensor,
-    b: Tensor,
-    c: Tensor,
-    *,
-    skip: Tensor | None = None,
-    initial_state: Tensor | None = None,
-    segments: Tensor | None = None,
-    chunk_size: int = 64,
+    tensors: tuple[Tensor, ...], segments: Tensor | None, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
     """`ssd` as matrix products inside chunks and a short recurrence between them, in plain torch
-    with a hand-written backward pass (differentiable once)."""
-    batch, _, heads, channels = x.shape
-    dtype = state_dtype(x)
-    if skip is None:
-        skip = torch.zeros(heads, dtype=dtype, device=x.device)
-    if initial_state is None:
-        shape = (batch, heads, channels, b.shape[-1])
-        initial_state = torch.zeros(shape, dtype=dtype, device=x.device)
-    tensors = [t.to(dtype) for t in (x, delta, log_decay, b, c, skip, initial_state)]
+    with a hand-written backward pass (differentiable once).
+
+    Args: tensors: x, delta, log_decay, b, c, skip and initial_state, all given.
+    """
+    x = tensors[0]
     runs = None if segments is None else segment_starts(segments).cumsum(1)
-    y, state = _ChunkedSSD.apply(*tensors, runs, chunk_size)
+    widened = (t.to(state_dtype(x)) for t in tensors)
+    y, state = _ChunkedSSD.apply(*widened, runs, chunk_size)
     return y.to(x.dtype), state
+
+
+def _zero_state(x: Tensor, b: Tensor) -> Tensor:
+    batch, _, heads, channels = x.shape
+    shape = (batch, heads, channels, b.shape[-1])
+    return torch.zeros(shape, dtype=state_dtype(x), device=x.device)
 
 
 class _ChunkedSSD(torch.autograd.Function):
@@ -216,17 +164,9 @@ class _ChunkedSSD(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        delta: Tensor,
-        log_decay: Tensor,
-        b: Tensor,
-        c: Tensor,
-        skip: Tensor,
-        initial_state: Tensor,
-        runs: Tensor | None,
-        chunk_size: int,
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, x: Tensor, delta: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, skip: Tensor,
+        initial_state: Tensor, runs: Tensor | None, chunk_size: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         heads, channels = x.shape[2:]
         chunks = _chunks(x.shape[1], chunk_size)
         states = x.new_empty(len(chunks) + 1, *initial_state.shape)  # (M + 1, B, H, P, N)
@@ -332,15 +272,9 @@ def _head_major(x: Tensor, delta: Tensor) -> Tensor:
 
 
 def _check_shapes(
-    x: Tensor,
-    delta: Tensor,
-    log_decay: Tensor,
-    b: Tensor,
-    c: Tensor,
-    skip: Tensor | None,
-    initial_state: Tensor | None,
-    segments: Tensor | None,
-) -> None:
+    x: Tensor, delta: Tensor, log_decay: Tensor, b: Tensor, c: Tensor,
+    skip: Tensor | None, initial_state: Tensor | None, segments: Tensor | None,
+) -> None:  # fmt: skip
     if x.dim() != 4 or b.dim() not in (3, 4) or x.shape[1] == 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)} and b {tuple(b.shape)}; want (B, L, H, P) and "
@@ -351,13 +285,11 @@ def _check_shapes(
         raise ValueError(f"the {b.shape[2]} groups of b do not divide the {heads} heads of x")
     vectors = (batch, length, *b.shape[2:])
     check_shapes(
-        {
-            "delta": (delta, (batch, length, heads)),
-            "log_decay": (log_decay, (batch, length, heads)),
-            "b": (b, vectors),
-            "c": (c, vectors),
-            "skip": (skip, (heads,)),
-            "initial_state": (initial_state, (batch, heads, channels, b.shape[-1])),
-            "segments": (segments, (batch, length)),
-        }
+        delta=(delta, (batch, length, heads)),
+        log_decay=(log_decay, (batch, length, heads)),
+        b=(b, vectors),
+        c=(c, vectors),
+        skip=(skip, (heads,)),
+        initial_state=(initial_state, (batch, heads, channels, b.shape[-1])),
+        segments=(segments, (batch, length)),
     )

@@ -34,22 +34,12 @@ def chunk_writes(
     scale,  # (B, H, M Q)
     vectors,  # (B, L, N)
     states,  # (B, M + 1, H, P, N) out: slot m of the first M
-    length,
-    num_chunks,
-    num_heads,
-    value_batch,
-    value_time,
-    value_head,
-    vector_batch,
-    vector_time,
-    P: tl.constexpr,
-    N: tl.constexpr,
-    Q: tl.constexpr,
-    TILE_T: tl.constexpr,
-    TILE_P: tl.constexpr,
-    TILE_N: tl.constexpr,
+    length, num_chunks, num_heads,
+    value_batch, value_time, value_head, vector_batch, vector_time,
+    P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    TILE_T: tl.constexpr, TILE_P: tl.constexpr, TILE_N: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """states[m] = sum_t scale_t values_t vectors_t^T over the positions of chunk m."""
     batch, m = tl.program_id(0) // num_chunks, tl.program_id(0) % num_chunks
     head = tl.program_id(1)
@@ -82,12 +72,9 @@ def pass_states(
     states,  # (B, M + 1, H, P N), in place: slots 0 .. M-1 hold what each chunk adds
     boundary,  # (B, H, P N): the state before the first chunk, or behind the last in reverse
     through,  # (B, H, M)
-    num_chunks,
-    num_heads,
-    SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    REVERSE: tl.constexpr,
-):
+    num_chunks, num_heads,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
     """Forward: slot m becomes the state before chunk m, slot M the last state. Reverse: slot m
     becomes the gradient of the state before chunk m, slot M is the given one."""
     batch, head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
@@ -121,8 +108,7 @@ def _decay(cumulated_t, cumulated_s, run_t, run_s, t, s):
 
 @triton.jit
 def mix(
-    query,  # (B, L, N)
-    key,  # (B, L, N)
+    query, key,  # (B, L, N)
     value,  # (B, L, H, P)
     weight,  # (B, H, M Q): of each value
     states,  # (B, M + 1, H, P, N)
@@ -131,38 +117,17 @@ def mix(
     runs,  # (B, M Q)
     factor,  # (B, H, M Q): of the mixed values in the result
     skip,  # (H,)
-    direct,  # (B, L, H, P)
-    partner,  # (B, L, H, P)
+    direct, partner,  # (B, L, H, P)
     result,  # (B, L, H, P) out
-    dots,  # (B, H, M Q) out
-    direct_dots,  # (B, H, M Q) out
-    length,
-    num_chunks,
-    num_heads,
-    query_batch,
-    query_time,
-    key_batch,
-    key_time,
-    value_batch,
-    value_time,
-    value_head,
-    direct_batch,
-    direct_time,
-    direct_head,
-    partner_batch,
-    partner_time,
-    partner_head,
-    P: tl.constexpr,
-    N: tl.constexpr,
-    Q: tl.constexpr,
-    TILE_T: tl.constexpr,
-    TILE_P: tl.constexpr,
-    TILE_N: tl.constexpr,
-    REVERSE: tl.constexpr,
-    HAS_RESULT: tl.constexpr,
-    HAS_DOTS: tl.constexpr,
+    dots, direct_dots,  # (B, H, M Q) out
+    length, num_chunks, num_heads,
+    query_batch, query_time, key_batch, key_time, value_batch, value_time, value_head,
+    direct_batch, direct_time, direct_head, partner_batch, partner_time, partner_head,
+    P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    TILE_T: tl.constexpr, TILE_P: tl.constexpr, TILE_N: tl.constexpr,
+    REVERSE: tl.constexpr, HAS_RESULT: tl.constexpr, HAS_DOTS: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """mixed_t = scale_t S query_t + sum_s decay(t, s) <query_t, key_s> weight_s value_s
 
     over s <= t of the chunk with S the state before it; in reverse over s >= t with S the gradient
@@ -258,27 +223,15 @@ def mix(
 
 @triton.jit
 def pair_sums(
-    gradient,  # (B, L, H, P)
-    value,  # (B, L, H, P)
-    weight,  # (B, H, M Q)
-    cumulated,  # (B, H, M Q)
+    gradient, value,  # (B, L, H, P)
+    weight, cumulated,  # (B, H, M Q)
     runs,  # (B, M Q)
     pairs,  # (B, M, Q, Q) out: tiles on and below the diagonal
-    length,
-    num_chunks,
-    num_heads,
-    gradient_batch,
-    gradient_time,
-    gradient_head,
-    value_batch,
-    value_time,
-    value_head,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    TILE_T: tl.constexpr,
-    TILE_P: tl.constexpr,
+    length, num_chunks, num_heads,
+    gradient_batch, gradient_time, gradient_head, value_batch, value_time, value_head,
+    P: tl.constexpr, Q: tl.constexpr, TILE_T: tl.constexpr, TILE_P: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """pairs[t, s] = sum over heads of decay(t, s) <gradient_t, value_s> weight_s: the gradient of
     <c_t, b_s>."""
     batch, m = tl.program_id(0) // num_chunks, tl.program_id(0) % num_chunks
@@ -327,23 +280,12 @@ def vector_gradients(
     pairs,  # (B, M, Q, Q)
     vectors,  # (B, L, N)
     result,  # (B, L, N) out
-    length,
-    num_chunks,
-    num_heads,
-    value_batch,
-    value_time,
-    value_head,
-    vector_batch,
-    vector_time,
-    P: tl.constexpr,
-    N: tl.constexpr,
-    Q: tl.constexpr,
-    TILE_T: tl.constexpr,
-    TILE_P: tl.constexpr,
-    TILE_N: tl.constexpr,
-    REVERSE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    length, num_chunks, num_heads,
+    value_batch, value_time, value_head, vector_batch, vector_time,
+    P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    TILE_T: tl.constexpr, TILE_P: tl.constexpr, TILE_N: tl.constexpr,
+    REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """result_t = sum over heads of scale_t values_t^T S + sum_s pairs[t, s] vectors_s: the gradient
     of c. In reverse, that of b: the transposed pairs, and S behind the chunk."""
     batch, m = tl.program_id(0) // num_chunks, tl.program_id(0) % num_chunks

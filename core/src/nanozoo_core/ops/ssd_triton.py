@@ -23,29 +23,16 @@ from nanozoo_core.ops.backend import segment_runs, unit_stride
 
 
 def ssd_triton(
-    x: Tensor,
-    delta: Tensor,
-    log_decay: Tensor,
-    b: Tensor,
-    c: Tensor,
-    *,
-    skip: Tensor | None = None,
-    initial_state: Tensor | None = None,
-    segments: Tensor | None = None,
-    chunk_size: int = 128,
+    tensors: tuple[Tensor, ...], segments: Tensor | None, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The scan on a GPU: arguments and results as in `ssd`. x, b and c may be views of a larger
-    tensor (their last stride must be 1, or they are copied).
+    """The scan on a GPU: arguments and results as in `ssd_chunked`. x, b and c may be views of a
+    larger tensor (their last stride must be 1, or they are copied).
 
     Raises: ValueError when chunk_size is not a power of two from 16 up.
     """
     if chunk_size < 16 or chunk_size & (chunk_size - 1):
         raise ValueError(f"chunk_size={chunk_size} must be a power of two from 16 up")
-    batch, _, heads, channels = x.shape
-    if skip is None:
-        skip = torch.zeros(heads, device=x.device)
-    if initial_state is None:
-        initial_state = torch.zeros(batch, heads, channels, b.shape[-1], device=x.device)
+    x, delta, log_decay, b, c, skip, initial_state = tensors
     y, states = _SSD.apply(
         *(unit_stride(t) for t in (x, b, c)),
         *(t.float() for t in (delta, log_decay, skip, initial_state)),
@@ -140,148 +127,72 @@ class _Launch:
         return torch.empty(shape, device=like.device, dtype=torch.float32)
 
     def scan(
-        self,
-        values: Tensor,
-        scale: Tensor,
-        vectors: Tensor,
-        boundary: Tensor,
-        through: Tensor,
-        *,
+        self, values: Tensor, scale: Tensor, vectors: Tensor, boundary: Tensor, through: Tensor, *,
         reverse: bool,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """The states between chunks, or their gradients, (B, M + 1, H, P, N)."""
         states = self.empty_states(values)
         kernels.chunk_writes[(self.batch * self.chunks, self.heads, self.tiles_n)](
-            values,
-            scale,
-            vectors,
-            states,
-            *self.sizes,
-            *values.stride()[:3],
-            *vectors.stride()[:2],
-            **self.state_constants,
-        )
+            values, scale, vectors, states, *self.sizes, *values.stride()[:3],
+            *vectors.stride()[:2], **self.state_constants,
+        )  # fmt: skip
         size = self.channels * self.state_dim
         kernels.pass_states[(self.batch * self.heads, triton.cdiv(size, 1024))](
-            states,
-            boundary.contiguous(),
-            through,
-            self.chunks,
-            self.heads,
-            SIZE=size,
-            BLOCK=1024,
-            REVERSE=reverse,
-        )
+            states, boundary.contiguous(), through, self.chunks, self.heads,
+            SIZE=size, BLOCK=1024, REVERSE=reverse,
+        )  # fmt: skip
         return states
 
     def mix(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        weight: Tensor,
-        states: Tensor,
-        scale: Tensor,
-        at: _Positions,
-        *,
-        factor: Tensor | None = None,
-        skip: Tensor | None = None,
-        direct: Tensor | None = None,
-        partner: Tensor | None = None,
-        reverse: bool = False,
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, states: Tensor,
+        scale: Tensor, at: _Positions, *, factor: Tensor | None = None, skip: Tensor | None = None,
+        direct: Tensor | None = None, partner: Tensor | None = None, reverse: bool = False,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
         """`kernels.mix`: the result if `direct` is given, and the two dots if `partner` is."""
         result = None
         if direct is not None:
             result = torch.empty_like(direct, memory_format=torch.contiguous_format)
         dots, direct_dots = torch.empty_like(scale), torch.empty_like(scale)
         absent = scale  # stands for pointers that the kernel does not touch
+        optional = (absent if t is None else t for t in (factor, skip, direct, partner, result))
         kernels.mix[(self.batch * self.chunks, self.heads, self.tiles_t)](
-            query,
-            key,
-            value,
-            weight,
-            states,
-            scale,
-            at.cumulated,
-            at.runs,
-            absent if factor is None else factor,
-            absent if skip is None else skip,
-            absent if direct is None else direct,
-            absent if partner is None else partner,
-            absent if result is None else result,
-            dots,
-            direct_dots,
-            *self.sizes,
-            *query.stride()[:2],
-            *key.stride()[:2],
-            *value.stride()[:3],
+            query, key, value, weight, states, scale, at.cumulated, at.runs, *optional,
+            dots, direct_dots, *self.sizes,
+            *query.stride()[:2], *key.stride()[:2], *value.stride()[:3],
             *(value if direct is None else direct).stride()[:3],
             *(value if partner is None else partner).stride()[:3],
-            REVERSE=reverse,
-            HAS_RESULT=direct is not None,
-            HAS_DOTS=partner is not None,
+            REVERSE=reverse, HAS_RESULT=direct is not None, HAS_DOTS=partner is not None,
             **self.state_constants,
-        )
+        )  # fmt: skip
         return result, dots, direct_dots
 
     def pair_sums(self, gradient: Tensor, value: Tensor, at: _Positions) -> Tensor:
         shape = (self.batch, self.chunks, self.chunk_size, self.chunk_size)
         pairs = torch.empty(shape, device=value.device, dtype=torch.float32)
         kernels.pair_sums[(self.batch * self.chunks, self.tiles_t, self.tiles_t)](
-            gradient,
-            value,
-            at.delta,
-            at.cumulated,
-            at.runs,
-            pairs,
-            *self.sizes,
-            *gradient.stride()[:3],
-            *value.stride()[:3],
-            **self.constants,
-        )
+            gradient, value, at.delta, at.cumulated, at.runs, pairs, *self.sizes,
+            *gradient.stride()[:3], *value.stride()[:3], **self.constants,
+        )  # fmt: skip
         return pairs
 
     def vector_gradients(
-        self,
-        values: Tensor,
-        scale: Tensor,
-        states: Tensor,
-        pairs: Tensor,
-        vectors: Tensor,
-        *,
+        self, values: Tensor, scale: Tensor, states: Tensor, pairs: Tensor, vectors: Tensor, *,
         reverse: bool,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         result = torch.empty_like(vectors, memory_format=torch.contiguous_format)
         kernels.vector_gradients[(self.batch * self.chunks, self.tiles_t, self.tiles_n)](
-            values,
-            scale,
-            states,
-            pairs,
-            vectors,
-            result,
-            *self.sizes,
-            *values.stride()[:3],
-            *vectors.stride()[:2],
-            REVERSE=reverse,
-            **self.state_constants,
-        )
+            values, scale, states, pairs, vectors, result, *self.sizes, *values.stride()[:3],
+            *vectors.stride()[:2], REVERSE=reverse, **self.state_constants,
+        )  # fmt: skip
         return result
 
 
 # Opaque to torch.compile: the kernels run as they are, and the graph around them stays whole.
 @torch.library.custom_op("nanozoo::ssd_forward", mutates_args=())
 def _forward(
-    x: Tensor,
-    b: Tensor,
-    c: Tensor,
-    delta: Tensor,
-    log_decay: Tensor,
-    skip: Tensor,
-    initial_state: Tensor,
-    runs: Tensor,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, b: Tensor, c: Tensor, delta: Tensor, log_decay: Tensor, skip: Tensor,
+    initial_state: Tensor, runs: Tensor, chunk_size: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y (B, L, H, P) and the states before every chunk and behind the last, (B, M + 1, H, P, N)."""
     launch = _Launch(x, b, chunk_size)
     at = _positions(delta, log_decay, runs, chunk_size)
@@ -304,37 +215,18 @@ def _(x, b, c, delta, log_decay, skip, initial_state, runs, chunk_size):
 
 @torch.library.custom_op("nanozoo::ssd_backward", mutates_args=())
 def _backward(
-    grad_y: Tensor,
-    grad_state: Tensor,
-    x: Tensor,
-    b: Tensor,
-    c: Tensor,
-    delta: Tensor,
-    log_decay: Tensor,
-    skip: Tensor,
-    runs: Tensor,
-    states: Tensor,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_y: Tensor, grad_state: Tensor, x: Tensor, b: Tensor, c: Tensor, delta: Tensor,
+    log_decay: Tensor, skip: Tensor, runs: Tensor, states: Tensor, chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, b, c, delta, log_decay, skip and the initial state."""
     launch = _Launch(x, b, chunk_size)
     at = _positions(delta, log_decay, runs, chunk_size)
     writes, one = at.delta * at.to_end, torch.ones_like(at.delta)
     grads = launch.scan(grad_y, at.from_start, c, grad_state, at.through, reverse=True)
     grad_x, grad_delta, direct = launch.mix(
-        b,
-        c,
-        grad_y,
-        one,
-        grads,
-        at.to_end,
-        at,
-        factor=at.delta,
-        skip=skip,
-        direct=grad_y,
-        partner=x,
-        reverse=True,
-    )
+        b, c, grad_y, one, grads, at.to_end, at,
+        factor=at.delta, skip=skip, direct=grad_y, partner=x, reverse=True,
+    )  # fmt: skip
     assert grad_x is not None
     pairs = launch.pair_sums(grad_y, x, at)
     grad_c = launch.vector_gradients(grad_y, at.from_start, states, pairs, b, reverse=False)

@@ -5,16 +5,13 @@ mirrors them, which halves the arithmetic; torch's own product is the reference 
 everywhere else. No backward: these serve Muon's iteration, which is never differentiated.
 """
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # triton has no wheels for macOS and Windows
-    triton = None
+from nanozoo_core.ops.optional_triton import jit, tl, triton
 
 # Below this many rows a launch is too short for half the arithmetic to show.
 MIN_ROWS = 512
@@ -52,65 +49,52 @@ def _kernel_pays(x: Tensor) -> bool:
     return triton is not None and x.is_cuda and half and x.shape[1] >= MIN_ROWS
 
 
-if triton is not None:
+@jit
+def _symmetric_kernel(
+    x_ptr, out_ptr, b, c, num_rows, num_columns, batch_stride, row_stride, column_stride,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, ADD_B: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """One tile of c X X^T + b X (the second term if ADD_B), and its mirror image."""
+    tile_row, tile_column = tl.program_id(0), tl.program_id(1)
+    if tile_column > tile_row:
+        return
+    rows = tile_row * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tile_column * BLOCK_M + tl.arange(0, BLOCK_M)
+    batch = tl.program_id(2).to(tl.int64)
+    x_ptr += batch * batch_stride
+    out_ptr += batch * num_rows * num_rows
 
-    @triton.jit
-    def _symmetric_kernel(  # type: ignore[no-untyped-def]
-        x_ptr,
-        out_ptr,
-        b,
-        c,
-        num_rows,
-        num_columns,
-        batch_stride,
-        row_stride,
-        column_stride,
-        BLOCK_M: tl.constexpr,
-        BLOCK_K: tl.constexpr,
-        ADD_B: tl.constexpr,
-        UPCAST: tl.constexpr,
-    ):
-        """One tile of c X X^T + b X (the second term if ADD_B), and its mirror image."""
-        tile_row, tile_column = tl.program_id(0), tl.program_id(1)
-        if tile_column > tile_row:
-            return
-        rows = tile_row * BLOCK_M + tl.arange(0, BLOCK_M)
-        columns = tile_column * BLOCK_M + tl.arange(0, BLOCK_M)
-        batch = tl.program_id(2).to(tl.int64)
-        x_ptr += batch * batch_stride
-        out_ptr += batch * num_rows * num_rows
-
-        total = tl.zeros((BLOCK_M, BLOCK_M), dtype=tl.float32)
-        for start in range(0, num_columns, BLOCK_K):
-            inner = start + tl.arange(0, BLOCK_K)
-            left = tl.load(
-                x_ptr + rows[:, None] * row_stride + inner[None, :] * column_stride,
-                mask=(rows[:, None] < num_rows) & (inner[None, :] < num_columns),
-                other=0.0,
-            )
-            right = tl.load(
-                x_ptr + columns[None, :] * row_stride + inner[:, None] * column_stride,
-                mask=(columns[None, :] < num_rows) & (inner[:, None] < num_columns),
-                other=0.0,
-            )
-            if UPCAST:  # the interpreter cannot multiply bfloat16
-                left, right = left.to(tl.float32), right.to(tl.float32)
-            total = tl.dot(left, right, total, input_precision="ieee")
-
-        # Only r >= c is written, straight and mirrored, so a diagonal tile is symmetric as well.
-        lower = (rows[:, None] >= columns[None, :]) & (rows[:, None] < num_rows)
-        if ADD_B:
-            tile = tl.load(
-                x_ptr + rows[:, None] * row_stride + columns[None, :] * column_stride,
-                mask=lower,
-                other=0.0,
-            )
-            total = c * total + b * tile.to(tl.float32)
-        result = total.to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + rows[:, None] * num_rows + columns[None, :], result, mask=lower)
-        tl.store(
-            out_ptr + columns[:, None] * num_rows + rows[None, :], tl.trans(result), tl.trans(lower)
+    total = tl.zeros((BLOCK_M, BLOCK_M), dtype=tl.float32)
+    for start in range(0, num_columns, BLOCK_K):
+        inner = start + tl.arange(0, BLOCK_K)
+        left = tl.load(
+            x_ptr + rows[:, None] * row_stride + inner[None, :] * column_stride,
+            mask=(rows[:, None] < num_rows) & (inner[None, :] < num_columns),
+            other=0.0,
         )
+        right = tl.load(
+            x_ptr + columns[None, :] * row_stride + inner[:, None] * column_stride,
+            mask=(columns[None, :] < num_rows) & (inner[:, None] < num_columns),
+            other=0.0,
+        )
+        if UPCAST:  # the interpreter cannot multiply bfloat16
+            left, right = left.to(tl.float32), right.to(tl.float32)
+        total = tl.dot(left, right, total, input_precision="ieee")
+
+    # Only r >= c is written, straight and mirrored, so a diagonal tile is symmetric as well.
+    lower = (rows[:, None] >= columns[None, :]) & (rows[:, None] < num_rows)
+    if ADD_B:
+        tile = tl.load(
+            x_ptr + rows[:, None] * row_stride + columns[None, :] * column_stride,
+            mask=lower,
+            other=0.0,
+        )
+        total = c * total + b * tile.to(tl.float32)
+    result = total.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + rows[:, None] * num_rows + columns[None, :], result, mask=lower)
+    tl.store(
+        out_ptr + columns[:, None] * num_rows + rows[None, :], tl.trans(result), tl.trans(lower)
+    )
 
 
 def symmetric_matmul(

@@ -39,21 +39,25 @@ def run_interpreted(path: str, *, num_tests: int) -> None:
 def compile_for_sm_90(
     kernel: Any, kinds: Mapping[str, str], constants: Mapping[str, object], *, num_warps: int
 ) -> Any:
-    """A kernel compiled for an H100, which needs no GPU, with its machine code and the memory that
-    its programs share.
+    """A kernel compiled for an H100, which needs no GPU: its `asm` has the machine code. Asserts
+    that there is some, and that a program has no more shared memory than an H100 can give it.
 
     Args:
-        kinds: types of its parameters, as "*bf16"; constants: its constexprs. Both by name, and
-            either may hold those of other kernels.
+        kinds: types of its parameters, as "*bf16"; constants: its constexprs, and parameters with
+            no kind that Triton knows to be 1, as a stride. Both by name, and either may hold those
+            of other kernels.
     """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    names = {parameter.name: parameter.is_constexpr for parameter in kernel.params}
+    names = {each.name: each.is_constexpr or each.name not in kinds for each in kernel.params}
     signature = {name: "constexpr" if fixed else kinds[name] for name, fixed in names.items()}
     given = {name: constants[name] for name, fixed in names.items() if fixed}
     source = ASTSource(kernel, signature, constexprs=given)
-    return triton.compile(
+    binary = triton.compile(
         source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps}
     )
+    assert binary.asm["cubin"]
+    assert binary.metadata.shared <= 227 * 1024
+    return binary

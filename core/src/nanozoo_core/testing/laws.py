@@ -6,7 +6,7 @@ B batch, T sequence, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -99,3 +99,18 @@ def assert_dropped(found: Tensor, whole: Tensor, prob: float) -> None:
     error = math.sqrt(prob * (1 - prob) / found.numel())
     assert abs(float(gone.double().mean()) - prob) < 5 * error
     torch.testing.assert_close(found[~gone], whole[~gone] / (1 - prob), rtol=1e-7, atol=1e-9)
+
+
+def assert_close_in_size(
+    found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float
+) -> None:
+    """Root mean square of each difference, relative to that of the value. The floor of 0.1 serves
+    gradients that are zero, as that of a lone key's scores."""
+    for number, (one, two) in enumerate(zip(found, expected, strict=True)):
+        assert one.shape == two.shape, number
+        assert one.isfinite().all(), number
+        if two.numel() == 0:
+            continue
+        error = (one.double() - two.double()).square().mean().sqrt()
+        scale = two.double().square().mean().sqrt().clamp(min=0.1)
+        assert error <= tolerance * scale, f"tensor {number}: {error / scale:.1e}"

@@ -10,29 +10,20 @@ Shapes: B batch, M chunks (right-padded), L positions, D channels.
 Reference: arXiv 2507.07955, section 2.2.2 (smoothing module, confidence, straight-through).
 """
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
 from nanozoo_core.ops.linear_recurrence import linear_recurrence
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # no Triton wheel for this platform
-    triton = None
+from nanozoo_core.ops.optional_triton import jit, tl, triton
 
 
 def dechunk(
-    values: Tensor,
-    probs: Tensor,
-    index: Tensor,
-    confidence: Tensor,
-    residual: Tensor,
-    *,
+    values: Tensor, probs: Tensor, index: Tensor, confidence: Tensor, residual: Tensor, *,
     starts: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """The two equations above, differentiable in values, probs, confidence and residual.
 
     Args:
@@ -60,14 +51,9 @@ def smooth(values: Tensor, probs: Tensor, *, starts: Tensor | None = None) -> Te
 
 
 def dechunk_reference(
-    values: Tensor,
-    probs: Tensor,
-    index: Tensor,
-    confidence: Tensor,
-    residual: Tensor,
-    *,
+    values: Tensor, probs: Tensor, index: Tensor, confidence: Tensor, residual: Tensor, *,
     starts: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """`dechunk` with all taps, as it is written, by autograd."""
     values, probs = values.to(_dtype(values)), probs.to(_dtype(values))
     smoothed, last = [], torch.zeros_like(values[:, 0])
@@ -132,41 +118,41 @@ def _on_gpu(values: Tensor) -> bool:
 BLOCK_D = 128
 BLOCK_L = 32
 
-if triton is not None:
 
-    @triton.jit
-    def _spread_kernel(
-        smoothed, index, residual, out, M, L, D, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr
-    ):  # fmt: skip
-        row = tl.program_id(0).to(tl.int64)
-        positions = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L)
-        channels = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-        chunk = tl.load(index + row * L + positions, mask=positions < L, other=0)
-        inside = (positions < L)[:, None] & (channels < D)[None, :]
-        at = (row * L + positions)[:, None] * D + channels[None, :]
-        source = (row * M + chunk)[:, None] * D + channels[None, :]
-        value = tl.load(smoothed + source, mask=inside, other=0.0)
-        value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + at, value, mask=inside)
+@jit
+def _spread_kernel(
+    smoothed, index, residual, out, M, L, D, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    positions = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L)
+    channels = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    chunk = tl.load(index + row * L + positions, mask=positions < L, other=0)
+    inside = (positions < L)[:, None] & (channels < D)[None, :]
+    at = (row * L + positions)[:, None] * D + channels[None, :]
+    source = (row * M + chunk)[:, None] * D + channels[None, :]
+    value = tl.load(smoothed + source, mask=inside, other=0.0)
+    value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, value, mask=inside)
 
-    @triton.jit
-    def _chunk_sums_kernel(
-        grad, smoothed, ends, sums, confidence, M, L, D, BLOCK_D: tl.constexpr
-    ):  # fmt: skip
-        row = tl.program_id(1).to(tl.int64)
-        chunk = tl.program_id(0)
-        channels = tl.arange(0, BLOCK_D)  # all of them: the confidence needs the whole product
-        inside = channels < D
-        begin = tl.load(ends + row * M + chunk - 1, mask=chunk > 0, other=0)
-        end = tl.load(ends + row * M + chunk)
-        at = (row * M + chunk) * D + channels
-        value = tl.load(smoothed + at, mask=inside, other=0.0)
-        total = tl.zeros((BLOCK_D,), dtype=tl.float32)
-        for t in range(begin, end):
-            g = tl.load(grad + (row * L + t) * D + channels, mask=inside, other=0.0)
-            total += g
-            tl.store(confidence + row * L + t, tl.sum(g * value))
-        tl.store(sums + at, total, mask=inside)
+
+@jit
+def _chunk_sums_kernel(
+    grad, smoothed, ends, sums, confidence, M, L, D, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(1).to(tl.int64)
+    chunk = tl.program_id(0)
+    channels = tl.arange(0, BLOCK_D)  # all of them: the confidence needs the whole product
+    inside = channels < D
+    begin = tl.load(ends + row * M + chunk - 1, mask=chunk > 0, other=0)
+    end = tl.load(ends + row * M + chunk)
+    at = (row * M + chunk) * D + channels
+    value = tl.load(smoothed + at, mask=inside, other=0.0)
+    total = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    for t in range(begin, end):
+        g = tl.load(grad + (row * L + t) * D + channels, mask=inside, other=0.0)
+        total += g
+        tl.store(confidence + row * L + t, tl.sum(g * value))
+    tl.store(sums + at, total, mask=inside)
 
 
 def _spread_triton(smoothed: Tensor, index: Tensor, residual: Tensor) -> Tensor:

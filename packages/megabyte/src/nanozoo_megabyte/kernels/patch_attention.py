@@ -37,24 +37,13 @@ def _probabilities(query, key, member, scale, P: tl.constexpr, PRECISION: tl.con
 
 
 @triton.jit
-def _attend(
-    q,  # (N, P, H, K), with strides
-    k,  # (N, P, H, K), with the same
-    v,  # (N, P, H, K), with the same
-    out,  # (N, P, H, K)
-    num_patches,
-    patch_stride,
-    place_stride,
-    head_stride,
-    scale,
-    P: tl.constexpr,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    KP: tl.constexpr,
-    M: tl.constexpr,
-    PRECISION: tl.constexpr,
+def _tile(
+    q, k, v, num_patches, patch_stride, place_stride, head_stride,
+    P: tl.constexpr, H: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, M: tl.constexpr,
     UPCAST: tl.constexpr,
-):
+):  # fmt: skip
+    """Queries, keys and values of a program, its rows, and where in (N, P, H, K) they lie, with a
+    mask."""
     # Heads of the same rows run side by side: together they read whole rows.
     tile, head = tl.program_id(0) // H, tl.program_id(0) % H
     member, channel = tl.arange(0, M), tl.arange(0, KP)
@@ -68,48 +57,41 @@ def _attend(
     value = tl.load(v + source, mask=real, other=0.0)
     if UPCAST:  # the interpreter cannot multiply bfloat16
         query, key, value = query.to(tl.float32), key.to(tl.float32), value.to(tl.float32)
+    at = ((patch * P + member % P) * H + head)[:, None] * K + channel[None, :]
+    return query, key, value, member, at, real
+
+
+@triton.jit
+def _attend(
+    q, k, v,  # (N, P, H, K), with the same strides
+    out,  # (N, P, H, K)
+    num_patches, patch_stride, place_stride, head_stride, scale,
+    P: tl.constexpr, H: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, M: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    query, key, value, member, at, real = _tile(
+        q, k, v, num_patches, patch_stride, place_stride, head_stride, P, H, K, KP, M, UPCAST
+    )
     probs = _probabilities(query, key, member, scale, P, PRECISION)
     result = tl.dot(probs.to(value.dtype), value, input_precision=PRECISION)
-    at = ((patch * P + member % P) * H + head)[:, None] * K + channel[None, :]
     tl.store(out + at, result.to(out.dtype.element_ty), mask=real)
 
 
 @triton.jit
 def _gradients(
-    q,  # (N, P, H, K), with strides
-    k,  # (N, P, H, K), with the same
-    v,  # (N, P, H, K), with the same
+    q, k, v,  # (N, P, H, K), with the same strides
     grad,  # (N, P, H, K)
-    d_q,  # (N, P, H, K) out
-    d_k,  # (N, P, H, K) out
-    d_v,  # (N, P, H, K) out
-    num_patches,
-    patch_stride,
-    place_stride,
-    head_stride,
-    scale,
-    P: tl.constexpr,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    KP: tl.constexpr,
-    M: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    tile, head = tl.program_id(0) // H, tl.program_id(0) % H
-    member, channel = tl.arange(0, M), tl.arange(0, KP)
-    patch = tile.to(tl.int64) * (M // P) + member // P
-    inside = (member < M // P * P) & (patch < num_patches)
-    real = inside[:, None] & (channel < K)[None, :]
-    source = (patch * patch_stride + member % P * place_stride)[:, None]
-    source = source + head * head_stride + channel[None, :]
-    at = ((patch * P + member % P) * H + head)[:, None] * K + channel[None, :]
-    query = tl.load(q + source, mask=real, other=0.0)
-    key = tl.load(k + source, mask=real, other=0.0)
-    value = tl.load(v + source, mask=real, other=0.0)
+    d_q, d_k, d_v,  # (N, P, H, K) out
+    num_patches, patch_stride, place_stride, head_stride, scale,
+    P: tl.constexpr, H: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, M: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Of q, k and v; the probabilities are made anew."""
+    query, key, value, member, at, real = _tile(
+        q, k, v, num_patches, patch_stride, place_stride, head_stride, P, H, K, KP, M, UPCAST
+    )
     upper = tl.load(grad + at, mask=real, other=0.0)
     if UPCAST:
-        query, key, value = query.to(tl.float32), key.to(tl.float32), value.to(tl.float32)
         upper = upper.to(tl.float32)
     probs = _probabilities(query, key, member, scale, P, PRECISION)
     d_value = tl.dot(tl.trans(probs.to(upper.dtype)), upper, input_precision=PRECISION)

@@ -41,16 +41,9 @@ def compressed_attention(
         from nanozoo_nsa.compressed.attention_triton import compressed_attention_triton
 
         return compressed_attention_triton(
-            q,
-            keys,
-            values,
-            window=grid.window,
-            stride=grid.stride,
-            block=grid.block,
-            init_blocks=grid.init_blocks,
-            local_blocks=grid.local_blocks,
-            num_free=grid.num_free,
-        )
+            q, keys, values, window=grid.window, stride=grid.stride, block=grid.block,
+            init_blocks=grid.init_blocks, local_blocks=grid.local_blocks, num_free=grid.num_free,
+        )  # fmt: skip
     return _CompressedAttention.apply(q, keys, values, grid)
 
 

@@ -29,6 +29,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nanozoo_nsa.tiles_triton import load_pair, load_rows, score_gradients, tile_constants
+
 # Scores of a tile stay in registers. For float32, whose products take three of the tensor cores',
 # ptxas finds room for half as many rows and keys (sm_90).
 TILE_ROWS = TILE_KEYS = 64
@@ -43,47 +45,63 @@ def _num_visible(position, num_windows, WINDOW: tl.constexpr, STRIDE: tl.constex
 
 
 @triton.jit
-def _attend(
-    q,  # (S, T, G, K)
-    keys,  # (S, W, K)
-    values,  # (S, W, K)
-    out,  # (S, T, G, K)
-    norms,  # (S, T, G) float32: log of the sum of exponentials; inf where no block is visible
-    length,
-    num_windows,
-    scale,
-    G: tl.constexpr,
-    K: tl.constexpr,
-    WINDOW: tl.constexpr,
-    STRIDE: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
+def _tile(
+    length, num_windows,
+    G: tl.constexpr, K: tl.constexpr, WINDOW: tl.constexpr, STRIDE: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    """Of a program: its sequence, where in (S, T, G) and in (S, T, G, K) its rows lie, which rows
+    there are, how many blocks each sees, and the most that one does."""
     sequence = tl.program_id(1).to(tl.int64)
     start = tl.program_id(0) * M
-    row, channel, column = start + tl.arange(0, M), tl.arange(0, K), tl.arange(0, N)
-    real = row < length * G
-    at = (sequence * length * G + row)[:, None] * K + channel[None, :]
+    row = start + tl.arange(0, M)
+    place = sequence * length * G + row
+    at = place[:, None] * K + tl.arange(0, K)[None, :]
+    visible = _num_visible(row // G, num_windows, WINDOW, STRIDE)
+    most = _num_visible((start + M - 1) // G, num_windows, WINDOW, STRIDE)
+    return sequence, place, at, row < length * G, visible, most
+
+
+@triton.jit
+def _scores(query, key, window, visible, scale, PRECISION: tl.constexpr):
+    """Scores of queries with compressed blocks, -inf where a query does not see the block."""
+    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+    return tl.where(window[None, :] < visible[:, None], scores, float("-inf"))
+
+
+@triton.jit
+def _meet(
+    query, keys, values, sequence, begin, visible, num_windows, scale,
+    K: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """N compressed keys and values from `begin`, and the scores of queries with them."""
+    window = begin + tl.arange(0, N)
+    source = (sequence * num_windows + window)[:, None] * K + tl.arange(0, K)[None, :]
+    key, value = load_pair(keys, values, source, (window < num_windows)[:, None], UPCAST)
+    return key, value, _scores(query, key, window, visible, scale, PRECISION)
+
+
+@triton.jit
+def _attend(
+    q,  # (S, T, G, K)
+    keys, values,  # (S, W, K)
+    out,  # (S, T, G, K)
+    norms,  # (S, T, G) float32: log of the sum of exponentials; inf where no block is visible
+    length, num_windows, scale,
+    G: tl.constexpr, K: tl.constexpr, WINDOW: tl.constexpr, STRIDE: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    sequence, place, at, real, visible, most = _tile(length, num_windows, G, K, WINDOW, STRIDE, M)
     query = tl.load(q + at, mask=real[:, None], other=0.0)
     if UPCAST:  # the interpreter cannot multiply bfloat16
         query = query.to(tl.float32)
-    visible = _num_visible(row // G, num_windows, WINDOW, STRIDE)
-    most = _num_visible((start + M - 1) // G, num_windows, WINDOW, STRIDE)
     top = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
     result = tl.zeros((M, K), tl.float32)
     for begin in range(0, most, N):
-        window = begin + column
-        source = (sequence * num_windows + window)[:, None] * K + channel[None, :]
-        inside = (window < num_windows)[:, None]
-        key = tl.load(keys + source, mask=inside, other=0.0)
-        value = tl.load(values + source, mask=inside, other=0.0)
-        if UPCAST:
-            key, value = key.to(tl.float32), value.to(tl.float32)
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-        scores = tl.where(window[None, :] < visible[:, None], scores, float("-inf"))
+        _, value, scores = _meet(
+            query, keys, values, sequence, begin, visible, num_windows, scale, K, N, PRECISION,
+            UPCAST,
+        )  # fmt: skip
         highest = tl.maximum(top, tl.max(scores, 1))
         # Rows that see nothing have no maximum; exp(-inf - 0) is 0, exp(-inf + inf) is not.
         shift = tl.where(highest == float("-inf"), 0.0, highest)
@@ -97,94 +115,48 @@ def _attend(
     result = result / tl.where(sees, total, 1.0)[:, None]
     tl.store(out + at, result.to(out.dtype.element_ty), mask=real[:, None])
     norm = tl.where(sees, top + tl.log(tl.where(sees, total, 1.0)), float("inf"))
-    tl.store(norms + sequence * length * G + row, norm, mask=real)
+    tl.store(norms + place, norm, mask=real)
 
 
 @triton.jit
 def _query_gradients(
-    q,  # (S, T, G, K)
-    keys,  # (S, W, K)
-    values,  # (S, W, K)
+    q, keys, values,  # as in `_attend`
     grad,  # (S, T, G, K)
-    norms,  # (S, T, G)
-    delta,  # (S, T, G): sums of grad * out
+    norms, delta,  # (S, T, G); delta: sums of grad * out
     d_q,  # (S, T, G, K) out
-    length,
-    num_windows,
-    scale,
-    G: tl.constexpr,
-    K: tl.constexpr,
-    WINDOW: tl.constexpr,
-    STRIDE: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    sequence = tl.program_id(1).to(tl.int64)
-    start = tl.program_id(0) * M
-    row, channel, column = start + tl.arange(0, M), tl.arange(0, K), tl.arange(0, N)
-    real = row < length * G
-    place = sequence * length * G + row
-    at = place[:, None] * K + channel[None, :]
-    query = tl.load(q + at, mask=real[:, None], other=0.0)
-    upper = tl.load(grad + at, mask=real[:, None], other=0.0)
-    if UPCAST:
-        query, upper = query.to(tl.float32), upper.to(tl.float32)
-    # Infinite norms, of rows that see nothing or are not there, make all probabilities 0.
-    norm = tl.load(norms + place, mask=real, other=float("inf"))
-    mean = tl.load(delta + place, mask=real, other=0.0)
-    visible = _num_visible(row // G, num_windows, WINDOW, STRIDE)
-    most = _num_visible((start + M - 1) // G, num_windows, WINDOW, STRIDE)
+    length, num_windows, scale,
+    G: tl.constexpr, K: tl.constexpr, WINDOW: tl.constexpr, STRIDE: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    sequence, place, at, real, visible, most = _tile(length, num_windows, G, K, WINDOW, STRIDE, M)
+    query, upper = load_pair(q, grad, at, real[:, None], UPCAST)
+    norm, mean = load_rows(norms, delta, place, real)
     result = tl.zeros((M, K), tl.float32)
     for begin in range(0, most, N):
-        window = begin + column
-        source = (sequence * num_windows + window)[:, None] * K + channel[None, :]
-        inside = (window < num_windows)[:, None]
-        key = tl.load(keys + source, mask=inside, other=0.0)
-        value = tl.load(values + source, mask=inside, other=0.0)
-        if UPCAST:
-            key, value = key.to(tl.float32), value.to(tl.float32)
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-        scores = tl.where(window[None, :] < visible[:, None], scores, float("-inf"))
+        key, value, scores = _meet(
+            query, keys, values, sequence, begin, visible, num_windows, scale, K, N, PRECISION,
+            UPCAST,
+        )  # fmt: skip
         probs = tl.exp(scores - norm[:, None])
-        d_probs = tl.dot(upper, tl.trans(value), input_precision=PRECISION)
-        d_scores = (probs * (d_probs - mean[:, None])).to(key.dtype)
+        d_scores = score_gradients(probs, upper, value, mean, PRECISION)
         result += tl.dot(d_scores, key, input_precision=PRECISION)
     tl.store(d_q + at, (result * scale).to(d_q.dtype.element_ty), mask=real[:, None])
 
 
 @triton.jit
 def _key_gradients(
-    q,  # (S, T, G, K)
-    keys,  # (S, W, K)
-    values,  # (S, W, K)
-    grad,  # (S, T, G, K)
-    norms,  # (S, T, G)
-    delta,  # (S, T, G)
+    q, keys, values, grad, norms, delta,  # as in `_query_gradients`
     partial,  # (parts, 2, S, W, K) float32 out: of keys, of values
-    length,
-    num_windows,
-    num_parts,
-    scale,
-    G: tl.constexpr,
-    K: tl.constexpr,
-    WINDOW: tl.constexpr,
-    STRIDE: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
+    length, num_windows, num_parts, scale,
+    G: tl.constexpr, K: tl.constexpr, WINDOW: tl.constexpr, STRIDE: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
     tile, part = tl.program_id(0) // num_parts, tl.program_id(0) % num_parts
     sequence = tl.program_id(1).to(tl.int64)
     window, channel, member = tile * N + tl.arange(0, N), tl.arange(0, K), tl.arange(0, M)
     inside = (window < num_windows)[:, None]
     source = (sequence * num_windows + window)[:, None] * K + channel[None, :]
-    key = tl.load(keys + source, mask=inside, other=0.0)
-    value = tl.load(values + source, mask=inside, other=0.0)
-    if UPCAST:
-        key, value = key.to(tl.float32), value.to(tl.float32)
+    key, value = load_pair(keys, values, source, inside, UPCAST)
     # Rows before the tile's first block is complete do not count; the others are shared out.
     first = (tile * N * STRIDE + WINDOW - 1) * G
     size = tl.cdiv(tl.cdiv(length * G - first, num_parts), M) * M
@@ -196,19 +168,13 @@ def _key_gradients(
         real = row < length * G
         place = sequence * length * G + row
         at = place[:, None] * K + channel[None, :]
-        query = tl.load(q + at, mask=real[:, None], other=0.0)
-        upper = tl.load(grad + at, mask=real[:, None], other=0.0)
-        if UPCAST:
-            query, upper = query.to(tl.float32), upper.to(tl.float32)
-        norm = tl.load(norms + place, mask=real, other=float("inf"))
-        mean = tl.load(delta + place, mask=real, other=0.0)
+        query, upper = load_pair(q, grad, at, real[:, None], UPCAST)
+        norm, mean = load_rows(norms, delta, place, real)
         visible = _num_visible(row // G, num_windows, WINDOW, STRIDE)
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-        scores = tl.where(window[None, :] < visible[:, None], scores, float("-inf"))
+        scores = _scores(query, key, window, visible, scale, PRECISION)
         probs = tl.exp(scores - norm[:, None])
         d_value += tl.dot(tl.trans(probs.to(upper.dtype)), upper, input_precision=PRECISION)
-        d_probs = tl.dot(upper, tl.trans(value), input_precision=PRECISION)
-        d_scores = (probs * (d_probs - mean[:, None])).to(query.dtype)
+        d_scores = score_gradients(probs, upper, value, mean, PRECISION)
         d_key += tl.dot(tl.trans(d_scores), query, input_precision=PRECISION)
     plane = tl.num_programs(1).to(tl.int64) * num_windows * K
     tl.store(partial + 2 * part * plane + source, d_key * scale, mask=inside)
@@ -221,23 +187,12 @@ def _choose(
     keys,  # (S, W, K)
     norms,  # (S, T, G)
     chosen,  # (S, T, F) int32 out
-    length,
-    num_windows,
-    scale,
-    G: tl.constexpr,
-    K: tl.constexpr,
-    WINDOW: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    INIT: tl.constexpr,
-    LOCAL: tl.constexpr,
-    F: tl.constexpr,
-    FP: tl.constexpr,
-    R: tl.constexpr,
-    N: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
+    length, num_windows, scale,
+    G: tl.constexpr, K: tl.constexpr, WINDOW: tl.constexpr, STRIDE: tl.constexpr,
+    BLOCK: tl.constexpr, INIT: tl.constexpr, LOCAL: tl.constexpr, F: tl.constexpr,
+    FP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
     LAST: tl.constexpr = 0x7FFFFFFF
     SPAN: tl.constexpr = WINDOW // STRIDE  # strides of a compressed block
     PLACES: tl.constexpr = BLOCK // STRIDE + SPAN - 1  # compressed blocks that touch a block
@@ -335,16 +290,8 @@ class _Compressed(torch.autograd.Function):
 
 
 def _constants(q: Tensor, window: int, stride: int) -> dict[str, Any]:
-    group, width = q.shape[2:]
-    return {
-        "G": group,
-        "K": width,
-        "WINDOW": window,
-        "STRIDE": stride,
-        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
-        "UPCAST": not q.is_cuda,
-        "num_warps": 4 if width * q.element_size() <= 128 else 8,
-    }
+    num_warps = 4 if q.shape[3] * q.element_size() <= 128 else 8
+    return tile_constants(q) | {"WINDOW": window, "STRIDE": stride, "num_warps": num_warps}
 
 
 def _tiles(q: Tensor) -> dict[str, int]:
@@ -378,15 +325,9 @@ def _(q, keys, values, window, stride):
 
 @torch.library.custom_op("nanozoo::nsa_compressed_backward", mutates_args=())
 def _backward(
-    grad: Tensor,
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    out: Tensor,
-    norms: Tensor,
-    window: int,
-    stride: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, q: Tensor, keys: Tensor, values: Tensor, out: Tensor, norms: Tensor,
+    window: int, stride: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, keys and values."""
     num_sequences, length, group, width = q.shape
     num_windows = keys.shape[1]

@@ -25,52 +25,60 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nanozoo_nsa.tiles_triton import load_pair, load_rows, score_gradients, tile_constants
+
 SEGMENT = 512  # queries of one program: the first block has all T, which one would walk too long
 TILE_ROWS = 64
 
 
 @triton.jit
+def _place(length, G: tl.constexpr, GP: tl.constexpr, K: tl.constexpr):
+    """Of a program: its position, the row of (S, T), where in (S, T, G) and in (S, T, G, K) its
+    heads lie, and which heads there are."""
+    t = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64) * length + t
+    head, channel = tl.arange(0, GP), tl.arange(0, K)
+    place = row * G + head
+    return t, row, place, place[:, None] * K + channel[None, :], head < G
+
+
+@triton.jit
+def _meet(
+    query, k, v, block, t, row, scale,
+    K: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Keys and values of a block of the sequence of position t, and the scores of its queries, -inf
+    for tokens behind it."""
+    place = block * C + tl.arange(0, C)
+    seen = place <= t
+    source = (row - t) * K + place.to(tl.int64)[:, None] * K + tl.arange(0, K)[None, :]
+    key, value = load_pair(k, v, source, seen[:, None], UPCAST)
+    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+    return key, value, tl.where(seen[None, :], scores, float("-inf"))
+
+
+@triton.jit
 def _attend(
     q,  # (S, T, G, K)
-    k,  # (S, T, K)
-    v,  # (S, T, K)
+    k, v,  # (S, T, K)
     blocks,  # (S, T, n)
     out,  # (S, T, G, K)
     norms,  # (S, T, G) float32: log of the sum of exponentials
-    length,
-    scale,
-    G: tl.constexpr,
-    GP: tl.constexpr,
-    K: tl.constexpr,
-    C: tl.constexpr,
-    NUM: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    t = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64) * length + t
-    head, channel, token = tl.arange(0, GP), tl.arange(0, K), tl.arange(0, C)
-    real = (head < G)[:, None]
-    at = (row * G + head)[:, None] * K + channel[None, :]
-    query = tl.load(q + at, mask=real, other=0.0)
+    length, scale,
+    G: tl.constexpr, GP: tl.constexpr, K: tl.constexpr, C: tl.constexpr, NUM: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    t, row, place, at, real = _place(length, G, GP, K)
+    query = tl.load(q + at, mask=real[:, None], other=0.0)
     if UPCAST:  # the interpreter cannot multiply bfloat16
         query = query.to(tl.float32)
     top = tl.full((GP,), float("-inf"), tl.float32)
     total = tl.zeros((GP,), tl.float32)
     result = tl.zeros((GP, K), tl.float32)
-    first = (row - t) * K
     for i in range(NUM):
         block = tl.load(blocks + row * NUM + i)
         if block >= 0:
-            place = block * C + token
-            seen = place <= t
-            source = first + place.to(tl.int64)[:, None] * K + channel[None, :]
-            key = tl.load(k + source, mask=seen[:, None], other=0.0)
-            value = tl.load(v + source, mask=seen[:, None], other=0.0)
-            if UPCAST:
-                key, value = key.to(tl.float32), value.to(tl.float32)
-            scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-            scores = tl.where(seen[None, :], scores, float("-inf"))
+            _, value, scores = _meet(query, k, v, block, t, row, scale, K, C, PRECISION, UPCAST)
             # A listed block is in the past: it has a token that is seen, so no maximum is -inf.
             highest = tl.maximum(top, tl.max(scores, 1))
             probs = tl.exp(scores - highest[:, None])
@@ -80,85 +88,45 @@ def _attend(
             result += tl.dot(probs.to(value.dtype), value, input_precision=PRECISION)
             top = highest
     result = result / total[:, None]
-    tl.store(out + at, result.to(out.dtype.element_ty), mask=real)
-    tl.store(norms + row * G + head, top + tl.log(total), mask=head < G)
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=real[:, None])
+    tl.store(norms + place, top + tl.log(total), mask=real)
 
 
 @triton.jit
 def _query_gradients(
-    q,  # (S, T, G, K)
-    k,  # (S, T, K)
-    v,  # (S, T, K)
-    blocks,  # (S, T, n)
+    q, k, v, blocks,  # as in `_attend`
     grad,  # (S, T, G, K)
-    norms,  # (S, T, G)
-    delta,  # (S, T, G): sums of grad * out
+    norms, delta,  # (S, T, G); delta: sums of grad * out
     d_q,  # (S, T, G, K) out
-    length,
-    scale,
-    G: tl.constexpr,
-    GP: tl.constexpr,
-    K: tl.constexpr,
-    C: tl.constexpr,
-    NUM: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    t = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64) * length + t
-    head, channel, token = tl.arange(0, GP), tl.arange(0, K), tl.arange(0, C)
-    real = (head < G)[:, None]
-    at = (row * G + head)[:, None] * K + channel[None, :]
-    query = tl.load(q + at, mask=real, other=0.0)
-    upper = tl.load(grad + at, mask=real, other=0.0)
-    if UPCAST:
-        query, upper = query.to(tl.float32), upper.to(tl.float32)
-    norm = tl.load(norms + row * G + head, mask=head < G, other=float("inf"))
-    mean = tl.load(delta + row * G + head, mask=head < G, other=0.0)
+    length, scale,
+    G: tl.constexpr, GP: tl.constexpr, K: tl.constexpr, C: tl.constexpr, NUM: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    t, row, place, at, real = _place(length, G, GP, K)
+    query, upper = load_pair(q, grad, at, real[:, None], UPCAST)
+    norm, mean = load_rows(norms, delta, place, real)
     result = tl.zeros((GP, K), tl.float32)
-    first = (row - t) * K
     for i in range(NUM):
         block = tl.load(blocks + row * NUM + i)
         if block >= 0:
-            place = block * C + token
-            seen = place <= t
-            source = first + place.to(tl.int64)[:, None] * K + channel[None, :]
-            key = tl.load(k + source, mask=seen[:, None], other=0.0)
-            value = tl.load(v + source, mask=seen[:, None], other=0.0)
-            if UPCAST:
-                key, value = key.to(tl.float32), value.to(tl.float32)
-            scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-            probs = tl.exp(tl.where(seen[None, :], scores, float("-inf")) - norm[:, None])
-            d_probs = tl.dot(upper, tl.trans(value), input_precision=PRECISION)
-            d_scores = (probs * (d_probs - mean[:, None])).to(key.dtype)
+            key, value, scores = _meet(query, k, v, block, t, row, scale, K, C, PRECISION, UPCAST)
+            probs = tl.exp(scores - norm[:, None])
+            d_scores = score_gradients(probs, upper, value, mean, PRECISION)
             result += tl.dot(d_scores, key, input_precision=PRECISION)
-    tl.store(d_q + at, (result * scale).to(d_q.dtype.element_ty), mask=real)
+    tl.store(d_q + at, (result * scale).to(d_q.dtype.element_ty), mask=real[:, None])
 
 
 @triton.jit
 def _block_gradients(
-    q,  # (S, T, G, K)
-    k,  # (S, T, K)
-    v,  # (S, T, K)
-    grad,  # (S, T, G, K)
-    norms,  # (S, T, G)
-    delta,  # (S, T, G)
+    q, k, v, grad, norms, delta,  # as in `_query_gradients`
     queries,  # (P,): rows of (S, T), sorted by block
     block_of,  # (segments,): of S N
-    starts,  # (segments,): in queries
-    ends,  # (segments,)
+    starts, ends,  # (segments,): in queries
     partial,  # (segments, 2, C, K) float32 out: of keys, of values
-    length,
-    num_blocks,
-    scale,
-    G: tl.constexpr,
-    GP: tl.constexpr,
-    K: tl.constexpr,
-    C: tl.constexpr,
-    R: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
+    length, num_blocks, scale,
+    G: tl.constexpr, GP: tl.constexpr, K: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
     segment = tl.program_id(0).to(tl.int64)
     block = tl.load(block_of + segment)
     start, end = tl.load(starts + segment), tl.load(ends + segment)
@@ -167,30 +135,23 @@ def _block_gradients(
     place = (block % num_blocks) * C + token
     inside = (place < length)[:, None]
     source = (sequence * length + place)[:, None] * K + channel[None, :]
-    key = tl.load(k + source, mask=inside, other=0.0)
-    value = tl.load(v + source, mask=inside, other=0.0)
-    if UPCAST:
-        key, value = key.to(tl.float32), value.to(tl.float32)
+    key, value = load_pair(k, v, source, inside, UPCAST)
     member, head = tl.arange(0, R * GP) // GP, tl.arange(0, R * GP) % GP
     d_key = tl.zeros((C, K), tl.float32)
     d_value = tl.zeros((C, K), tl.float32)
     for begin in range(start, end, R):
         real = (begin + member < end) & (head < G)
         row = tl.load(queries + begin + member, mask=real, other=0).to(tl.int64)
-        at = (row * G + head)[:, None] * K + channel[None, :]
-        query = tl.load(q + at, mask=real[:, None], other=0.0)
-        upper = tl.load(grad + at, mask=real[:, None], other=0.0)
-        if UPCAST:
-            query, upper = query.to(tl.float32), upper.to(tl.float32)
+        heads = row * G + head
+        at = heads[:, None] * K + channel[None, :]
+        query, upper = load_pair(q, grad, at, real[:, None], UPCAST)
         # Rows that are not there get probability exp(-inf) = 0.
-        norm = tl.load(norms + row * G + head, mask=real, other=float("inf"))
-        mean = tl.load(delta + row * G + head, mask=real, other=0.0)
+        norm, mean = load_rows(norms, delta, heads, real)
         seen = place[None, :] <= (row - sequence * length)[:, None]
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
         probs = tl.exp(tl.where(seen, scores, float("-inf")) - norm[:, None])
         d_value += tl.dot(tl.trans(probs.to(upper.dtype)), upper, input_precision=PRECISION)
-        d_probs = tl.dot(upper, tl.trans(value), input_precision=PRECISION)
-        d_scores = (probs * (d_probs - mean[:, None])).to(query.dtype)
+        d_scores = score_gradients(probs, upper, value, mean, PRECISION)
         d_key += tl.dot(tl.trans(d_scores), query, input_precision=PRECISION)
     cell = segment * 2 * C * K + token[:, None] * K + channel[None, :]
     tl.store(partial + cell, d_key * scale)
@@ -202,13 +163,9 @@ def _add_segments(
     partial,  # (segments, 2, C, K)
     first,  # (S N,): the first segment of each block
     count,  # (S N,)
-    d_k,  # (S, T, K) out
-    d_v,  # (S, T, K) out
-    length,
-    num_blocks,
-    K: tl.constexpr,
-    C: tl.constexpr,
-):
+    d_k, d_v,  # (S, T, K) out
+    length, num_blocks, K: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
     block = tl.program_id(0)
     begin, size = tl.load(first + block).to(tl.int64), tl.load(count + block)
     channel, token = tl.arange(0, K), tl.arange(0, C)
@@ -262,13 +219,9 @@ class _Selected(torch.autograd.Function):
 
 def _constants(q: Tensor, block_size: int) -> dict[str, Any]:
     group, width = q.shape[2:]
-    return {
-        "G": group,
+    return tile_constants(q) | {
         "GP": max(16, triton.next_power_of_2(group)),
-        "K": width,
         "C": block_size,
-        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
-        "UPCAST": not q.is_cuda,
         "num_warps": 4 if block_size * width <= 4096 else 8,
     }
 
@@ -329,15 +282,9 @@ def segments(blocks: Tensor, num_blocks: int) -> Segments:
 
 @torch.library.custom_op("nanozoo::nsa_selected_backward", mutates_args=())
 def _backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    blocks: Tensor,
-    out: Tensor,
-    norms: Tensor,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, out: Tensor, norms: Tensor,
     block_size: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v."""
     num_sequences, length, _, width = q.shape
     d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)

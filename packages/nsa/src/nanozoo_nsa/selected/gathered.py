@@ -165,10 +165,10 @@ class _Gathered(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             for start, stop in _spans(q, chosen, grid):
                 tiles = make_tiles(chosen, start, stop, k.shape[1] // grid.block, k.shape[1])
-                given = (q, k, v, grad, norms, delta)
-                _backward_forced(*given, d_q, d_k, d_v, start, stop, grid)
+                span = _Backward(q, k, v, grad, norms, delta, d_q, d_k, d_v, start, stop, grid)
+                span.through_forced()
                 if tiles is not None:
-                    _backward_tiles(*given, d_q, d_k, d_v, start, stop, tiles, grid)
+                    span.through_tiles(tiles)
         results = d_q.view(shape), *(x.view(*shape[:3], shape[-1]) for x in (d_k, d_v))
         return (*(x.to(dtype) for x, dtype in zip(results, ctx.dtypes, strict=True)), None, None)
 
@@ -185,16 +185,9 @@ def _query_blocks(x: Tensor, start: int, stop: int, grid: Grid) -> Tensor:
 
 
 def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    norms: Tensor,
-    start: int,
-    stop: int,
-    tiles: Tiles | None,
-    grid: Grid,
-) -> None:
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, norms: Tensor, start: int, stop: int,
+    tiles: Tiles | None, grid: Grid,
+) -> None:  # fmt: skip
     """Writes rows start .. stop - 1 of `out` and `norms`."""
     num_sequences, _, group, width = q.shape
     scale = 1 / math.sqrt(width)
@@ -251,75 +244,66 @@ def _collect(values: Tensor, tiles: Tiles, weight: Tensor | None, group: int) ->
     return total.view(*shape, -1)
 
 
-def _score_gradients(scores: Tensor, d_probs: Tensor, norms: Tensor, delta: Tensor) -> Tensor:
-    """Probabilities in place of scores, and the gradient of the scores in place of theirs."""
-    probs = scores.sub_(norms[..., None]).exp_()
-    d_probs.sub_(delta[..., None]).mul_(probs)
-    return probs
+class _Backward(NamedTuple):
+    """Gradients through queries start .. stop - 1: d_q, written, and d_k and d_v, added to."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    grad: Tensor
+    norms: Tensor
+    delta: Tensor
+    d_q: Tensor
+    d_k: Tensor
+    d_v: Tensor
+    start: int
+    stop: int
+    grid: Grid
+
+    def through_forced(self) -> None:
+        start, stop, grid = self.start, self.stop, self.grid
+        num_sequences, _, group, width = self.q.shape
+        forced = _forced(start // grid.block, stop // grid.block, grid, self.q.device)
+        keys, values = (_block_rows(x, forced, grid) for x in (self.k, self.v))
+        queries, upper = (_query_blocks(x, start, stop, grid) for x in (self.q, self.grad))
+        norm, mean = (
+            x[:, start:stop].reshape(len(queries), grid.block * group)
+            for x in (self.norms, self.delta)
+        )
+        scores = _forced_scores(queries, keys, forced, grid, 1 / math.sqrt(width))
+        rows, *parts = _gradients(scores, queries, keys, values, upper, norm, mean)
+        self.d_q[:, start:stop] = rows.view(self.d_q[:, start:stop].shape)
+        index = forced.blocks.flatten()
+        for total, part in zip((self.d_k, self.d_v), parts, strict=True):
+            blocks = total.view(num_sequences, -1, grid.block * width)
+            blocks.index_add_(1, index, part.view(num_sequences, len(index), -1))
+
+    def through_tiles(self, tiles: Tiles) -> None:
+        group, width = self.q.shape[2:]
+        keys, values = (_tile_blocks(x, tiles, self.grid) for x in (self.k, self.v))
+        queries, upper = (_tile_rows(x, tiles) for x in (self.q, self.grad))
+        # Padding gets probability exp(-inf) = 0.
+        norm = self.norms.flatten(0, 1).index_select(0, tiles.query)
+        norm = norm.masked_fill_(~tiles.is_real[:, None], torch.inf)
+        mean = self.delta.flatten(0, 1).index_select(0, tiles.query)
+        norm, mean = (x.view(len(tiles.block), -1) for x in (norm, mean))
+        scores = (queries @ keys.mT).mul_(1 / math.sqrt(width))
+        rows, *parts = _gradients(scores, queries, keys, values, upper, norm, mean)
+        self.d_q[:, self.start : self.stop] += _collect(rows, tiles, None, group)
+        for total, part in zip((self.d_k, self.d_v), parts, strict=True):
+            blocks = total.view(-1, self.grid.block * width)
+            blocks.index_add_(0, tiles.block, part.flatten(1))
 
 
-def _backward_forced(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad: Tensor,
-    norms: Tensor,
-    delta: Tensor,
-    d_q: Tensor,
-    d_k: Tensor,
-    d_v: Tensor,
-    start: int,
-    stop: int,
-    grid: Grid,
-) -> None:
-    num_sequences, _, group, width = q.shape
-    scale = 1 / math.sqrt(width)
-    forced = _forced(start // grid.block, stop // grid.block, grid, q.device)
-    keys, values = (_block_rows(x, forced, grid) for x in (k, v))
-    queries, upper = (_query_blocks(x, start, stop, grid) for x in (q, grad))
-    norm, mean = (
-        x[:, start:stop].reshape(len(queries), grid.block * group) for x in (norms, delta)
-    )
-    probs = _forced_scores(queries, keys, forced, grid, scale)
-    d_scores = upper @ values.mT
-    probs = _score_gradients(probs, d_scores, norm, mean)
-    d_q[:, start:stop] = (d_scores @ keys).mul_(scale).view(d_q[:, start:stop].shape)
-    index = forced.blocks.flatten()
-    for total, part in ((d_k, (d_scores.mT @ queries).mul_(scale)), (d_v, probs.mT @ upper)):
-        blocks = total.view(num_sequences, -1, grid.block * width)
-        blocks.index_add_(1, index, part.view(num_sequences, len(index), -1))
-
-
-def _backward_tiles(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad: Tensor,
-    norms: Tensor,
-    delta: Tensor,
-    d_q: Tensor,
-    d_k: Tensor,
-    d_v: Tensor,
-    start: int,
-    stop: int,
-    tiles: Tiles,
-    grid: Grid,
-) -> None:
-    group, width = q.shape[2:]
-    scale = 1 / math.sqrt(width)
-    keys, values = (_tile_blocks(x, tiles, grid) for x in (k, v))
-    queries, upper = (_tile_rows(x, tiles) for x in (q, grad))
-    # Padding gets probability exp(-inf) = 0.
-    norm = norms.flatten(0, 1).index_select(0, tiles.query)
-    norm = norm.masked_fill_(~tiles.is_real[:, None], torch.inf)
-    mean = delta.flatten(0, 1).index_select(0, tiles.query)
-    norm, mean = (x.view(len(tiles.block), -1) for x in (norm, mean))
-    probs = (queries @ keys.mT).mul_(scale)
-    d_scores = upper @ values.mT
-    probs = _score_gradients(probs, d_scores, norm, mean)
-    d_q[:, start:stop] += _collect((d_scores @ keys).mul_(scale), tiles, None, group)
-    for total, part in ((d_k, (d_scores.mT @ queries).mul_(scale)), (d_v, probs.mT @ upper)):
-        total.view(-1, grid.block * width).index_add_(0, tiles.block, part.flatten(1))
+def _gradients(
+    scores: Tensor, queries: Tensor, keys: Tensor, values: Tensor, upper: Tensor, norm: Tensor,
+    mean: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Of the attention of rows by themselves: of queries, keys and values; uses up the scores."""
+    probs = scores.sub_(norm[..., None]).exp_()
+    d_scores = (upper @ values.mT).sub_(mean[..., None]).mul_(probs)
+    scale = 1 / math.sqrt(keys.shape[-1])
+    return (d_scores @ keys).mul_(scale), (d_scores.mT @ queries).mul_(scale), probs.mT @ upper
 
 
 def _widened(x: Tensor) -> Tensor:

@@ -8,19 +8,15 @@ of everything.
 N rows, n rows of a chunk, D model_dim, V vocabulary.
 """
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # no Triton on macOS and Windows
-    triton = None
-
-from nanozoo_core.ops.reduced_head import Reduction, launch, reduced_head
+from nanozoo_core.ops.optional_triton import jit, tl
+from nanozoo_core.ops.reduced_head import Reduction, reduced_head
 
 
 def score_sums(
@@ -58,13 +54,9 @@ def _forward_torch(logits: Tensor, own: Tensor, true: Tensor, out: Tensor) -> No
 
 
 def _backward_torch(
-    logits: Tensor,
-    own: Tensor,
-    true: Tensor,
-    grad_mass: Tensor,
-    grad_total: Tensor,
-    grad_true: Tensor,
-) -> None:
+    logits: Tensor, own: Tensor, true: Tensor,
+    grad_mass: Tensor, grad_total: Tensor, grad_true: Tensor,
+) -> None:  # fmt: skip
     """Replaces logits (n, V) by g_mass s_y + g_total + g_true [y = true], with 0 at the own."""
     grad = logits.to(grad_mass.dtype).exp_().mul_(grad_mass[:, None]).add_(grad_total[:, None])
     grad.scatter_add_(1, true[:, None], grad_true[:, None])
@@ -72,77 +64,48 @@ def _backward_torch(
     logits.copy_(grad)
 
 
-if triton is not None:
-
-    @triton.jit
-    def _forward_kernel(  # type: ignore[no-untyped-def]
-        logits_ptr,
-        own_ptr,
-        true_ptr,
-        out_ptr,
-        out_stride,
-        row_stride,
-        vocab_size,
-        BLOCK: tl.constexpr,
-    ):
-        row = tl.program_id(0).to(tl.int64)
-        start_ptr = logits_ptr + row * row_stride
-        own = tl.load(own_ptr + row)
-        true = tl.load(true_ptr + row)
-        mass = tl.zeros((BLOCK,), tl.float32)
-        total = tl.zeros((BLOCK,), tl.float32)
-        for start in range(0, vocab_size, BLOCK):
-            columns = start + tl.arange(0, BLOCK)
-            counts = (columns < vocab_size) & (columns != own)
-            tile = tl.load(start_ptr + columns, mask=counts, other=0.0).to(tl.float32)
-            mass += tl.where(counts, tl.exp(tile), 0.0)
-            total += tile
-        log_true = tl.load(start_ptr + true).to(tl.float32)
-        tl.store(out_ptr + row, tl.sum(mass, 0))
-        tl.store(out_ptr + out_stride + row, tl.sum(total, 0))
-        tl.store(out_ptr + 2 * out_stride + row, tl.where(true == own, 0.0, log_true))
-
-    @triton.jit
-    def _backward_kernel(  # type: ignore[no-untyped-def]
-        logits_ptr,
-        own_ptr,
-        true_ptr,
-        grad_mass_ptr,
-        grad_total_ptr,
-        grad_true_ptr,
-        row_stride,
-        vocab_size,
-        BLOCK: tl.constexpr,
-    ):
-        row = tl.program_id(0).to(tl.int64)
-        start_ptr = logits_ptr + row * row_stride
-        own = tl.load(own_ptr + row)
-        true = tl.load(true_ptr + row)
-        grad_mass = tl.load(grad_mass_ptr + row)
-        grad_total = tl.load(grad_total_ptr + row)
-        grad_true = tl.load(grad_true_ptr + row)
-        for start in range(0, vocab_size, BLOCK):
-            columns = start + tl.arange(0, BLOCK)
-            inside = columns < vocab_size
-            tile = tl.load(start_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-            grad = grad_mass * tl.exp(tile) + grad_total
-            grad += tl.where(columns == true, grad_true, 0.0)
-            grad = tl.where(columns == own, 0.0, grad)
-            tl.store(start_ptr + columns, grad.to(logits_ptr.dtype.element_ty), mask=inside)
-
-    def _forward_triton(logits: Tensor, own: Tensor, true: Tensor, out: Tensor) -> None:
-        rows = (own.contiguous(), true.contiguous())
-        launch(_forward_kernel, logits, *rows, out, out.stride(0))
-
-    def _backward_triton(logits: Tensor, *rows: Tensor) -> None:
-        launch(_backward_kernel, logits, *(row.contiguous() for row in rows))
+@jit
+def _forward_kernel(
+    logits_ptr, own_ptr, true_ptr, out_ptr, out_stride, row_stride, vocab_size, BLOCK: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    start_ptr = logits_ptr + row * row_stride
+    own = tl.load(own_ptr + row)
+    true = tl.load(true_ptr + row)
+    mass = tl.zeros((BLOCK,), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, vocab_size, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        counts = (columns < vocab_size) & (columns != own)
+        tile = tl.load(start_ptr + columns, mask=counts, other=0.0).to(tl.float32)
+        mass += tl.where(counts, tl.exp(tile), 0.0)
+        total += tile
+    log_true = tl.load(start_ptr + true).to(tl.float32)
+    tl.store(out_ptr + row, tl.sum(mass, 0))
+    tl.store(out_ptr + out_stride + row, tl.sum(total, 0))
+    tl.store(out_ptr + 2 * out_stride + row, tl.where(true == own, 0.0, log_true))
 
 
-SCORE_SUMS = Reduction(
-    num_results=3,
-    num_saved=0,
-    forward=_forward_torch,
-    backward=_backward_torch,
-    forward_triton=_forward_triton if triton is not None else None,
-    backward_triton=_backward_triton if triton is not None else None,
-)
+@jit
+def _backward_kernel(
+    logits_ptr, own_ptr, true_ptr, grad_mass_ptr, grad_total_ptr, grad_true_ptr,
+    row_stride, vocab_size, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    start_ptr = logits_ptr + row * row_stride
+    own = tl.load(own_ptr + row)
+    true = tl.load(true_ptr + row)
+    grad_mass = tl.load(grad_mass_ptr + row)
+    grad_total = tl.load(grad_total_ptr + row)
+    grad_true = tl.load(grad_true_ptr + row)
+    for start in range(0, vocab_size, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < vocab_size
+        tile = tl.load(start_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+        grad = grad_mass * tl.exp(tile) + grad_total
+        grad += tl.where(columns == true, grad_true, 0.0)
+        grad = tl.where(columns == own, 0.0, grad)
+        tl.store(start_ptr + columns, grad.to(logits_ptr.dtype.element_ty), mask=inside)
+
+
+SCORE_SUMS = Reduction(3, 0, _forward_torch, _backward_torch, _forward_kernel, _backward_kernel)
