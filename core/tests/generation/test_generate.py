@@ -8,6 +8,7 @@ import torch
 from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.generation.text import check_settings
+from nanozoo_core.machine.process import tune_process
 from nanozoo_core.ops.sampling import probabilities, sample
 from nanozoo_core.randomness import seeded_generator
 
@@ -41,6 +42,28 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
     kept = probabilities(LOGITS, SamplingSettings(top_p=reached - 1e-9))
     assert set(kept.nonzero().flatten().tolist()) == set(order[:2].tolist())
     assert float(kept.sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-308, 5e-324])
+def test_the_smallest_temperatures_are_greedy(temperature: float) -> None:
+    tune_process()  # it flushes denormals, such as two of these, to zero
+    for logits in (LOGITS, -LOGITS, 1e4 * LOGITS):
+        found = probabilities(logits, SamplingSettings(temperature=temperature))
+        greedy = probabilities(logits, SamplingSettings(temperature=0))
+        torch.testing.assert_close(found, greedy, rtol=0, atol=0)
+
+
+def test_top_k_keeps_k_of_equal_logits() -> None:
+    logits = torch.tensor([[0.0, 1.0, 1.0, 1.0, -1.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
+    found = probabilities(logits, SamplingSettings(top_k=2))
+    half = torch.tensor([[0.0, 0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(found, half, rtol=0, atol=1e-15)
+
+
+def test_the_smallest_top_p_keeps_one_token() -> None:
+    tune_process()
+    found = probabilities(LOGITS, SamplingSettings(top_p=5e-324))
+    assert found.tolist() == [1, 0, 0, 0, 0]
 
 
 def test_draws_follow_the_probabilities() -> None:
