@@ -119,11 +119,11 @@ def most_confident(
         time = torch.full((x.shape[0],), t, dtype=torch.float64, device="cpu")
         probs = predict(x, time, rows)  # (N, V)
         drawn = draw_categorical(sharpen(probs), _uniforms(rows.numel(), generator))
-        confidence = torch.full(x.shape, -1.0, dtype=probs.dtype, device=x.device).flatten()
-        confidence[rows] = probs.gather(1, drawn[:, None])[:, 0]
+        confidence = torch.full(x.shape, -1.0, dtype=probs.dtype, device=probs.device).flatten()
+        confidence[rows.to(probs.device)] = probs.gather(1, drawn[:, None])[:, 0]
         ranks = confidence.view(x.shape).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        kept = (ranks < num_lifted[:, None]).flatten()[rows]
-        x = _place(x, rows[kept], drawn[kept])
+        kept = (ranks.to(x.device) < num_lifted[:, None]).flatten()[rows]
+        x = _place(x, rows[kept], drawn.to(x.device)[kept])
         yield x
 
 
@@ -143,7 +143,7 @@ def _masked_rows(x: Tensor, mask_id: int) -> Tensor:
 
 
 def _place(x: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
-    return x.flatten().index_put((rows,), tokens).view_as(x)
+    return x.flatten().index_put((rows,), tokens.to(x.device)).view_as(x)
 
 
 def _uniforms(count: int, generator: torch.Generator) -> Tensor:

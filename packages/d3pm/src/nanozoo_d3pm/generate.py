@@ -14,6 +14,7 @@ from torch import Tensor
 from nanozoo_core.contract import PartialText, SamplingSettings
 from nanozoo_core.diffusion.unmasking import Predictor, ancestral, partial_text
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.precision import finest_dtype
 from nanozoo_core.ops.categorical import draw_categorical
 from nanozoo_core.ops.sampling import probabilities
 from nanozoo_d3pm.model import D3PM
@@ -91,6 +92,7 @@ def _reverse(
     flat = x.flatten()
     now = torch.full((x.shape[0],), t, device="cpu")
     log_probs = predict(x, now, free).log()[None]  # (1, N, V): rows share their time
+    log_probs = log_probs.to(x.device, finest_dtype(x.device))
     times = torch.tensor([s], device="cpu"), torch.tensor([t], device="cpu")
     reverse = transition.log_reverse(log_probs, flat[free][None], *times)[0]
     drawn = draw_categorical(reverse.exp(), _uniforms(free.numel(), generator))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_moe.config import MoEConfig
 from nanozoo_moe.experts import count_tokens
@@ -126,7 +127,8 @@ def load_metrics(routing: Routing) -> dict[str, Tensor]:
     smallest over the mean. dead_experts: those without a token. router_entropy: of a token's scores
     divided by their sum, nats. max_score: a token's largest, mean over tokens.
     """
-    loads = routing.counts / routing.counts.double().mean()
+    counts = in_float64(routing.counts)
+    loads = counts / counts.mean()
     probs = _shares_of_score(routing)
     return {
         "max_vio": loads.max() - 1,
