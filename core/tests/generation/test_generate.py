@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ import torch
 from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.generation.text import check_settings
-from nanozoo_core.machine.process import tune_process
 from nanozoo_core.ops.sampling import probabilities, sample
 from nanozoo_core.randomness import seeded_generator
 
@@ -44,9 +44,17 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
     assert float(kept.sum()) == pytest.approx(1)
 
 
+@pytest.fixture(params=[True, False], ids=["denormals_are_zero", "denormals_count"])
+def denormals(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs flush them to zero; other processes need not."""
+    torch.set_flush_denormal(request.param)
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("denormals")
 @pytest.mark.parametrize("temperature", [1e-300, 1e-308, 5e-324])
 def test_the_smallest_temperatures_are_greedy(temperature: float) -> None:
-    tune_process()  # it flushes denormals, such as two of these, to zero
     for logits in (LOGITS, -LOGITS, 1e4 * LOGITS):
         found = probabilities(logits, SamplingSettings(temperature=temperature))
         greedy = probabilities(logits, SamplingSettings(temperature=0))
@@ -60,8 +68,8 @@ def test_top_k_keeps_k_of_equal_logits() -> None:
     torch.testing.assert_close(found, half, rtol=0, atol=1e-15)
 
 
+@pytest.mark.usefixtures("denormals")
 def test_the_smallest_top_p_keeps_one_token() -> None:
-    tune_process()
     found = probabilities(LOGITS, SamplingSettings(top_p=5e-324))
     assert found.tolist() == [1, 0, 0, 0, 0]
 
