@@ -34,6 +34,7 @@ from nanozoo_core.contract import (
     Vocabulary,
 )
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.nn.accounting import cache_growth, count_parameters, decoder_flops_per_token
 from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
@@ -155,7 +156,7 @@ class DefaultModelAdapter:
     def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
         """Summed nats per window, exact or an upper bound as `likelihood` says; never under
         dropout, never a training loss."""
-        nll = self._cross_entropy(model, batch, reduction="none").double()  # (B, T)
+        nll = in_float64(self._cross_entropy(model, batch, reduction="none"))  # (B, T)
         return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
 
     def _cross_entropy(

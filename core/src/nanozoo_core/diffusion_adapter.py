@@ -103,8 +103,3 @@ def level_picture(title: str, x_label: str, names: Sequence[str]) -> Callable[..
 def cpu_scored(batch: Batch) -> Tensor | None:
     """Which targets count, (B, T) on the CPU, where masks are drawn; None means all of them."""
     return None if batch.scored is None else batch.scored.cpu()
-
-
-def in_float64(nats: Tensor) -> Tensor:
-    """As float64, on the CPU where the device has none."""
-    return nats.cpu().double() if nats.device.type == "mps" else nats.double()

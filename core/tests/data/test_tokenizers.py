@@ -9,6 +9,7 @@ import torch
 from nanozoo_core.config import DataConfig, from_defaults
 from nanozoo_core.contract import Vocabulary
 from nanozoo_core.data.tokenizers import (
+    LONGEST_SPACE,
     SEPARATOR,
     ByteTokenizer,
     Tokenizer,
@@ -178,3 +179,29 @@ def test_missing_and_damaged_vocabularies_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"pattern": ')
     with pytest.raises(DataError, match="is not a vocabulary written by nanozoo"):
         load_tokenizer(tmp_path, from_defaults(DataConfig))
+
+
+@pytest.mark.parametrize(
+    "space", [" ", "\t", " \t", "\u3000"], ids=["blank", "tab", "both", "wide"]
+)
+def test_more_white_space_than_the_pattern_can_take_is_read(
+    tokenizer: Tokenizer, space: str
+) -> None:
+    text = "x =" + space * (1_200_000 // len(space)) + "1\n"
+    tokens = tokenizer.encode(text)
+    assert tokenizer.decode(tokens) == text
+    assert tokenizer.encode(text.encode()) == tokens
+
+
+def test_a_vocabulary_is_trained_on_any_amount_of_white_space() -> None:
+    trained = train_bpe(["the cat " * 20 + " " * 1_200_000 + "the cat"], vocab_size=280)
+    assert trained.decode(trained.encode("the cat")) == "the cat"
+    assert len(trained.encode(" " * 4096)) < 4096  # white space is learned from its parts too
+
+
+@pytest.mark.parametrize("name", ["bpe", "gpt2"])
+def test_white_space_up_to_the_longest_is_encoded_whole(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    for length in (1, 2, 99, LONGEST_SPACE):
+        text = "a" + " " * length + "b\n"
+        assert tokenizer.encode(text) == tokenizer.encoding.encode_ordinary(text)

@@ -14,6 +14,7 @@ pytest.importorskip("lm_eval")
 
 from lm_eval.api.instance import Instance
 
+from nanozoo_core.data.tokenizers import train_bpe
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.training.harness import RunLM, evaluate_tasks
 from nanozoo_core.training.runs import LoadedRun
@@ -44,6 +45,23 @@ def test_a_continuation_is_scored_given_its_context(run: LoadedRun, lm: RunLM) -
         text = [256, *context.encode(), *continuation.encode()]
         expected = log_probs(run, text)[-len(continuation) :].sum()
         assert score == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("continuation", ["s", "self"])
+def test_a_token_that_would_span_context_and_continuation_is_cut_there(
+    run: LoadedRun, lm: RunLM, continuation: str
+) -> None:
+    run.vocabulary = train_bpe(["(s"] * 99, vocab_size=258)
+    assert len(run.vocabulary.encode("print(s")) == len(run.vocabulary.encode("print("))
+    pair = ("print(", continuation)
+    ((score, _),) = lm.loglikelihood([request("loglikelihood", *pair)], True)
+    text = [run.vocabulary.separator, *(b for part in pair for b in run.vocabulary.encode(part))]
+    expected = log_probs(run, text)[-len(continuation) :].sum()
+    assert score == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_nothing_is_certain_to_follow(lm: RunLM) -> None:
+    assert lm.loglikelihood([request("loglikelihood", "def f", "")], True) == [(0.0, True)]
 
 
 @torch.no_grad()
@@ -83,6 +101,18 @@ def test_text_ends_before_the_first_stop(lm: RunLM) -> None:
     wishes = {"max_gen_toks": 20, "until": [stop, "\0never"]}
     (cut,) = lm.generate_until([request("generate_until", "def", wishes)], True)
     assert cut == whole[: whole.index(stop)]
+
+
+def test_repeated_sampling_draws_anew_and_heeds_the_cuts(lm: RunLM) -> None:
+    wishes = {"max_gen_toks": 20, "do_sample": True}
+    repeated = [request("generate_until", "def", wishes)] * 4
+    texts = lm.generate_until(repeated, True)
+    assert len(set(texts)) == 4
+    assert lm.generate_until(repeated, True) == texts
+    greedy = lm.generate_until([request("generate_until", "def", {"max_gen_toks": 20})], True)
+    for cut in ({"top_k": 1}, {"top_p": 1e-9}):
+        one = [request("generate_until", "def", wishes | cut)]
+        assert lm.generate_until(one, True) == greedy
 
 
 @pytest.fixture

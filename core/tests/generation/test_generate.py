@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -41,6 +42,36 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
     kept = probabilities(LOGITS, SamplingSettings(top_p=reached - 1e-9))
     assert set(kept.nonzero().flatten().tolist()) == set(order[:2].tolist())
     assert float(kept.sum()) == pytest.approx(1)
+
+
+@pytest.fixture(params=[True, False], ids=["denormals_are_zero", "denormals_count"])
+def denormals(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs flush them to zero; other processes need not."""
+    torch.set_flush_denormal(request.param)
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("denormals")
+@pytest.mark.parametrize("temperature", [1e-300, 1e-308, 5e-324])
+def test_the_smallest_temperatures_are_greedy(temperature: float) -> None:
+    for logits in (LOGITS, -LOGITS, 1e4 * LOGITS):
+        found = probabilities(logits, SamplingSettings(temperature=temperature))
+        greedy = probabilities(logits, SamplingSettings(temperature=0))
+        torch.testing.assert_close(found, greedy, rtol=0, atol=0)
+
+
+def test_top_k_keeps_k_of_equal_logits() -> None:
+    logits = torch.tensor([[0.0, 1.0, 1.0, 1.0, -1.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
+    found = probabilities(logits, SamplingSettings(top_k=2))
+    half = torch.tensor([[0.0, 0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(found, half, rtol=0, atol=1e-15)
+
+
+@pytest.mark.usefixtures("denormals")
+def test_the_smallest_top_p_keeps_one_token() -> None:
+    found = probabilities(LOGITS, SamplingSettings(top_p=5e-324))
+    assert found.tolist() == [1, 0, 0, 0, 0]
 
 
 def test_draws_follow_the_probabilities() -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,22 @@ PATTERN = (
     r"|\s+"
 )
 
+# The patterns look ahead from the end of white space, and the libraries that apply them keep a
+# place for each of its characters: from about a million on they panic.
+LONGEST_SPACE = 100_000
+_PLACE_TO_CUT = re.compile(rf"\s{{{LONGEST_SPACE}}}(?=\s)")
+
+
+def cut_long_spaces(text: str) -> Iterator[str]:
+    """The parts of a text cut within white space longer than `LONGEST_SPACE` characters, which both
+    training and encoding see one by one: every other text is whole."""
+    start = 0
+    if len(text) > LONGEST_SPACE:
+        for found in _PLACE_TO_CUT.finditer(text):
+            yield text[start : found.end()]
+            start = found.end()
+    yield text[start:]
+
 
 class Tokenizer:
     """A tiktoken Encoding with a separator, as models and the metric see it.
@@ -69,18 +86,24 @@ class Tokenizer:
     def encode(self, text: str | bytes) -> list[int]:
         """Ids of a text. Bytes that are no valid UTF-8 become one token each."""
         if isinstance(text, str):
-            return self.encoding.encode_ordinary(text)
+            return self._encode_text(text)
         tokens: list[int] = []
         while text:
             try:
-                return tokens + self.encoding.encode_ordinary(text.decode("utf-8"))
+                return tokens + self._encode_text(text.decode("utf-8"))
             except UnicodeDecodeError as error:
-                tokens += self.encoding.encode_ordinary(text[: error.start].decode("utf-8"))
+                tokens += self._encode_text(text[: error.start].decode("utf-8"))
                 tokens += [
                     self.encoding.encode_single_token(bytes([byte]))
                     for byte in text[error.start : error.end]
                 ]
                 text = text[error.end :]
+        return tokens
+
+    def _encode_text(self, text: str) -> list[int]:
+        tokens: list[int] = []
+        for part in cut_long_spaces(text):
+            tokens += self.encoding.encode_ordinary(part)
         return tokens
 
     def encode_array(self, text: bytes) -> npt.NDArray[np.uint16]:
@@ -157,7 +180,8 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     import rustbpe
 
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), vocab_size=vocab_size - 1, pattern=PATTERN)
+    parts = (part for text in texts for part in cut_long_spaces(text))
+    trainer.train_from_iterator(parts, vocab_size=vocab_size - 1, pattern=PATTERN)
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < vocab_size - 1:
         logger.warning(

@@ -207,8 +207,8 @@ class DiscreteCounts:
     def __init__(self, keep: Tensor, length: int) -> None:
         self.num_timesteps = keep.numel() - 1
         k = torch.arange(1, length + 1, dtype=torch.float64, device="cpu")[:, None]  # (L, 1)
-        noise = (1 - keep)[1:].double().cpu()  # (T,)
-        drop = (keep[:-1] - keep[1:]).double().cpu()
+        noise = (1 - keep)[1:].cpu().double()  # (T,)
+        drop = (keep[:-1] - keep[1:]).cpu().double()
         log_choose = math.lgamma(length) - torch.lgamma(k) - torch.lgamma(length - k + 1)
         # w_t Binomial(k; L, u) k / L = drop_t Binomial(k - 1; L - 1, u)
         log_weights = log_choose + torch.xlogy(k - 1, noise) + torch.xlogy(length - k, 1 - noise)

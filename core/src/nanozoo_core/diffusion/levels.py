@@ -35,8 +35,8 @@ def by_level(
     Args: levels: of each batch (B,) in [0, 1). nats: of each batch (B, terms).
     """
     part = (torch.cat([level.cpu() for level in levels]) * LEVELS).long()
-    terms = torch.cat([rows.double().cpu() for rows in nats])
-    tokens = torch.cat([num_scored(batch).double().cpu() for batch in batches])
+    terms = torch.cat([rows.cpu().double() for rows in nats])
+    tokens = torch.cat([num_scored(batch).cpu().double() for batch in batches])
     totals = torch.zeros(LEVELS, terms.shape[1], dtype=torch.float64).index_add_(0, part, terms)
     counts = torch.zeros(LEVELS, dtype=torch.float64).index_add_(0, part, tokens)
     parts = totals / counts.clamp(min=1)[:, None]

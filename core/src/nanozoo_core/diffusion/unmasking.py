@@ -130,11 +130,11 @@ def most_confident(
         time = torch.full((x.shape[0],), t, dtype=torch.float64, device="cpu")
         probs = predict(x, time, rows)  # (N, V)
         drawn = draw_categorical(sharpen(probs), uniforms(rows.numel(), generator))
-        confidence = torch.full(x.shape, -1.0, dtype=probs.dtype, device=x.device).flatten()
-        confidence[rows] = probs.gather(1, drawn[:, None])[:, 0]
+        confidence = torch.full(x.shape, -1.0, dtype=probs.dtype, device=probs.device).flatten()
+        confidence[rows.to(probs.device)] = probs.gather(1, drawn[:, None])[:, 0]
         ranks = confidence.view(x.shape).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        kept = (ranks < num_lifted[:, None]).flatten()[rows]
-        x = place(x, rows[kept], drawn[kept])
+        kept = (ranks.to(x.device) < num_lifted[:, None]).flatten()[rows]
+        x = place(x, rows[kept], drawn.to(x.device)[kept])
         yield x
 
 
@@ -155,8 +155,9 @@ def masked_rows(x: Tensor, mask_id: int) -> Tensor:
 
 
 def place(x: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
-    """Windows (B, S) with `tokens` (N,) at the `rows` (N,) of their flattened form."""
-    return x.flatten().index_put((rows,), tokens).view_as(x)
+    """Windows (B, S) with `tokens` (N,), on whatever device, at the `rows` (N,) of their flattened
+    form."""
+    return x.flatten().index_put((rows,), tokens.to(x.device)).view_as(x)
 
 
 def uniforms(count: int, generator: torch.Generator) -> Tensor:

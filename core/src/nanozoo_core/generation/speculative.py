@@ -54,7 +54,8 @@ def accept_sampled(
         model_probs: (B, K + 1, V) p, float64: given that all drafts before are right.
         limit: (B,) drafts that may be kept at all; those behind count as never proposed.
     """
-    num_drafts = drafts.shape[1]
+    place, num_drafts = drafts.device, drafts.shape[1]
+    drafts, limit = drafts.to(model_probs.device), limit.to(model_probs.device)
     p = model_probs[:, :-1].gather(2, drafts[..., None])[..., 0]  # (B, K)
     q = draft_probs.gather(2, drafts[..., None])[..., 0]
     points = torch.rand(drafts.shape, generator=generator, dtype=torch.float64).to(p.device)
@@ -68,7 +69,7 @@ def accept_sampled(
     # p = q to the last bit but for rounding: nothing falls then, and nothing would be left.
     fell = fell & (rest.sum(1) > 0)
     left = torch.where(fell[:, None], rest, left)
-    return Verdict(num_accepted, draw(left, generator))
+    return Verdict(num_accepted.to(place), draw(left, generator).to(place))
 
 
 def _leading(stands: Tensor, limit: Tensor) -> Tensor:
@@ -133,7 +134,7 @@ class _Chooser:
         if self.settings.temperature == 0:
             return logits.argmax(-1)
         self.probs.append(probabilities(logits, self.settings))
-        return draw(self.probs[-1], self.generator)
+        return draw(self.probs[-1], self.generator).to(logits.device)
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nanozoo_core.machine.precision import in_float64
+
 
 def draw_categorical(weights: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse-CDF draws.
@@ -21,11 +23,9 @@ def draw_categorical(weights: Tensor, uniforms: Tensor) -> Tensor:
 
     Returns: (...) int64; a category of weight zero is never drawn.
     """
-    # Without float64 (Apple's GPUs) the cumulative sum is taken on the CPU.
-    device = weights.device if weights.device.type != "mps" else torch.device("cpu")
-    cumulative = weights.to(device).double().cumsum(-1)
+    cumulative = in_float64(weights).cumsum(-1)
     total = cumulative[..., -1:]
     # u * total may round up to total, beyond the last category that has weight.
-    point = torch.minimum(uniforms.to(device)[..., None] * total, total.nextafter(0 * total))
+    point = torch.minimum(uniforms.to(total.device)[..., None] * total, total.nextafter(0 * total))
     drawn = torch.searchsorted(cumulative, point, right=True)[..., 0]
     return drawn.to(weights.device)

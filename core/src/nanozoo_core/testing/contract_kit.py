@@ -28,13 +28,14 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.generation.text import draw_text
 from nanozoo_core.machine.device import autocast
+from nanozoo_core.testing.pretend_mps import pretend_mps
 from nanozoo_core.testing.processes import train_in_processes
 from nanozoo_core.testing.roles import own_roles
 from nanozoo_core.testing.sources import MarkovSource, batch_of, short_documents
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_core.testing.training import gradients_in_parts
 from nanozoo_core.testing.training import train as train_on_batches
-from nanozoo_core.training import checkpoint, runs
+from nanozoo_core.training import checkpoint, finish, runs
 from nanozoo_core.training.distributed import LossModule
 from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.trainer import train
@@ -431,6 +432,21 @@ class ModelContract:
         with autocast(CPU, torch.bfloat16):
             rounded = self.nats(adapter, model, tokens)
         torch.testing.assert_close(rounded, exact, rtol=self.bfloat16_tolerance, atol=0)
+
+    def test_needs_no_float64_of_the_device(
+        self, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An Apple GPU has none: a model trains, is scored and writes there, and its weights score
+        the same on the CPU."""
+        monkeypatch.setattr(finish, "SAMPLE_TOKENS", 6)
+        changes = {"train.max_steps": 2, "eval.bytes": 500}
+        with pretend_mps(monkeypatch):
+            folder = self.run(self.overrides(corpus, tmp_path / "run", device="mps", **changes))
+            there = runs.score(runs.load_run(folder, device="mps"), {})
+        here = runs.score(runs.load_run(folder, device="cpu"), {})
+        result = RunFolder(folder).read_result()
+        assert result["val_bpb"] == pytest.approx(here["val_bpb"], rel=1e-5)
+        assert there["val_bpb"] == pytest.approx(here["val_bpb"], rel=1e-5)
 
     @pytest.mark.slow
     def test_compiled_loss_agrees_with_eager(self) -> None:

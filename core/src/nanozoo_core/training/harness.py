@@ -5,6 +5,7 @@ Documents start with a separator in training, so every text here does too.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.errors import ConfigError, suggest
 from nanozoo_core.generation.text import generate_tokens
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.training.runs import LoadedRun
 
 NEW_TOKENS = 256
@@ -47,6 +49,16 @@ class RunLM(TemplateLM):
     ) -> list[int]:
         tokens = self.run.vocabulary.encode(string)
         return tokens if add_special_tokens is False else [self.eot_token_id, *tokens]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of a context and of what follows it: those that the whole text has, where its
+        beginning has those of the context; otherwise, as a token would span both, each alone."""
+        stripped = context.rstrip()  # as in the harness: a token begins with the space before it
+        context, continuation = stripped, context[len(stripped) :] + continuation
+        whole, before = self.tok_encode(context + continuation), self.tok_encode(context)
+        if whole[: len(before)] == before:
+            return before, whole[len(before) :]
+        return before, self.tok_encode(continuation, add_special_tokens=False)
 
     def _loglikelihood_tokens(
         self,
@@ -117,16 +129,22 @@ class RunLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Text after each context until one of its `until` strings; greedy unless it asks to
-        sample."""
+        sample. A request that is repeated draws anew."""
         texts = []
+        times_asked: Counter[str] = Counter()
         for request in tqdm(requests, desc="writing", disable=disable_tqdm):
             context, wishes = request.args
             stops = wishes.get("until") or []
             stops = [stops] if isinstance(stops, str) else stops
-            temperature = wishes.get("temperature", 1.0) if wishes.get("do_sample") else 0.0
+            sampled = bool(wishes.get("do_sample"))
             settings = SamplingSettings(
-                max_tokens=wishes.get("max_gen_toks", NEW_TOKENS), temperature=temperature
+                max_tokens=wishes.get("max_gen_toks", NEW_TOKENS),
+                temperature=wishes.get("temperature", 1.0) if sampled else 0.0,
+                top_k=wishes.get("top_k") or 0,
+                top_p=wishes.get("top_p") or 1.0,
+                seed=times_asked[context],
             )
+            times_asked[context] += 1
             texts.append(self._write(context, settings, stops))
         return texts
 
@@ -146,8 +164,8 @@ class RunLM(TemplateLM):
 def _score(logits: Tensor, text: list[int], count: int) -> Scored:
     """Of the last `count` tokens of a text, whose token after position t logits[t] (T, V) tell."""
     end = len(text) - 1
-    targets = torch.tensor(text[-count:], device=logits.device)
-    chosen = logits[end - count : end].double().log_softmax(-1)
+    chosen = in_float64(logits[end - count : end]).log_softmax(-1)
+    targets = torch.tensor(text[end - count + 1 :], device=chosen.device)
     nats = chosen.gather(1, targets[:, None]).sum()
     return float(nats), bool((chosen.argmax(-1) == targets).all())
 

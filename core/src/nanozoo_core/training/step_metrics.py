@@ -51,7 +51,7 @@ class StepMetrics:
         values = torch.tensor([float(self._num_bytes)], dtype=torch.float64)
         names = list(self._means) if with_means else []
         if names:
-            metrics = torch.stack([self._means[name].double().cpu() for name in names])
+            metrics = torch.stack([self._means[name].cpu().double() for name in names])
             values = torch.cat([values, metrics / self._ranks.world_size])
         if self._ranks.world_size > 1:
             values = self._ranks.sum(values.to(self._device)).cpu()

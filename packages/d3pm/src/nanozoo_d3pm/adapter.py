@@ -23,6 +23,7 @@ from nanozoo_core.diffusion.sampling import (
 )
 from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.diffusion_adapter import DiffusionAdapter, inspect_levels, level_picture
+from nanozoo_core.machine.precision import finest_dtype, in_float64
 from nanozoo_core.ops.log_mixture import log_mixture
 from nanozoo_d3pm import generate, graph
 from nanozoo_d3pm.config import D3PMConfig
@@ -66,7 +67,8 @@ class D3PMAdapter(DiffusionAdapter):
         assert isinstance(model, D3PM)
         bound, cross_entropy = bound_terms(model, batch, step)
         num_scored = max(1, batch.num_scored)
-        bound = (bound.sum() + prior_nats(model, batch).sum()) / num_scored
+        prior = prior_nats(model, batch).sum().to(bound.device, finest_dtype(bound.device))
+        bound = (bound.sum() + prior) / num_scored
         cross_entropy = cross_entropy.sum() / num_scored
         loss = hybrid_loss(bound, cross_entropy, model.config.cross_entropy_factor)
         metrics = {"nll": bound.detach().float(), "ce": cross_entropy.detach().float()}
@@ -77,7 +79,7 @@ class D3PMAdapter(DiffusionAdapter):
         likelihood of the T-step model, whatever number of steps is later used to sample."""
         assert isinstance(model, D3PM)
         bound, _ = bound_terms(model, batch, draw)
-        return Nll(bound.double() + prior_nats(model, batch), batch.num_scored)
+        return Nll(in_float64(bound) + prior_nats(model, batch), batch.num_scored)
 
     def steps(self, model: nn.Module, holes: Holes) -> Iterator[Tensor]:
         assert isinstance(model, D3PM)
@@ -94,8 +96,8 @@ class D3PMAdapter(DiffusionAdapter):
         def look(batch: Batch) -> tuple[Tensor, Tensor]:
             level = draw_window_noise(source, batch).level
             bound, cross_entropy = bound_terms(model, batch, source)
-            bound = bound.double() + prior_nats(model, batch)
-            return level, torch.stack([bound, cross_entropy.double()], dim=1)
+            bound = in_float64(bound) + prior_nats(model, batch)
+            return level, torch.stack([bound, in_float64(cross_entropy)], dim=1)
 
         picture = level_picture("The bound by noise", "level of noise", names)
         return inspect_levels(batches, vocabulary, names, look, picture)
@@ -139,7 +141,8 @@ def prior_nats(model: D3PM, batch: Batch) -> Tensor:
     if batch.scored is not None:
         kl = kl * batch.scored.to(kl.device)
     total = kl.sum(1)
-    return total if window.device.type == "mps" else total.to(window.device)
+    has_float64 = finest_dtype(window.device) == torch.float64
+    return total.to(window.device) if has_float64 else total
 
 
 def _absorbing_terms(model: D3PM, transition: Absorbing, batch: Batch, noise: WindowNoise) -> Terms:

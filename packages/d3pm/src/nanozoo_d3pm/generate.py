@@ -14,6 +14,7 @@ from torch import Tensor
 from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.diffusion.unmasking import Holes, Predictor, ancestral, place, uniforms
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.precision import finest_dtype
 from nanozoo_core.ops.categorical import draw_categorical
 from nanozoo_core.ops.sampling import probabilities
 from nanozoo_d3pm.model import D3PM
@@ -70,6 +71,7 @@ def denoise(
         own = x.flatten()[free]
         now = torch.full((x.shape[0],), t, device="cpu")
         log_probs = predict(x, now, free).log()[None]  # (1, N, V): rows share their time
+        log_probs = log_probs.to(x.device, finest_dtype(x.device))
         times = torch.tensor([s], device="cpu"), torch.tensor([t], device="cpu")
         reverse = transition.log_reverse(log_probs, own[None], *times)[0].exp()  # (N, K)
         x = place(x, free, draw_categorical(reverse, uniforms(free.numel(), generator)))

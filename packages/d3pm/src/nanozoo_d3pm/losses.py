@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nanozoo_core.machine.precision import finest_dtype
 from nanozoo_d3pm.transitions import Transition, Uniform
 
 
@@ -86,7 +87,7 @@ def uniform_kl_and_cross_entropy(
     """
     # Terms nearly cancel and are then multiplied by T, so they are float64 where that exists.
     device = log_p_own.device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
+    dtype = finest_dtype(device)
 
     def put(values: Tensor) -> Tensor:
         return values.to(device, dtype)

@@ -24,6 +24,7 @@ from nanozoo_core.contract import (
     Vocabulary,
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.nn.accounting import cache_growth
 from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
 from nanozoo_hnet.config import HNetConfig
@@ -75,7 +76,7 @@ class HNetAdapter(DefaultModelAdapter):
         """The exact likelihood: a boundary depends only on what stands before it."""
         assert isinstance(model, HNet)
         features, _ = model.encode(batch.inputs, batch.documents[:, : -batch.lookahead])
-        nll = self._cross_entropy(model, batch, "none", features).double()  # (B, T)
+        nll = in_float64(self._cross_entropy(model, batch, "none", features))  # (B, T)
         return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
 
     @torch.no_grad()
@@ -140,7 +141,8 @@ class HNetAdapter(DefaultModelAdapter):
         with torch.device("meta"):
             model = self.model_class(config)
         assert isinstance(model, HNet)
-        shares = 1 / torch.tensor([1.0, *config.ratios], dtype=torch.float64).cumprod(0)
+        ratios = torch.tensor([1.0, *config.ratios], dtype=torch.float64, device="cpu")
+        shares = 1 / ratios.cumprod(0)
         return 3 * float(model.forward_flops(seq_len, shares))
 
     def at_width(self, model_cfg: HNetConfig, factor: float) -> dict[str, object]:
@@ -205,7 +207,7 @@ class HNetAdapter(DefaultModelAdapter):
             sizes = torch.cat(found) if found else torch.zeros(0)
             if len(sizes) == 0:
                 continue
-            metrics[f"stage{stage}_mean_length"] = float(sizes.double().mean())
+            metrics[f"stage{stage}_mean_length"] = float(in_float64(sizes).mean())
             counts = torch.bincount(sizes.clamp(max=LONGEST_SHOWN), minlength=LONGEST_SHOWN + 1)
             shares = (counts[1:] / len(sizes)).tolist()
             series[f"stage {stage}"] = [(float(n + 1), share) for n, share in enumerate(shares)]

@@ -21,6 +21,7 @@ from nanozoo_core.contract import (
     Vocabulary,
 )
 from nanozoo_core.likelihood import in_bits
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_hnet.adapter import HNetAdapter
 from nanozoo_hnet.routing import Routing
 from nanozoo_hnet_x_nsa.config import HNetXNSAConfig
@@ -68,7 +69,7 @@ class HNetXNSAAdapter(HNetAdapter):
         seen = dict.fromkeys(gates, 0)
 
         def watch(name: str, reads: Reads) -> None:
-            gates[name] += reads.gates.double().sum((0, 1, 2)).cpu()
+            gates[name] += in_float64(reads.gates).sum((0, 1, 2)).cpu()
             seen[name] += reads.gates[..., 0].numel()
 
         nats, counts = torch.zeros(2, len(BUCKETS), dtype=torch.float64)
@@ -79,7 +80,7 @@ class HNetXNSAAdapter(HNetAdapter):
             for batch in batches:
                 documents = batch.documents[:, : -batch.lookahead]
                 features, routings = model.encode(batch.inputs, documents)
-                losses = self._cross_entropy(model, batch, "none", features).double().cpu()
+                losses = self._cross_entropy(model, batch, "none", features).cpu().double()
                 scored = torch.ones_like(losses) if batch.scored is None else batch.scored.cpu()
                 places = torch.arange(losses.shape[1]).repeat(len(losses))
                 stretch = torch.bucketize(places, torch.tensor(BUCKETS), right=True)

@@ -17,6 +17,7 @@ from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import Batch, Draw, Loss, Nll, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.device import require_gpu
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.optim.groups import Own, ParameterGroup, default_roles, make_groups
 from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.huggingface import to_hf_config, to_hf_state_dict
@@ -42,7 +43,7 @@ class MambaAdapter(DefaultModelAdapter):
     def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
         """Exact; the state before a window is zero."""
         features = self._features(model, batch)
-        nll = self._cross_entropy(model, batch, "none", features).double()  # (B, T)
+        nll = in_float64(self._cross_entropy(model, batch, "none", features))  # (B, T)
         return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
 
     @staticmethod

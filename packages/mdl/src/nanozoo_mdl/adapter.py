@@ -22,7 +22,8 @@ from nanozoo_core.diffusion.bounds import (
 )
 from nanozoo_core.diffusion.sampling import WindowNoise, choose_masked, draw_window_noise
 from nanozoo_core.diffusion.unmasking import Holes
-from nanozoo_core.diffusion_adapter import DiffusionAdapter, cpu_scored, in_float64
+from nanozoo_core.diffusion_adapter import DiffusionAdapter, cpu_scored
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_mdl.generate import unmask
 from nanozoo_mdl.model import MDLM
 

@@ -18,6 +18,7 @@ from nanozoo_core.contract import Batch, Curves, Draw, Inspection, Nll, Vocabula
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.likelihood import in_bits
 from nanozoo_core.machine.device import require_gpu
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.optim.groups import ParameterGroup, make_groups
 from nanozoo_megabyte.config import MegabyteConfig
 from nanozoo_megabyte.model import CONV_KERNELS, Megabyte
@@ -44,7 +45,7 @@ class MegabyteAdapter(DefaultModelAdapter):
         return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
 
     def _token_nats(self, model: Megabyte, batch: Batch) -> Tensor:
-        return self._cross_entropy(model, batch, reduction="none").double()  # (B, T)
+        return in_float64(self._cross_entropy(model, batch, reduction="none"))  # (B, T)
 
     def _strided_nats(self, model: Megabyte, batch: Batch, nll: Tensor) -> Tensor:
         """Replaces the nats of the second half of every patch by those of a second pass over the

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nanozoo_core.contract import Batch, Curves, HeatMap, Inspection, Loss, Step, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.optim.groups import default_roles
 from nanozoo_mod.config import MoDConfig
 from nanozoo_mod.model import MoD, Routing
@@ -108,11 +109,13 @@ class MoDAdapter(DefaultModelAdapter):
             looking_ahead, best = model.encode(batch.inputs, topk=True, diagnostic=True)
             for which, stream in enumerate((features, looking_ahead)):
                 losses = self._cross_entropy(model, batch, "none", stream)
-                nats[which] += losses.double().sum().cpu()
+                nats[which] += in_float64(losses).sum().cpu()
             num_tokens += batch.num_scored
             pairs = zip(causal, best, strict=True)
             shares.append(torch.stack([_inspected_shares(*pair) for pair in pairs]))
-            taken = torch.stack([routing.chosen.double().mean(0) for routing in causal])  # (L, T)
+            taken = torch.stack(
+                [in_float64(routing.chosen).mean(0) for routing in causal]
+            )  # (L, T)
             stretches.append(F.adaptive_avg_pool1d(taken, min(NUM_STRETCHES, taken.shape[1])))
         layers = model.config.routed_layers
         table = dict(zip(layers, torch.stack(shares).mean(0).tolist(), strict=True))
@@ -184,9 +187,9 @@ def _inspected_shares(causal: Routing, best: Routing) -> Tensor:
     """(len(INSPECTED),) of one block. Precision and recall hold the choices on one stream against
     each other; agreement those of the two passes, whose streams part where choices differ."""
     shares = choice_shares(best)
-    shares["selected"] = causal.chosen.double().mean()
+    shares["selected"] = in_float64(causal.chosen).mean()
     shares["agreement"] = (causal.chosen & best.chosen).sum() / best.chosen.sum()
-    return torch.stack([shares[name].double().cpu() for name in INSPECTED])
+    return torch.stack([shares[name].cpu().double() for name in INSPECTED])
 
 
 def _noise(model: MoD, batch: Batch, step: Step) -> Tensor:

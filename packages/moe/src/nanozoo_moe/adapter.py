@@ -140,7 +140,7 @@ class MoEAdapter(DefaultModelAdapter):
         num_tokens = 0
         for batch in batches:
             _, routings = model.encode(batch.inputs)
-            found = torch.stack([routing.counts for routing in routings]).double().cpu()
+            found = torch.stack([routing.counts for routing in routings]).cpu().double()
             counts = counts + found if len(counts) else found
             weight = batch.inputs.numel()
             for row, routing in enumerate(routings):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nanozoo_core.contract import Batch, Curves, Inspection, Loss, Step, Vocabulary
 from nanozoo_core.generation.draft_acceptance import inspect_drafts
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.multi_token_adapter import (
     MultiTokenAdapter,
     horizon_loss,
@@ -129,9 +130,9 @@ def compare_depths(model: MTM, batch: Batch) -> Iterator[Tensor]:
     and how many they are. Depth k is compared only where the window holds that p."""
     main: Tensor | None = None
     for depth, logits in enumerate(logits_by_depth(model, batch)):
-        log_q = logits.double().log_softmax(-1)
+        log_q = in_float64(logits).log_softmax(-1)
         main = log_q if main is None else main
-        targets, counts = targets_of(model, batch, depth + 1)
+        targets, counts = (x.to(log_q.device) for x in targets_of(model, batch, depth + 1))
         held = log_q.shape[1] - depth  # main at i + k predicts the same token as depth k at i
         log_q, log_p = log_q[:, :held], main[:, depth:]
         nats = -log_q.gather(2, targets[:, :held, None])[..., 0]

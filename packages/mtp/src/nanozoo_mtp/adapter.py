@@ -67,7 +67,7 @@ class MTPAdapter(MultiTokenAdapter):
         blocks = torch.zeros(2, dtype=torch.float64)
         for batch in batches:
             found = [
-                (losses.double(), targets_of(model, batch, horizon)[1])
+                (losses.cpu().double(), targets_of(model, batch, horizon)[1].cpu())
                 for horizon, losses in enumerate(token_losses(model, batch), start=1)
             ]
             nats += torch.stack([_total(*pair) for pair in found], 1)
@@ -92,7 +92,7 @@ def _names(count: int) -> list[str]:
 
 def _total(losses: Tensor, counts: Tensor) -> Tensor:
     """(2,): the losses that count, summed, and how many they are."""
-    return torch.stack([(losses * counts).sum(), counts.sum().double()]).cpu()
+    return torch.stack([(losses * counts).sum(), counts.sum().double()])
 
 
 Adapter = MTPAdapter

@@ -24,6 +24,7 @@ from nanozoo_core.contract import (
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.device import require_gpu
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.optim.groups import default_roles
 from nanozoo_nsa.config import Grid, NSAConfig
 from nanozoo_nsa.mixer import Routing, nsa_roles
@@ -56,7 +57,7 @@ class NSAAdapter(DefaultModelAdapter):
         """The exact likelihood: what a position reads depends only on what stands before it."""
         assert isinstance(model, NSA)
         features, _ = self._encode(model, batch)
-        nll = self._cross_entropy(model, batch, "none", features).double()  # (B, T)
+        nll = in_float64(self._cross_entropy(model, batch, "none", features))  # (B, T)
         return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
 
     def _encode(self, model: NSA, batch: Batch) -> tuple[Tensor, list[Routing]]:
@@ -126,11 +127,13 @@ class NSAAdapter(DefaultModelAdapter):
         rows: list[list[float]] = []
         for batch in batches:
             _, routings = self._encode(model, batch)
-            counts = torch.stack([_distances(r.chosen, grid) for r in routings]).double().cpu()
+            counts = torch.stack([_distances(r.chosen, grid) for r in routings]).cpu().double()
             width = max(counts.shape[1], distances.shape[1])
             distances = _widened(distances, width) + _widened(counts, width)
             for number, routing in enumerate(routings):
-                gates[number] += batch.inputs.numel() * routing.gates.double().mean((0, 1, 2)).cpu()
+                gates[number] += (
+                    batch.inputs.numel() * in_float64(routing.gates).mean((0, 1, 2)).cpu()
+                )
             weight += batch.inputs.numel()
             for mixer, routing in zip(model.mixers(), routings, strict=True):
                 blocks = mixer.blocks(routing.chosen)

@@ -22,6 +22,7 @@ from nanozoo_core.contract import (
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.likelihood import bits_per_byte, target_bytes
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_rd.config import RDConfig
 from nanozoo_rd.model import EVAL_KEY, RecurrentDepth
@@ -138,7 +139,7 @@ class RDAdapter(DefaultModelAdapter):
             state, previous = model.iterate(state, injected, angles, depth - done)
             done = depth
             features = model.finish(state, angles)
-            nll = self._cross_entropy(model, batch, "none", features).double().sum()
+            nll = in_float64(self._cross_entropy(model, batch, "none", features)).sum()
             found[depth] = float(nll), state_metrics(state, previous)
         return found
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.feed_forward import SwiGLU
@@ -338,14 +339,16 @@ class RecurrentDepth(nn.Module):
             return latent
         if decoding.criterion == "kl":
             vocab_size = self.output_weight.shape[0]
-            last = state.new_full((state.shape[0], vocab_size), -math.log(vocab_size)).double()
+            uniform = state.new_full((state.shape[0], vocab_size), -math.log(vocab_size))
+            last = in_float64(uniform)
 
             def kl(_: Tensor, __: Tensor, features: Tensor, rows: Tensor) -> Tensor:
-                now = self.logits(features[rows, 0]).double().log_softmax(-1)  # (R, V)
-                before = last[rows]
+                now = in_float64(self.logits(features[rows, 0])).log_softmax(-1)  # (R, V)
+                places = rows.to(now.device)
+                before = last[places]
                 divergence = (before.exp() * (before - now)).sum(-1)  # KL(p_{i-1} || p_i)
-                last[rows] = now
-                return divergence < decoding.threshold
+                last[places] = now
+                return (divergence < decoding.threshold).to(rows.device)
 
             return kl
         return lambda before, after, features, rows: torch.zeros_like(rows, dtype=torch.bool)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nanozoo_core.contract import Batch, Draw, Inspection, Loss, Nll, Step, Vocabulary
 from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.diffusion_adapter import DiffusionAdapter
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_sedd.config import SEDDConfig
 from nanozoo_sedd.mask_graph import MaskGraph
 from nanozoo_sedd.model import SEDD
@@ -35,7 +36,7 @@ class SEDDAdapter(DiffusionAdapter):
     def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
         """One draw of the bound on -log p of each window, with all of its terms. What it bounds is
         the likelihood of ever smaller steps, whatever number is used to sample."""
-        return Nll(graph_of(model).nats(batch, draw).double(), batch.num_scored)
+        return Nll(in_float64(graph_of(model).nats(batch, draw)), batch.num_scored)
 
     def steps(self, model: nn.Module, holes: Holes) -> Iterator[Tensor]:
         return graph_of(model).steps(holes)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nanozoo_core.diffusion.schedules import Schedule
 from nanozoo_core.diffusion.unmasking import Holes, masked_rows, place, uniforms
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.ops.categorical import draw_categorical
 from nanozoo_core.ops.sampling import probabilities
 from nanozoo_sedd import uniform
@@ -68,7 +69,7 @@ def unmask(
             lifted = torch.ones(rows.numel(), dtype=torch.bool)
         else:
             share = lift_share(schedule, t, s, predictor)
-            lift_prob = share * log_u.double().logsumexp(-1).exp().cpu()  # above 1 means surely
+            lift_prob = share * in_float64(log_u).logsumexp(-1).exp().cpu()  # above 1 means surely
             lifted = uniforms(rows.numel(), holes.generator) < lift_prob
         if not bool(lifted.any()):
             continue
@@ -103,11 +104,13 @@ def first_hitting(log_measure: LogScores, holes: Holes, *, mask_id: int) -> Iter
         if rows.numel() == 0:
             return
         log_u = log_measure(x, float("inf"), rows)  # (N, V)
-        masses = torch.zeros(x.numel(), dtype=torch.float64, device=x.device)
-        masses = masses.index_put((rows,), log_u.double().logsumexp(-1).exp()).view_as(x)
+        mass = in_float64(log_u).logsumexp(-1).exp()  # (N,)
+        masses = torch.zeros(x.numel(), dtype=mass.dtype, device=mass.device)
+        masses = masses.index_put((rows.to(mass.device),), mass).view_as(x)
         windows = (x == mask_id).any(1).nonzero()[:, 0]
-        places = draw_categorical(masses[windows], uniforms(len(windows), holes.generator))
-        chosen = windows * x.shape[1] + places
+        of_windows = masses[windows.to(mass.device)]
+        places = draw_categorical(of_windows, uniforms(len(windows), holes.generator))
+        chosen = windows * x.shape[1] + places.to(x.device)
         x = place(x, chosen, _draw(log_u[torch.searchsorted(rows, chosen)], holes))
         yield x
 
@@ -143,11 +146,12 @@ def jump(
             weights = uniform.euler_weights(scores, own, _at(schedule.sigma_rate, t) * (t - s))
         else:
             weights = uniform.tweedie_weights(scores, own, sigma - _at(schedule.sigma, s))
-        jumps = weights.double().scatter(-1, own[:, None], 0.0)
-        jump_prob = jumps.sum(-1) / weights.double().sum(-1)
-        moved = uniforms(free.numel(), holes.generator).to(x.device) < jump_prob
+        weights = in_float64(weights)
+        jumps = weights.scatter(-1, own[:, None].to(weights.device), 0.0)
+        jump_prob = jumps.sum(-1) / weights.sum(-1)
+        moved = uniforms(free.numel(), holes.generator).to(jump_prob.device) < jump_prob
         if bool(moved.any()):
-            x = place(x, free[moved], _draw(jumps[moved].log(), holes))
+            x = place(x, free[moved.to(x.device)], _draw(jumps[moved].log(), holes))
             yield x
 
 

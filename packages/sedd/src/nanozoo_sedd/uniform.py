@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nanozoo_core.diffusion.schedules import Linear, Schedule
+from nanozoo_core.machine.precision import finest_dtype
 
 # Share of the decoder that is uniform: a token that a wrong score makes impossible then costs
 # log(V / 1e-6) nats, and not infinitely many.
@@ -77,7 +78,7 @@ def score_entropy(sums: ScoreSums, same: Tensor, sigma: Tensor, vocab_size: int)
     """
     # Terms of size V nearly cancel, so they are float64 where that exists.
     device = same.device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
+    dtype = finest_dtype(device)
     mass, total, log_true = (part.to(dtype) for part in sums)
     log_rho = log_ratio(sigma, vocab_size)[:, None]
     rho = log_rho.exp()
@@ -102,7 +103,7 @@ def mixture_sums(
     Args: log_own, log_true: log p, (B, L). sum_log1p: sum over all y of log(1 + h p_y). spread: h =
         V / (e^sigma - 1), (B, 1).
     """
-    dtype = torch.float32 if log_own.device.type == "mps" else torch.float64
+    dtype = finest_dtype(log_own.device)
     log_own, log_true, sum_log1p, h = (
         part.to(log_own.device, dtype) for part in (log_own, log_true, sum_log1p, spread)
     )
