@@ -11,6 +11,7 @@ from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.optim.groups import default_roles
+from nanozoo_core.testing.gpt2_reference import gpt2_logits
 from nanozoo_core.testing.laws import (
     assert_causal,
     assert_dropped,
@@ -72,38 +73,9 @@ def test_an_untied_head_adds_one_matrix():
     assert count(**SMALL, tie_embeddings=False) == tied + VOCAB * 32
 
 
-def paper_logits(weights, tokens):
-    """Radford et al. 2019, head by head and position by position, in plain torch."""
-    dim, length = 32, tokens.shape[1]
-    x = weights["embedding.weight"][tokens] + weights["pos_embed.weight"][:length]
-
-    def affine(name, x):
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
-
-    def norm(name, x):
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-    for layer in range(2):
-        q, k, v = affine(f"h.{layer}.attn.c_attn", norm(f"h.{layer}.ln_1", x)).split(dim, dim=-1)
-        mixed = torch.zeros_like(x)
-        for head in range(4):
-            own = slice(8 * head, 8 * head + 8)
-            for t in range(length):
-                scores = (k[:, : t + 1, own] * q[:, t : t + 1, own]).sum(-1) / math.sqrt(8)
-                share = scores.softmax(-1)[..., None]
-                mixed[:, t, own] = (share * v[:, : t + 1, own]).sum(1)
-        x = x + affine(f"h.{layer}.attn.c_proj", mixed)
-        up = affine(f"h.{layer}.mlp.c_fc", norm(f"h.{layer}.ln_2", x))
-        gelu = 0.5 * up * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
-        x = x + affine(f"h.{layer}.mlp.c_proj", gelu)
-    return norm("ln_f", x) @ weights["embedding.weight"].T
-
-
 def test_logits_are_the_papers():
     model = build_perturbed().double()
-    expected = paper_logits(model.state_dict(), random_tokens())
+    expected = gpt2_logits(model.state_dict(), random_tokens(), num_layers=2, num_heads=4)
     torch.testing.assert_close(model(random_tokens()), expected, rtol=1e-10, atol=1e-10)
 
 

@@ -41,9 +41,9 @@ def assert_parity(ours, theirs):
         theirs.experts.down_proj.copy_(ours.down)
     h = torch.randn(2, 20, DIM, generator=torch.Generator().manual_seed(1))
     routing = ours.router(h)
-    ranked = routing.scores
+    ranked = routing.logits  # in the order of the scores, and further apart
     if ours.router.choice_bias is not None:
-        ranked = ranked + ours.router.choice_bias
+        ranked = routing.scores + ours.router.choice_bias
     best = ranked.topk(ours.router.top_k + 1, dim=-1).values
     assert (best[..., -2] - best[..., -1]).min() > 1e-5  # else rounding may choose another expert
 

@@ -94,7 +94,9 @@ def test_sequential_decoding_does_not_depend_on_the_pieces(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"kv_budget": 2}, {"kv_budget": 3}, {"exit_criterion": "latent"}], ids=str
+    "changes",
+    [{"kv_budget": 2}, {"kv_budget": 3}, {"exit_criterion": "latent", "exit_threshold": 10.0}],
+    ids=str,
 )
 def test_a_prompt_read_as_published_takes_every_iteration_side_by_side(changes):
     """So it is the full forward pass; what follows finds each slot's last iteration."""

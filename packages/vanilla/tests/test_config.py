@@ -10,6 +10,7 @@ from nanozoo_core.config import (
     training_config,
 )
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.testing.laws import assert_other_names_are_refused_with_ours
 from nanozoo_vanilla.config import PRESETS
 
 
@@ -159,18 +160,8 @@ def test_an_epsilon_of_ones_own_wins():
     assert make_config(preset="v0", norm_eps=1e-3).eps == 1e-3
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("n_layers", "num_layers"),
-        ("d_model", "model_dim"),
-        ("n_ctx", "seq_len"),
-        ("n_heads", "num_heads"),
-    ],
-)
-def test_names_of_other_code_are_refused_with_ours(old, new):
-    with pytest.raises(ConfigError, match=rf"model_cfg.{old} is called model_cfg.{new} here"):
-        model_config("vanilla", {old: 4})
+def test_names_of_other_code_are_refused_with_ours():
+    assert_other_names_are_refused_with_ours("vanilla", {})
 
 
 @pytest.mark.parametrize("preset", ["v3", "v8"])

@@ -1,4 +1,5 @@
 from nanozoo_core.testing import ModelContract
+from nanozoo_core.testing.dropout import DropoutContract
 
 
 class TestControl(ModelContract):
@@ -10,7 +11,7 @@ class TestControl(ModelContract):
         return 2 * config.vocab_size * dim + config.num_layers * 12 * dim**2
 
 
-class TestTheFormOf2017(ModelContract):
+class TestTheFormOf2017(DropoutContract):
     """What depends on the form; the rest, such as two processes, the control answers for both."""
 
     model = "vanilla"
@@ -24,11 +25,3 @@ class TestTheFormOf2017(ModelContract):
     def num_parameters(self, config):
         dim = config.model_dim
         return config.vocab_size * dim + config.num_layers * (12 * dim**2 + 9 * dim)
-
-    def test_dropout_resumes_with_the_same_bits(self, corpus, tmp_path):
-        dropout = {"model_cfg.dropout": 0.2}
-        whole = self.run(self.overrides(corpus, tmp_path / "whole", **dropout))
-        stopping = dropout | {"train.stop_after": 3}
-        half = self.run(self.overrides(corpus, tmp_path / "half", **stopping))
-        self.resume(half)
-        self.assert_same_end(whole, half)

@@ -12,6 +12,7 @@ from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.contract import Draw, Step
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.optim.groups import default_roles
+from nanozoo_core.testing.gpt2_reference import gpt2_logits
 from nanozoo_core.testing.laws import (
     assert_causal,
     assert_dropped,
@@ -208,38 +209,29 @@ def test_v0_is_a_stack_of_torch_encoder_layers(dtype, tolerance):
     torch.testing.assert_close(model.features(tokens), x, rtol=0, atol=tolerance)
 
 
-def gpt2_forward(weights, tokens):
-    """Radford et al. 2019 in torch ops."""
-    length = tokens.shape[1]
-    x = weights["embedding.weight"][tokens] + weights["position.weight"][:length]
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+GPT2_NAMES = {
+    "blocks.": "h.",
+    "attention.qkv": "attn.c_attn",
+    "attention.out": "attn.c_proj",
+    "mlp.up": "mlp.c_fc",
+    "mlp.down": "mlp.c_proj",
+    "norm_1": "ln_1",
+    "norm_2": "ln_2",
+    "final_norm": "ln_f",
+    "position.": "pos_embed.",
+}
 
-    def affine(name, x):
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
-    def norm(name, x):
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-    def heads(x):
-        return x.reshape(*x.shape[:2], HEADS, DIM // HEADS).permute(0, 2, 1, 3)
-
-    for layer in range(2):
-        here = f"blocks.{layer}"
-        q, k, v = affine(f"{here}.attention.qkv", norm(f"{here}.norm_1", x)).chunk(3, dim=-1)
-        scores = heads(q) @ heads(k).mT / math.sqrt(DIM // HEADS)  # (B, H, T, T)
-        mixed = scores.masked_fill(future, -torch.inf).softmax(-1) @ heads(v)
-        x = x + affine(f"{here}.attention.out", mixed.permute(0, 2, 1, 3).reshape(x.shape))
-        up = affine(f"{here}.mlp.up", norm(f"{here}.norm_2", x))
-        gelu = 0.5 * up * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
-        x = x + affine(f"{here}.mlp.down", gelu)
-    return norm("final_norm", x) @ weights["embedding.weight"].T
+def gpt2_name(name):
+    for ours, theirs in GPT2_NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
 
 
 def test_v6_is_gpt2():
     model = build_perturbed(preset="v6").double()
-    expected = gpt2_forward(model.state_dict(), random_tokens())
+    weights = {gpt2_name(name): weight for name, weight in model.state_dict().items()}
+    expected = gpt2_logits(weights, random_tokens(), num_layers=2, num_heads=HEADS)
     torch.testing.assert_close(model(random_tokens()), expected, rtol=1e-10, atol=1e-10)
 
 

@@ -6,14 +6,17 @@ B batch, T sequence, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.errors import ConfigError
 
 
 def perturb(model: nn.Module, scale: float = 0.1) -> None:
@@ -114,3 +117,19 @@ def assert_close_in_size(
         error = (one.double() - two.double()).square().mean().sqrt()
         scale = two.double().square().mean().sqrt().clamp(min=0.1)
         assert error <= tolerance * scale, f"tensor {number}: {error / scale:.1e}"
+
+
+OTHER_NAMES = {
+    "n_layers": "num_layers",
+    "d_model": "model_dim",
+    "n_ctx": "seq_len",
+    "n_heads": "num_heads",
+}
+"""Names of settings in other code, and ours."""
+
+
+def assert_other_names_are_refused_with_ours(model: str, others: Mapping[str, str]) -> None:
+    """For the settings of OTHER_NAMES and those of `others`."""
+    for old, new in {**OTHER_NAMES, **others}.items():
+        with pytest.raises(ConfigError, match=rf"model_cfg\.{old} is called model_cfg\.{new}"):
+            model_config(model, {old: 4})
