@@ -13,43 +13,16 @@ from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import ParameterGroup
+from nanozoo_core.testing import chunking, sources
+from nanozoo_core.testing.chunking import Bytes, text
 from nanozoo_hnet.adapter import HNetAdapter
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.model import HNet
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 258,
-    "model_dim": [32, 48],
-    "mlp_dim": [0, 64],
-    "num_heads": [2, 3],
-    "rotary_emb_dim": [8, 8],
-    "window_size": -1,
-    "ssm_cfg": {"d_state": 8, "head_dim": 16, "chunk_size": 16},
-}
-TWO_STAGES = SMALL | {
-    "arch_layout": ["m1", ["T1m1", ["T1"], "m1T1"], "m1"],
-    "model_dim": [32, 48, 64],
-    "mlp_dim": [0, 64, 64],
-    "num_heads": [2, 3, 4],
-    "rotary_emb_dim": 8,
-}
+SMALL = chunking.SMALL | {"window_size": -1}
+TWO_STAGES = chunking.TWO_STAGES | {"window_size": -1}
 ADAPTER = HNetAdapter(HNetConfig, HNet)
 STEP = Step(number=0, progress=0.0, seed=0)
-
-
-class Bytes:
-    """Just enough of a byte tokenizer."""
-
-    name, size, separator, token_bytes = "bytes", 258, 256, torch.ones(258)
-
-    def encode(self, text: str | bytes) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)
-
-    def decode_bytes(self, tokens: Any) -> bytes:
-        return bytes(t for t in tokens if t < 256)
-
-    def decode(self, tokens: Any) -> str:
-        return self.decode_bytes(tokens).decode(errors="replace")
 
 
 def build(settings: dict[str, Any]) -> HNet:
@@ -60,22 +33,15 @@ def build(settings: dict[str, Any]) -> HNet:
 
 
 def batch_of(tokens: Tensor, documents: Tensor | None = None) -> Batch:
-    if documents is None:
-        documents = torch.zeros_like(tokens, dtype=torch.int32)
-    return Batch(tokens, documents, torch.arange(len(tokens)), len(tokens))
-
-
-def words(batch: int, length: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(97, 123, (batch, length), generator=generator)
-    return tokens.masked_fill(torch.rand(batch, length, generator=generator) < 0.2, 32)
+    batch = sources.batch_of(tokens)
+    return batch if documents is None else replace(batch, documents=documents)
 
 
 # -- loss ---------------------------------------------------------------------------------------
 
 
 def test_training_loss_is_cross_entropy_and_ratio_losses() -> None:
-    model, batch = build(TWO_STAGES), batch_of(words(3, 65))
+    model, batch = build(TWO_STAGES), batch_of(text(3, 65))
     loss = ADAPTER.training_loss(model, batch, STEP)
     metrics = {key: float(value) for key, value in loss.metrics.items()}
     penalty = metrics["stage0_ratio_loss"] + metrics["stage1_ratio_loss"]
@@ -91,7 +57,7 @@ def test_training_loss_is_cross_entropy_and_ratio_losses() -> None:
 
 @pytest.mark.parametrize("chunking", ["fixed", "space"])
 def test_static_chunkings_have_no_ratio_loss(chunking: str) -> None:
-    model, batch = build(SMALL | {"chunking": chunking}), batch_of(words(2, 61))
+    model, batch = build(SMALL | {"chunking": chunking}), batch_of(text(2, 61))
     loss = ADAPTER.training_loss(model, batch, STEP)
     assert float(loss.value.detach()) == float(loss.metrics["nll"])
     if chunking == "fixed":
@@ -106,7 +72,7 @@ def test_share_of_chunks_behind_whitespace() -> None:
 
 
 def test_score_keeps_documents_apart_when_asked() -> None:
-    tokens = words(2, 61)
+    tokens = text(2, 61)
     documents = (torch.arange(61) >= 20).int().expand(2, -1)
     scores = {}
     for reset in (False, True):
@@ -202,7 +168,7 @@ def test_rates_keep_their_multiple_through_the_schedule() -> None:
 
 
 def test_prefill_returns_the_logits_after_each_prompt() -> None:
-    model, tokens = build(SMALL).eval(), words(3, 30)
+    model, tokens = build(SMALL).eval(), text(3, 30)
     lengths = torch.tensor([30, 7, 1])
     cache = ADAPTER.init_cache(model, 3, 40)
     with torch.no_grad():
@@ -240,7 +206,7 @@ def test_inspection_measures_the_chunks() -> None:
 
 def test_inspection_of_nested_chunks_counts_in_chunks() -> None:
     model = build(TWO_STAGES | {"chunking": "fixed", "target_ratio": [3, 2]})
-    found = ADAPTER.inspect(model, [batch_of(words(2, 61))], Bytes())
+    found = ADAPTER.inspect(model, [batch_of(text(2, 61))], Bytes())
     assert found is not None
     assert found.metrics["stage0_mean_length"] == 3
     assert found.metrics["stage1_mean_length"] == 2
@@ -261,7 +227,7 @@ def test_flops_are_those_that_torch_counts(layout: list[Any], ratios: list[float
     chunks = {"chunking": "fixed", "target_ratio": ratios}
     model = build(SMALL | sizes | heads | chunks)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(words(2, 128))
+        model(text(2, 128))
     expected = ADAPTER.flops_per_token(model.config, 128) / 3
     assert counter.get_total_flops() / (2 * 128) == pytest.approx(expected, rel=1e-6)
 
@@ -273,7 +239,7 @@ def test_attention_costs_its_window_and_its_own_position() -> None:
 
 
 def test_measured_flops_follow_the_chunks() -> None:
-    model, batch = build(SMALL | {"chunking": "fixed", "target_ratio": 4}), batch_of(words(2, 129))
+    model, batch = build(SMALL | {"chunking": "fixed", "target_ratio": 4}), batch_of(text(2, 129))
     metrics = ADAPTER.training_loss(model, batch, STEP).metrics
     expected = ADAPTER.flops_per_token(model.config, 128)
     assert float(metrics["flops_per_token"]) == pytest.approx(expected, rel=1e-5)

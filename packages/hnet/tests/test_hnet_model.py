@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,27 +10,21 @@ from torch import Tensor
 
 from nanozoo_core.config import model_config
 from nanozoo_core.errors import NanozooError
+from nanozoo_core.testing import chunking
+from nanozoo_core.testing.chunking import (
+    SMALL,
+    TWO_STAGES,
+    assert_decoding_is_the_forward_pass,
+    assert_documents_are_apart,
+    assert_main_network_runs_at_chunks_alone,
+    assert_rows_are_as_alone,
+    moved_too_early,
+    text,
+)
 from nanozoo_hnet.model import ChunkedStage, HNet
 from nanozoo_hnet.routing import FixedStride, Router, chunk_order, ratio_loss
 from nanozoo_hnet.state import StageState
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 258,
-    "model_dim": [32, 48],
-    "mlp_dim": [0, 64],
-    "num_heads": [2, 3],
-    "rotary_emb_dim": [8, 8],
-    "window_size": [15, -1],
-    "ssm_cfg": {"d_state": 8, "head_dim": 16, "chunk_size": 16},
-}
-TWO_STAGES = SMALL | {
-    "arch_layout": ["m1", ["T1m1", ["T1"], "m1t1"], "m1"],
-    "model_dim": [32, 48, 64],
-    "mlp_dim": [0, 64, 64],
-    "num_heads": [2, 3, 4],
-    "rotary_emb_dim": 8,
-    "window_size": [15, 7, -1],
-}
 VARIANTS: dict[str, dict[str, Any]] = {
     "one stage": SMALL,
     "two stages": TWO_STAGES,
@@ -43,21 +36,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 each_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=list(VARIANTS))
 
 
-def build(settings: dict[str, Any], seed: int = 0, noise: float = 0.0) -> HNet:
-    """A model whose zero-initialised parts may be given noise, so that they matter."""
-    torch.manual_seed(seed)
-    model = HNet(model_config("hnet", dict(settings))).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(noise * torch.randn_like(parameter))
-    return model
-
-
-def text(batch: int, length: int, seed: int = 0) -> Tensor:
-    """Random bytes, about one in five a space."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(97, 123, (batch, length), generator=generator)
-    return tokens.masked_fill(torch.rand(batch, length, generator=generator) < 0.2, 32)
+def build(settings: dict[str, Any], noise: float = 0.0) -> HNet:
+    return chunking.build(HNet, "hnet", settings, noise=noise)
 
 
 @torch.no_grad()
@@ -131,21 +111,17 @@ def test_output_projections_shrink_with_the_residual_additions() -> None:
 @each_variant
 def test_later_bytes_change_nothing_before_them(settings: dict[str, Any]) -> None:
     model, tokens = build(settings, noise=0.02), text(2, 90)
-    before, cuts = model(tokens).detach(), boundaries(model, tokens)[0]
+    cuts = boundaries(model, tokens)[0]
     for t in (1, 40, 41, 42, 88):
+        assert moved_too_early(model, tokens, t) <= 1e-5
         changed = tokens.clone()
         changed[:, t] = 300 - changed[:, t] - 97
-        after = model(changed).detach()
-        assert (after[:, :t] - before[:, :t]).abs().max() <= 1e-5
         assert torch.equal(boundaries(model, changed)[0][:, :t], cuts[:, :t])
-        assert (after[:, t] - before[:, t]).abs().max() > 1e-3
 
 
 @each_variant
 def test_rows_in_a_batch_equal_rows_alone(settings: dict[str, Any]) -> None:
-    model, tokens = build(settings, noise=0.02), text(4, 100)
-    alone = torch.cat([model(row[None]) for row in tokens])
-    torch.testing.assert_close(model(tokens), alone, rtol=1e-5, atol=1e-5)
+    assert_rows_are_as_alone(build(settings, noise=0.02), text(4, 100))
 
 
 def test_padding_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,13 +145,7 @@ def test_padding_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_documents_do_not_see_each_other() -> None:
     settings = TWO_STAGES | {"reset_at_documents": True}
-    model, tokens = build(settings, noise=0.02), text(2, 90)
-    documents = (torch.arange(90) >= 37).int().expand(2, -1)
-    together = model.encode(tokens, documents)[0]
-    apart = torch.cat([model.features(tokens[:, :37]), model.features(tokens[:, 37:])], dim=1)
-    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
-    model.config = replace(model.config, reset_at_documents=False)
-    assert (model.encode(tokens, documents)[0] - apart).abs().max() > 1e-3
+    assert_documents_are_apart(build(settings, noise=0.02), text(2, 90), 37)
 
 
 # -- degenerate forms ---------------------------------------------------------------------------
@@ -246,17 +216,6 @@ def test_tied_head_is_the_embedding() -> None:
 # -- decoding -----------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def decode(model: HNet, tokens: Tensor, lengths: Tensor, steps: int, room: int) -> Tensor:
-    """Logits of prefilling ragged prompts and reading `steps` more tokens, (B, steps, V)."""
-    cache = model.init_cache(len(tokens), room)
-    model.read(tokens[:, : int(lengths.max())], lengths, cache)
-    rows = torch.arange(len(tokens))
-    return torch.cat(
-        [model(tokens[rows, lengths + i][:, None], cache=cache) for i in range(steps)], dim=1
-    )
-
-
 @each_variant
 def test_prefill_and_steps_equal_the_forward_pass(settings: dict[str, Any]) -> None:
     model, tokens = build(settings, noise=0.02), text(3, 300)
@@ -265,10 +224,8 @@ def test_prefill_and_steps_equal_the_forward_pass(settings: dict[str, Any]) -> N
         assert model.config.chunking == "fixed" or routing.boundaries.unique(dim=0).shape[0] == 3
         if model.config.chunking == "dynamic":
             assert (routing.probs - 0.5).abs().min() > 1e-5  # else the two may decide differently
-    full = model(tokens).detach()
-    found = decode(model, tokens, lengths, 200, room=16)  # too little room: the caches grow
-    for row, length in enumerate(lengths.tolist()):
-        torch.testing.assert_close(found[row], full[row, length : length + 200], rtol=0, atol=1e-4)
+    # Too little room: the caches grow.
+    assert_decoding_is_the_forward_pass(model, tokens, lengths, 200, room=16)
 
 
 def test_prefill_of_ragged_prompts_equals_the_forward_pass() -> None:
@@ -290,12 +247,7 @@ def test_a_cache_fed_without_prefill_counts_its_tokens() -> None:
 
 
 def test_main_network_runs_only_at_boundaries() -> None:
-    model, tokens = build(VARIANTS["space"]), text(1, 60)
-    calls = []
-    step = model.stage.inner.step
-    model.stage.inner.step = lambda *args: calls.append(1) or step(*args)  # type: ignore[method-assign]
-    decode(model, tokens, torch.tensor([10]), 50, 60)
-    assert len(calls) == int(boundaries(model, tokens)[0][0, 10:].sum()) < 25
+    assert_main_network_runs_at_chunks_alone(build(VARIANTS["space"]), text(1, 60), 10, 50)
 
 
 def test_cache_cannot_forget() -> None:
@@ -359,6 +311,4 @@ def test_a_stage_of_another_kind_is_used_on_all_levels_and_in_decoding() -> None
     tokens, lengths = text(2, 40), torch.tensor([7, 18])
     full = model(tokens).detach()
     assert (full - build(settings)(tokens)).abs().max() > 1e-3
-    found = decode(model, tokens, lengths, 20, 40)
-    for row, length in enumerate(lengths.tolist()):
-        torch.testing.assert_close(found[row], full[row, length : length + 20], rtol=0, atol=1e-4)
+    assert_decoding_is_the_forward_pass(model, tokens, lengths, 20, 40)

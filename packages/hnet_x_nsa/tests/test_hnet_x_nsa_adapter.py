@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanozoo_core.config import OptimConfig, TrainingConfig, from_defaults, model_config
 from nanozoo_core.contract import Step
-from nanozoo_core.testing import ToyVocabulary
+from nanozoo_core.testing import ToyVocabulary, chunking
+from nanozoo_core.testing.chunking import Bytes
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_hnet_x_nsa.adapter import HNetXNSAAdapter, keys_of
 from nanozoo_hnet_x_nsa.config import HNetXNSAConfig
@@ -19,32 +20,11 @@ from nanozoo_nsa.mixer import NSAMixer
 
 pytestmark = pytest.mark.filterwarnings("ignore:stage . has about", "ignore:.*this is hnet")
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 258,
-    "model_dim": [32, 48],
-    "mlp_dim": [0, 64],
-    "num_heads": [2, 3],
-    "rotary_emb_dim": [8, 8],
+SMALL: dict[str, Any] = chunking.SMALL | {
     "window_size": -1,
-    "ssm_cfg": {"d_state": 8, "head_dim": 16, "chunk_size": 16},
     "nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4},
 }
 ADAPTER = HNetXNSAAdapter(HNetXNSAConfig, HNetXNSA)
-
-
-class Bytes:
-    """Just enough of a byte tokenizer."""
-
-    name, size, separator, token_bytes = "bytes", 258, 256, torch.ones(258)
-
-    def encode(self, text: str | bytes) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)
-
-    def decode_bytes(self, found: Any) -> bytes:
-        return bytes(token for token in found if token < 256)
-
-    def decode(self, found: Any) -> str:
-        return self.decode_bytes(found).decode(errors="replace")
 
 
 def build(**settings: Any) -> HNetXNSA:

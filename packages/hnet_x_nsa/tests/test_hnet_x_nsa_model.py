@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +8,15 @@ import torch
 from torch import Tensor
 
 from nanozoo_core.config import model_config
+from nanozoo_core.testing import chunking
+from nanozoo_core.testing.chunking import (
+    assert_decoding_is_the_forward_pass,
+    assert_documents_are_apart,
+    assert_main_network_runs_at_chunks_alone,
+    assert_rows_are_as_alone,
+    moved_too_early,
+    text,
+)
 from nanozoo_hnet.model import HNet
 from nanozoo_hnet_x_nsa.mixers import SparseAttention
 from nanozoo_hnet_x_nsa.model import HNetXNSA, PooledStage
@@ -16,24 +24,10 @@ from nanozoo_hnet_x_nsa.pooling import ChunkPool
 
 pytestmark = pytest.mark.filterwarnings("ignore:stage . has about", "ignore:.*this is hnet")
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 258,
-    "model_dim": [32, 48],
-    "mlp_dim": [0, 64],
-    "num_heads": [2, 3],
-    "rotary_emb_dim": [8, 8],
-    "window_size": [15, -1],
-    "ssm_cfg": {"d_state": 8, "head_dim": 16, "chunk_size": 16},
-    "nsa_cfg": {"num_selected_blocks": 3, "sliding_window_size": 4},
-}
-TWO_STAGES: dict[str, Any] = SMALL | {
+SMALL = chunking.SMALL | {"nsa_cfg": {"num_selected_blocks": 3, "sliding_window_size": 4}}
+TWO_STAGES: dict[str, Any] = chunking.TWO_STAGES | {
     "arch_layout": ["m1", ["N1m1", ["N1"], "m1n1"], "m1"],
-    "model_dim": [32, 48, 64],
-    "mlp_dim": [0, 64, 64],
-    "num_heads": [2, 3, 4],
     "num_kv_heads": 1,
-    "rotary_emb_dim": 8,
-    "window_size": [15, 7, -1],
     "nsa_cfg": {
         "compress_block_size": 4,
         "compress_stride": 2,
@@ -73,20 +67,7 @@ each_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=list(V
 
 
 def build(settings: dict[str, Any], *, noise: float = 0.02) -> HNetXNSA:
-    """A model whose zero-initialised parts are given noise, so that they matter."""
-    torch.manual_seed(0)
-    model = HNetXNSA(model_config("hnet_x_nsa", dict(settings))).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(noise * torch.randn_like(parameter))
-    return model
-
-
-def text(batch: int, length: int, seed: int = 0) -> Tensor:
-    """Random bytes, about one in five a space."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(97, 123, (batch, length), generator=generator)
-    return tokens.masked_fill(torch.rand(batch, length, generator=generator) < 0.2, 32)
+    return chunking.build(HNetXNSA, "hnet_x_nsa", settings, noise=noise)
 
 
 # -- equal to its parents where it must be --------------------------------------------------------
@@ -150,16 +131,6 @@ def test_pooling_and_unpooling_start_as_selecting_and_repeating() -> None:
 # -- causality ------------------------------------------------------------------------------------
 
 
-def moved_too_early(model: HNetXNSA, tokens: Tensor, place: int) -> float:
-    """How far the logits before `place` move when the byte there changes; those there must."""
-    changed = tokens.clone()
-    changed[:, place] = 300 - changed[:, place] - 97
-    with torch.no_grad():
-        before, after = model(tokens), model(changed)
-    assert (after[:, place] - before[:, place]).abs().max() > 1e-3
-    return float((after[:, :place] - before[:, :place]).abs().max())
-
-
 @each_variant
 def test_later_bytes_change_nothing_before_them(settings: dict[str, Any]) -> None:
     model, tokens = build(settings), text(2, 90)
@@ -207,20 +178,13 @@ def test_pooling_before_the_start_reads_zeros() -> None:
 
 @each_variant
 def test_rows_in_a_batch_equal_rows_alone(settings: dict[str, Any]) -> None:
-    model, tokens = build(settings), text(3, 100)
-    alone = torch.cat([model(row[None]) for row in tokens])
-    torch.testing.assert_close(model(tokens), alone, rtol=1e-5, atol=1e-5)
+    assert_rows_are_as_alone(build(settings), text(3, 100))
 
 
 @pytest.mark.parametrize("name", ["dynamic, pooled", "ladder", "two stages"])
 def test_documents_do_not_see_each_other(name: str) -> None:
-    model, tokens = build(VARIANTS[name] | {"reset_at_documents": True}), text(2, 90)
-    documents = (torch.arange(90) >= 37).int().expand(2, -1)
-    together = model.encode(tokens, documents)[0]
-    apart = torch.cat([model.features(tokens[:, :37]), model.features(tokens[:, 37:])], dim=1)
-    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
-    model.config = replace(model.config, reset_at_documents=False)
-    assert (model.encode(tokens, documents)[0] - apart).abs().max() > 1e-3
+    model = build(VARIANTS[name] | {"reset_at_documents": True})
+    assert_documents_are_apart(model, text(2, 90), 37)
 
 
 @pytest.mark.parametrize("with_documents", [False, True])
@@ -243,17 +207,6 @@ def test_few_chunks_use_every_parameter_and_change_nothing(with_documents: bool)
 # -- decoding -------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def decode(model: HNetXNSA, tokens: Tensor, lengths: Tensor, steps: int, room: int) -> Tensor:
-    """Logits of prefilling ragged prompts and reading `steps` more tokens, (B, steps, V)."""
-    cache = model.init_cache(len(tokens), room)
-    model.read(tokens[:, : int(lengths.max())], lengths, cache)
-    rows = torch.arange(len(tokens))
-    return torch.cat(
-        [model(tokens[rows, lengths + i][:, None], cache=cache) for i in range(steps)], dim=1
-    )
-
-
 @each_variant
 def test_prefill_and_steps_equal_the_forward_pass(settings: dict[str, Any]) -> None:
     model, tokens = build(settings), text(3, 170)
@@ -263,19 +216,13 @@ def test_prefill_and_steps_equal_the_forward_pass(settings: dict[str, Any]) -> N
         assert all((r.probs - 0.5).abs().min() > 1e-5 for r in routings)  # no doubtful decision
     if settings is not LADDER:  # several compressed blocks, more chunks than the window holds
         assert int(routings[0].boundaries.sum(1).min()) > 12
-    full = model(tokens).detach()
-    found = decode(model, tokens, lengths, 80, room=16)  # too little room: the caches grow
-    for row, length in enumerate(lengths.tolist()):
-        torch.testing.assert_close(found[row], full[row, length : length + 80], rtol=0, atol=1e-4)
+    # Too little room: the caches grow.
+    assert_decoding_is_the_forward_pass(model, tokens, lengths, 80, room=16)
 
 
 def test_the_sparse_network_runs_only_where_chunks_start() -> None:
-    model, tokens = build(VARIANTS["fixed, pooled"]), text(1, 60)
-    calls = []
-    step = model.stage.inner.step
-    model.stage.inner.step = lambda *args: calls.append(1) or step(*args)  # type: ignore[method-assign]
-    decode(model, tokens, torch.tensor([10]), 40, 60)
-    assert len(calls) == 10
+    model = build(VARIANTS["fixed, pooled"])
+    assert_main_network_runs_at_chunks_alone(model, text(1, 60), 10, 40)
 
 
 # -- the ladder -----------------------------------------------------------------------------------

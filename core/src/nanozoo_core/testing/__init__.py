@@ -12,7 +12,9 @@ class TestContract(ModelContract):
 import pytest
 
 pytest.register_assert_rewrite("nanozoo_core.testing.contract_kit")
+pytest.register_assert_rewrite("nanozoo_core.testing.chunking")
 pytest.register_assert_rewrite("nanozoo_core.testing.chunking_reference")
+pytest.register_assert_rewrite("nanozoo_core.testing.starts")
 pytest.register_assert_rewrite("nanozoo_core.testing.decoding")
 pytest.register_assert_rewrite("nanozoo_core.testing.multi_token")
 pytest.register_assert_rewrite("nanozoo_core.testing.speculation")
