@@ -286,6 +286,14 @@ def test_roles_of_a_module() -> None:
     assert all(role == "matrix" for name, role in own.items() if name not in vectors)
 
 
+@pytest.mark.parametrize("block", ["base", "mlp"])
+def test_blocks_of_modules_start_as_the_identity(block: str) -> None:
+    model, u = build(moved=0, mtp_block=block), torch.randn(2, 10, 32)
+    _, angles = model.stream(torch.zeros(2, 10, dtype=torch.int64))
+    for module in model.modules_ahead:
+        assert torch.equal(module.block(u, angles), u)
+
+
 def test_blocks_of_modules() -> None:
     assert isinstance(build().modules_ahead[0].block, ControlBlock)
     assert isinstance(build(mtp_block="mlp").modules_ahead[0].block, MLPBlock)

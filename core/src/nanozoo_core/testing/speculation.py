@@ -6,11 +6,12 @@ B rows, T tokens of a prompt, V vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.contract import Drafter, SamplingSettings
+from nanozoo_core.contract import Choose, Drafter, SamplingSettings
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.generation.autoregressive import autoregressive
 from nanozoo_core.generation.speculative import Tally, decode, speculative
@@ -94,12 +95,15 @@ def check_bfloat16_logits(
     plain = [adapter.prefill(low, tokens[:, :known], lengths, cache)[:, None]]
     plain += [adapter.append(low, tokens[:, n : n + 1], cache) for n in range(known, length)]
 
+    def answers(upcoming: Iterator[Tensor]) -> Choose:
+        return lambda logits: next(upcoming)
+
     drafter = _drafter(adapter, low)
     step = drafter.num_drafts + 1
     checked = [drafter.begin(tokens[:, :known], lengths, length + 2 * step)[:, None]]
     for start in range(known, length - step + 1, step):
         upcoming = iter(tokens[:, start + 1 : start + step].unbind(1))
-        drafter.draft(tokens[:, start], lambda _, upcoming=upcoming: next(upcoming))
+        drafter.draft(tokens[:, start], answers(upcoming))
         checked.append(drafter.check(tokens[:, start : start + step]))
         drafter.keep(torch.full((4,), step))
 

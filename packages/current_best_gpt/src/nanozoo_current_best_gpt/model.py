@@ -60,9 +60,9 @@ class CurrentBestGPT(nn.Module):
             nn.Embedding(config.vocab_size, dim) for _ in config.value_embed_layers
         )
         early, late = gate_entries(config)
-        width = hidden_width(config, config.gate_dim)
-        self.early_gates = Gates(dim, width, early) if early else None
-        self.late_gates = Gates(dim, width, late) if late else None
+        gate_width = hidden_width(config, config.gate_dim)
+        self.early_gates = Gates(dim, gate_width, early) if early else None
+        self.late_gates = Gates(dim, gate_width, late) if late else None
         if early or late:
             add_gain(self, "gate_scale", 1, learned=config.learned_gains)  # tau of both
         self.blocks = nn.ModuleList(
@@ -73,8 +73,7 @@ class CurrentBestGPT(nn.Module):
         )
         self.mix = self.backout = None
         if config.mudd:
-            width = hidden_width(config, config.mudd_dim)
-            self.mix = Mix(dim, width, head_entries(config))
+            self.mix = Mix(dim, hidden_width(config, config.mudd_dim), head_entries(config))
         elif config.backout:
             self.backout = nn.Parameter(torch.empty(1))
         self.head = None
