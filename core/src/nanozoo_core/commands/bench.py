@@ -19,7 +19,9 @@ def add_to(commands: Commands) -> None:
         epilog=describe(OPTIONS, OTHERS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="options of the command, and settings"
+    )
     parser.add_argument(
         "--profile", action="store_true", help="also write a Chrome trace of each model"
     )

@@ -161,7 +161,7 @@ class RunFolder:
     def write_config(self, config: dict[str, Any]) -> None:
         from omegaconf import OmegaConf
 
-        self.config_path.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+        self.config_path.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows logged so far; a last line cut off by a kill is dropped."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nanozoo_core.contract import Vocabulary
 from nanozoo_core.errors import ConfigError, NanozooError
+from nanozoo_core.machine.terminal import out, warn
 from nanozoo_core.training import runs
 from nanozoo_hnet_x_nsa.adapter import layer_name
 from nanozoo_hnet_x_nsa.model import HNetXNSA
@@ -85,15 +86,15 @@ def main() -> int:
             raise ConfigError(f"{arguments.run} is a run of {run.config.model}, not of hnet_x_nsa")
         if (arguments.text is None) == (arguments.file is None):
             raise ConfigError("give either --text or --file")
-        text = arguments.file.read_text() if arguments.file else arguments.text
+        text = arguments.file.read_text(encoding="utf-8") if arguments.file else arguments.text
         tokens = run.vocabulary.encode(text)
         place = len(tokens) - 1 if arguments.byte is None else arguments.byte
         if not 0 <= place < len(tokens):
             raise ConfigError(f"--byte={place} is not in the text; use 0 .. {len(tokens) - 1}")
         chunked = run.adapter.show_sample(run.model, run.vocabulary, text)
-        print(show(run.model, run.vocabulary, chunked, tokens, place))  # noqa: T201
+        out(show(run.model, run.vocabulary, chunked, tokens, place))
     except NanozooError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        warn(f"error: {error}")
         return 1
     return 0
 
