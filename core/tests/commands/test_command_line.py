@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -261,6 +262,108 @@ def test_recipe_by_path(run: Run, corpus: Path, tmp_path: Path) -> None:
     assert (result["steps"], result["seed"]) == (2, 3)
 
 
+RECIPE = """\
+defaults: [training, override model: toy, _self_]
+data: {{corpus: text, path: '{corpus}'}}
+train: {{max_steps: {max_steps}}}
+log: {{tensorboard: false}}
+"""
+
+
+def test_a_recipe_in_yml_is_read_and_no_other_of_its_name(
+    run: Run, corpus: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(RECIPE.format(corpus=corpus, max_steps=5))
+    (tmp_path / "mine.yml").write_text(RECIPE.format(corpus=corpus, max_steps=2))
+    (tmp_path / "upon.yml").write_text("defaults: [mine, _self_]\nseed: 7\n")
+    assert run("--config", "mine.yml", "seed=3").status == 0
+    assert run("--config", "upon.yml").status == 0  # mine.yaml, which lies beside it
+    results = [json.loads(path.read_text()) for path in Path("runs/toy").glob("*/result.json")]
+    assert {(result["steps"], result["seed"]) for result in results} == {(2, 3), (5, 7)}
+    shown = run("show", "--config", "mine.yml", program="nanozoo")
+    assert "2 steps" in shown.out
+
+
+def test_a_sweep_leaves_nothing_but_its_runs(run: Run, toy: list[object]) -> None:
+    assert run("-m", *toy, "seed=1,2", "train.max_steps=2").status == 0
+    assert [path.name for path in Path().iterdir()] == ["runs"]
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(
+    run: Run, toy: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nanozoo_core.training.trainer import Trainer
+
+    words = ["-m", *toy, "seed=1,2,3", "train.max_steps=4", "checkpoint.every=2", "resume=auto"]
+    step = Trainer.one_step
+
+    def interrupted(trainer: Trainer) -> object:
+        if trainer.config.seed == 2 and trainer.state.step == 2:
+            sys.exit(130)  # as a signal does at the end of a step
+        return step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "one_step", interrupted)
+        assert run(*words).status == 130
+    before = {path: path.stat().st_mtime_ns for path in Path("runs/toy").glob("*/result.json")}
+    assert len(before) == 1
+    assert run(*words).status == 0
+    folders = list(Path("runs/toy").iterdir())
+    seeds = [json.loads((f / "result.json").read_text())["seed"] for f in folders]
+    assert sorted(seeds) == [1, 2, 3]
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    assert run(*words).status == 0
+    assert len(list(Path("runs/toy").iterdir())) == 3
+
+
+def test_resuming_one_run_is_no_sweep(run: Run) -> None:
+    assert_refused(run("-m", "model=toy", "seed=1,2", "resume=here"), "resume=auto goes on with")
+
+
+def test_tab_completion_is_installed(run: Run) -> None:
+    outcome = run("-sc", "install=bash")
+    assert outcome.status == 0
+    assert "complete " in outcome.out
+
+
+@pytest.mark.parametrize("command", ["train", "show", "prepare", "evaluate", "generate", "compare"])
+def test_every_command_reads_numbers_and_names_what_it_cannot_read(
+    run: Run, toy: list[object], corpus: Path, command: str
+) -> None:
+    """The same grammar, and the same hint, for every command."""
+    program = "train" if command == "train" else "nanozoo"
+    first = [] if command == "train" else [command]
+    if command in ("evaluate", "generate"):
+        run(*toy, "run_dir=here", "train.max_steps=2")
+    targets = {"train": toy, "show": ["toy"], "prepare": [corpus], "compare": ["models=toy"]}
+    words = [*first, *targets.get(command, ["here"])]
+    bad = {"prepare": "vocab_size", "evaluate": "bytes", "compare": "budget"}
+    outcome = run(*words, f"{bad.get(command, 'model_cfg.num_heads')}=[1", program=program)
+    assert outcome.status == 1
+    assert "=[1' cannot be read: " in outcome.err
+    assert "goes in quotes, as in " in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+
+
+def test_numbers_may_be_written_in_powers_of_ten(run: Run, toy: list[object], corpus: Path) -> None:
+    assert run(*toy, "run_dir=here", "train.max_steps=2e0").status == 0
+    assert json.loads(Path("here/result.json").read_text())["steps"] == 2
+    prepared = run("prepare", corpus, "tokenizer=bpe", "data.vocab_size=2.7e2", program="nanozoo")
+    assert "270 ids" in prepared.out
+    scored = run("evaluate", "here", "bytes=5e2", program="nanozoo")
+    assert json.loads(scored.out)["val_bytes"] == 500
+    shown = run("show", "toy", "model_cfg.model_dim=6.4e1", program="nanozoo")
+    assert "model_dim: 64 " in shown.out
+
+
+@pytest.mark.parametrize("command", [c.__name__.rpartition(".")[2] for c in cli.COMMANDS])
+def test_every_argument_has_a_text(run: Run, command: str) -> None:
+    parser = cli.build_parser()
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    silent = [a.dest for a in commands.choices[command]._actions if not a.help]
+    assert silent == []
+
+
 def test_help_lists_models_and_settings(run: Run) -> None:
     outcome = run("--help")
     assert outcome.status == 0
@@ -306,6 +409,8 @@ def test_evaluate_and_generate_a_run(run: Run, toy: list[object]) -> None:
         (["generate", "here", "--speculative", "--no-cache"], "leave out --no-cache"),
         (["evaluate", "here", "eval.bytez=5"], "did you mean 'bytes'?"),
         (["evaluate", "here", "eval.bytes=[5"], "'eval.bytes=[5' cannot be read"),
+        (["evaluate", "here", "other.bytes=5"], "'other.bytes' does not apply here; only eval."),
+        (["inspect", "here", "eval.bytes=5"], "only model_cfg.key=value does"),
         (["generate", "here", "model_cfg.x={"], "'model_cfg.x={' cannot be read"),
     ],
 )

@@ -6,6 +6,7 @@ from gpt2_models import make_config
 from nanozoo_core.config import TrainingConfig, from_defaults
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing.laws import assert_other_names_are_refused_with_ours
+from nanozoo_core.testing.refusals import CONTROL_CASES, assert_problems, refusal_test
 from nanozoo_gpt2.config import PRESETS
 
 
@@ -29,30 +30,17 @@ def test_a_preset_accepts_its_own_shape_again():
     assert dataclasses.replace(config, vocab_size=100).shape == config.shape
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
-        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
-        ({"num_heads": 0}, "num_heads=0 must be at least 1"),
-        ({"model_dim": -8}, "model_dim=-8 must be at least 1"),
-        ({"seq_len": 0}, "seq_len=0 must be at least 1 or null"),
-        ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be positive"),
-        ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
-        ({"pad_vocab_to": 0}, "pad_vocab_to=0 must be at least 1"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+test_a_value_out_of_range_is_refused = refusal_test(
+    "gpt2",
+    *CONTROL_CASES,
+    ({"model_dim": -8}, "model_dim=-8 must be at least 1"),
+    ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
+    ({"pad_vocab_to": 0}, "pad_vocab_to=0 must be at least 1"),
 )
-def test_a_value_out_of_range_is_refused(changes, message):
-    with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        make_config(**changes)
 
 
 def test_all_problems_come_at_once():
-    with pytest.raises(ConfigError) as caught:
-        make_config(num_heads=5, dropout=2.0, seq_len=0)
-    assert len(caught.value.problems) == 3
+    assert_problems("gpt2", {"num_heads": 5, "dropout": 2.0, "seq_len": 0}, 3)
 
 
 def test_names_of_other_code_are_refused_with_ours():

@@ -4,6 +4,7 @@ import pytest
 
 from nanozoo_core.config import TrainingConfig, from_defaults, model_config
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.testing.refusals import assert_problems, refusal_test
 from nanozoo_mamba.config import PRESETS
 
 
@@ -43,50 +44,42 @@ def test_a_resolved_config_builds_itself(settings):
 MAMBA2 = {"variant": "mamba2"}
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
-        ({"model_dim": 0}, "model_dim=0 must be at least 1"),
-        ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
-        ({"seq_len": 0}, "seq_len=0 must be at least 1 or null"),
-        ({"expand": 0}, "expand=0 must be at least 1"),
-        ({"mlp_dim": -1}, "mlp_dim=-1 must be at least 0"),
-        ({"d_state": 0}, "d_state=0 must be at least 1"),
-        ({"d_state": 257}, "d_state=257 must be at most 256"),
-        ({"d_conv": 5}, "d_conv=5 must be 2, 3 or 4"),
-        ({"norm_eps": 0.0}, "norm_eps=0.0 must be positive"),
-        ({"initializer_range": 0.0}, "initializer_range=0.0 must be positive"),
-        ({"time_step_floor": 0.0}, "time_step_floor=0.0 must be positive"),
-        ({"time_step_floor": 0.2}, "time_step_floor=0.2 must not exceed .*time_step_max=0.1"),
-        ({"time_step_min": 0.1}, "time_step_min=0.1 must be positive and less than .*_max=0.1"),
-        ({"time_step_min": 0.0}, "time_step_min=0.0 must be positive"),
-        ({"time_step_rank": 0}, "time_step_rank=0 must be at least 1"),
-        ({"time_step_scale": 0.0}, "time_step_scale=0.0 must be positive"),
-        ({"preset": "130m", "num_layers": 4}, "num_layers=4 contradicts model_cfg.preset=130m"),
-        ({"head_dim": 32}, "head_dim=32 has no effect with model_cfg.variant=mamba1"),
-        ({"num_groups": 1}, "num_groups=1 has no effect with model_cfg.variant=mamba1"),
-        ({"chunk_size": 32}, "chunk_size=32 has no effect with model_cfg.variant=mamba1"),
-        ({"A_init_range": [1.0, 2.0]}, r"A_init_range=\[1.0, 2.0\] has no effect with"),
-        (MAMBA2 | {"time_step_rank": 4}, "time_step_rank=4 has no effect with .*variant=mamba2"),
-        (MAMBA2 | {"time_step_scale": 1.0}, "time_step_scale=1.0 has no effect with"),
-        (MAMBA2 | {"time_step_init_scheme": "constant"}, "time_step_init_scheme=constant has no"),
-        (MAMBA2 | {"head_dim": 48}, "head_dim=48 does not divide .*=256; use 1, 2, 4, 8"),
-        (MAMBA2 | {"num_groups": 3}, "num_groups=3 does not divide the 8 heads; use 1, 2, 4, 8"),
-        (MAMBA2 | {"A_init_range": [2.0, 1.0]}, r"A_init_range=\[2.0, 1.0\] must be two positive"),
-        (MAMBA2 | {"chunk_size": 48}, "chunk_size=48 must be a power of 2"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+test_a_wrong_value_is_refused = refusal_test(
+    "mamba",
+    ({"num_layers": 0}, "num_layers=0 must be at least 1"),
+    ({"model_dim": 0}, "model_dim=0 must be at least 1"),
+    ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
+    ({"seq_len": 0}, "seq_len=0 must be at least 1 or null"),
+    ({"expand": 0}, "expand=0 must be at least 1"),
+    ({"mlp_dim": -1}, "mlp_dim=-1 must be at least 0"),
+    ({"d_state": 0}, "d_state=0 must be at least 1"),
+    ({"d_state": 257}, "d_state=257 must be at most 256"),
+    ({"d_conv": 5}, "d_conv=5 must be 2, 3 or 4"),
+    ({"norm_eps": 0.0}, "norm_eps=0.0 must be positive"),
+    ({"initializer_range": 0.0}, "initializer_range=0.0 must be positive"),
+    ({"time_step_floor": 0.0}, "time_step_floor=0.0 must be positive"),
+    ({"time_step_floor": 0.2}, "time_step_floor=0.2 must not exceed .*time_step_max=0.1"),
+    ({"time_step_min": 0.1}, "time_step_min=0.1 must be positive and less than .*_max=0.1"),
+    ({"time_step_min": 0.0}, "time_step_min=0.0 must be positive"),
+    ({"time_step_rank": 0}, "time_step_rank=0 must be at least 1"),
+    ({"time_step_scale": 0.0}, "time_step_scale=0.0 must be positive"),
+    ({"preset": "130m", "num_layers": 4}, "num_layers=4 contradicts model_cfg.preset=130m"),
+    ({"head_dim": 32}, "head_dim=32 has no effect with model_cfg.variant=mamba1"),
+    ({"num_groups": 1}, "num_groups=1 has no effect with model_cfg.variant=mamba1"),
+    ({"chunk_size": 32}, "chunk_size=32 has no effect with model_cfg.variant=mamba1"),
+    ({"A_init_range": [1.0, 2.0]}, r"A_init_range=\[1.0, 2.0\] has no effect with"),
+    (MAMBA2 | {"time_step_rank": 4}, "time_step_rank=4 has no effect with .*variant=mamba2"),
+    (MAMBA2 | {"time_step_scale": 1.0}, "time_step_scale=1.0 has no effect with"),
+    (MAMBA2 | {"time_step_init_scheme": "constant"}, "time_step_init_scheme=constant has no"),
+    (MAMBA2 | {"head_dim": 48}, "head_dim=48 does not divide .*=256; use 1, 2, 4, 8"),
+    (MAMBA2 | {"num_groups": 3}, "num_groups=3 does not divide the 8 heads; use 1, 2, 4, 8"),
+    (MAMBA2 | {"A_init_range": [2.0, 1.0]}, r"A_init_range=\[2.0, 1.0\] must be two positive"),
+    (MAMBA2 | {"chunk_size": 48}, "chunk_size=48 must be a power of 2"),
 )
-def test_a_wrong_value_is_refused(changes, message):
-    with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        model_config("mamba", changes)
 
 
 def test_all_problems_come_at_once():
-    with pytest.raises(ConfigError) as caught:
-        model_config("mamba", {"d_state": 300, "d_conv": 9, "head_dim": 4, "expand": 0})
-    assert len(caught.value.problems) == 4
+    assert_problems("mamba", {"d_state": 300, "d_conv": 9, "head_dim": 4, "expand": 0}, 4)
 
 
 @pytest.mark.parametrize(

@@ -6,43 +6,28 @@ from typing import Any
 import pytest
 
 from nanozoo_core.config import compose_config, model_config, training_config
-from nanozoo_core.errors import ConfigError
+from nanozoo_core.testing.refusals import CONTROL_CASES, assert_problems, refusal_test
 
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
-        ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1"),
-        ({"num_heads": 0}, "num_heads=0 must be at least 1"),
-        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
-        ({"num_layers": 1}, "every_other=true routes block 1, which model_cfg.num_layers=1 lacks"),
-        ({"model_dim": 0}, "model_dim=0 must be at least 1"),
-        ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
-        ({"seq_len": 0}, "seq_len=0 must be at least 1 or null"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be positive"),
-        ({"capacity": 0.0}, r"capacity=0.0 must be in \(0, 1\]"),
-        ({"capacity": 1.5}, r"capacity=1.5 must be in \(0, 1\]"),
-        ({"router_gate": "one"}, "router_gate=one leaves a learned router without gradient"),
-        (
-            {"causal_router": "router", "predictor_threshold": "calibrated"},
-            "predictor_threshold=calibrated needs a predictor",
-        ),
-        ({"predictor_dim": 0}, "predictor_dim=0 must be at least 1"),
-        ({"predictor_coef": -1.0}, "predictor_coef=-1.0 must not be negative"),
-        ({"router_aux_coef": -1.0}, "router_aux_coef=-1.0 must not be negative"),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+test_a_wrong_value_is_refused = refusal_test(
+    "mod",
+    *CONTROL_CASES,
+    ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1"),
+    ({"num_layers": 1}, "every_other=true routes block 1, which model_cfg.num_layers=1 lacks"),
+    ({"capacity": 0.0}, r"capacity=0.0 must be in \(0, 1\]"),
+    ({"capacity": 1.5}, r"capacity=1.5 must be in \(0, 1\]"),
+    ({"router_gate": "one"}, "router_gate=one leaves a learned router without gradient"),
+    (
+        {"causal_router": "router", "predictor_threshold": "calibrated"},
+        "predictor_threshold=calibrated needs a predictor",
+    ),
+    ({"predictor_dim": 0}, "predictor_dim=0 must be at least 1"),
+    ({"predictor_coef": -1.0}, "predictor_coef=-1.0 must not be negative"),
+    ({"router_aux_coef": -1.0}, "router_aux_coef=-1.0 must not be negative"),
 )
-def test_a_wrong_value_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        model_config("mod", changes)
 
 
 def test_all_problems_come_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
-        model_config("mod", {"num_heads": 5, "capacity": 2.0, "seq_len": 0})
-    assert len(caught.value.problems) == 3
+    assert_problems("mod", {"num_heads": 5, "capacity": 2.0, "seq_len": 0}, 3)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from nanozoo_core.config import (
     training_config,
 )
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.testing.refusals import CONTROL_CASES, assert_problems, refusal_test
 from nanozoo_moe.config import PRESETS
 
 
@@ -67,46 +68,37 @@ def test_experts_share_the_dense_width(settings, width):
     assert model_config("moe", settings).expert_dim == width
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
-        ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1"),
-        ({"num_layers": 0, "first_k_dense": 0}, "num_layers=0 must be at least 1"),
-        ({"seq_len": 0}, "seq_len=0 must be at least 1 or null"),
-        ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be positive"),
-        ({"num_experts": 0}, "num_experts=0 must be at least 1"),
-        ({"top_k": 9}, "top_k=9 exceeds model_cfg.num_experts=8"),
-        ({"num_shared_experts": -1, "moe_hidden": 16}, "num_shared_experts=-1 must not be negat"),
-        ({"moe_hidden": 0}, "moe_hidden=0 must be at least 1 or null"),
-        ({"first_k_dense": 5}, "first_k_dense=5 must be between 0 and model_cfg.num_layers=4"),
-        ({"top_k": 1}, "top_k=1 with model_cfg.norm_topk_prob=true makes every weight 1"),
-        ({"num_experts": 1, "balance": "bias"}, "balance=bias has nothing to balance"),
-        ({"num_experts": 1, "balance": "loss"}, "balance=loss has nothing to balance"),
-        ({"num_experts": 1, "norm_topk_prob": False}, "norm_topk_prob=false has no meaning"),
-        (
-            {"score_func": "softmax", "norm_topk_prob": False},
-            "balance=bias with model_cfg.score_func=softmax and model_cfg.norm_topk_prob=false",
-        ),
-        ({"alpha": 0.01}, "alpha=0.01 has no effect without model_cfg.balance=loss"),
-        (
-            {"balance": "loss", "beta": 0.001},
-            "beta=0.001 has no effect without model_cfg.balance=loss and model_cfg.score_func=soft",
-        ),
-        ({"balance": "loss", "seq_aux_alpha": 1e-4}, "seq_aux_alpha=0.0001 has no effect"),
-        ({"balance": "none", "bias_update_rate": 0.1}, "bias_update_rate=0.1 has no effect"),
-        ({"bias_update_rate": 0.0}, "bias_update_rate=0 balances nothing"),
-        ({"bias_update_rate": -1.0}, "bias_update_rate=-1.0 must not be negative"),
-        ({"bias_freeze_frac": 1.5}, "bias_freeze_frac=1.5 must be at most 1"),
-        ({"routed_scaling_factor": -1.0}, "routed_scaling_factor=-1.0 must not be negative"),
-        ({"jitter_noise": 0.5}, r"jitter_noise=0.5 must be in \[0, 0.5\)"),
-    ],
-    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+test_a_wrong_value_is_refused = refusal_test(
+    "moe",
+    *CONTROL_CASES,
+    ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1"),
+    ({"num_layers": 0, "first_k_dense": 0}, "num_layers=0 must be at least 1"),
+    ({"num_experts": 0}, "num_experts=0 must be at least 1"),
+    ({"top_k": 9}, "top_k=9 exceeds model_cfg.num_experts=8"),
+    ({"num_shared_experts": -1, "moe_hidden": 16}, "num_shared_experts=-1 must not be negat"),
+    ({"moe_hidden": 0}, "moe_hidden=0 must be at least 1 or null"),
+    ({"first_k_dense": 5}, "first_k_dense=5 must be between 0 and model_cfg.num_layers=4"),
+    ({"top_k": 1}, "top_k=1 with model_cfg.norm_topk_prob=true makes every weight 1"),
+    ({"num_experts": 1, "balance": "bias"}, "balance=bias has nothing to balance"),
+    ({"num_experts": 1, "balance": "loss"}, "balance=loss has nothing to balance"),
+    ({"num_experts": 1, "norm_topk_prob": False}, "norm_topk_prob=false has no meaning"),
+    (
+        {"score_func": "softmax", "norm_topk_prob": False},
+        "balance=bias with model_cfg.score_func=softmax and model_cfg.norm_topk_prob=false",
+    ),
+    ({"alpha": 0.01}, "alpha=0.01 has no effect without model_cfg.balance=loss"),
+    (
+        {"balance": "loss", "beta": 0.001},
+        "beta=0.001 has no effect without model_cfg.balance=loss and model_cfg.score_func=soft",
+    ),
+    ({"balance": "loss", "seq_aux_alpha": 1e-4}, "seq_aux_alpha=0.0001 has no effect"),
+    ({"balance": "none", "bias_update_rate": 0.1}, "bias_update_rate=0.1 has no effect"),
+    ({"bias_update_rate": 0.0}, "bias_update_rate=0 balances nothing"),
+    ({"bias_update_rate": -1.0}, "bias_update_rate=-1.0 must not be negative"),
+    ({"bias_freeze_frac": 1.5}, "bias_freeze_frac=1.5 must be at most 1"),
+    ({"routed_scaling_factor": -1.0}, "routed_scaling_factor=-1.0 must not be negative"),
+    ({"jitter_noise": 0.5}, r"jitter_noise=0.5 must be in \[0, 0.5\)"),
 )
-def test_a_wrong_value_is_refused(changes, message):
-    with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        model_config("moe", changes)
 
 
 def test_the_untested_balance_can_be_insisted_on():
@@ -115,9 +107,7 @@ def test_the_untested_balance_can_be_insisted_on():
 
 
 def test_all_problems_come_at_once():
-    with pytest.raises(ConfigError) as caught:
-        model_config("moe", {"num_heads": 5, "top_k": 9, "jitter_noise": 1.0})
-    assert len(caught.value.problems) == 3
+    assert_problems("moe", {"num_heads": 5, "top_k": 9, "jitter_noise": 1.0}, 3)
 
 
 def test_grouped_mm_refuses_rows_that_it_cannot_read():

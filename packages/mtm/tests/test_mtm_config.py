@@ -7,42 +7,31 @@ import pytest
 
 from nanozoo_core.config import compose_config, model_config, training_config
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.testing.refusals import CONTROL_CASES, assert_problems, refusal_test
 
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
-        ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1"),
-        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
-        ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be positive"),
-        ({"num_mtp_modules": -1}, "num_mtp_modules=-1 must be between 0 and 4"),
-        ({"num_mtp_modules": 5}, "num_mtp_modules=5 must be between 0 and 4"),
-        ({"seq_len": 1}, "num_mtp_modules=1 must be less than model_cfg.seq_len=1"),
-        ({"spec_draft_tokens": -1}, "spec_draft_tokens=-1 must not be negative"),
-        ({"num_mtp_modules": 0}, "spec_draft_tokens=1 needs a module to draft"),
-        ({"mtp_lambda": -0.1}, "mtp_lambda=-0.1 must not be negative"),
-        ({"mtp_lambda": 0.0}, "mtp_lambda=0 trains no module"),
-        ({"mtp_lambda_final": -0.1}, "mtp_lambda_final=-0.1 must not be negative"),
-        ({"mtp_lambda_final": None}, "mtp_lambda_final=null leaves"),
-        (
-            {"mtp_lambda_schedule": "step", "mtp_lambda_switch": None},
-            "mtp_lambda_schedule=step needs model_cfg.mtp_lambda_switch",
-        ),
-        ({"mtp_lambda_switch": 1.0}, "mtp_lambda_switch=1.0 must be between 0 and 1"),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+test_a_wrong_value_is_refused = refusal_test(
+    "mtm",
+    *CONTROL_CASES,
+    ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1"),
+    ({"num_mtp_modules": -1}, "num_mtp_modules=-1 must be between 0 and 4"),
+    ({"num_mtp_modules": 5}, "num_mtp_modules=5 must be between 0 and 4"),
+    ({"seq_len": 1}, "num_mtp_modules=1 must be less than model_cfg.seq_len=1"),
+    ({"spec_draft_tokens": -1}, "spec_draft_tokens=-1 must not be negative"),
+    ({"num_mtp_modules": 0}, "spec_draft_tokens=1 needs a module to draft"),
+    ({"mtp_lambda": -0.1}, "mtp_lambda=-0.1 must not be negative"),
+    ({"mtp_lambda": 0.0}, "mtp_lambda=0 trains no module"),
+    ({"mtp_lambda_final": -0.1}, "mtp_lambda_final=-0.1 must not be negative"),
+    ({"mtp_lambda_final": None}, "mtp_lambda_final=null leaves"),
+    (
+        {"mtp_lambda_schedule": "step", "mtp_lambda_switch": None},
+        "mtp_lambda_schedule=step needs model_cfg.mtp_lambda_switch",
+    ),
+    ({"mtp_lambda_switch": 1.0}, "mtp_lambda_switch=1.0 must be between 0 and 1"),
 )
-def test_a_wrong_value_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        model_config("mtm", changes)
 
 
 def test_all_problems_come_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
-        model_config("mtm", {"num_heads": 5, "num_mtp_modules": 5, "mtp_lambda": -1.0})
-    assert len(caught.value.problems) == 3
+    assert_problems("mtm", {"num_heads": 5, "num_mtp_modules": 5, "mtp_lambda": -1.0}, 3)
 
 
 @pytest.mark.parametrize(

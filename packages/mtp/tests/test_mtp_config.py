@@ -7,37 +7,27 @@ import pytest
 
 from nanozoo_core.config import compose_config, model_config, training_config
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.testing.refusals import CONTROL_CASES, assert_problems, refusal_test
 
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
-        ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1"),
-        ({"num_layers": 0, "head_type": "linear"}, "num_layers=0 must be at least 1"),
-        ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be positive"),
-        ({"num_mtp_tokens": 0}, "num_mtp_tokens=0 must be between 1 and 8"),
-        ({"num_mtp_tokens": 9, "num_layers": 12}, "num_mtp_tokens=9 must be between 1 and 8"),
-        ({"num_mtp_tokens": 4}, "num_mtp_tokens=4 leaves no trunk below the heads"),
-        ({"seq_len": 2}, "seq_len=2 must exceed model_cfg.num_mtp_tokens=2"),
-        ({"mtp_anneal_frac": 0.0}, r"mtp_anneal_frac=0.0 must be in \(0, 1\]"),
-        ({"mtp_loss_weights": (1.0,)}, r"mtp_loss_weights=\[1.0\] has 1 entries"),
-        ({"mtp_loss_weights": (1.0, -1.0)}, r"mtp_loss_weights=\[1.0, -1.0\] must not be neg"),
-        ({"mtp_loss_weights": (0.0, 1.0)}, r"mtp_loss_weights=\[0.0, 1.0\] must begin above 0"),
-        ({"head_type": "shared"}, "head_type=shared with model_cfg.mtp_weight_schedule=constant"),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+test_a_wrong_value_is_refused = refusal_test(
+    "mtp",
+    *CONTROL_CASES,
+    ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1"),
+    ({"num_layers": 0, "head_type": "linear"}, "num_layers=0 must be at least 1"),
+    ({"num_mtp_tokens": 0}, "num_mtp_tokens=0 must be between 1 and 8"),
+    ({"num_mtp_tokens": 9, "num_layers": 12}, "num_mtp_tokens=9 must be between 1 and 8"),
+    ({"num_mtp_tokens": 4}, "num_mtp_tokens=4 leaves no trunk below the heads"),
+    ({"seq_len": 2}, "seq_len=2 must exceed model_cfg.num_mtp_tokens=2"),
+    ({"mtp_anneal_frac": 0.0}, r"mtp_anneal_frac=0.0 must be in \(0, 1\]"),
+    ({"mtp_loss_weights": (1.0,)}, r"mtp_loss_weights=\[1.0\] has 1 entries"),
+    ({"mtp_loss_weights": (1.0, -1.0)}, r"mtp_loss_weights=\[1.0, -1.0\] must not be neg"),
+    ({"mtp_loss_weights": (0.0, 1.0)}, r"mtp_loss_weights=\[0.0, 1.0\] must begin above 0"),
+    ({"head_type": "shared"}, "head_type=shared with model_cfg.mtp_weight_schedule=constant"),
 )
-def test_a_wrong_value_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        model_config("mtp", changes)
 
 
 def test_all_problems_come_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
-        model_config("mtp", {"num_heads": 5, "num_mtp_tokens": 4, "mtp_anneal_frac": 2.0})
-    assert len(caught.value.problems) == 3
+    assert_problems("mtp", {"num_heads": 5, "num_mtp_tokens": 4, "mtp_anneal_frac": 2.0}, 3)
 
 
 @pytest.mark.parametrize(

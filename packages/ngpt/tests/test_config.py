@@ -3,37 +3,25 @@ from ngpt_models import make_config
 
 from nanozoo_core.config import compose_config, training_config
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.testing.refusals import CONTROL_CASES, assert_problems, refusal_test
 
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
-        ({"model_dim": 12}, "num_heads=4 makes heads of odd width 3, .* use 1, 2, 3, 6"),
-        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
-        ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
-        ({"seq_len": 0}, "seq_len=0 must be at least 1 or null"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be positive"),
-        ({"alpha_init": 1.5}, r"alpha_init=1.5 must be in \(0, 1\] or null"),
-        ({"alpha_init": 0.0}, r"alpha_init=0.0 must be in \(0, 1\] or null"),
-        ({"alpha_scale": 0.0}, "alpha_scale=0.0 must be positive or null"),
-        ({"sqk_scale": -1.0}, "sqk_scale=-1.0 must be positive or null"),
-        ({"sz_scale": 0.0}, "sz_scale=0.0 must be positive or null"),
-        ({"qk_scale": "none", "sqk_scale": 1.0}, "sqk_scale=1.0 has no effect .*qk_scale=none"),
-        ({"rope_base": 0.0}, "rope_base=0.0 must be positive"),
-        ({"pad_vocab_to": 0}, "pad_vocab_to=0 must be at least 1"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+test_a_value_out_of_range_is_refused = refusal_test(
+    "ngpt",
+    *CONTROL_CASES,
+    ({"model_dim": 12}, "num_heads=4 makes heads of odd width 3, .* use 1, 2, 3, 6"),
+    ({"alpha_init": 1.5}, r"alpha_init=1.5 must be in \(0, 1\] or null"),
+    ({"alpha_init": 0.0}, r"alpha_init=0.0 must be in \(0, 1\] or null"),
+    ({"alpha_scale": 0.0}, "alpha_scale=0.0 must be positive or null"),
+    ({"sqk_scale": -1.0}, "sqk_scale=-1.0 must be positive or null"),
+    ({"sz_scale": 0.0}, "sz_scale=0.0 must be positive or null"),
+    ({"qk_scale": "none", "sqk_scale": 1.0}, "sqk_scale=1.0 has no effect .*qk_scale=none"),
+    ({"rope_base": 0.0}, "rope_base=0.0 must be positive"),
+    ({"pad_vocab_to": 0}, "pad_vocab_to=0 must be at least 1"),
 )
-def test_a_value_out_of_range_is_refused(changes, message):
-    with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        make_config(**changes)
 
 
 def test_all_problems_come_at_once():
-    with pytest.raises(ConfigError) as caught:
-        make_config(num_heads=5, alpha_init=2.0, seq_len=0)
-    assert len(caught.value.problems) == 3
+    assert_problems("ngpt", {"num_heads": 5, "alpha_init": 2.0, "seq_len": 0}, 3)
 
 
 @pytest.mark.parametrize(("layers", "alpha"), [(4, 0.25), (10, 0.1)])

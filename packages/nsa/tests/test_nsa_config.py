@@ -7,64 +7,54 @@ import pytest
 
 from nanozoo_core.config import compose_config, model_config, training_config
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.testing.refusals import CONTROL_CASES, assert_problems, refusal_test
 
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
-        ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1, which rotary"),
-        ({"num_kv_heads": 3}, "num_kv_heads=3 does not divide model_cfg.num_heads=4"),
-        ({"num_kv_heads": 0}, "num_kv_heads=0 must be at least 1"),
-        ({"head_dim": 48}, "head_dim=48 times model_cfg.num_heads=4 is not model_cfg.model_dim"),
-        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
-        ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
-        ({"seq_len": 0}, "seq_len=0 must be at least 1 or null"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be positive"),
-        ({"rope_theta": 1.0}, "rope_theta=1.0 must be greater than 1"),
-        ({"compress_stride": 3}, "compress_stride=3 does not divide model_cfg.compress_block_size"),
-        (
-            {"selection_block_size": 18},
-            "compress_stride=4 does not divide model_cfg.selection_block_size=18",
-        ),
-        ({"compress_stride": 0}, "compress_stride=0 must be at least 1"),
-        (
-            {"compress_block_size": 32},
-            "compress_block_size=32 exceeds model_cfg.selection_block_size=16",
-        ),
-        (
-            {"num_selected_blocks": 2},
-            "num_selected_blocks=2 is less than model_cfg.init_blocks=1",
-        ),
-        ({"sliding_window_size": 0}, "sliding_window_size=0 must be at least 1"),
-        ({"init_blocks": -1}, "init_blocks=-1 must be at least 0"),
-        ({"local_blocks": 0}, "local_blocks=0 must be at least 1"),
-        ({"gate_bias_init": [0.0, 0.0]}, r"gate_bias_init=\[0.0, 0.0\] must be 3 numbers"),
-        ({"compress_mlp_ratio": 0.0}, "compress_mlp_ratio=0.0 must be positive"),
-        (
-            {"preset": "paper", "sliding_window_size": 32},
-            "sliding_window_size=32 contradicts model_cfg.preset=paper, which has 512",
-        ),
-        (
-            {"nsa_impl": "triton", "selection_block_size": 8},
-            "nsa_impl=triton needs model_cfg.selection_block_size to be 16, 32, 64, 128, not 8",
-        ),
-        (
-            {"nsa_impl": "triton", "num_heads": 16},
-            "nsa_impl=triton needs heads of width 16, 32, 64, 128; model_dim / num_heads is 8",
-        ),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+test_a_wrong_value_is_refused = refusal_test(
+    "nsa",
+    *CONTROL_CASES,
+    ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1, which rotary"),
+    ({"num_kv_heads": 3}, "num_kv_heads=3 does not divide model_cfg.num_heads=4"),
+    ({"num_kv_heads": 0}, "num_kv_heads=0 must be at least 1"),
+    ({"head_dim": 48}, "head_dim=48 times model_cfg.num_heads=4 is not model_cfg.model_dim"),
+    ({"rope_theta": 1.0}, "rope_theta=1.0 must be greater than 1"),
+    ({"compress_stride": 3}, "compress_stride=3 does not divide model_cfg.compress_block_size"),
+    (
+        {"selection_block_size": 18},
+        "compress_stride=4 does not divide model_cfg.selection_block_size=18",
+    ),
+    ({"compress_stride": 0}, "compress_stride=0 must be at least 1"),
+    (
+        {"compress_block_size": 32},
+        "compress_block_size=32 exceeds model_cfg.selection_block_size=16",
+    ),
+    (
+        {"num_selected_blocks": 2},
+        "num_selected_blocks=2 is less than model_cfg.init_blocks=1",
+    ),
+    ({"sliding_window_size": 0}, "sliding_window_size=0 must be at least 1"),
+    ({"init_blocks": -1}, "init_blocks=-1 must be at least 0"),
+    ({"local_blocks": 0}, "local_blocks=0 must be at least 1"),
+    ({"gate_bias_init": [0.0, 0.0]}, r"gate_bias_init=\[0.0, 0.0\] must be 3 numbers"),
+    ({"compress_mlp_ratio": 0.0}, "compress_mlp_ratio=0.0 must be positive"),
+    (
+        {"preset": "paper", "sliding_window_size": 32},
+        "sliding_window_size=32 contradicts model_cfg.preset=paper, which has 512",
+    ),
+    (
+        {"nsa_impl": "triton", "selection_block_size": 8},
+        "nsa_impl=triton needs model_cfg.selection_block_size to be 16, 32, 64, 128, not 8",
+    ),
+    (
+        {"nsa_impl": "triton", "num_heads": 16},
+        "nsa_impl=triton needs heads of width 16, 32, 64, 128; model_dim / num_heads is 8",
+    ),
 )
-def test_a_wrong_value_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        model_config("nsa", changes)
 
 
 def test_all_problems_come_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
-        model_config("nsa", {"num_heads": 5, "compress_stride": 3, "seq_len": 0})
-    assert len(caught.value.problems) == 4  # the stride divides neither block
+    assert_problems(
+        "nsa", {"num_heads": 5, "compress_stride": 3, "seq_len": 0}, 4
+    )  # the stride divides neither block
 
 
 def test_sparse_attention_that_reads_everything_is_pointed_out() -> None:

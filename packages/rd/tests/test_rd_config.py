@@ -11,57 +11,49 @@ from nanozoo_core.config import (
 )
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing.laws import assert_other_names_are_refused_with_ours
+from nanozoo_core.testing.refusals import assert_problems, refusal_test
 
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
-        ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1"),
-        ({"num_core_layers": 0}, "num_core_layers=0 must be at least 1"),
-        ({"num_prelude_layers": -1}, "num_prelude_layers=-1 must be at least 0"),
-        ({"num_coda_layers": -1}, "num_coda_layers=-1 must be at least 0"),
-        ({"num_layers": 7}, "num_layers=7 is not the sum of .*, 4; leave it null"),
-        ({"mlp_dim": 0}, "mlp_dim=0 must be at least 1 or null"),
-        ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
-        ({"mean_recurrence": 0.5}, "mean_recurrence=0.5 must be at least 1"),
-        ({"k_trunc": 0}, "k_trunc=0 must be at least 1, or full"),
-        ({"eval_recurrence": 0}, "eval_recurrence=0 must be at least 1"),
-        ({"r_max": 3}, "r_max=3 is below model_cfg.mean_recurrence=4; raise it"),
-        ({"lognorm_sigma": -0.1}, "lognorm_sigma=-0.1 must not be negative"),
-        (
-            {"lognorm_sigma": 0.5, "sampling": "fixed"},
-            "lognorm_sigma=0.5 has no effect with model_cfg.sampling=fixed",
-        ),
-        ({"curriculum_fraction": 0.5}, "curriculum_fraction=0.5 has no effect"),
-        (
-            {"curriculum_fraction": 1.5, "recurrence_curriculum": "linear"},
-            r"curriculum_fraction=1.5 must be in \(0, 1\]",
-        ),
-        ({"s0_std": -1.0}, "s0_std=-1.0 must not be negative"),
-        ({"rope_base": 1.0}, "rope_base=1.0 must be above 1"),
-        ({"kv_budget": 0}, "kv_budget=0 must be at least 1 or null"),
-        ({"exit_threshold": 0.1}, "exit_threshold=0.1 has no effect with"),
-        (
-            {"prefill": "parallel"},
-            "prefill=parallel has no effect without model_cfg.exit",
-        ),
-        (
-            {"exit_threshold": 0.0, "exit_criterion": "kl"},
-            "exit_threshold=0.0 must be positive",
-        ),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+test_a_value_out_of_range_is_refused = refusal_test(
+    "rd",
+    ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
+    ({"num_heads": 128}, "num_heads=128 makes heads of odd width 1"),
+    ({"num_core_layers": 0}, "num_core_layers=0 must be at least 1"),
+    ({"num_prelude_layers": -1}, "num_prelude_layers=-1 must be at least 0"),
+    ({"num_coda_layers": -1}, "num_coda_layers=-1 must be at least 0"),
+    ({"num_layers": 7}, "num_layers=7 is not the sum of .*, 4; leave it null"),
+    ({"mlp_dim": 0}, "mlp_dim=0 must be at least 1 or null"),
+    ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
+    ({"mean_recurrence": 0.5}, "mean_recurrence=0.5 must be at least 1"),
+    ({"k_trunc": 0}, "k_trunc=0 must be at least 1, or full"),
+    ({"eval_recurrence": 0}, "eval_recurrence=0 must be at least 1"),
+    ({"r_max": 3}, "r_max=3 is below model_cfg.mean_recurrence=4; raise it"),
+    ({"lognorm_sigma": -0.1}, "lognorm_sigma=-0.1 must not be negative"),
+    (
+        {"lognorm_sigma": 0.5, "sampling": "fixed"},
+        "lognorm_sigma=0.5 has no effect with model_cfg.sampling=fixed",
+    ),
+    ({"curriculum_fraction": 0.5}, "curriculum_fraction=0.5 has no effect"),
+    (
+        {"curriculum_fraction": 1.5, "recurrence_curriculum": "linear"},
+        r"curriculum_fraction=1.5 must be in \(0, 1\]",
+    ),
+    ({"s0_std": -1.0}, "s0_std=-1.0 must not be negative"),
+    ({"rope_base": 1.0}, "rope_base=1.0 must be above 1"),
+    ({"kv_budget": 0}, "kv_budget=0 must be at least 1 or null"),
+    ({"exit_threshold": 0.1}, "exit_threshold=0.1 has no effect with"),
+    (
+        {"prefill": "parallel"},
+        "prefill=parallel has no effect without model_cfg.exit",
+    ),
+    (
+        {"exit_threshold": 0.0, "exit_criterion": "kl"},
+        "exit_threshold=0.0 must be positive",
+    ),
 )
-def test_a_value_out_of_range_is_refused(changes, message):
-    with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        make_config(**changes)
 
 
 def test_all_problems_come_at_once():
-    with pytest.raises(ConfigError) as caught:
-        make_config(num_heads=5, k_trunc=0, kv_budget=0, s0_std=-1.0)
-    assert len(caught.value.problems) == 4
+    assert_problems("rd", {"num_heads": 5, "k_trunc": 0, "kv_budget": 0, "s0_std": -1.0}, 4)
 
 
 def test_names_of_other_code_are_refused_with_ours():

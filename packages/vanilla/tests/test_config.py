@@ -11,6 +11,7 @@ from nanozoo_core.config import (
 )
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing.laws import assert_other_names_are_refused_with_ours
+from nanozoo_core.testing.refusals import CONTROL_CASES, assert_problems, refusal_test
 from nanozoo_vanilla.config import PRESETS
 
 
@@ -100,53 +101,42 @@ def test_custom_starts_from_the_control():
     assert changed.switches == dataclasses.replace(PRESETS["control"], norm="layer", bias=True)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_heads": 5}, "num_heads=5 does not divide model_cfg.model_dim=128; use 1, 2, 4, 8"),
-        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
-        ({"num_heads": 0}, "num_heads=0 must be at least 1"),
-        ({"model_dim": -8}, "model_dim=-8 must be at least 1"),
-        ({"seq_len": 0}, "seq_len=0 must be at least 1 or null"),
-        ({"vocab_size": 1}, "vocab_size=1 must be at least 2 or null"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be positive"),
-        ({"preset": "v0", "dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
-        ({"preset": "v0", "norm_eps": 0.0}, "norm_eps=0.0 must be positive or null"),
-        ({"pad_vocab_to": 0}, "pad_vocab_to=0 must be at least 1"),
-        ({"dropout": 0.1}, "dropout=0.1 does not reach model_cfg.preset=control"),
-        ({"norm_eps": 1e-5}, "norm_eps=1e-05 does not reach model_cfg.preset=control"),
-        (
-            {"preset": "v0", "model_dim": 33, "num_heads": 3},
-            "model_dim=33 is odd, and sinusoidal positions need pairs of channels; use 34",
-        ),
-        (
-            {"model_dim": 36, "num_heads": 4},
-            "model_dim=36 over model_cfg.num_heads=4 makes heads of width 9, and rotary",
-        ),
-        (
-            {"preset": "custom", "tie_embeddings": True},
-            "init=zero_out draws embeddings of unit variance, too large for a head",
-        ),
-        (
-            {"preset": "custom", "tie_embeddings": True, "init": "unit_embedding"},
-            "init=unit_embedding draws embeddings of unit variance, too large for a head",
-        ),
-        (
-            {"preset": "custom", "scale_embedding": True},
-            "scale_embedding=true has no effect with model_cfg.norm_embedding=true",
-        ),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+test_a_wrong_value_is_refused = refusal_test(
+    "vanilla",
+    *CONTROL_CASES,
+    ({"model_dim": -8}, "model_dim=-8 must be at least 1"),
+    ({"preset": "v0", "dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
+    ({"preset": "v0", "norm_eps": 0.0}, "norm_eps=0.0 must be positive or null"),
+    ({"pad_vocab_to": 0}, "pad_vocab_to=0 must be at least 1"),
+    ({"dropout": 0.1}, "dropout=0.1 does not reach model_cfg.preset=control"),
+    ({"norm_eps": 1e-5}, "norm_eps=1e-05 does not reach model_cfg.preset=control"),
+    (
+        {"preset": "v0", "model_dim": 33, "num_heads": 3},
+        "model_dim=33 is odd, and sinusoidal positions need pairs of channels; use 34",
+    ),
+    (
+        {"model_dim": 36, "num_heads": 4},
+        "model_dim=36 over model_cfg.num_heads=4 makes heads of width 9, and rotary",
+    ),
+    (
+        {"preset": "custom", "tie_embeddings": True},
+        "init=zero_out draws embeddings of unit variance, too large for a head",
+    ),
+    (
+        {"preset": "custom", "tie_embeddings": True, "init": "unit_embedding"},
+        "init=unit_embedding draws embeddings of unit variance, too large for a head",
+    ),
+    (
+        {"preset": "custom", "scale_embedding": True},
+        "scale_embedding=true has no effect with model_cfg.norm_embedding=true",
+    ),
 )
-def test_a_wrong_value_is_refused(changes, message):
-    with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
-        make_config(**changes)
 
 
 def test_all_problems_come_at_once():
-    with pytest.raises(ConfigError) as caught:
-        make_config(num_heads=5, dropout=2.0, seq_len=0, norm="layer")
-    assert len(caught.value.problems) == 5  # dropout twice: out of range, and not the control's
+    assert_problems(
+        "vanilla", {"num_heads": 5, "dropout": 2.0, "seq_len": 0, "norm": "layer"}, 5
+    )  # dropout twice: out of range, and not the control's
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load, model_values
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.terminal import harmless, out, warn, write
 
 if TYPE_CHECKING:
     from nanozoo_core.contract import SamplingSettings
@@ -35,10 +35,22 @@ def add_to(commands: Commands) -> None:
         f"({MIDDLE_TOKENS})",
     )
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
-    parser.add_argument("--top-k", type=int, default=0, help="0 switches it off")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-samples", type=int, default=1)
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        help="draw from so many of the likeliest tokens; 0 switches it off",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="draw from the likeliest tokens that reach this probability; 1 switches it off",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first sample; each further one adds 1"
+    )
+    parser.add_argument("--num-samples", type=int, default=1, help="how many texts to draw")
     parser.add_argument(
         "--num-steps",
         type=int,
@@ -98,14 +110,14 @@ def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]
     tally = Tally() if arguments.speculative else None
     for number, setting in enumerate(settings):
         if number:
-            sys.stdout.write("-" * 80 + "\n")
-        sys.stdout.write(arguments.prompt)
+            out("-" * 80)
+        write(arguments.prompt)
         if arguments.suffix:
             _write_middle(run, arguments, setting)
         else:
             _write_continuation(run, arguments, setting, tally)
     if tally is not None:
-        sys.stderr.write(tally.describe() + "\n")
+        warn(tally.describe())
     if arguments.trace is not None:
         title = f"{run.config.model}: {arguments.run}"
         arguments.trace.write_text(trace_page(title, traces, run.vocabulary), encoding="utf-8")
@@ -147,7 +159,7 @@ def _write_middle(run: LoadedRun, arguments: argparse.Namespace, setting: Sampli
     middle = infill_tokens(
         run.adapter, run.model, run.vocabulary, arguments.prompt, arguments.suffix, setting
     )
-    sys.stdout.write(run.vocabulary.decode(middle) + arguments.suffix + "\n")
+    out(harmless(run.vocabulary.decode(middle)) + arguments.suffix)
 
 
 def _write_continuation(
@@ -165,7 +177,6 @@ def _write_continuation(
         text = run.vocabulary.decode(pieces)
         stable = text[: len(text) - 1] if text.endswith("\ufffd") else text
         if stable.startswith(shown):  # a character may need several tokens
-            sys.stdout.write(stable[len(shown) :])
-            sys.stdout.flush()
+            write(harmless(stable[len(shown) :]))
             shown = stable
-    sys.stdout.write(run.vocabulary.decode(pieces)[len(shown) :] + "\n")
+    out(harmless(run.vocabulary.decode(pieces)[len(shown) :]))

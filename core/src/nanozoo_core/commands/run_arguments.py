@@ -30,7 +30,9 @@ def add_settings_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **texts,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="options of the command, and settings"
+    )
     return parser
 
 

@@ -14,7 +14,12 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "show", help="describe a model (its settings, size and cost) or a finished run"
     )
-    parser.add_argument("target", nargs="?", metavar="MODEL|RUN")
+    parser.add_argument(
+        "target",
+        nargs="?",
+        metavar="MODEL|RUN",
+        help="an installed model, or the folder of a run",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the model")
     parser.add_argument(
         "--config", type=Path, help="describe a recipe instead of a model's defaults"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from nanozoo_core.config import compose, resolve
 from nanozoo_core.config.overrides import parse_override, quoted
 from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
-from nanozoo_core.machine.terminal import reported_errors
+from nanozoo_core.machine.terminal import out, reported_errors, warn, write
 from nanozoo_core.training.claim import newest_unfinished
 from nanozoo_core.training.run_folder import RunFolder, parse_resume
 
@@ -24,7 +26,8 @@ usage: train --model NAME [key=value ...]           train a model on the default
        train --config PATH [key=value ...]          train by a recipe (also --hydra_model_cfg)
        train resume=RUN[@STEP] [key=value ...]      continue a run
        train --model NAME resume=auto               continue the newest unfinished one
-       train -m model=A,B seed=1,2 [key=value ...]  a sweep: one run for every combination
+       train -m model=A,B seed=1,2 [key=value ...]  a sweep: one run for every combination; with
+                                                    resume=auto it goes on where it stopped
        torchrun --nproc-per-node N -m nanozoo_core.train --model NAME ...
 
 installed models: {models}
@@ -47,6 +50,11 @@ class CommandLine:
     @property
     def is_sweep(self) -> bool:
         return "-m" in self.flags or "--multirun" in self.flags
+
+    @property
+    def is_completion(self) -> bool:
+        """Whether a shell asks: how to complete words, or for the words themselves."""
+        return "-sc" in self.flags or "--shell-completion" in self.flags
 
     def value(self, key: str) -> str | None:
         """The value of the last plain override of `key`."""
@@ -101,24 +109,42 @@ def main() -> None:
     with reported_errors():
         line = parse(sys.argv[1:])
         if "--help" in line.flags or "-h" in line.flags:
-            sys.stdout.write(help_text())
+            write(help_text())
             return
         try:
-            run_hydra(prepare_arguments(line))
+            with hydra_arguments(line) as arguments:
+                run_hydra(arguments)
         except KeyboardInterrupt:  # while the run was being prepared; later it is handled there
-            sys.stderr.write("stopped by Ctrl-C before the first step\n")
+            warn("stopped by Ctrl-C before the first step")
             sys.exit(128 + signal.SIGINT)
 
 
-def prepare_arguments(line: CommandLine) -> list[str]:
-    """The arguments for Hydra: quiet defaults first, then the user's.
+@contextmanager
+def hydra_arguments(line: CommandLine) -> Iterator[list[str]]:
+    """The arguments for Hydra, with the files that it needs for as long as it runs."""
+    if line.is_completion:
+        yield [*line.flags, *line.overrides]
+    elif line.is_sweep:
+        with ExitStack() as stack:
+            # Hydra notes the sweep in a file there, which nobody reads.
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            quiet = [*compose.QUIET, f"hydra.sweep.dir={quoted(folder)}"]
+            yield stack.enter_context(_prepared(line, quiet))
+    else:
+        with _prepared(line, compose.QUIET) as words:
+            yield words
+
+
+@contextmanager
+def _prepared(line: CommandLine, quiet: Sequence[str]) -> Iterator[list[str]]:
+    """The defaults first that keep Hydra quiet, then what the user wrote.
 
     Raises: ConfigError, CheckpointError for what can be judged before composing.
     """
     resume = line.value("resume")
     overrides = line.overrides
     source: list[str] = []
-    if resume not in (None, "", "null"):
+    if resume not in (None, "", "null") and not (line.is_sweep and resume == "auto"):
         name = find_run(str(resume), line)
         if name is not None:
             run = parse_resume(name)[0]
@@ -127,22 +153,25 @@ def prepare_arguments(line: CommandLine) -> list[str]:
             overrides = [*line.without("resume", "model"), f"resume={quoted(name)}"]
         else:
             overrides = [*line.without("resume", "resume_data"), "resume=null"]
-            sys.stderr.write("resume=auto finds no unfinished run; starting a new one\n")
-    if not source and line.recipe is not None:
-        compose.check_recipe(line.recipe)
-        parent = str(line.recipe.parent.resolve())
-        source = ["--config-dir", parent, "--config-name", line.recipe.stem]
-    elif not source and line.value("model") is None and "--hydra-help" not in line.flags:
-        raise ConfigError(no_model_message())
+            warn("resume=auto finds no unfinished run; starting a new one")
     normalised = [compose.normalise_override(o) for o in overrides]
     compose.check_overrides(normalised)
-    return [*line.flags, *source, *compose.QUIET, *normalised]
+    if not source and line.recipe is not None:
+        with compose.recipe_source(line.recipe) as (folder, name, more):
+            source = ["--config-dir", str(folder), "--config-name", name]
+            yield [*line.flags, *source, *quiet, *more, *normalised]
+        return
+    if not source and line.value("model") is None and "--hydra-help" not in line.flags:
+        raise ConfigError(no_model_message())
+    yield [*line.flags, *source, *quiet, *normalised]
 
 
 def find_run(resume: str, line: CommandLine) -> str | None:
     """What `resume` names, auto made out; None when auto finds nothing to continue."""
     if line.is_sweep:
-        raise ConfigError("resume works on one run; leave out -m")
+        raise ConfigError(
+            "resume=RUN works on one run: leave out -m; resume=auto goes on with a whole sweep"
+        )
     if resume != "auto":
         return resume
     model = line.value("model")
@@ -224,6 +253,14 @@ def is_composition_error(error: BaseException) -> bool:
 
 def run(settings: dict[str, Any]) -> float | None:
     """Trains one composed run; returns its validation bits per byte (for Hydra's sweepers)."""
+    if settings["resume"] == "auto":  # one of a sweep
+        from nanozoo_core.commands.sweep import earlier_run
+
+        earlier = earlier_run(settings)
+        if earlier is not None and earlier.is_finished:
+            out(f"{earlier} is finished already")
+            return float(earlier.read_result()["val_bpb"])
+        settings = settings | {"resume": None if earlier is None else str(earlier)}
     config = resolve(settings)
     from nanozoo_core.training.trainer import train
 

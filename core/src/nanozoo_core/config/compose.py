@@ -7,13 +7,16 @@ Hydra composes; resolved.py judges. So that every mistake is reported in one for
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from nanozoo_core import registry
-from nanozoo_core.config.overrides import unreadable
+from nanozoo_core.config.overrides import quoted, unreadable
 from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.config.settings import TrainingConfig
 from nanozoo_core.errors import ConfigError, suggest
@@ -54,20 +57,39 @@ def compose_config(overrides: Sequence[str] = (), *, recipe: Path | None = None)
     normalised = [normalise_override(o) for o in overrides]
     check_overrides(normalised)
     GlobalHydra.instance().clear()
-    if recipe is not None:
-        check_recipe(recipe)
-        folder = str(recipe.parent.resolve())
-        context: Any = initialize_config_dir(folder, version_base=None)
-        name = recipe.stem
-    else:
-        context = initialize_config_module("nanozoo_core.config", version_base=None)
-        name = "training"
-    try:
-        with context:
-            composed = compose(name, normalised, return_hydra_config=True)
-    except Exception as error:
-        raise as_config_error(error) from error
-    return plain(composed)
+    with ExitStack() as stack:
+        if recipe is not None:
+            folder, name, more = stack.enter_context(recipe_source(recipe))
+            normalised = [*more, *normalised]
+            context: Any = initialize_config_dir(str(folder), version_base=None)
+        else:
+            context = initialize_config_module("nanozoo_core.config", version_base=None)
+            name = "training"
+        try:
+            with context:
+                composed = compose(name, normalised, return_hydra_config=True)
+        except Exception as error:
+            raise as_config_error(error) from error
+        return plain(composed)
+
+
+@contextmanager
+def recipe_source(path: Path) -> Iterator[tuple[Path, str, list[str]]]:
+    """The folder and the name under which Hydra finds a recipe, and overrides that go with them.
+
+    Hydra reads files in .yaml alone and would take x.yaml for x.yml, so that one is copied.
+
+    Raises: ConfigError unless `path` is a YAML file.
+    """
+    check_recipe(path)
+    folder = path.parent.resolve()
+    if path.suffix == ".yaml":
+        yield folder, path.stem, []
+        return
+    with tempfile.TemporaryDirectory() as copies:
+        shutil.copyfile(path, Path(copies, f"{path.stem}.yaml"))
+        beside = quoted(f"file://{folder}")  # for recipes that build on others in their folder
+        yield Path(copies), path.stem, [f"hydra.searchpath=[{beside}]"]
 
 
 def plain(composed: Any) -> dict[str, Any]:
@@ -96,7 +118,7 @@ def plain(composed: Any) -> dict[str, Any]:
 def check_recipe(path: Path) -> None:
     """Raises: ConfigError unless `path` is a readable YAML file."""
     if not path.is_file():
-        near = suggest(path.name, [p.name for p in path.parent.glob("*.yaml")])
+        near = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")])
         raise ConfigError(f"--config={path} is not a file{near}")
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--config={path} must be a YAML file")
@@ -148,5 +170,5 @@ def as_config_error(error: BaseException) -> ConfigError:
     sentence = "; ".join(kept[:3]) or type(error).__name__
     override = getattr(error, "override", None)  # of Hydra's OverrideParseException
     if override is not None:
-        return ConfigError(unreadable(override.lstrip("+"), sentence))
+        return unreadable(override.lstrip("+"), sentence)
     return ConfigError(sentence)

@@ -32,31 +32,39 @@ def parse_override(word: str) -> Override:
         parsed = OverridesParser.create().parse_override(word)
         value = list(parsed.sweep_iterator()) if parsed.is_sweep_override() else parsed.value()
     except HydraException as error:
-        raise ConfigError(unreadable(word, str(error).splitlines()[0])) from error
+        raise unreadable(word, str(error).splitlines()[0]) from error
     return Override(key.lstrip("+"), _plain(value), text)
 
 
-def unreadable(word: str, reason: str) -> str:
-    """What is said of a word that Hydra's grammar does not take, and how to quote its value."""
+def unreadable(word: str, reason: str) -> ConfigError:
+    """What every command says of a word that Hydra's grammar does not take, and how to quote its
+    value."""
     key, equals, value = word.partition("=")
     example = value if value and not set(value) & set("'\"$`\\!") else "my text"
     advice = "; a value with other signs than letters, digits and -_./: goes in quotes, as in "
     advice += f"{key}=\"'{example}'\""
-    return f"'{word}' cannot be read: {reason}" + (advice if equals else "")
+    return ConfigError(f"'{word}' cannot be read: {reason}" + (advice if equals else ""))
 
 
 def section_values(words: Sequence[str], *, section: str) -> dict[str, Any]:
     """The values of `section.key=value` or `key=value` words by key, without the section.
 
-    Raises: ConfigError as `parse_override`.
+    Raises: ConfigError as `parse_override`, and for a key of another section.
     """
-    overrides = map(parse_override, words)
-    return {o.key.removeprefix(f"{section}."): o.value for o in overrides}
+    values = {}
+    for override in map(parse_override, words):
+        key = override.key.removeprefix(f"{section}.")
+        if "." in key:
+            raise ConfigError(
+                f"'{override.key}' does not apply here; only {section}.key=value does"
+            )
+        values[key] = override.value
+    return values
 
 
 def split_model_values(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """The values of the `model_cfg.key=value` words by key, and the other words."""
-    mine = [word for word in words if word.startswith("model_cfg.")]
+    mine = [word for word in words if word.lstrip("+").startswith("model_cfg.")]
     return section_values(mine, section="model_cfg"), [w for w in words if w not in mine]
 
 

@@ -68,7 +68,7 @@ def describe(inspection: Inspection) -> str:
 def write(inspection: Inspection, path: Path, picture: Path) -> None:
     """Writes the numbers to `path` as JSON, and a picture where there is something to plot."""
     text = json.dumps(dataclasses.asdict(inspection), indent=2)
-    path.write_text(text + "\n")
+    path.write_text(text + "\n", encoding="utf-8")
     if inspection.pictures:
         _plot(picture, inspection.pictures)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -106,8 +105,34 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory held so far: of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _peak_on_windows()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _peak_on_windows() -> int:
+    """The largest working set of this process, by GetProcessMemoryInfo."""
+    import ctypes
+
+    sizes = ["peak", "now", "quota_peak_paged", "quota_paged", "quota_peak_other", "quota_other"]
+    sizes += ["page_file", "page_file_peak"]
+
+    class Counters(ctypes.Structure):  # PROCESS_MEMORY_COUNTERS of psapi.h
+        _fields_ = [
+            ("size", ctypes.c_uint32),
+            ("num_page_faults", ctypes.c_uint32),
+            *((name, ctypes.c_size_t) for name in sizes),
+        ]
+
+    found = Counters()
+    found.size = ctypes.sizeof(found)
+    windows = getattr(ctypes, "windll")  # noqa: B009, other systems do not know it
+    process = ctypes.c_void_p(windows.kernel32.GetCurrentProcess())
+    windows.psapi.GetProcessMemoryInfo(process, ctypes.byref(found), found.size)
+    return int(found.peak)
 
 
 def device_name(device: torch.device) -> str:

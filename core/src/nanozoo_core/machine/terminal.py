@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
 from nanozoo_core.errors import NanozooError
 
@@ -14,13 +16,48 @@ def say(text: str) -> None:
     """A line on stdout, clear of the progress bar."""
     from tqdm import tqdm
 
-    tqdm.write(text, file=sys.stdout)
+    tqdm.write(showable(text, sys.stdout), file=sys.stdout)
     sys.stdout.flush()
 
 
 def out(text: str) -> None:
     """A line on stdout, where no progress bar is."""
-    sys.stdout.write(text + "\n")
+    write(text + "\n")
+
+
+def warn(text: str) -> None:
+    """A line on stderr."""
+    write(text + "\n", to=sys.stderr)
+
+
+def write(text: str, *, to: TextIO | None = None) -> None:
+    """A text, on stdout unless told otherwise, at once."""
+    stream = sys.stdout if to is None else to
+    stream.write(showable(text, stream))
+    stream.flush()
+
+
+def showable(text: str, stream: TextIO) -> str:
+    """A text with a question mark for what the stream's encoding lacks, such as that of a console
+    of Windows."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, errors="replace").decode(encoding)
+
+
+def harmless(text: str) -> str:
+    """A text that nobody typed, such as a model's, with its control characters written out: a
+    terminal would obey them, as well as marks that turn the direction of what follows."""
+    return "".join(map(_written_out, text))
+
+
+TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+def _written_out(character: str) -> str:
+    is_control = unicodedata.category(character) == "Cc" and character not in "\n\t"
+    if is_control or unicodedata.bidirectional(character) in TURNING:
+        return character.encode("unicode_escape").decode("ascii")
+    return character
 
 
 def text_table(rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> str:
@@ -47,5 +84,5 @@ def reported_errors() -> Iterator[None]:
             raise
         if os.environ.get("RANK", "0") == "0":
             for sentence in str(error).splitlines():
-                sys.stderr.write(f"error: {sentence}\n")
+                warn(f"error: {sentence}")
         sys.exit(1)

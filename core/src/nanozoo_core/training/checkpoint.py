@@ -236,7 +236,13 @@ def _damaged(file: Path, error: Exception) -> DamagedCheckpointError:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    is_folder = path.is_dir()
+    try:  # Windows flushes only what is open for writing, and opens no folder at all
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    except PermissionError:
+        if is_folder:
+            return
+        raise
     try:
         os.fsync(descriptor)
     finally:

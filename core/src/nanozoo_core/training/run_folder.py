@@ -192,11 +192,12 @@ class RunFolder:
         """The digests of the data that the run began with, where it has written them."""
         if not self.data_path.is_file():
             return None
-        stored: dict[str, str] = json.loads(self.data_path.read_text())
+        stored: dict[str, str] = json.loads(self.data_path.read_text(encoding="utf-8"))
         return stored
 
     def write_data(self, digests: dict[str, str]) -> None:
-        self.data_path.write_text(json.dumps(digests, indent=2) + "\n")
+        text = json.dumps(digests, indent=2) + "\n"
+        self.data_path.write_text(text, encoding="utf-8")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows logged so far; a last line cut off by a kill is dropped."""
