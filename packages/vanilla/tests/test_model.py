@@ -116,7 +116,7 @@ def start_of(preset):
 
 
 def starts_otherwise(one, other):
-    """Whether two matrices of `start_of` start by different rules; draws differ by a few percent."""
+    """Whether two matrices of `start_of` start by different rules, and not only other draws."""
     if one is None or other is None:
         return one is not other
     return one[1] != other[1] or abs(one[0] - other[0]) > 0.1 * max(one[0], other[0])
