@@ -111,8 +111,15 @@ def start_of(preset):
         if parameter.dim() == 2:
             std = float(parameter.detach().std())
             is_uniform = float(parameter.detach().abs().max()) < 1.8 * std
-            found[name.removesuffix(".weight")] = (round(std, 3), is_uniform)
+            found[name.removesuffix(".weight")] = std, is_uniform
     return found
+
+
+def starts_otherwise(one, other):
+    """Whether two matrices of `start_of` start by different rules, and not only other draws."""
+    if one is None or other is None:
+        return one is not other
+    return one[1] != other[1] or abs(one[0] - other[0]) > 0.1 * max(one[0], other[0])
 
 
 def test_every_step_among_start_values_changes_one_row_of_the_table():
@@ -130,7 +137,8 @@ def test_every_step_among_start_values_changes_one_row_of_the_table():
     for preset, expected in named.items():
         after = start_of(preset)
         keys = before.keys() | after.keys()
-        assert {key for key in keys if before.get(key) != after.get(key)} == expected, preset
+        changed = {key for key in keys if starts_otherwise(before.get(key), after.get(key))}
+        assert changed == expected, preset
         before = after
 
 
