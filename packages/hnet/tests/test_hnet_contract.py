@@ -3,25 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 from nanozoo_core.testing import ModelContract
+from nanozoo_core.testing.chunking import OWN_ROLES, SHAPE
 
 
 class TestContract(ModelContract):
     model = "hnet"
-    tiny = {  # noqa: RUF012
-        "model_dim": [32, 48],
-        "mlp_dim": [0, 64],
-        "num_heads": [2, 3],
-        "rotary_emb_dim": [8, 8],
-        "window_size": [15, -1],
-        "ssm_cfg": {"d_state": 8, "head_dim": 16, "chunk_size": 16},
-    }
-    own_roles = {  # noqa: RUF012
-        "stage.encoder.blocks.*.mixer.dt_proj.weight": "vector",
-        "stage.decoder.blocks.*.mixer.dt_proj.weight": "vector",
-        "stage.chunker.query.weight": "vector",
-        "stage.chunker.key.weight": "vector",
-        "stage.residual.weight": "head",
-    }
+    tiny = SHAPE
+    own_roles = OWN_ROLES
 
     def num_parameters(self, config: Any) -> int:
         outer, inner, hidden, states, channels = 32, 48, 64, 8, 64

@@ -3,27 +3,15 @@ from __future__ import annotations
 from typing import Any
 
 from nanozoo_core.testing import ModelContract
+from nanozoo_core.testing.chunking import OWN_ROLES, SHAPE
 
 
 class TestContract(ModelContract):
     model = "hnet_x_nsa"
     bfloat16_tolerance = 1e-2  # rounding moves a boundary or a choice of blocks now and then
-    tiny = {  # noqa: RUF012
-        "model_dim": [32, 48],
-        "mlp_dim": [0, 64],
-        "num_heads": [2, 3],
-        "rotary_emb_dim": [8, 8],
-        "window_size": [15, -1],
-        "ssm_cfg": {"d_state": 8, "head_dim": 16, "chunk_size": 16},
-        "nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4},
-    }
+    tiny = SHAPE | {"nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4}}
     entropy_steps = 150
-    own_roles = {  # noqa: RUF012
-        "stage.encoder.blocks.*.mixer.dt_proj.weight": "vector",
-        "stage.decoder.blocks.*.mixer.dt_proj.weight": "vector",
-        "stage.chunker.query.weight": "vector",
-        "stage.chunker.key.weight": "vector",
-        "stage.residual.weight": "head",
+    own_roles = OWN_ROLES | {
         "stage.inner.network.blocks.*.mixer.gate_weight": "vector",
         "stage.inner.network.blocks.*.mixer.compress_keys.positions": "vector",
         "stage.inner.network.blocks.*.mixer.compress_values.positions": "vector",

@@ -3,16 +3,12 @@ from typing import Any
 import pytest
 
 from nanozoo_core.testing import ModelContract
+from nanozoo_core.testing.multi_token import SHAPE
 
 
 class TestContract(ModelContract):
     model = "mtm"
-    tiny = {  # noqa: RUF012
-        "num_layers": 2,
-        "model_dim": 32,
-        "num_heads": 2,
-        "num_mtp_modules": 1,
-    }
+    tiny = SHAPE | {"num_layers": 2, "num_mtp_modules": 1}
     initial_loss_above_uniform = (-0.01, 0.01)  # the output projection starts near zero
 
     def num_parameters(self, config: Any) -> int:

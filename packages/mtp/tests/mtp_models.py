@@ -7,25 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanozoo_core.testing.multi_token import VOCAB, build_moved
+from nanozoo_core.testing import multi_token
 from nanozoo_mtp.adapter import MTPAdapter
 from nanozoo_mtp.config import MTPConfig
 from nanozoo_mtp.model import MTP
 
 ADAPTER = MTPAdapter(MTPConfig, MTP)
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "seq_len": 48,
-    "num_layers": 4,
-    "model_dim": 32,
-    "num_heads": 2,
-    "num_mtp_tokens": 3,
-}
+SMALL: dict[str, Any] = multi_token.SMALL | {"num_layers": 4, "num_mtp_tokens": 3}
 
 
 def build(*, moved: float = 0.1, dtype: torch.dtype = torch.float32, **settings: Any) -> MTP:
     """A model whose weights are all away from zero, unless moved=0."""
-    model = build_moved("mtp", SMALL | settings, moved=moved, dtype=dtype)
+    model = multi_token.build_moved("mtp", SMALL | settings, moved=moved, dtype=dtype)
     assert isinstance(model, MTP)
     return model
 

@@ -4,16 +4,12 @@ import pytest
 import torch
 
 from nanozoo_core.testing import ModelContract
+from nanozoo_core.testing.multi_token import SHAPE
 
 
 class TestContract(ModelContract):
     model = "mtp"
-    tiny = {  # noqa: RUF012
-        "num_layers": 3,
-        "model_dim": 32,
-        "num_heads": 2,
-        "num_mtp_tokens": 2,
-    }
+    tiny = SHAPE | {"num_layers": 3, "num_mtp_tokens": 2}
     initial_loss_above_uniform = (-0.01, 0.01)  # the output projection starts near zero
 
     def num_parameters(self, config: Any) -> int:

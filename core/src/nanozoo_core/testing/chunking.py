@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from nanozoo_core.config import model_config
 from nanozoo_core.testing.starts import Check, between, constant, spread
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 258,
+SHAPE: dict[str, Any] = {
     "model_dim": [32, 48],
     "mlp_dim": [0, 64],
     "num_heads": [2, 3],
@@ -27,6 +26,15 @@ SMALL: dict[str, Any] = {
     "ssm_cfg": {"d_state": 8, "head_dim": 16, "chunk_size": 16},
 }
 """Of one chunking."""
+SMALL: dict[str, Any] = {"vocab_size": 258} | SHAPE
+OWN_ROLES = {
+    "stage.encoder.blocks.*.mixer.dt_proj.weight": "vector",
+    "stage.decoder.blocks.*.mixer.dt_proj.weight": "vector",
+    "stage.chunker.query.weight": "vector",
+    "stage.chunker.key.weight": "vector",
+    "stage.residual.weight": "head",
+}
+"""Of the parts that chunk, where core would give others."""
 
 TWO_STAGES: dict[str, Any] = SMALL | {
     "arch_layout": ["m1", ["T1m1", ["T1"], "m1t1"], "m1"],

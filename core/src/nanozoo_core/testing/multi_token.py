@@ -29,6 +29,8 @@ from nanozoo_core.training.trainer import train as run_training
 VOCAB = 31
 LENGTH = 32
 STEP = Step(number=0, progress=0.0, seed=0)
+SHAPE = {"model_dim": 32, "num_heads": 2}
+SMALL = {"vocab_size": VOCAB, "seq_len": 48} | SHAPE
 LARGE = {
     "vocab_size": 50304,
     "seq_len": 1024,
