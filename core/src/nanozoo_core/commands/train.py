@@ -14,6 +14,7 @@ from typing import Any
 
 from nanozoo_core import registry
 from nanozoo_core.config import compose, resolve
+from nanozoo_core.config.foreign import refuse_hydra_settings
 from nanozoo_core.config.overrides import parse_override, quoted
 from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
@@ -149,6 +150,7 @@ def _prepared(line: CommandLine, quiet: Sequence[str]) -> Iterator[list[str]]:
         if name is not None:
             run = parse_resume(name)[0]
             check_resumable(run, line)
+            refuse_hydra_settings(run.config_path, run.path.resolve(), "config")
             source = ["--config-dir", str(run.path.resolve()), "--config-name", "config"]
             overrides = [*line.without("resume", "model"), f"resume={quoted(name)}"]
         else:
@@ -158,6 +160,7 @@ def _prepared(line: CommandLine, quiet: Sequence[str]) -> Iterator[list[str]]:
     compose.check_overrides(normalised)
     if not source and line.recipe is not None:
         with compose.recipe_source(line.recipe) as (folder, name, more):
+            refuse_hydra_settings(line.recipe, folder, name, more)
             source = ["--config-dir", str(folder), "--config-name", name]
             yield [*line.flags, *source, *quiet, *more, *normalised]
         return
