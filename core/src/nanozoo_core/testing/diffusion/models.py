@@ -21,7 +21,7 @@ from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing.laws import perturb
 from nanozoo_core.testing.sources import batch_of
 
-Changes = Mapping[str, object]
+Changes = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
