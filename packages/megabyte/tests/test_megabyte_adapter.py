@@ -119,7 +119,9 @@ def test_each_model_has_its_multiple_of_the_rates() -> None:
 # -- accounting -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"tie_embeddings": True, "patch_conv": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"cross_patch": 3}, {"tie_embeddings": True, "patch_conv": True}]
+)
 def test_flops_are_those_that_torch_counts(settings: dict[str, Any]) -> None:
     model, tokens = build(**settings), windows(32).inputs
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -146,6 +148,26 @@ def test_presets_have_the_sizes_stated(preset: Any, million: float) -> None:
     report = ADAPTER.report(model)
     assert report["params"] == pytest.approx(million * 1e6, rel=1e-3)
     assert report["params"] == report["params_global"] + report["params_local"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "global_layers", "local_layers", "total"),
+    [("megabyte_1b", 14, 18, 934_092_288), ("megabyte_1.5b", 24, 15, 1_399_660_032)],
+)
+def test_the_papers_sizes_have_their_layers_and_widths(
+    preset: str, global_layers: int, local_layers: int, total: int
+) -> None:
+    """Tables 13 to 15: a global width of 2048 and a local one of 1024, heads of 64, patches of 8,
+    windows of 8192 bytes."""
+    config = model_config("megabyte", {"preset": preset, "seq_len": 8192})
+    assert config.global_dim // config.size("num_global_heads") == 64
+    assert config.size("local_dim") // config.size("num_local_heads") == 64
+    with torch.device("meta"):
+        report = ADAPTER.report(Megabyte(config))
+    stacks = 12 * (global_layers * 2048**2 + local_layers * 1024**2)
+    tables = 258 * (256 + 2 * 1024) + 8192 * 256
+    between = 256 * 1024 + 2048 + 1024  # W_GL, and the vectors before the first patch and byte
+    assert report["params"] == total == stacks + tables + between
 
 
 def test_another_width_is_legal_and_about_as_asked() -> None:

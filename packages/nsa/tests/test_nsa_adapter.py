@@ -120,6 +120,20 @@ def test_flops_of_the_default_by_hand() -> None:
     assert ADAPTER.flops_per_token(config, 256) == 6 * linear + 3 * 4 * per_layer
 
 
+def test_the_size_of_the_fineweb_recipe_has_its_number_of_parameters() -> None:
+    """Of GPT-2 small's shape: 162.0 M. The paper's own model is a mixture of experts."""
+    settings = {"vocab_size": 50304, "seq_len": 4096, "num_layers": 12, "model_dim": 768}
+    heads = {"num_heads": 12, "num_kv_heads": 2}
+    blocks = {"compress_block_size": 32, "compress_stride": 16, "selection_block_size": 64}
+    blocks |= {"num_selected_blocks": 8, "sliding_window_size": 256}
+    with torch.device("meta"):
+        model = NSA(model_config("nsa", settings | heads | blocks))
+    phi = 32 * 64 * (1 + 128) + 128 + 128 * 64 + 64
+    layer = 2 * 768**2 + 6 * 128 * 768 + 2 * phi + 36 * (768 + 1) + 8 * 768**2
+    total = 12 * layer + 2 * 50304 * 768
+    assert sum(p.numel() for p in model.parameters()) == total == 161_997_744
+
+
 @torch.no_grad()
 def test_inspection_shows_what_is_read() -> None:
     batches = [random_batch(), random_batch(48)]

@@ -42,8 +42,28 @@ PRESETS: dict[str, dict[str, int]] = {
         "num_local_layers": 6,
         "num_local_heads": 8,
     },
+    "megabyte_1b": {
+        "patch_size": 8,
+        "global_byte_dim": 256,
+        "num_global_layers": 14,
+        "num_global_heads": 32,
+        "local_dim": 1024,
+        "num_local_layers": 18,
+        "num_local_heads": 16,
+    },
+    "megabyte_1.5b": {
+        "patch_size": 8,
+        "global_byte_dim": 256,
+        "num_global_layers": 24,
+        "num_global_heads": 32,
+        "local_dim": 1024,
+        "num_local_layers": 15,
+        "num_local_heads": 16,
+    },
 }
-"""98.6M parameters with a global model of GPT-2 small's size, and 95.2M, each at 8192 bytes."""
+"""98.6M parameters with a global model of GPT-2 small's size; 95.2M; and the paper's two models of
+text (tables 13 to 15), 934M and 1400M, each at 8192 bytes. The paper counts them as 758M + 262M and
+1.3B + 218M."""
 
 TRITON_PATCH_SIZE, TRITON_HEAD_DIM = 32, 128
 """The most that the local model's kernel takes."""
@@ -64,8 +84,8 @@ class MegabyteConfig:
     """Symbols; null takes the tokenizer's (258: bytes, separator, pad)."""
     seq_len: int
     """Longest window, and rows of a learned position table; null is data.seq_len."""
-    preset: Literal["megabyte_small", "megabyte_seed"] | None
-    """A size: sets the seven keys below where these are null."""
+    preset: Literal["megabyte_small", "megabyte_seed", "megabyte_1b", "megabyte_1.5b"] | None
+    """A size: sets the seven keys below where these are null; the last two are the paper's."""
     patch_size: int | None
     """P: bytes per patch; smaller is better per byte and slower."""
     global_byte_dim: int | None
