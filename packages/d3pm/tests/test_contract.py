@@ -13,4 +13,5 @@ class TestContract(DiffusionContract):
         "num_timesteps": 32,
         "sampling_timesteps": 8,
     }
+    more_settings = ({"transition_type": "uniform"}, {"transition_type": "gaussian"})
     noise_levels = (5, 20)

@@ -12,4 +12,5 @@ class TestContract(DiffusionContract):
         "cond_dim": 16,
         "sampling_steps": 8,
     }
+    more_settings = ({"transition_type": "uniform"},)
     noise_levels = (0.1, 2.0)

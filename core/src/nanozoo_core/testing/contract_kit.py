@@ -59,6 +59,7 @@ class ModelContract:
     entropy_gap = 0.08  # nats per token that a trained model may stay above the source
     lr = 1e-2  # AdamW rate of the small trainings here
     cached_tolerance = 1e-5
+    more_settings: Sequence[dict[str, Any]] = ()  # other paths that a device without float64 takes
 
     # -- what a subclass states -------------------------------------------------------------------
 
@@ -410,14 +411,16 @@ class ModelContract:
         """An Apple GPU has none: a model trains, is scored and writes there, and its weights score
         the same on the CPU."""
         monkeypatch.setattr(finish, "SAMPLE_TOKENS", 6)
-        changes = {"train.max_steps": 2, "eval.bytes": 500}
-        with pretend_mps(monkeypatch):
-            folder = self.run(self.overrides(corpus, tmp_path / "run", device="mps", **changes))
-            there = runs.score(runs.load_run(folder, device="mps"), {})
-        here = runs.score(runs.load_run(folder, device="cpu"), {})
-        result = RunFolder(folder).read_result()
-        assert result["val_bpb"] == pytest.approx(here["val_bpb"], rel=1e-5)
-        assert there["val_bpb"] == pytest.approx(here["val_bpb"], rel=1e-5)
+        brief = {"device": "mps", "train.max_steps": 2, "eval.bytes": 500}
+        for number, settings in enumerate(({}, *self.more_settings)):
+            changes = brief | {f"model_cfg.{key}": value for key, value in settings.items()}
+            with pretend_mps(monkeypatch):
+                folder = self.run(self.overrides(corpus, tmp_path / str(number), **changes))
+                there = runs.score(runs.load_run(folder, device="mps"), {})
+            here = runs.score(runs.load_run(folder, device="cpu"), {})
+            result = RunFolder(folder).read_result()
+            assert result["val_bpb"] == pytest.approx(here["val_bpb"], rel=1e-5)
+            assert there["val_bpb"] == pytest.approx(here["val_bpb"], rel=1e-5)
 
     @pytest.mark.slow
     def test_compiled_loss_agrees_with_eager(self) -> None:
