@@ -23,9 +23,8 @@ PEAK = 123_456_789
 
 
 @pytest.fixture
-def windows(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
-    """No module resource, no open folder, no flush of what is open for reading, and a console in
-    cp1252: what is written to it."""
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No module resource, no open folder, and no flush of what is open for reading."""
     os_open, os_fsync = os.open, os.fsync
 
     def open_file(path: Any, flags: int, *rest: Any, **options: Any) -> int:
@@ -51,29 +50,37 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
         psapi=SimpleNamespace(GetProcessMemoryInfo=tell_memory),
     )
     monkeypatch.setattr(ctypes, "windll", library, raising=False)
-    console = io.BytesIO()
-    for name in ("stdout", "stderr"):
-        stream = io.TextIOWrapper(console, encoding="cp1252", newline="", write_through=True)
-        monkeypatch.setattr(sys, name, stream)
-    return console
 
 
+class Console(io.BytesIO):
+    """What a console in cp1252 was given, as stdout and stderr."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        for name in ("stdout", "stderr"):
+            stream = io.TextIOWrapper(self, encoding="cp1252", newline="", write_through=True)
+            monkeypatch.setattr(sys, name, stream)
+
+
+@pytest.mark.usefixtures("windows")
 def test_a_run_trains_and_writes(
-    windows: io.BytesIO, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    console = Console(monkeypatch)  # only now: pytest sets its own before every test
     words = ["--model", "toy", "data.corpus=text", f"data.path='{corpus}'", "log.tensorboard=false"]
     words += ["run_dir=here", "train.max_steps=2", "checkpoint.every=1"]
     monkeypatch.setattr(sys, "argv", ["train", *words])
     train.main()
     assert RunFolder(Path("here")).read_result()["peak_memory_bytes"] == PEAK
-    windows.truncate(0)
+    length = len(console.getvalue())
     cli.main(["generate", "here", "--prompt", "caf\u00e9 \U0001f600", "--max-tokens", "200"])
-    shown = windows.getvalue().decode("cp1252").replace("\0", "")
+    shown = console.getvalue()[length:].decode("cp1252")
     assert shown.startswith("caf\u00e9 ?")  # and what else the model writes, most of it no text
     assert "\x1b" not in shown
 
 
-def test_device_needs_no_module_that_windows_lacks(windows: io.BytesIO) -> None:
+@pytest.mark.usefixtures("windows")
+def test_device_needs_no_module_that_windows_lacks() -> None:
     again = importlib.reload(device)
     assert again.peak_memory_bytes(torch.device("cpu")) == PEAK

@@ -14,4 +14,5 @@ class TestContract(DiffusionContract):
         "sampling_timesteps": 8,
     }
     own_roles = {"net.head.weight": "head"}  # noqa: RUF012
+    more_settings = ({"transition_type": "uniform"}, {"transition_type": "gaussian"})
     noise_levels = (5, 20)

@@ -22,6 +22,7 @@ class TestContract(DiffusionContract):
         "sampler": "ancestral_cache",
         "num_sampling_steps": 8,
     }
+    more_settings = ({"sampler": "confidence"}, {"sampler": "first_hitting"})
     gradient_steps = 3  # zero head, then zero output matrices, then what lies behind them
     entropy_steps = 600
     own_roles = {"net.head.weight": "head"}  # noqa: RUF012

@@ -13,4 +13,5 @@ class TestContract(DiffusionContract):
         "sampling_steps": 8,
     }
     own_roles = {"net.head.weight": "head"}  # noqa: RUF012
+    more_settings = ({"transition_type": "uniform"},)
     noise_levels = (0.1, 2.0)

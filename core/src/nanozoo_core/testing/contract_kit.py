@@ -64,6 +64,7 @@ class ModelContract:
     bfloat16_perturbation = 0.1  # of the weights, so that every part of the model moves the score
     bfloat16_tolerance = 5e-3  # relative, of a window's nats: two roundings of 2^-9 and no more
     own_roles: dict[str, str] = {}  # noqa: RUF012 - by name, where core would give another
+    more_settings: Sequence[dict[str, Any]] = ()  # other paths that a device without float64 takes
 
     # -- what a subclass states -------------------------------------------------------------------
 
@@ -439,14 +440,16 @@ class ModelContract:
         """An Apple GPU has none: a model trains, is scored and writes there, and its weights score
         the same on the CPU."""
         monkeypatch.setattr(finish, "SAMPLE_TOKENS", 6)
-        changes = {"train.max_steps": 2, "eval.bytes": 500}
-        with pretend_mps(monkeypatch):
-            folder = self.run(self.overrides(corpus, tmp_path / "run", device="mps", **changes))
-            there = runs.score(runs.load_run(folder, device="mps"), {})
-        here = runs.score(runs.load_run(folder, device="cpu"), {})
-        result = RunFolder(folder).read_result()
-        assert result["val_bpb"] == pytest.approx(here["val_bpb"], rel=1e-5)
-        assert there["val_bpb"] == pytest.approx(here["val_bpb"], rel=1e-5)
+        brief = {"device": "mps", "train.max_steps": 2, "eval.bytes": 500}
+        for number, settings in enumerate(({}, *self.more_settings)):
+            changes = brief | {f"model_cfg.{key}": value for key, value in settings.items()}
+            with pretend_mps(monkeypatch):
+                folder = self.run(self.overrides(corpus, tmp_path / str(number), **changes))
+                there = runs.score(runs.load_run(folder, device="mps"), {})
+            here = runs.score(runs.load_run(folder, device="cpu"), {})
+            result = RunFolder(folder).read_result()
+            assert result["val_bpb"] == pytest.approx(here["val_bpb"], rel=1e-5)
+            assert there["val_bpb"] == pytest.approx(here["val_bpb"], rel=1e-5)
 
     @pytest.mark.slow
     def test_compiled_loss_agrees_with_eager(self) -> None:
