@@ -35,7 +35,7 @@ def test_a_file_cannot_change_hydras_settings(way: str, base: str, tmp_path: Pat
 def test_nor_by_another_file_beside_it(tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text(f"# @package hydra\n{CALLBACK % 'y'}\n")
     path = tmp_path / "recipe.yaml"
-    path.write_text("defaults: [training, override model: toy, other, _self_]\n")
+    path.write_text("defaults: [training, other, override model: toy, _self_]\n")
     with pytest.raises(ConfigError, match=r"changes hydra\.callbacks"):
         refuse_hydra_settings(path, tmp_path, "recipe")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from nanozoo_core.config import ResolvedConfig, resolve
+from nanozoo_core.training.claim import RUNS
 from nanozoo_core.training.resume import config_to_store
-from nanozoo_core.training.run_folder import RUNS, RunFolder
+from nanozoo_core.training.run_folder import RunFolder
 
 
 def earlier_run(settings: dict[str, Any]) -> RunFolder | None:

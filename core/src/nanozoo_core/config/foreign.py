@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nanozoo_core.config.compose import as_config_error
 from nanozoo_core.errors import ConfigError
 
 NOTED = {"overrides", "runtime"}
@@ -29,14 +30,17 @@ def refuse_hydra_settings(
         path: as the user knows the file; folder, name: where Hydra finds it.
         overrides: those without which it cannot be composed.
 
-    Raises: ConfigError when the file, or one that it builds on, changes any.
+    Raises: ConfigError when the file, or one that it builds on, changes any, or Hydra refuses it.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(folder), version_base=None):
-        found = _settings(compose(name, list(overrides), return_hydra_config=True))
+    try:
+        with initialize_config_dir(str(folder), version_base=None):
+            found = _settings(compose(name, list(overrides), return_hydra_config=True))
+    except Exception as error:
+        raise as_config_error(error) from error
     expected = _own_settings(tuple(overrides))
     changed = sorted(key for key in expected if found[key] != expected[key])
     if changed:

@@ -50,9 +50,8 @@ def assert_is_its_equations(
     found.backward()
     gradients = torch.autograd.grad(loss, list(weights.values()))
     for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True):
-        torch.testing.assert_close(
-            parameter.grad, gradient, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        assert parameter.grad is not None, name
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-10, msg=name)
 
 
 def assert_causal(model: nn.Module, tokens: Tensor, place: int, vocab_size: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from nanozoo_core.config import model_config
 from nanozoo_core.errors import ConfigError
 
-Case = tuple[Mapping[str, Any], str]
+Case = tuple[dict[str, Any], str]
 """Changes to a model's config, and the message as a pattern, behind `model_cfg.`"""
 
 CONTROL_CASES: tuple[Case, ...] = (
@@ -31,16 +31,16 @@ def refusal_test(model: str, *cases: Case) -> Callable[..., None]:
     @pytest.mark.parametrize(
         ("changes", "message"),
         cases,
-        ids=lambda value: "-".join(value) if isinstance(value, Mapping) else "",
+        ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
     )
-    def refuses(changes: Mapping[str, Any], message: str) -> None:
+    def refuses(changes: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigError, match=f"model_cfg.{message}"):
             model_config(model, changes)
 
     return refuses
 
 
-def assert_problems(model: str, changes: Mapping[str, Any], count: int) -> None:
+def assert_problems(model: str, changes: dict[str, Any], count: int) -> None:
     """Wrong values are reported at once: so many problems."""
     with pytest.raises(ConfigError) as caught:
         model_config(model, changes)

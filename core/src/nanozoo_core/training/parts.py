@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nanozoo_core.contract import Batch, Step
 from nanozoo_core.machine import device as devices
@@ -33,13 +33,14 @@ def with_totals(
     a batch in one part is its own whole. `module` is the wrapped LossModule."""
     if parts[0][1].num_parts == 1:
         return list(parts)
-    total = None
+    totals: Tensor | None = None
     with torch.no_grad(), devices.autocast(device, dtype):
         for batch, step in parts:
             seed_dropout(step)
             found = module(batch, step, only_totals=True)
             if found is None:
                 return list(parts)
-            total = found if total is None else total + found
-    totals = ranks.sum(total)
-    return [(batch, dataclasses.replace(step, totals=totals)) for batch, step in parts]
+            totals = found if totals is None else totals + found
+    assert totals is not None
+    whole = ranks.sum(totals)
+    return [(batch, dataclasses.replace(step, totals=whole)) for batch, step in parts]
