@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ def assert_is_its_equations(
     gradients = torch.autograd.grad(loss, list(weights.values()))
     for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True):
         torch.testing.assert_close(
-            parameter.grad, gradient, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
+            parameter.grad, gradient, rtol=1e-8, atol=1e-10, msg=partial("{}: {}".format, name)
         )
 
 
