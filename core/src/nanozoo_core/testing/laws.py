@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -51,7 +52,9 @@ def assert_is_its_equations(
     gradients = torch.autograd.grad(loss, list(weights.values()))
     for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True):
         assert parameter.grad is not None, name
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-10, msg=name)
+        torch.testing.assert_close(
+            parameter.grad, gradient, rtol=1e-8, atol=1e-10, msg=partial("{}: {}".format, name)
+        )
 
 
 def assert_causal(model: nn.Module, tokens: Tensor, place: int, vocab_size: int) -> None:

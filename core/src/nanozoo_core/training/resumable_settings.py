@@ -30,6 +30,7 @@ RULES = {
     "data.tokenizer": KEPT,
     "data.vocab_size": KEPT,
     "data.seq_len": KEPT,
+    "data.packing": KEPT,
     "data.val_fraction": KEPT,
     "train.batch_tokens": KEPT,
     "train.micro_batch_tokens": FREE,
