@@ -104,6 +104,19 @@ def test_drafting_step_by_step_is_the_parallel_form(settings: dict[str, Any]) ->
         lengths = lengths + kept
 
 
+@torch.no_grad()
+def test_a_draft_beyond_the_modules_reads_the_one_before() -> None:
+    model, tokens = build_exact(num_mtp_modules=1, spec_draft_tokens=3), random_tokens(1, 12)
+    found = []
+    for second in (4, 5):
+        drafter = ChainDrafter(model)
+        drafter.begin(tokens[:, :9], torch.tensor([9]), 20)
+        recorder = Recorder(torch.tensor([[3, second, 6]]))
+        drafter.draft(tokens[:, 9], recorder)
+        found.append(recorder.logits)
+    assert [torch.equal(a, b) for a, b in zip(*found, strict=True)] == [True, True, False]
+
+
 @ways
 @torch.no_grad()
 def test_after_rejections_the_state_is_that_of_a_fresh_reading(way: dict[str, Any]) -> None:
