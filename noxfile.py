@@ -61,7 +61,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("uv", "lock", "--check", external=True)
     session.run("lint-imports")
-    listed = [str(path.parent) for path in ROOT.glob("packages/*/mutations.toml")]
+    listed = ["core", *(f"packages/{model}" for model in MODELS)]
     session.run("python", "-m", "nanozoo_core.testing.mutants", "--check", *listed)
 
 
@@ -215,8 +215,8 @@ def slow(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """Breaks equations of every package, or of those named, and asks that its tests notice."""
     sync(session, "--all-packages", "--all-groups")
-    packages = [f"packages/{model}" for model in session.posargs or MODELS]
-    session.run("python", "-m", "nanozoo_core.testing.mutants", *packages)
+    folders = [m if m == "core" else f"packages/{m}" for m in session.posargs or ("core", *MODELS)]
+    session.run("python", "-m", "nanozoo_core.testing.mutants", *folders)
 
 
 @nox.session(name="third-party", venv_backend="none")

@@ -9,10 +9,10 @@ A package lists its mutations in mutations.toml: small changes of its source tha
     file = "src/nanozoo_hnet/routing.py"
     old = "query(x[:, 1:])"
     new = "key(x[:, 1:])"
-    tests = ["tests/test_routing.py"]      # optional: the files to run first
+    tests = ["tests/test_routing.py"]      # optional: what to run first, files or single tests
 
 For each one the package's source is copied, changed and put before the installed one. The tests run
-until the first failure: those named, and if they pass, all others. A mutation that all tests pass
+until the first failure: those named, and if they pass, all of them. A mutation that all tests pass
 has survived. `--check` runs no test: it only asks whether each `old` stands exactly once in its
 file.
 """
@@ -34,6 +34,7 @@ from pathlib import Path
 from nanozoo_core.machine.terminal import say
 
 NO_TESTS = 5  # pytest's status when nothing was collected
+MISUSED = 4  # and when a named test does not exist
 LIMIT_SECONDS = 1200  # a mutation that hangs is found too
 
 
@@ -92,8 +93,8 @@ def is_killed(package: Path, mutation: Mutation) -> bool:
         path = os.pathsep.join([str(source), *([inherited] if inherited else [])])
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         named = [str(package / test) for test in mutation.tests]
-        rest = [str(package / "tests"), *(f"--ignore={test}" for test in named)]
-        return any(fails(tests, environment) for tests in (named, rest) if tests)
+        every = [str(package / "tests")]
+        return any(fails(tests, environment) for tests in (named, every) if tests)
 
 
 def fails(tests: Sequence[str], environment: dict[str, str]) -> bool:
@@ -104,6 +105,8 @@ def fails(tests: Sequence[str], environment: dict[str, str]) -> bool:
         )
     except subprocess.TimeoutExpired:
         return True
+    if done.returncode == MISUSED:
+        raise ValueError(done.stderr.decode().strip() or f"pytest cannot run {' '.join(tests)}")
     return done.returncode not in (0, NO_TESTS)
 
 
@@ -122,10 +125,20 @@ def survivors(package: Path, mutations: Iterable[Mutation]) -> list[str]:
 
 
 def check(package: Path, mutations: Iterable[Mutation]) -> None:
-    """Raises ValueError when one no longer fits the source."""
+    """Raises: ValueError that names all that no longer fit the source."""
+    problems = []
     for mutation in mutations:
-        with tempfile.TemporaryDirectory() as folder:
-            mutated_source(package, mutation, Path(folder))
+        files = [test.partition("::")[0] for test in mutation.tests]
+        missing = [file for file in files if not (package / file).exists()]
+        if missing:
+            problems.append(f"{mutation.name}: {missing[0]} is not there")
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                mutated_source(package, mutation, Path(folder))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
