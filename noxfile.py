@@ -55,14 +55,12 @@ def sync(session: nox.Session, *arguments: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, the lock in step, imports that point downwards, mutations that fit the source."""
+    """Style, the lock in step with the pyproject files, and imports that point downwards."""
     sync(session, "--all-packages", "--group", "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("uv", "lock", "--check", external=True)
     session.run("lint-imports")
-    listed = ["core", *(f"packages/{model}" for model in MODELS)]
-    session.run("python", "-m", "nanozoo_core.testing.mutants", "--check", *listed)
 
 
 @nox.session
@@ -99,10 +97,12 @@ def test_extras(session: nox.Session) -> None:
 
 @nox.session(name="test-configs")
 def test_configs(session: nox.Session) -> None:
-    """Every YAML composes and validates, and what the pages say of the code is true."""
+    """Every YAML composes and validates; what pages and mutations say of the code is true."""
     sync(session, "--all-packages", "--group", "dev")
     session.run("pytest", "configs", "docs", *session.posargs)
     session.run("python", "configs/test_configs.py")
+    folders = ["core", *(f"packages/{model}" for model in MODELS)]
+    session.run("python", "-m", "nanozoo_core.testing.mutants", "--check", *folders)
 
 
 def make_test_session(model: str) -> None:
