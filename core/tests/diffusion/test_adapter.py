@@ -11,7 +11,8 @@ from nanozoo_core.config.diffusion import DiffusionConfig
 from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.diffusion.model import DiffusionModel
 from nanozoo_core.diffusion.unmasking import Holes
-from nanozoo_core.diffusion_adapter import DiffusionAdapter, cpu_scored, in_float64
+from nanozoo_core.diffusion_adapter import DiffusionAdapter, cpu_scored
+from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing.sources import batch_of
 

@@ -177,7 +177,7 @@ def test_a_last_step_that_is_the_best_needs_no_other(
 def test_the_best_of_before_is_kept_by_a_resumed_run(
     words: Words, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score_as(monkeypatch, 3.0, 4.0, 5.0)
+    score_as(monkeypatch, 3.0, 4.0, 4.5, 5.0)
     changes = ("eval.every=1", "checkpoint.every=1", "checkpoint.keep=1")
     folder = run(words("run", *changes, "train.stop_after=2"))
     resume(folder)
