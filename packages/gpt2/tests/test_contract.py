@@ -1,9 +1,10 @@
+from nanozoo_core.testing import TINY
 from nanozoo_core.testing.dropout import DropoutContract
 
 
 class TestContract(DropoutContract):
     model = "gpt2"
-    tiny = {"num_layers": 2, "model_dim": 32, "num_heads": 2}  # noqa: RUF012
+    tiny = TINY
 
     def num_parameters(self, config):
         num_layers, _, dim = config.shape

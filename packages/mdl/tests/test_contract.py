@@ -9,19 +9,13 @@ import pytest
 from nanozoo_core.commands import cli
 from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.randomness import seeded_generator
-from nanozoo_core.testing import ToyVocabulary
+from nanozoo_core.testing import TINY, ToyVocabulary
 from nanozoo_core.testing.diffusion.contract import DiffusionContract
 
 
 class TestContract(DiffusionContract):
     model = "mdl"
-    tiny = {  # noqa: RUF012
-        "model_dim": 32,
-        "num_layers": 2,
-        "num_heads": 2,
-        "sampler": "ancestral_cache",
-        "num_sampling_steps": 8,
-    }
+    tiny = TINY | {"sampler": "ancestral_cache", "num_sampling_steps": 8}
     more_settings = ({"sampler": "confidence"}, {"sampler": "first_hitting"})
     gradient_steps = 3  # zero head, then zero output matrices, then what lies behind them
     entropy_steps = 600

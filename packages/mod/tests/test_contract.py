@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from nanozoo_core.testing import ModelContract
+from nanozoo_core.testing import TINY, ModelContract
 from nanozoo_core.training import checkpoint
 from nanozoo_core.training.run_folder import RunFolder
 
 
 class TestContract(ModelContract):
     model = "mod"
-    tiny = {"num_layers": 2, "model_dim": 32, "num_heads": 2, "predictor_dim": 16}  # noqa: RUF012
+    tiny = TINY | {"predictor_dim": 16}
     own_roles = {"blocks.*.predictor_in": "vector"}  # noqa: RUF012
     initial_loss_above_uniform = (-0.01, 0.01)  # the head starts near zero
 

@@ -1,19 +1,14 @@
 import pytest
 import torch
 
-from nanozoo_core.testing import ModelContract
+from nanozoo_core.testing import TINY, ModelContract
 from nanozoo_core.training import checkpoint
 from nanozoo_core.training.run_folder import RunFolder
 
 
 class TestContract(ModelContract):
     model = "moe"
-    tiny = {  # noqa: RUF012
-        "num_layers": 2,
-        "model_dim": 32,
-        "num_heads": 2,
-        "num_experts": 4,
-    }
+    tiny = TINY | {"num_experts": 4}
     own_roles = {"blocks.*.mlp.router.weight": "vector"}  # noqa: RUF012
 
     def num_parameters(self, config):

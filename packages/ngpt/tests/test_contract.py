@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from nanozoo_core.testing import ModelContract
+from nanozoo_core.testing import TINY, ModelContract
 from nanozoo_core.testing.processes import train_in_processes
 
 
 class TestContract(ModelContract):
     model = "ngpt"
-    tiny = {"num_layers": 2, "model_dim": 32, "num_heads": 2}  # noqa: RUF012
+    tiny = TINY
     initial_loss_above_uniform = (-0.02, 0.06)  # logits have variance 1 / model_dim
     gradient_steps = 1  # nothing starts at zero
     bfloat16_perturbation = 0.3  # the steps of a block are short

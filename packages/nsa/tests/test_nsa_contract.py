@@ -1,12 +1,9 @@
-from nanozoo_core.testing import ModelContract
+from nanozoo_core.testing import TINY, ModelContract
 
 
 class TestContract(ModelContract):
     model = "nsa"
-    tiny = {  # noqa: RUF012
-        "num_layers": 2,
-        "model_dim": 32,
-        "num_heads": 2,
+    tiny = TINY | {
         "sliding_window_size": 3,
         "compress_block_size": 4,
         "compress_stride": 2,

@@ -1,17 +1,12 @@
 from __future__ import annotations
 
+from nanozoo_core.testing import TINY
 from nanozoo_core.testing.diffusion.contract import DiffusionContract
 
 
 class TestContract(DiffusionContract):
     model = "sedd"
-    tiny = {  # noqa: RUF012
-        "model_dim": 32,
-        "num_layers": 2,
-        "num_heads": 2,
-        "cond_dim": 16,
-        "sampling_steps": 8,
-    }
+    tiny = TINY | {"cond_dim": 16, "sampling_steps": 8}
     own_roles = {"net.head.weight": "head"}  # noqa: RUF012
     more_settings = ({"transition_type": "uniform"},)
     noise_levels = (0.1, 2.0)

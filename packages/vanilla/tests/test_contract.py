@@ -1,10 +1,10 @@
-from nanozoo_core.testing import ModelContract
+from nanozoo_core.testing import TINY, ModelContract
 from nanozoo_core.testing.dropout import DropoutContract
 
 
 class TestControl(ModelContract):
     model = "vanilla"
-    tiny = {"num_layers": 2, "model_dim": 32, "num_heads": 2}  # noqa: RUF012
+    tiny = TINY
 
     def num_parameters(self, config):
         dim = config.model_dim

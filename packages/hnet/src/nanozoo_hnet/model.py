@@ -385,8 +385,7 @@ class HNet(nn.Module):
     ) -> tuple[Tensor, list[Routing]]:
         """Features (B, T, D), whose product with output_weight is the logits, and the decisions of
         each chunking, outermost first. `documents` (B, T) counts only with reset_at_documents."""
-        documents = self._boundaries_of(documents)
-        return self.stage(self.embedding(tokens), tokens, documents=documents)
+        return self.stage(self.embedding(tokens), tokens, documents=self._boundaries_of(documents))
 
     def route(self, tokens: Tensor, documents: Tensor | None = None) -> list[Routing]:
         """The decisions of `encode` alone, at a part of its cost."""
