@@ -7,19 +7,13 @@ E inner width, N states, K taps of the convolution, H heads of E / H channels.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
-from nanozoo_core.config import model_config
-from nanozoo_core.testing.laws import assert_is_its_equations, perturb
-from nanozoo_core.testing.sources import batch_of
-from nanozoo_mamba.adapter import MambaAdapter
+from nanozoo_core.testing.laws import equations_test
 from nanozoo_mamba.config import MambaConfig
-from nanozoo_mamba.model import Mamba
 
 Weights = dict[str, Tensor]
 
@@ -37,17 +31,6 @@ WAYS: dict[str, dict[str, Any]] = {
         "num_groups": 2, "use_bias": True, "use_conv_bias": False,
     },
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_the_model_is_its_equations(way: dict[str, Any]) -> None:
-    config = model_config("mamba", SMALL | way)
-    torch.manual_seed(0)
-    model = Mamba(config).double()
-    perturb(model, 0.3)
-    tokens = torch.randint(11, (2, 22), generator=torch.Generator().manual_seed(1))
-    adapter = MambaAdapter(MambaConfig, Mamba)
-    assert_is_its_equations(adapter, model, batch_of(tokens), partial(logits, config))
 
 
 def logits(config: MambaConfig, weights: Weights, tokens: Tensor) -> Tensor:
@@ -137,3 +120,8 @@ def silu(x: Tensor) -> Tensor:
 
 def norm(config: MambaConfig, x: Tensor, gain: Tensor) -> Tensor:
     return gain * x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
+
+
+test_the_model_is_its_equations = equations_test(
+    "mamba", {name: SMALL | way for name, way in WAYS.items()}, logits, length=21
+)

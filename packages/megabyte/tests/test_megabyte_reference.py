@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.config import model_config
-from nanozoo_core.testing.laws import assert_is_its_equations, perturb
-from nanozoo_core.testing.sources import batch_of
-from nanozoo_megabyte.adapter import MegabyteAdapter
+from nanozoo_core.testing.laws import equations_test
 from nanozoo_megabyte.config import MegabyteConfig
-from nanozoo_megabyte.model import Megabyte
 
 Weights = dict[str, Tensor]
 
@@ -48,17 +42,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "convolutions": {"patch_conv": True, "local_first_input": "prev_byte",
                      "use_first_input": False},
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_the_model_is_its_equations(way: dict[str, Any]) -> None:
-    config = model_config("megabyte", SMALL | way)
-    torch.manual_seed(0)
-    model = Megabyte(config).double()
-    perturb(model, 0.3)
-    tokens = torch.randint(11, (2, 23), generator=torch.Generator().manual_seed(1))
-    adapter = MegabyteAdapter(MegabyteConfig, Megabyte)
-    assert_is_its_equations(adapter, model, batch_of(tokens), partial(logits, config))
 
 
 def logits(config: MegabyteConfig, weights: Weights, tokens: Tensor) -> Tensor:
@@ -164,3 +147,8 @@ def turn(head: Tensor, positions: list[int]) -> Tensor:
     first, second = head[:, :half], head[:, half:]
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=1)
+
+
+test_the_model_is_its_equations = equations_test(
+    "megabyte", {name: SMALL | way for name, way in WAYS.items()}, logits, length=22
+)

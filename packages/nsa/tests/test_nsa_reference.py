@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import nsa_equations
-import pytest
-import torch
+from torch import Tensor
 
-from nanozoo_core.config import model_config
-from nanozoo_core.testing.laws import assert_is_its_equations, perturb
-from nanozoo_core.testing.sources import batch_of
-from nanozoo_nsa.adapter import NSAAdapter
+from nanozoo_core.testing.laws import equations_test
 from nanozoo_nsa.config import NSAConfig
-from nanozoo_nsa.model import NSA
 
 # No two sizes are equal, so that nothing fits by accident.
 SMALL: dict[str, Any] = {
@@ -39,18 +33,10 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_the_model_is_its_equations(way: dict[str, Any]) -> None:
-    config = model_config("nsa", SMALL | way)
-    torch.manual_seed(0)
-    model = NSA(config).double()
-    perturb(model, 0.3)
-    tokens = torch.randint(11, (2, 25), generator=torch.Generator().manual_seed(1))
-    equations = partial(_logits, config=config)
-    assert_is_its_equations(NSAAdapter(NSAConfig, NSA), model, batch_of(tokens), equations)
-
-
-def _logits(
-    weights: dict[str, torch.Tensor], tokens: torch.Tensor, config: NSAConfig
-) -> torch.Tensor:
+def _logits(config: NSAConfig, weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
     return nsa_equations.logits(weights, config, tokens)
+
+
+test_the_model_is_its_equations = equations_test(
+    "nsa", {name: SMALL | way for name, way in WAYS.items()}, _logits, length=24
+)

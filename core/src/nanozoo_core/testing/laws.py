@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from nanozoo_core.config import model_config
 from nanozoo_core.contract import Batch, Draw, Step
-from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.testing.sources import batch_of
 
 
 def perturb(model: nn.Module, scale: float = 0.1) -> None:
@@ -55,6 +57,34 @@ def assert_is_its_equations(
         torch.testing.assert_close(
             parameter.grad, gradient, rtol=1e-8, atol=1e-10, msg=partial("{}: {}".format, name)
         )
+
+
+def equations_test(
+    model: str,
+    ways: Mapping[str, dict[str, Any]],
+    equations: Callable[[Any, dict[str, Tensor], Tensor], Tensor],
+    *,
+    length: int,
+) -> Callable[..., None]:
+    """A test of every way that a model may be set up, to be bound to a name that begins with
+    `test_`: in float64, from weights away from their start.
+
+    Args:
+        ways: settings by a name for them; 11 tokens of vocabulary among them.
+        equations: from the config, the weights by name and the tokens of a window of `length`, the
+            logits (T, V).
+    """
+
+    @pytest.mark.parametrize("way", ways.values(), ids=ways)
+    def is_its_equations(way: dict[str, Any]) -> None:
+        adapter, config = load_adapter(model), model_config(model, way)
+        torch.manual_seed(0)
+        built = adapter.make_model(config).double()
+        perturb(built, 0.3)
+        tokens = torch.randint(11, (2, length + 1), generator=torch.Generator().manual_seed(1))
+        assert_is_its_equations(adapter, built, batch_of(tokens), partial(equations, config))
+
+    return is_its_equations
 
 
 def assert_causal(model: nn.Module, tokens: Tensor, place: int, vocab_size: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.errors import Problems
 
 if TYPE_CHECKING:
@@ -16,20 +17,9 @@ PER_STAGE = ("windows", "mtp_weights", "prefix_weight", "lr_peaks", "batch_scale
 
 
 @dataclass(frozen=True)
-class CurrentBestConfig:
-    vocab_size: int
-    """Tokens in the vocabulary; null is the tokenizer's."""
+class CurrentBestConfig(ControlConfig):
     seq_len: int
     """Tokens of a training window; null is data.seq_len."""
-    num_layers: int
-    """Blocks."""
-    model_dim: int
-    """Width of the residual stream."""
-    num_heads: int
-    """Attention heads, a divisor of model_dim."""
-    mlp_ratio: float
-    """Width of the MLP over model_dim."""
-
     smear: bool
     """Add a gated share of the embedding before to each embedding."""
     bigram_rows: int
@@ -132,13 +122,11 @@ class CurrentBestConfig:
         "align_to_documents": "nothing: use data.packing=documents",
     }
 
-    def __post_init__(self) -> None:
-        p = Problems()
+    def check(self, p: Problems) -> None:
         self._check_shape(p)
         if len(self.window_pattern) == self.num_layers:
             self._check_layers(p)
         self._check_stages(p)
-        p.raise_if_any()
 
     def _check_shape(self, p: Problems) -> None:
         p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
@@ -328,10 +316,6 @@ class CurrentBestConfig:
     @property
     def head_dim(self) -> int:
         return self.model_dim // self.num_heads
-
-    @property
-    def mlp_dim(self) -> int:
-        return int(self.mlp_ratio * self.model_dim)
 
     @property
     def rotary_dim(self) -> int:

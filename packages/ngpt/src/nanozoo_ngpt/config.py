@@ -7,23 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanozoo_core.config import TrainingConfig
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.errors import Problems
 
 MLP_MULTIPLE = 64  # a round width for the matrix product
 
 
 @dataclass(frozen=True)
-class NGPTConfig:
-    vocab_size: int
-    """Tokens in the vocabulary; null is the tokenizer's."""
-    seq_len: int
-    """Tokens the model is trained to read at once; null is data.seq_len."""
-    num_layers: int
-    """Blocks, each an attention step and an MLP step."""
-    model_dim: int
-    """Width of the residual stream, a point on the unit sphere."""
-    num_heads: int
-    """Attention heads, a divisor of model_dim that leaves heads of even width."""
+class NGPTConfig(ControlConfig):
     mlp_ratio: float
     """Width of the MLP relative to model_dim, rounded to a multiple of 64; the paper has 4."""
     alpha_init: float | None
@@ -48,14 +39,9 @@ class NGPTConfig:
     pad_vocab_to: int
     """Round the embedding's rows up to a multiple of this, for speed; logits never see the rest."""
 
-    def __post_init__(self) -> None:
-        p = Problems()
-        p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
-        p.require_at_least(
-            self, dict.fromkeys(("num_layers", "model_dim", "num_heads", "pad_vocab_to"), 1)
-        )
-        p.require_rotary_heads(self.num_heads, self.model_dim)
-        p.require(self.mlp_ratio > 0, f"model_cfg.mlp_ratio={self.mlp_ratio} must be positive")
+    def check(self, p: Problems) -> None:
+        super().check(p)
+        p.require_at_least(self, {"pad_vocab_to": 1})
         alpha = self.alpha_init
         p.require(
             alpha is None or 0 < alpha <= 1,
@@ -73,7 +59,6 @@ class NGPTConfig:
             "use null",
         )
         p.require(self.rope_base > 0, f"model_cfg.rope_base={self.rope_base} must be positive")
-        p.raise_if_any()
 
     @property
     def head_dim(self) -> int:
