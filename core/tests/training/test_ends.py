@@ -153,25 +153,16 @@ def score_as(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
     monkeypatch.setattr(trainer, "evaluate", evaluate)
 
 
+@pytest.mark.parametrize(("last", "best", "kept"), [(3.5, 2, [2, 4]), (2.0, 4, [4])])
 def test_the_best_checkpoint_is_that_of_the_best_score(
-    words: Words, monkeypatch: pytest.MonkeyPatch
+    words: Words, monkeypatch: pytest.MonkeyPatch, last: float, best: int, kept: list[int]
 ) -> None:
-    """The best score was not at a step of checkpoint.every."""
-    score_as(monkeypatch, 5.0, 3.0, 4.0, 3.5)
+    """Whether or not it was at a step of checkpoint.every."""
+    score_as(monkeypatch, 5.0, 3.0, 4.0, last)
     changes = ("eval.every=1", "checkpoint.every=3", "checkpoint.keep=1")
     folder = run(words("run", *changes))
-    assert folder.best_checkpoint() == folder.checkpoint(2)
-    assert folder.checkpoint_steps() == [2, 4]
-
-
-def test_a_last_step_that_is_the_best_needs_no_other(
-    words: Words, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    score_as(monkeypatch, 5.0, 3.0, 4.0, 2.0)
-    changes = ("eval.every=1", "checkpoint.every=3", "checkpoint.keep=1")
-    folder = run(words("run", *changes))
-    assert folder.best_checkpoint() == folder.checkpoint(4)
-    assert folder.checkpoint_steps() == [4]
+    assert folder.best_checkpoint() == folder.checkpoint(best)
+    assert folder.checkpoint_steps() == kept
 
 
 def test_the_best_of_before_is_kept_by_a_resumed_run(
