@@ -8,5 +8,4 @@ class TestContract(DiffusionContract):
     model = "d3pm"
     tiny = TINY | {"cond_dim": 16, "num_timesteps": 32, "sampling_timesteps": 8}
     own_roles = {"net.head.weight": "head"}  # noqa: RUF012
-    more_settings = ({"transition_type": "uniform"}, {"transition_type": "gaussian"})
     noise_levels = (5, 20)
