@@ -146,7 +146,7 @@ def test_the_loss_adds_the_sequence_loss():
 
 
 def test_the_loss_adds_balance_and_z_loss():
-    model = make_model(preset="moe_mixtral", alpha=0.5, beta=0.25)
+    model = make_model(balance="loss", alpha=0.5, beta=0.25, seq_aux_alpha=0.0)
     loss = ADAPTER.training_loss(model, batch(), at())
     metrics = loss.metrics
     expected = metrics["nll"] + 0.5 * metrics["balance_loss"] + 0.25 * metrics["z_loss"]
