@@ -146,7 +146,8 @@ def test_the_loss_adds_the_sequence_loss():
 
 
 def test_the_loss_adds_balance_and_z_loss():
-    model = make_model(balance="loss", alpha=0.5, beta=0.25, seq_aux_alpha=0.0)
+    settings = {"balance": "loss", "score_func": "softmax", "alpha": 0.5, "beta": 0.25}
+    model = make_model(**settings, seq_aux_alpha=0.0)
     loss = ADAPTER.training_loss(model, batch(), at())
     metrics = loss.metrics
     expected = metrics["nll"] + 0.5 * metrics["balance_loss"] + 0.25 * metrics["z_loss"]
