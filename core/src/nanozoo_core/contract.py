@@ -6,7 +6,7 @@ Shapes: B windows in a batch, T scored positions per window (`data.seq_len`), A 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -95,6 +95,16 @@ class Batch:
         if self.scored is not None:
             return int(self.scored.sum())
         return self.tokens.shape[0] * (self.tokens.shape[1] - self.lookahead)
+
+    def take(self, rows: slice) -> Batch:
+        """Some of the windows, which keep their place in the global batch."""
+        return replace(
+            self,
+            tokens=self.tokens[rows],
+            documents=self.documents[rows],
+            rows=self.rows[rows],
+            scored=None if self.scored is None else self.scored[rows],
+        )
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device` (`rows` stays on the CPU)."""

@@ -149,6 +149,11 @@ class DefaultModelAdapter:
         """
         return None
 
+    @property
+    def has_batch_totals(self) -> bool:
+        """Whether `batch_totals` is there: without it a split batch is not read twice."""
+        return type(self).batch_totals is not DefaultModelAdapter.batch_totals
+
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """Mean next-token cross-entropy in nats per scored token."""
         return Loss(self._cross_entropy(model, batch, reduction="mean"))

@@ -15,7 +15,7 @@ from nanozoo_core.diffusion.levels import INSPECTION_SEED
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing.diffusion.laws import BoundLaws, LearningLaws
-from nanozoo_core.testing.diffusion.models import SmallModels, part
+from nanozoo_core.testing.diffusion.models import SmallModels
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_d3pm.adapter import bound_terms
 from nanozoo_d3pm.graph import cluster_order, cooccurrence_vectors, unit_rows
@@ -65,7 +65,7 @@ class TestLearning(LearningLaws):
 def test_inspection_takes_the_bound_apart(family):
     model = MODELS.make(family)
     batch = MODELS.windows(scored=MODELS.scored_before(4, -1))
-    batches = [part(batch, 0, 2), part(batch, 2, 6)]
+    batches = [batch.take(slice(0, 2)), batch.take(slice(2, 6))]
     found = ADAPTER.inspect(model, batches, ToyVocabulary(VOCAB))
     with torch.no_grad():
         nll = ADAPTER.nll(model, batch, Draw(INSPECTION_SEED))
@@ -181,7 +181,7 @@ def test_both_terms_of_a_window_do_not_depend_on_its_batch(family):
     model, batch = MODELS.make(family), MODELS.windows()
     with torch.no_grad():
         whole = bound_terms(model, batch, Draw(1))
-        pairs = [bound_terms(model, part(batch, i, i + 2), Draw(1)) for i in (0, 2, 4)]
+        pairs = [bound_terms(model, batch.take(slice(i, i + 2)), Draw(1)) for i in (0, 2, 4)]
     for together, alone in zip(whole, zip(*pairs, strict=True), strict=True):
         assert_close(torch.cat(alone), together, rtol=1e-5, atol=1e-5)
 

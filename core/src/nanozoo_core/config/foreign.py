@@ -8,7 +8,6 @@ own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def refuse_hydra_settings(
             found = _settings(compose(name, list(overrides), return_hydra_config=True))
     except Exception as error:
         raise as_config_error(error) from error
-    expected = _own_settings(tuple(overrides))
+    expected = _own_settings(overrides)
     changed = sorted(key for key in expected if found[key] != expected[key])
     if changed:
         raise ConfigError(
@@ -50,8 +49,7 @@ def refuse_hydra_settings(
         )
 
 
-@lru_cache
-def _own_settings(overrides: tuple[str, ...]) -> dict[str, Any]:
+def _own_settings(overrides: Sequence[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from nanozoo_core.contract import Batch, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.testing.training import move
 
 Sequence1d = list[Tensor]  # one vector per position
 
@@ -261,12 +262,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
     """The model in float64, in which nothing is zero, one or the identity any more."""
-    generator = torch.Generator().manual_seed(seed)
-    model = model.double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_(0.3 * noise)
+    move(model.double(), 0.3, seed=seed)
     return model
 
 

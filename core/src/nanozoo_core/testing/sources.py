@@ -58,15 +58,3 @@ def short_documents(tokens: Tensor, *, lookahead: int = 1) -> Batch:
     begins = torch.rand(tokens.shape, generator=generator) * lengths[:, None] < 1
     documents = (begins.cumsum(1) - begins[:, :1].long()).to(torch.int32)
     return replace(batch_of(tokens, lookahead=lookahead), documents=documents)
-
-
-def part_of(batch: Batch, rows: slice) -> Batch:
-    """Some windows of a batch, as a part of it."""
-    scored = None if batch.scored is None else batch.scored[rows]
-    return replace(
-        batch,
-        tokens=batch.tokens[rows],
-        documents=batch.documents[rows],
-        rows=batch.rows[rows],
-        scored=scored,
-    )

@@ -14,15 +14,14 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.build import build_optimizers, muon_settings
 from nanozoo_core.optim.muon import Muon
-from nanozoo_core.testing.sources import part_of
 from nanozoo_core.training.distributed import LossModule
 from nanozoo_core.training.parts import Part, with_totals
 
 
 @torch.no_grad()
-def move(model: nn.Module, scale: float) -> None:
+def move(model: nn.Module, scale: float, *, seed: int = 1) -> None:
     """Adds seeded noise to every weight, so that parts that start at zero take part."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.add_((scale * noise).to(parameter.dtype))
@@ -45,14 +44,14 @@ def gradients_in_parts(
     rows = len(batch.rows) // num_parts
     parts: list[Part] = [
         (
-            part_of(batch, slice(number * rows, (number + 1) * rows)),
+            batch.take(slice(number * rows, (number + 1) * rows)),
             Step(number=3, progress=0.4, seed=0, micro_step=number, num_micro_steps=num_parts),
         )
         for number in range(num_parts)
     ]
     module = LossModule(model, adapter)
     device = torch.device("cpu")
-    parts = with_totals(module, parts, Ranks(), device=device, dtype=torch.float32)
+    parts = with_totals(adapter, module, parts, Ranks(), device=device, dtype=torch.float32)
     losses = [adapter.training_loss(model, *part).value for part in parts]
     return gradients(model, torch.stack(losses).mean())
 

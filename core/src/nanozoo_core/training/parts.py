@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core.contract import Batch, Step
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.ranks import Ranks
 
@@ -22,6 +23,7 @@ def seed_dropout(step: Step) -> None:
 
 
 def with_totals(
+    adapter: DefaultModelAdapter,
     module: nn.Module,
     parts: Sequence[Part],
     ranks: Ranks,
@@ -31,7 +33,7 @@ def with_totals(
 ) -> list[Part]:
     """This rank's parts, their steps with the totals of the whole batch where the loss needs them;
     a batch in one part is its own whole. `module` is the wrapped LossModule."""
-    if parts[0][1].num_parts == 1:
+    if parts[0][1].num_parts == 1 or not adapter.has_batch_totals:
         return list(parts)
     totals: Tensor | None = None
     with torch.no_grad(), devices.autocast(device, dtype):

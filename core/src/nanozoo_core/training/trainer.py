@@ -169,7 +169,7 @@ class Trainer:
             batch = setup.loader.batch(state.step, first, micro_windows).to(self.device)
             parts.append((batch, dataclasses.replace(step, micro_step=micro_step)))
         for batch, part in with_totals(
-            self.wrapped, parts, self.ranks, device=self.device, dtype=setup.dtype
+            self.adapter, self.wrapped, parts, self.ranks, device=self.device, dtype=setup.dtype
         ):
             set_gradient_sync(self.wrapped, part.micro_step == stage.num_micro_steps - 1)
             seed_dropout(part)

@@ -7,7 +7,6 @@ B batch, T sequence, D model_dim, V vocabulary; depths k = 1 .. n.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -148,15 +147,7 @@ def _single_rows(batches: Sequence[Batch]) -> Iterator[Batch]:
     left = INSPECTED_WINDOWS
     for batch in batches:
         for row in range(min(left, len(batch.tokens))):
-            one = slice(row, row + 1)
-            scored = None if batch.scored is None else batch.scored[one]
-            yield replace(
-                batch,
-                tokens=batch.tokens[one],
-                documents=batch.documents[one],
-                rows=batch.rows[one],
-                scored=scored,
-            )
+            yield batch.take(slice(row, row + 1))
         left -= min(left, len(batch.tokens))
 
 

@@ -24,7 +24,7 @@ from nanozoo_core.errors import ConfigError
 from nanozoo_core.generation.denoising import denoised
 from nanozoo_core.generation.text import draw_text
 from nanozoo_core.randomness import seeded_generator
-from nanozoo_core.testing.diffusion.models import Changes, SmallModels, part, reached, watch
+from nanozoo_core.testing.diffusion.models import Changes, SmallModels, reached, watch
 
 Refusals = Sequence[tuple[Changes, str]]
 
@@ -86,7 +86,7 @@ class BoundLaws(Laws):
         batch = self.models.windows(scored=self.models.scored_before(4, -1))
         with torch.no_grad():
             whole = adapter.nll(model, batch, Draw(3))
-            parts = [adapter.nll(model, part(batch, i, i + 2), Draw(3)) for i in (0, 2, 4)]
+            parts = [adapter.nll(model, batch.take(slice(i, i + 2)), Draw(3)) for i in (0, 2, 4)]
         assert whole.num_tokens == sum(p.num_tokens for p in parts) == 54
         assert_close(torch.cat([p.nats for p in parts]), whole.nats, rtol=1e-5, atol=1e-5)
 
@@ -126,7 +126,7 @@ class BoundLaws(Laws):
     def test_training_loss_is_the_mean_over_micro_batches(self, variant: str) -> None:
         model, batch = self.models.make(variant), self.models.windows()
         whole = self.loss(model, batch, 4).value
-        halves = [self.loss(model, part(batch, 3 * i, 3 * i + 3), 4, i).value for i in (0, 1)]
+        halves = [self.loss(model, batch.take(slice(3 * i, 3 * i + 3)), 4, i).value for i in (0, 1)]
         assert_close(sum(halves) / 2, whole, rtol=1e-5, atol=1e-5)
 
     def test_every_parameter_gets_a_gradient(self, variant: str) -> None:

@@ -94,18 +94,6 @@ def sampler_models(name: str, variants: Mapping[str, Changes], settings: Changes
     )
 
 
-def part(batch: Batch, first: int, end: int) -> Batch:
-    """Some windows of a batch, which know their place among all of them."""
-    rows = slice(first, end)
-    return dataclasses.replace(
-        batch,
-        tokens=batch.tokens[rows],
-        documents=batch.documents[rows],
-        rows=batch.rows[rows],
-        scored=None if batch.scored is None else batch.scored[rows],
-    )
-
-
 def watch(model: Any) -> list[Tensor]:
     """The windows (B, S) that the model's network reads from now on, call by call."""
     seen: list[Tensor] = []
