@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from nanozoo_core import tensor_files
 from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.errors import CheckpointError, NonFiniteError
 from nanozoo_core.training import checkpoint, runs
@@ -190,14 +191,14 @@ def test_checkpoint_of_another_shape_is_refused(half: Path, corpus: Path, tmp_pa
 def test_full_disk_keeps_earlier_checkpoints(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = checkpoint.save_file
+    real = tensor_files.write_tensors
 
-    def full(tensors: Any, path: Path, **rest: Any) -> None:
+    def full(path: Path, tensors: Any) -> str:
         if "step_000004" in str(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(tensors, path, **rest)
+        return real(path, tensors)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensor_files, "write_tensors", full)
     with pytest.raises(CheckpointError, match="No space left on device; earlier checkpoints"):
         run(corpus, tmp_path / "run")
     names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
