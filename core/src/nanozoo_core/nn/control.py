@@ -19,9 +19,7 @@ from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.cache import KVCache
 from nanozoo_core.nn.feed_forward import ReluSquared
 from nanozoo_core.nn.norms import rms_norm
-from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
-
-Angles = tuple[Tensor, Tensor]  # cosine and sine from rotary_angles(positions, head_dim)
+from nanozoo_core.nn.rotary import Angles, apply_rotary, rotary_angles
 
 
 def init_input_matrix(weight: Tensor) -> None:

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanozoo_core.nn.cache import KVCache
-from nanozoo_core.nn.control import Angles, ControlBlock, ControlModel, control_block
+from nanozoo_core.nn.control import ControlBlock, ControlModel, control_block
 from nanozoo_core.nn.norms import rms_norm
-from nanozoo_core.nn.rotary import rotary_angles
+from nanozoo_core.nn.rotary import Angles, rotary_angles
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_mod.cache import MoDCache, SelectedCache, SelectedKeys
 from nanozoo_mod.config import MoDConfig

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core.nn.cache import KVCache
-from nanozoo_core.nn.control import Angles, ControlModel, control_block, init_input_matrix
+from nanozoo_core.nn.control import ControlModel, control_block, init_input_matrix
 from nanozoo_core.nn.feed_forward import ReluSquared
 from nanozoo_core.nn.norms import rms_norm
+from nanozoo_core.nn.rotary import Angles
 from nanozoo_mtm.config import MTMConfig
 
 
