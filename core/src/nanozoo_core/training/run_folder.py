@@ -50,6 +50,8 @@ class TrainState:
     best_bpb: float | None = None
     best_step: int | None = None
     validated_step: int | None = None  # of the newest validation
+    loss_scale: float = 2.0**16  # of float16
+    steps_at_loss_scale: int = 0  # since it last changed
 
     @property
     def spent(self) -> dict[str, float]:
