@@ -72,7 +72,8 @@ def take_over(
     state = read_state(path, of=config.model)
     _check_budget(setup, state, folder)
     _check_position(setup, state, folder)
-    tensors = {stem: checkpoint.read_tensors(path, stem) for stem in stems}
+    tables = checkpoint.table_names(setup.model)
+    tensors = {stem: checkpoint.read_tensors(path, stem, tables=tables) for stem in stems}
     checkpoint.load_model_tensors(setup.model, tensors["model"], path)
     optimizers.load_full_state(tensors["optimizer"])
     if average.is_kept:

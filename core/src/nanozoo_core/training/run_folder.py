@@ -50,6 +50,7 @@ class TrainState:
     best_bpb: float | None = None
     best_step: int | None = None
     validated_step: int | None = None  # of the newest validation
+    last_good_step: int | None = None  # of the newest checkpoint from which a loss was finite
 
     @property
     def spent(self) -> dict[str, float]:
