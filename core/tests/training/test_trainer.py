@@ -179,6 +179,19 @@ def test_pickle_is_never_loaded(half: Path) -> None:
         runs.load_run(half, device="cpu")
 
 
+@pytest.mark.parametrize("length", [0x280, 0x4B50])
+def test_no_length_of_its_header_makes_a_checkpoint_a_pickle(tmp_path: Path, length: int) -> None:
+    """A file begins with that length, here as a pickle and as an archive would."""
+    tensors = {"weight": torch.arange(3.0)}
+    checkpoint.save_file(tensors, tmp_path / "model.safetensors")
+    bare = int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")
+    name = "weight" + "t" * (length - bare)
+    checkpoint.save_file({name: torch.arange(3.0)}, tmp_path / "model.safetensors")
+    head = (tmp_path / "model.safetensors").read_bytes()[:2]
+    assert head[:1] == b"\x80" or head == b"PK"
+    assert torch.equal(checkpoint.read_tensors(tmp_path, "model")[name], torch.arange(3.0))
+
+
 def test_checkpoint_of_another_shape_is_refused(half: Path, corpus: Path, tmp_path: Path) -> None:
     wide = run(corpus, tmp_path / "wide", "model_cfg.model_dim=32", "train.stop_after=2")
     for path in (half / "checkpoints").iterdir():

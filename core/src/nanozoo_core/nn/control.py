@@ -121,7 +121,7 @@ class ControlModel(nn.Module):
             for layer in range(config.num_layers)
         )
         self.head = nn.Linear(config.model_dim, num_rows, bias=False)
-        self.head_dim = config.model_dim // config.num_heads
+        self.head_dim = config.head_dim
         self.num_kv_heads = config.num_heads  # blocks of another number set it
         self.init_weights()
 

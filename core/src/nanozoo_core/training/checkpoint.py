@@ -242,8 +242,9 @@ def _tensor_file(path: Path, stem: str) -> Path:
             )
         raise DamagedCheckpointError(f"{path} is not a checkpoint: it has no {file.name}")
     with file.open("rb") as stream:
-        head = stream.read(8)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+        head = stream.read(9)
+    # Behind the eight bytes of its length, which may be any, the header is JSON.
+    if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise CheckpointError(
             f"{file} is a pickle, which can run code when it is loaded; "
             f"only safetensors files are read"
