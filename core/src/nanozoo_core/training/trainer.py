@@ -29,6 +29,7 @@ from nanozoo_core.training.divergence import diverged
 from nanozoo_core.training.ema import WeightAverage
 from nanozoo_core.training.parts import seed_dropout, with_totals
 from nanozoo_core.training.resume import (
+    begun_anew,
     check_resumable,
     config_to_store,
     gather_tensors,
@@ -73,6 +74,8 @@ class Trainer:
     """One run: model, data, optimisers, and the state that checkpoints hold."""
 
     def __init__(self, resolved: ResolvedConfig, ranks: Ranks) -> None:
+        if resolved.training.resume is not None:
+            resolved = begun_anew(resolved)
         if resolved.training.resume is not None:
             check_resumable(resolved)
         if resolved.training.log.wandb:
