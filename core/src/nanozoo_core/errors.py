@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -29,6 +31,23 @@ class CheckpointError(NanozooError, ValueError):
 
 class NonFiniteError(NanozooError, ArithmeticError):
     """A loss or gradient is NaN or infinite; the weights were not touched."""
+
+
+class WriteError(NanozooError, OSError):
+    """A file cannot be written, mostly since the disk is full; what was there before still is."""
+
+    @classmethod
+    def at(cls, path: Path, cause: OSError) -> WriteError:
+        """The sentence for what the disk refused, with its errno."""
+        advice = ""
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "; free some space and give the same command again"
+        error = cls(f"{path} cannot be written: {cause.strerror or cause}{advice}")
+        error.errno, error.strerror = cause.errno, cause.strerror
+        return error
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Problems:

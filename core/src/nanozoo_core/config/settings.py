@@ -314,7 +314,7 @@ class CheckpointConfig:
     every: int
     """Steps between checkpoints; 0 writes only the last. A new best validation writes one too."""
     keep: int
-    """How many of the latest to keep, beside the best."""
+    """How many of the latest to keep, beside the best and the last good one."""
 
     def __post_init__(self) -> None:
         p = Problems()

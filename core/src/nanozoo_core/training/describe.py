@@ -62,7 +62,10 @@ def describe_model(
         f"parameters: {total:,} ("
         + ", ".join(f"{role} {count:,}" for role, count in by_role.items())
         + ")",
-        *(f"{name}: {value:,.6g}" for name, value in extra.items()),
+        *(
+            f"{name}: {value:{',.0f' if value % 1 == 0 else ',.6g'}}"
+            for name, value in extra.items()
+        ),
         f"training FLOPs per token: {flops:.3e} at data.seq_len={config.data.seq_len}",
         *plan.describe(),
         f"memory of weights, gradients and optimiser ({config.optim.name}): "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from nanozoo_core.comparing.compare.curves import as_rows, baselines, curve
 from nanozoo_core.comparing.compare.plots import colours, write_plots
 from nanozoo_core.comparing.compare.ranking import Group, rank, warnings
 from nanozoo_core.comparing.compare.results import Entry
+from nanozoo_core.files import to_json, write_text
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Report:
 def write_report(folder: Path, report: Report) -> None:
     """Writes all files of the report into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
-    (folder / "results.csv").write_text(tables.results_csv(report.entries), encoding="utf-8")
-    (folder / "report.html").write_text(page(report), encoding="utf-8")
+    write_text(folder / "report.md", markdown(report))
+    write_text(folder / "results.csv", tables.results_csv(report.entries))
+    write_text(folder / "report.html", page(report))
     if report.entries:
         write_plots(folder, report.groups, report.entries)
 
@@ -129,7 +129,7 @@ def page(report: Report) -> str:
         "samples": _samples(report.entries),
     }
     # "<" could end the script element; JSON reads the escape as the same character.
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
+    text = to_json(data, "report.html", is_compact=True).replace("<", "\\u003c")
     template = (
         files("nanozoo_core.comparing.compare").joinpath("report.html").read_text(encoding="utf-8")
     )
