@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import re
 import shutil
@@ -21,7 +20,7 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.errors import CheckpointError, ConfigError, DataError
 from nanozoo_core.training import checkpoint, finish, records, runs, trainer
 from nanozoo_core.training.resumable_settings import FREE, KEPT, RULES, START
-from nanozoo_core.training.run_folder import RunFolder, parse_resume
+from nanozoo_core.training.run_folder import RunFolder, parse_resume, read_state, write_state
 
 Settings = dict[str, Any]
 
@@ -343,9 +342,8 @@ def test_a_finished_run_goes_back(whole: RunFolder, tmp_path: Path) -> None:
 
 def test_going_back_behind_the_best_seeks_another(half: RunFolder) -> None:
     for step in (2, 4):
-        path = half.checkpoint(step) / "state.json"
-        stored = json.loads(path.read_text()) | {"best_bpb": 0.1, "best_step": 1}
-        path.write_text(json.dumps(stored))
+        path = half.checkpoint(step)
+        write_state(path, dataclasses.replace(read_state(path), best_bpb=0.1, best_step=1))
     resume(half, at=2)
     assert half.best_checkpoint() == half.checkpoint(8)
 

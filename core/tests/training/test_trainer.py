@@ -183,10 +183,10 @@ def test_pickle_is_never_loaded(half: Path) -> None:
 def test_no_length_of_its_header_makes_a_checkpoint_a_pickle(tmp_path: Path, length: int) -> None:
     """A file begins with that length, here as a pickle and as an archive would."""
     tensors = {"weight": torch.arange(3.0)}
-    checkpoint.save_file(tensors, tmp_path / "model.safetensors")
+    tensor_files.write_tensors(tmp_path / "model.safetensors", tensors)
     bare = int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")
     name = "weight" + "t" * (length - bare)
-    checkpoint.save_file({name: torch.arange(3.0)}, tmp_path / "model.safetensors")
+    tensor_files.write_tensors(tmp_path / "model.safetensors", {name: torch.arange(3.0)})
     head = (tmp_path / "model.safetensors").read_bytes()[:2]
     assert head[:1] == b"\x80" or head == b"PK"
     assert torch.equal(checkpoint.read_tensors(tmp_path, "model")[name], torch.arange(3.0))
@@ -197,8 +197,10 @@ def test_checkpoint_of_another_shape_is_refused(half: Path, corpus: Path, tmp_pa
     for path in (half / "checkpoints").iterdir():
         shutil.rmtree(path)
     shutil.copytree(RunFolder(wide).latest_checkpoint(), half / "checkpoints" / "step_000002")
-    with pytest.raises(CheckpointError, match="checkpoint of another model"):
+    with pytest.raises(CheckpointError, match="other settings than those with which step 2 was"):
         resume(half)
+    with pytest.raises(CheckpointError, match="checkpoint of another model"):
+        resume(half, resume_files="accept")
 
 
 def test_full_disk_keeps_earlier_checkpoints(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Set
-from dataclasses import asdict
+from collections.abc import Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,17 +19,14 @@ from torch import Tensor, nn
 
 from nanozoo_core import tensor_files
 from nanozoo_core.errors import CheckpointError, NanozooError
-from nanozoo_core.files import UNFINISHED, remove_unfinished, write_json
+from nanozoo_core.files import UNFINISHED, remove_unfinished
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.sharding import gather_whole
-from nanozoo_core.training.run_folder import STATE_NAME, RunFolder, TrainState, read_state
+from nanozoo_core.training.integrity import DamagedCheckpointError, check_files
+from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state, write_state
 from nanozoo_core.training.signals import without_interrupts
 
 NOUNS = {"model": "model", "optimizer": "state of the optimiser", "ema": "average of the weights"}
-
-
-class DamagedCheckpointError(CheckpointError):
-    """A file of a checkpoint is missing, cut short or unreadable: an older one may be whole."""
 
 
 def stems(*, is_averaged: bool) -> tuple[str, ...]:
@@ -37,14 +34,14 @@ def stems(*, is_averaged: bool) -> tuple[str, ...]:
     return ("model", "optimizer", *(("ema",) if is_averaged else ()))
 
 
-def check_whole(path: Path, stems: tuple[str, ...]) -> None:
+def check_whole(path: Path, stems: tuple[str, ...], *, verify: bool = True) -> None:
     """Looks at a checkpoint's files without loading them.
 
-    Raises: DamagedCheckpointError when one is missing, truncated or no such file; CheckpointError
-        for a pickle.
+    Raises: DamagedCheckpointError when one is missing, truncated or no such file, or is not as it
+        was written unless told not to `verify`; CheckpointError for a pickle.
     """
     try:
-        read_state(path)
+        state = read_state(path, verify=verify)
     except CheckpointError as error:
         raise DamagedCheckpointError(str(error)) from error
     for stem in stems:
@@ -54,6 +51,8 @@ def check_whole(path: Path, stems: tuple[str, ...]) -> None:
                 opened.keys()
         except (SafetensorError, OSError, ValueError) as error:
             raise _damaged(file, error) from error
+    if verify:
+        check_files(path, state, [f"{stem}.safetensors" for stem in stems])
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -72,6 +71,14 @@ def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Pat
     targets = dict(model.named_parameters())
     kept = set(model.state_dict(keep_vars=True))
     targets |= {name: b for name, b in model.named_buffers() if name in kept}  # type: ignore[misc]
+    _check_fit(targets, tensors, source)
+    with torch.no_grad():
+        for name, target in targets.items():
+            copy_into(target, tensors[name])
+
+
+def _check_fit(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raises: CheckpointError when names, shapes or types differ."""
     missing = sorted(targets.keys() - tensors.keys())
     foreign = sorted(tensors.keys() - targets.keys())
     if missing or foreign:
@@ -84,14 +91,17 @@ def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Pat
                 f"{source} is a checkpoint of another model: {name} has shape "
                 f"{list(there.shape)} there and {list(here.shape)} here"
             )
-        if there.dtype != here.dtype:
+        # Buffers may be of another precision, where a device lacks one.
+        if there.dtype != here.dtype and isinstance(here, nn.Parameter):
             raise CheckpointError(
                 f"{source} is a checkpoint of another model: {name} has type "
                 f"{_type(there)} there and {_type(here)} here"
             )
-    with torch.no_grad():
-        for name, target in targets.items():
-            copy_into(target, tensors[name])
+
+
+def check_average(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Raises: CheckpointError when the averages are not those of all parameters and no others."""
+    _check_fit(dict(model.named_parameters()), tensors, source / "ema.safetensors")
 
 
 def _type(tensor: Tensor) -> str:
@@ -143,9 +153,11 @@ def save(
     try:
         remove_unfinished(run.checkpoints_path)
         temporary.mkdir(parents=True)
+        state.files = {}
         for stem, content in tensors.items():
-            tensor_files.write_tensors(temporary / f"{stem}.safetensors", content)
-        write_json(temporary / STATE_NAME, asdict(state))
+            digest = tensor_files.write_tensors(temporary / f"{stem}.safetensors", content)
+            state.files[f"{stem}.safetensors"] = [digest]
+        write_state(temporary, state)
         _flush(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
@@ -172,8 +184,14 @@ def renew(run: RunFolder, state: TrainState, model: dict[str, Tensor], *, keep: 
     try:
         with without_interrupts():
             remove_unfinished(folder)
-            tensor_files.write_tensors(folder / "model.safetensors", model)
-            write_json(folder / STATE_NAME, asdict(state))
+            digest, name = tensor_files.digest_of(model), "model.safetensors"
+            files = read_state(folder, verify=False).files or {}
+            if files.get(name) != [digest]:
+                either = [*files.get(name, []), digest]
+                write_state(folder, replace(state, files=files | {name: either}))
+                tensor_files.write_tensors(folder / name, model)
+            state.files = files | {name: [digest]}
+            write_state(folder, state)
             _flush(folder)
     except OSError as error:
         raise CheckpointError(

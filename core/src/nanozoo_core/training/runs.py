@@ -28,7 +28,7 @@ from nanozoo_core.evaluation.score import evaluate
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
-from nanozoo_core.training import checkpoint
+from nanozoo_core.training import checkpoint, integrity
 from nanozoo_core.training.distributed import LossModule
 from nanozoo_core.training.run_data import RunData
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
@@ -56,35 +56,48 @@ def load_run(
     checkpoint: str = "latest",
     device: str = "auto",
     model_overrides: dict[str, Any] | None = None,
+    verify: bool = True,
 ) -> LoadedRun:
     """Loads a checkpoint (latest, best or a step number) of a run.
 
-    Args: model_overrides: settings of the model that scoring and decoding may change.
+    Args:
+        model_overrides: settings of the model that scoring and decoding may change.
+        verify: compare the run's files with the digests that it keeps.
 
-    Raises: CheckpointError when the folder is no run, or the checkpoint is missing, damaged or of a
-        model of another shape.
+    Raises: CheckpointError when the folder is no run, or the checkpoint is missing, damaged,
+        changed or of a model of another shape.
     """
     tune_process()
     stored = RunFolder(folder).read_config()
+    if verify:
+        integrity.check_config(RunFolder(folder))
     config = training_config(stored)
     path = _find_checkpoint(RunFolder(folder), checkpoint)
+    if verify:
+        integrity.check_run(RunFolder(folder), read_state(path))
     vocabulary = load_tokenizer(folder, config.data)
     changed = stored | {"model_cfg": config.model_cfg | (model_overrides or {})}
     model_cfg = resolve(changed).with_vocabulary(vocabulary.size).model_cfg
     adapter = load_adapter(config.model)
     model = adapter.build(model_cfg, vocabulary)
-    state = read_weights(model, path, config.model)
+    state = read_weights(model, path, config, verify=verify)
     place = devices.resolve_device(device)
     model.to(place).eval()
     return LoadedRun(folder, config, model_cfg, state, adapter, model, vocabulary, place)
 
 
-def read_weights(model: nn.Module, path: Path, name: str) -> TrainState:
-    """Fills `model` from a checkpoint folder, averaged weights last."""
-    state = read_state(path, of=name)
+def read_weights(
+    model: nn.Module, path: Path, config: TrainingConfig, *, verify: bool = True
+) -> TrainState:
+    """Fills `model` from a checkpoint folder, with averaged weights where the run keeps some."""
+    state = read_state(path, of=config.model, verify=verify)
+    stems = ("model", "ema") if config.train.ema > 0 else ("model",)
+    checkpoint.check_whole(path, stems, verify=verify)
     tensors = checkpoint.read_tensors(path, "model", tables=checkpoint.table_names(model))
-    if (path / "ema.safetensors").is_file():
-        tensors |= checkpoint.read_tensors(path, "ema")
+    if "ema" in stems:
+        average = checkpoint.read_tensors(path, "ema")
+        checkpoint.check_average(model, average, path)
+        tensors |= average
     checkpoint.load_model_tensors(model, tensors, path)
     return state
 

@@ -66,7 +66,7 @@ class Contestant:
         self.setup, self.device = setup, setup.device
         if assignment.run is not None:
             newest = RunFolder(assignment.run).latest_checkpoint()
-            runs.read_weights(setup.model, newest, setup.config.model)
+            runs.read_weights(setup.model, newest, setup.config)
 
     def facts(self) -> Facts:
         setup = self.setup
