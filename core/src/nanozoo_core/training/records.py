@@ -62,7 +62,8 @@ class RunRecords:
             if resumed is not None and (is_trained or resumed.validated_step != resumed.step):
                 rows = [r for r in rows if r["step"] < resumed.step or "val_bpb" not in r]
             folder.write_metrics(rows)
-            if resumed is None or folder.read_config() != config:  # last: what has one is a run
+            is_same = folder.is_config_whole and folder.read_config() == config
+            if resumed is None or not is_same:  # last: what has one is a run
                 folder.write_config(config)
             self._metrics = JsonLines(folder.metrics_path)
             if self._log.tensorboard:

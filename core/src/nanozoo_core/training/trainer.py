@@ -28,6 +28,7 @@ from nanozoo_core.training.claim import claim_folder
 from nanozoo_core.training.distributed import LossModule, parallelize, reshard, set_gradient_sync
 from nanozoo_core.training.divergence import diverged
 from nanozoo_core.training.ema import WeightAverage
+from nanozoo_core.training.integrity import note_run
 from nanozoo_core.training.loss_scale import LossScale
 from nanozoo_core.training.parts import Part, seed_dropout, with_totals
 from nanozoo_core.training.resume import (
@@ -125,6 +126,7 @@ class Trainer:
             data=self.setup.data,
         )
         if self.ranks.is_main:
+            note_run(self.folder, state)
             messages.introduce(self.setup, state, self.group_table, self.folder)
         bar = messages.Progress(config.model, budget, state, is_shown=self.ranks.is_main)
         try:
