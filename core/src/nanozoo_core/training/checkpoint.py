@@ -166,7 +166,7 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"the checkpoint of step {state.step} cannot be written to {run.checkpoints_path}: "
-            f"{_reason(error)}; earlier checkpoints are untouched"
+            f"{_reason(error)}; earlier checkpoints are untouched, and train resume={run} goes on"
         ) from error
     _remove_old(run, state, keep)
     return final
@@ -195,7 +195,8 @@ def renew(run: RunFolder, state: TrainState, model: dict[str, Tensor], *, keep: 
             _flush(folder)
     except OSError as error:
         raise CheckpointError(
-            f"the checkpoint {folder} cannot be written: {_reason(error)}; it is as it was"
+            f"the checkpoint {folder} cannot be written: {_reason(error)}; it is as it was, and "
+            f"train resume={run} goes on"
         ) from error
     _remove_old(run, state, keep)
 
