@@ -22,6 +22,7 @@ from nanozoo_core.errors import CheckpointError, NanozooError
 from nanozoo_core.files import UNFINISHED, remove_unfinished
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.sharding import gather_whole
+from nanozoo_core.training.claim import Claim
 from nanozoo_core.training.integrity import DamagedCheckpointError, check_files
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state, write_state
 from nanozoo_core.training.signals import without_interrupts
@@ -211,7 +212,7 @@ def _remove_old(run: RunFolder, state: TrainState, keep: int) -> None:
 
 
 def save_on_main(
-    run: RunFolder,
+    claim: Claim,
     state: TrainState,
     tensors: dict[str, dict[str, Tensor]],
     *,
@@ -219,12 +220,16 @@ def save_on_main(
     ranks: Ranks,
     tables: Set[str] = frozenset(),
 ) -> None:
-    """`save` on rank 0. Raises: its errors, on every rank."""
+    """`save` on rank 0, into the folder that is claimed.
+
+    Raises: on every rank, its errors; CheckpointError when the folder is there no more.
+    """
     problem: NanozooError | None = None
     if ranks.is_main:
         try:
+            claim.check_in_place()
             with without_interrupts():
-                save(run, state, tensors, keep=keep, tables=tables)
+                save(claim.folder, state, tensors, keep=keep, tables=tables)
         except NanozooError as error:
             problem = error
     problem = ranks.broadcast(problem)

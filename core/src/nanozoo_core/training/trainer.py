@@ -285,7 +285,7 @@ class Trainer:
         keep = self.config.checkpoint.keep
         try:
             checkpoint.save_on_main(
-                self.folder, self.state, tensors, keep=keep, ranks=self.ranks, tables=tables
+                self.claim, self.state, tensors, keep=keep, ranks=self.ranks, tables=tables
             )
         except NonFiniteError as error:
             sentence = f"{error} at step {self.state.step}, which is not saved"
@@ -311,6 +311,7 @@ class Trainer:
         self.state.last_good_step = self.state.step
         tensors = checkpoint.model_tensors(self.model)
         if self.ranks.is_main:
+            self.claim.check_in_place()
             checkpoint.renew(self.folder, self.state, tensors, keep=self.config.checkpoint.keep)
         if (received := agreed_signal(interrupts, self.ranks, self.device)) is not None:
             return self._leave(received)
