@@ -151,7 +151,7 @@ def test_exchanged_and_missing_parts_are_noticed(
         other = train(corpus, tmp_path / "other", "seed=1", "train.stop_after=1")
     exchange(run, other)
     with pytest.raises(CheckpointError, match=r"step_000004|config.yaml"):
-        runs.load_run(run.path, device="cpu")
+        runs.load_run(run.path, device="cpu", checkpoint="4")
 
 
 @pytest.mark.parametrize("exchange", [missing_average, missing_tensor, other_type])
@@ -166,7 +166,7 @@ def test_without_digests_parts_that_are_missing_or_of_another_type_are_noticed(
         write_state(run.checkpoint(step), state)
     for verify in (True, False):
         with pytest.raises(CheckpointError, match=r"ema.safetensors|averaged|type"):
-            runs.load_run(run.path, device="cpu", verify=verify)
+            runs.load_run(run.path, device="cpu", checkpoint="4", verify=verify)
     with pytest.raises(CheckpointError, match=r"step_000004"):
         resume(RunFolder(run.path), resume=f"{run}@4")
 

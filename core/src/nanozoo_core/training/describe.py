@@ -84,7 +84,8 @@ def _activations(resolved: ResolvedConfig, adapter: DefaultModelAdapter, plan: R
 
     model_cfg, stage = resolved.model_cfg, plan.stages[-1]
     windows = plan.micro_windows(stage)
-    dtype = torch.float32 if resolved.training.dtype == "float32" else torch.bfloat16
+    name = resolved.training.dtype
+    dtype: torch.dtype = torch.bfloat16 if name == "auto" else getattr(torch, name)
     vocabulary = estimate.UnknownVocabulary(resolved.vocab_size)
     with torch.random.fork_rng(devices=[]):
         model = adapter.build(model_cfg, vocabulary)

@@ -59,6 +59,8 @@ class TrainState:
     best_bpb: float | None = None
     best_step: int | None = None
     validated_step: int | None = None  # of the newest validation
+    loss_scale: float = 2.0**16  # of float16
+    steps_at_loss_scale: int = 0  # since it last changed
     last_good_step: int | None = None  # of the newest checkpoint from which a loss was finite
     # sha256 of each file of the checkpoint: of either, where a kill may leave one or the other.
     # These three are None in the states of older versions.
@@ -182,14 +184,6 @@ class RunFolder:
         if not steps:
             raise CheckpointError(f"{self} has no checkpoint to continue from")
         return self.checkpoint(steps[-1])
-
-    def best_checkpoint(self) -> Path:
-        """The checkpoint with the lowest validation score, or the newest if none was scored."""
-        newest = self.latest_checkpoint()
-        step = read_state(newest, verify=False).best_step
-        if step is not None and self.checkpoint(step).is_dir():
-            return self.checkpoint(step)
-        return newest
 
     def set_aside_after(self, step: int) -> list[tuple[Path, str]]:
         """Renames the checkpoints after a step, so that the newest is again the last by number.
