@@ -342,8 +342,8 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_newest(
     half: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     newest, best = half.checkpoint_steps()[-1], half.checkpoint_steps()[0]
-    state = read_state(half.checkpoint(newest))
-    write_state(half.checkpoint(newest), dataclasses.replace(state, best_step=best))
+    path = half.checkpoint(newest)
+    write_state(path, dataclasses.replace(read_state(path), best_step=best))
     assert checkpoint.best_whole(half, ("model",)) == best
     (half.checkpoint(best) / "model.safetensors").write_bytes(b"")
     assert runs.load_run(half.path, device="cpu", checkpoint="best").state.step == newest

@@ -23,6 +23,7 @@ from nanozoo_core.errors import CheckpointError, NanozooError
 from nanozoo_core.files import UNFINISHED, remove_unfinished
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.sharding import gather_whole
+from nanozoo_core.training.claim import Claim
 from nanozoo_core.training.integrity import DamagedCheckpointError, check_files
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state, write_state
 from nanozoo_core.training.signals import without_interrupts
@@ -59,7 +60,8 @@ def check_whole(path: Path, stems: tuple[str, ...], *, verify: bool = True) -> N
 
 
 def newest_whole(run: RunFolder, stems: tuple[str, ...], *, verify: bool = True) -> int:
-    """The step of the newest checkpoint that `check_whole` passes; newer ones are warned of.
+    """The step of the newest checkpoint whose files can be read; a newer one that cannot is warned
+    of.
 
     Raises: CheckpointError when there is none, or one is a pickle.
     """
@@ -204,7 +206,7 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"the checkpoint of step {state.step} cannot be written to {run.checkpoints_path}: "
-            f"{_reason(error)}; earlier checkpoints are untouched"
+            f"{_reason(error)}; earlier checkpoints are untouched, and train resume={run} goes on"
         ) from error
     _remove_old(run, state, keep)
     return final
@@ -233,7 +235,8 @@ def renew(run: RunFolder, state: TrainState, model: dict[str, Tensor], *, keep: 
             _flush(folder)
     except OSError as error:
         raise CheckpointError(
-            f"the checkpoint {folder} cannot be written: {_reason(error)}; it is as it was"
+            f"the checkpoint {folder} cannot be written: {_reason(error)}; it is as it was, and "
+            f"train resume={run} goes on"
         ) from error
     _remove_old(run, state, keep)
 
@@ -248,7 +251,7 @@ def _remove_old(run: RunFolder, state: TrainState, keep: int) -> None:
 
 
 def save_on_main(
-    run: RunFolder,
+    claim: Claim,
     state: TrainState,
     tensors: dict[str, dict[str, Tensor]],
     *,
@@ -256,12 +259,16 @@ def save_on_main(
     ranks: Ranks,
     tables: Set[str] = frozenset(),
 ) -> None:
-    """`save` on rank 0. Raises: its errors, on every rank."""
+    """`save` on rank 0, into the folder that is claimed.
+
+    Raises: on every rank, its errors; CheckpointError when the folder is there no more.
+    """
     problem: NanozooError | None = None
     if ranks.is_main:
         try:
+            claim.check_in_place()
             with without_interrupts():
-                save(run, state, tensors, keep=keep, tables=tables)
+                save(claim.folder, state, tensors, keep=keep, tables=tables)
         except NanozooError as error:
             problem = error
     problem = ranks.broadcast(problem)

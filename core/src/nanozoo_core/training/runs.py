@@ -80,21 +80,17 @@ def load_run(
     model_cfg = resolve(changed).with_vocabulary(vocabulary.size).model_cfg
     adapter = load_adapter(config.model)
     model = adapter.build(model_cfg, vocabulary)
-    state = read_weights(model, path, config, verify=verify)
+    state = read_weights(model, path, config)
     place = devices.resolve_device(device)
     model.to(place).eval()
     return LoadedRun(folder, config, model_cfg, state, adapter, model, vocabulary, place)
 
 
-def read_weights(
-    model: nn.Module, path: Path, config: TrainingConfig, *, verify: bool = True
-) -> TrainState:
-    """Fills `model` from a checkpoint folder, with averaged weights where the run keeps some."""
-    state = read_state(path, of=config.model, verify=verify)
-    stems = _stems_to_read(config)
-    checkpoint.check_whole(path, stems, verify=verify)
+def read_weights(model: nn.Module, path: Path, config: TrainingConfig) -> TrainState:
+    """Fills `model` from what `find_checkpoint` has found, averaged weights where there are any."""
+    state = read_state(path, of=config.model, verify=False)
     tensors = checkpoint.read_tensors(path, "model", tables=checkpoint.table_names(model))
-    if "ema" in stems:
+    if config.train.ema > 0:
         average = checkpoint.read_tensors(path, "ema")
         checkpoint.check_average(model, average, path)
         tensors |= average
@@ -173,17 +169,15 @@ def find_checkpoint(
 
     Raises: CheckpointError when there is none.
     """
+    stems = ("model", "ema") if config.train.ema > 0 else ("model",)
     if which in ("latest", "best"):
         find = checkpoint.newest_whole if which == "latest" else checkpoint.best_whole
-        return folder.checkpoint(find(folder, _stems_to_read(config), verify=verify))
+        return folder.checkpoint(find(folder, stems, verify=verify))
     path = folder.checkpoint(int(which)) if which.isdigit() else None
     if path is None or not path.is_dir():
         steps = ", ".join(map(str, folder.checkpoint_steps())) or "none"
         raise CheckpointError(
             f"--checkpoint={which} is not in {folder}; use latest, best or one of: {steps}"
         )
+    checkpoint.check_whole(path, stems, verify=verify)
     return path
-
-
-def _stems_to_read(config: TrainingConfig) -> tuple[str, ...]:
-    return ("model", "ema") if config.train.ema > 0 else ("model",)

@@ -8,7 +8,6 @@ A lock keeps two processes off one run: after a kill the old process may still b
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -25,13 +24,12 @@ from nanozoo_core.training.run_folder import RunFolder
 
 def settings_for(member: Member) -> ResolvedConfig | None:
     """What is to be trained: from the start, from the last checkpoint, or (None) nothing, since the
-    run is done. A run that died before its first checkpoint starts again."""
+    run is done. A run that died before its first checkpoint begins anew, as every run does."""
     run = RunFolder(member.folder)
     if run.is_finished:
         return None
     if run.has_checkpoint:
         return resolve(run.read_config() | {"resume": str(run)})
-    shutil.rmtree(member.folder, ignore_errors=True)
     recipe = Path(member.source[1]) if member.source[0] == "--config" else None
     overrides = [*member.overrides, f"run_dir={quoted(str(member.folder))}"]
     return compose_values(overrides, model=member.model, recipe=recipe)
