@@ -68,9 +68,15 @@ def test_a_process_whose_reader_is_gone_ends_well(tmp_path: Path) -> None:
         "    out('second')\n"
         "open('done', 'w').close()\n"
     )
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with broken_pipe() as stdout, broken_pipe() as stderr:
         ended = subprocess.run(
-            [sys.executable, str(script)], stdout=stdout, stderr=stderr, cwd=tmp_path, check=False
+            [sys.executable, str(script)],
+            stdout=stdout,
+            stderr=stderr,
+            cwd=tmp_path,
+            env=buffered,
+            check=False,
         )
         for stream in (stdout, stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
