@@ -22,7 +22,7 @@ def compare(words: Sequence[str]) -> None:
         when some runs failed, the report being written all the same.
     """
     request = parse(words)
-    entries, failures = train(request)
+    entries, failures = train_members(request)
     report = Report(title(request), request.command, entries, failures)
     write_report(request.folder, report)
     say("\n" + _summary(report, request.folder))
@@ -30,7 +30,7 @@ def compare(words: Sequence[str]) -> None:
         raise NanozooError("\n".join(f"{name}: {text}" for name, text in failures.items()))
 
 
-def train(request: Request) -> tuple[list[Entry], dict[str, str]]:
+def train_members(request: Request) -> tuple[list[Entry], dict[str, str]]:
     """Trains what the request asks for and is not there yet.
 
     Returns: the entries with a finished run, and a sentence for everything that failed, by name.
