@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from nanozoo_core.machine.terminal import harmless, out, say, text_table, warn
+from nanozoo_core.machine.terminal import harmless, out, reported_errors, say, text_table, warn
 
 
 @pytest.mark.parametrize(("encoding", "shown"), [("cp1252", "caf\u00e9 ??"), ("ascii", "caf? ??")])
@@ -25,6 +25,13 @@ def test_a_terminal_obeys_no_text_of_a_model() -> None:
     assert (
         harmless("tab\tline\ncaf\u00e9 \U0001f600\u200d") == "tab\tline\ncaf\u00e9 \U0001f600\u200d"
     )
+
+
+def test_ctrl_c_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, reported_errors():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
 
 
 def test_columns_of_a_table_stand_under_each_other() -> None:

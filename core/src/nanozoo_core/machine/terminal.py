@@ -1,8 +1,9 @@
-"""What is said to the person at the terminal."""
+"""What is said to the person at the terminal, if there still is one: nothing here raises."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
@@ -10,14 +11,16 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from nanozoo_core.errors import NanozooError
+from nanozoo_core.machine.streams import steady, steady_output
 
 
 def say(text: str) -> None:
     """A line on stdout, clear of the progress bar."""
     from tqdm import tqdm
 
-    tqdm.write(showable(text, sys.stdout), file=sys.stdout)
-    sys.stdout.flush()
+    stream = steady(sys.stdout)
+    tqdm.write(showable(text, stream), file=stream)
+    stream.flush()
 
 
 def out(text: str) -> None:
@@ -32,7 +35,7 @@ def warn(text: str) -> None:
 
 def write(text: str, *, to: TextIO | None = None) -> None:
     """A text, on stdout unless told otherwise, at once."""
-    stream = sys.stdout if to is None else to
+    stream = steady(sys.stdout if to is None else to)
     stream.write(showable(text, stream))
     stream.flush()
 
@@ -76,9 +79,18 @@ def text_table(rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> 
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
-    """Prints what the user can mend as plain sentences and exits with status 1."""
+    """Prints what the user can mend as plain sentences and exits with status 1; on Ctrl-C with one
+    and status 130. Inside it a lost terminal stops nothing."""
+    with steady_output():
+        yield from _reported()
+
+
+def _reported() -> Iterator[None]:
     try:
         yield
+    except KeyboardInterrupt:
+        warn("stopped by Ctrl-C")
+        sys.exit(128 + signal.SIGINT)
     except NanozooError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

@@ -106,6 +106,11 @@ class OptimizerSet:
                 if self._is_due(group):
                     parameter.grad = None
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether gradients of some group wait for a later step."""
+        return any(group["every"] > 1 for o in self.optimizers for group in o.param_groups)
+
     def _is_due(self, group: dict) -> bool:
         return (self._step + 1) % group["every"] == 0
 

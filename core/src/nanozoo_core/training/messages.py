@@ -92,6 +92,14 @@ def say_stopped(step: int, received: int | None, folder: RunFolder, *, is_traine
     say(f"{text}\n  train resume={folder}")
 
 
+def say_saved(step: int, folder: RunFolder) -> None:
+    """Says what an error, which is told after it, has left."""
+    say(
+        f"an error stops the run; step {step} is in a checkpoint. Continue with:\n"
+        f"  train resume={folder}"
+    )
+
+
 def say_aborted(folder: RunFolder) -> None:
     """Says what is left of a run that did not wait for the end of its step."""
     if folder.has_checkpoint:

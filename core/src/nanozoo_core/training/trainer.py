@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import signal
 import time
@@ -43,6 +44,8 @@ from nanozoo_core.training.setup import set_up
 from nanozoo_core.training.signals import agreed_signal, catch_signals
 from nanozoo_core.training.step_metrics import StepMetrics
 from nanozoo_core.training.tracking import import_wandb
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Trainer:
         self.settings = config_to_store(config, setup.model_cfg)
         self.state = TrainState(model=config.model)
         self.saved_step: int | None = None  # of the newest checkpoint
+        self.is_whole = True  # whether weights and state are those of one step
         if resumed is not None:
             with self.claim.released_on_error():
                 self.state = take_over(setup, resumed, self.optimizers, self.average)
@@ -152,6 +156,11 @@ class Trainer:
                     return self._leave(interrupted)
             bar.close()
             return self._finish(interrupts)
+        except NonFiniteError:
+            raise
+        except Exception:
+            self._save_after_an_error()
+            raise
         finally:
             bar.close()
             self.records.close()
@@ -174,6 +183,9 @@ class Trainer:
             world_size=self.ranks.world_size,
             num_micro_steps=stage.num_micro_steps,
         )
+        # Until the weights move they are those of the last step, and so is the rest of the state
+        # but for gradients that wait for a later step.
+        self.is_whole = not self.optimizers.has_waiting
         self._prepare(step)
         parts: list[Part] = []
         for micro_step in range(stage.num_micro_steps):
@@ -192,6 +204,7 @@ class Trainer:
         self.loss_scale.count()
         if self.saved_step == state.step:
             state.last_good_step = state.step
+        self.is_whole = False
         self.optimizers.step()
         self.optimizers.zero_grad()
         with torch.no_grad():
@@ -201,7 +214,9 @@ class Trainer:
         elapsed = time.perf_counter() - started
         if config.train.max_seconds is not None:  # every rank must agree on the clock
             elapsed = self.ranks.broadcast(elapsed)
-        return self._count(number, elapsed, measured, grad_norm)
+        row = self._count(number, elapsed, measured, grad_norm)
+        self.is_whole = True
+        return row
 
     def _prepare(self, step: Step) -> None:
         """Tells the model which step begins, or begins again."""
@@ -302,6 +317,7 @@ class Trainer:
         tensors = gather_tensors(self.model, self.optimizers, self.average)
         tables = checkpoint.table_names(self.model)
         keep = self.config.checkpoint.keep
+        self.is_whole = False  # for what one attempt cannot save another cannot
         try:
             checkpoint.save_on_main(
                 self.claim, self.state, tensors, keep=keep, ranks=self.ranks, tables=tables
@@ -309,7 +325,20 @@ class Trainer:
         except NonFiniteError as error:
             sentence = f"{error} at step {self.state.step}, which is not saved"
             raise diverged(sentence, self.state, self.folder) from error
-        self.saved_step = self.state.step
+        self.saved_step, self.is_whole = self.state.step, True
+
+    def _save_after_an_error(self) -> None:
+        """Keeps what was trained since the last checkpoint. On several ranks it does not: a save is
+        their common work, and the others do not know of the error."""
+        is_new = self.state.step not in (0, self.saved_step)
+        if self.ranks.world_size > 1 or not self.is_whole or not is_new:
+            return
+        try:
+            self._save()
+        except Exception as error:  # such as that of a full disk, which may have led here
+            log.warning("step %d is lost, because it cannot be saved: %s", self.state.step, error)
+            return
+        messages.say_saved(self.state.step, self.folder)
 
     def _leave(self, received: int | None) -> Result:
         """Ends an unfinished run, with its checkpoint written."""
