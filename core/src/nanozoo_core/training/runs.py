@@ -30,6 +30,7 @@ from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training import checkpoint
 from nanozoo_core.training.distributed import LossModule
+from nanozoo_core.training.memory import WEIGHTS, require_room_for_model
 from nanozoo_core.training.run_data import RunData
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
 
@@ -72,9 +73,10 @@ def load_run(
     changed = stored | {"model_cfg": config.model_cfg | (model_overrides or {})}
     model_cfg = resolve(changed).with_vocabulary(vocabulary.size).model_cfg
     adapter = load_adapter(config.model)
+    place = devices.resolve_device(device)
+    require_room_for_model(adapter, config.model, model_cfg, place, each=WEIGHTS)
     model = adapter.build(model_cfg, vocabulary)
     state = read_weights(model, path, config.model)
-    place = devices.resolve_device(device)
     model.to(place).eval()
     return LoadedRun(folder, config, model_cfg, state, adapter, model, vocabulary, place)
 
