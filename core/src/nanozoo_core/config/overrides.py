@@ -9,6 +9,11 @@ from typing import Any
 
 from nanozoo_core.errors import ConfigError
 
+PATHS = ("data.path", "run_dir", "resume", "folder")
+"""Settings and options that are paths: these may hold any sign without quotes."""
+LISTS_OF_PATHS = ("models", "runs")
+PLAIN = "-_./:+%@*?|, \\"  # signs that the grammar takes without quotes
+
 
 @dataclass(frozen=True)
 class Override:
@@ -32,18 +37,47 @@ def parse_override(word: str) -> Override:
         parsed = OverridesParser.create().parse_override(word)
         value = list(parsed.sweep_iterator()) if parsed.is_sweep_override() else parsed.value()
     except HydraException as error:
-        raise unreadable(word, str(error).splitlines()[0]) from error
+        if (name := key.lstrip("+")) in PATHS:
+            return Override(name, text, text)
+        if name in LISTS_OF_PATHS and not set(text) & set("'\"[]{}"):
+            return Override(name, text.split(","), text)
+        raise unreadable(word) from error
     return Override(key.lstrip("+"), _plain(value), text)
 
 
-def unreadable(word: str, reason: str) -> ConfigError:
+def with_quoted_path(word: str) -> str:
+    """A word with its value in quotes where that is a path which the grammar would not take."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, _, text = word.partition("=")
+    if key.lstrip("+") in PATHS:
+        try:
+            OverridesParser.create().parse_override(word)
+        except HydraException:
+            return f"{key}={quoted(text)}"
+    return word
+
+
+def unreadable(word: str) -> ConfigError:
     """What every command says of a word that Hydra's grammar does not take, and how to quote its
     value."""
+    word = word.encode("unicode_escape").decode("ascii") if not word.isprintable() else word
     key, equals, value = word.partition("=")
+    reason = _reason(value if equals else word)
     example = value if value and not set(value) & set("'\"$`\\!") else "my text"
     advice = "; a value with other signs than letters, digits and -_./: goes in quotes, as in "
     advice += f"{key}=\"'{example}'\""
     return ConfigError(f"'{word}' cannot be read: {reason}" + (advice if equals else ""))
+
+
+def _reason(value: str) -> str:
+    if any(value.count(quote) % 2 for quote in "'\""):
+        return "a quote in it is not closed"
+    if any(value.count(pair[0]) != value.count(pair[1]) for pair in ("[]", "{}", "()")):
+        return "a bracket in it is not closed"
+    odd = next((c for c in value if not (c.isascii() and (c.isalnum() or c in PLAIN))), None)
+    return "its value has no such form" if odd is None else f"it has the sign {odd} without quotes"
 
 
 def section_values(words: Sequence[str], *, section: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from nanozoo_core.config.ranges import (
     Share,
 )
 from nanozoo_core.errors import Problems
+from nanozoo_core.machine.paths import require_path
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         p = Problems()
+        for path in [self.path] if isinstance(self.path, str) else self.path or []:
+            require_path(p, "data.path", path)
         p.require(
             self.tokenizer != "bpe" or 257 <= self.vocab_size <= 65536,
             f"data.vocab_size={self.vocab_size} must be between 257 (all bytes and the separator) "
@@ -287,6 +290,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         p = Problems()
+        for key in ("resume", "run_dir"):
+            require_path(p, key, getattr(self, key))
         p.require(
             self.resume_data == "same" or self.resume is not None,
             f"resume_data={self.resume_data} has no effect without resume=RUN; leave it out",

@@ -133,7 +133,7 @@ class RunFolder:
         """Steps with a checkpoint, ascending."""
         found = self.checkpoints_path.glob(f"{STEP_PREFIX}*")
         names = [path.name.removeprefix(STEP_PREFIX) for path in found]
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def latest_checkpoint(self) -> Path:
         """The folder of the newest checkpoint. Raises: CheckpointError when there is none."""
@@ -266,6 +266,6 @@ def read_state(checkpoint: Path, *, of: str | None = None) -> TrainState:
 def parse_resume(resume: str) -> tuple[RunFolder, int | None]:
     """The run that `resume=RUN` or `resume=RUN@STEP` names, and the step."""
     run, at, step = resume.rpartition("@")
-    if at and step.isdigit() and not Path(resume).is_dir():
+    if at and step.isdecimal() and step.isascii() and not Path(resume).is_dir():
         return RunFolder(Path(run)), int(step)
     return RunFolder(Path(resume)), None

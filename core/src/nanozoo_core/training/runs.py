@@ -155,7 +155,7 @@ def _find_checkpoint(folder: RunFolder, which: str) -> Path:
         return folder.latest_checkpoint()
     if which == "best":
         return folder.best_checkpoint()
-    path = folder.checkpoint(int(which)) if which.isdigit() else None
+    path = folder.checkpoint(int(which)) if which.isascii() and which.isdigit() else None
     if path is None or not path.is_dir():
         steps = ", ".join(map(str, folder.checkpoint_steps())) or "none"
         raise CheckpointError(
