@@ -263,6 +263,13 @@ def docs_commands(session: nox.Session) -> None:
 
 
 @nox.session
+def figures(session: nox.Session) -> None:
+    """Runs the commands behind the figures of the READMEs, or those named, and compares (long)."""
+    sync(session, "--all-packages", "--all-groups")
+    session.run("python", "docs/figures.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Builds the pages of docs/ as a site in docs/site; a broken link fails."""
     sync(session, "--only-group", "docs")

@@ -43,7 +43,7 @@ def test_a_full_disk_at_any_write_leaves_the_old_tensors(tmp_path: Path) -> None
     old, new = ({name: torch.full((3,), value) for name in "ab"} for value in (1.0, 2.0))
     with full_disk() as disk:
         write_tensors(path, old)
-    for room in range(disk.num_writes):
+    for room in range(len(disk.writes)):
         with full_disk(room), pytest.raises(WriteError, match="No space left"):
             write_tensors(path, new)
         assert torch.equal(read_tensors(path)["b"], old["b"])

@@ -39,7 +39,7 @@ ALIGNMENT = 8  # of the first tensor, as the format asks
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Writes tensors that share no memory as one file.
+    """Writes tensors as one file; what they share of memory is written for each.
 
     Returns: the sha256 of the file, 64 hex digits.
     Raises: WriteError.

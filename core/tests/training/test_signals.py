@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from nanozoo_core import tensor_files
 from nanozoo_core.config import compose_config, resolve
-from nanozoo_core.training import checkpoint, finish, runs, trainer
+from nanozoo_core.training import finish, runs, trainer
 from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.signals import catch_signals, without_interrupts
 
@@ -79,14 +80,15 @@ def test_a_second_interrupt_leaves_at_once_and_says_what_is_there(
 def test_interrupts_while_a_checkpoint_is_written_leave_it_whole(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    plain, waiting = checkpoint.save_file, [times]
+    plain, waiting = tensor_files.write_tensors, [times]
 
-    def interrupted(*arguments: Any, **rest: Any) -> None:
-        plain(*arguments, **rest)
+    def interrupted(*arguments: Any) -> str:
+        digest = plain(*arguments)
         if waiting:
             interrupt(waiting.pop())
+        return digest
 
-    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    monkeypatch.setattr(tensor_files, "write_tensors", interrupted)
     result = train(corpus, tmp_path / "run")
     assert result.signal == signal.SIGINT
     folder = RunFolder(tmp_path / "run")

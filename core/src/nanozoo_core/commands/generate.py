@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load, model_values
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.files import write_text
 from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import harmless, out, warn, write
 
@@ -120,7 +121,7 @@ def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]
         warn(tally.describe())
     if arguments.trace is not None:
         title = f"{run.config.model}: {arguments.run}"
-        arguments.trace.write_text(trace_page(title, traces, run.vocabulary), encoding="utf-8")
+        write_text(arguments.trace, trace_page(title, traces, run.vocabulary))
 
 
 def _sampling_settings(arguments: argparse.Namespace, seed: int, trace: Trace) -> SamplingSettings:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core import registry
-from nanozoo_core.config.overrides import quoted, unreadable, with_quoted_path
+from nanozoo_core.config.overrides import quoted, resolved_values, unreadable, with_quoted_path
 from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.config.settings import TrainingConfig
 from nanozoo_core.errors import ConfigError, suggest
@@ -98,7 +98,7 @@ def plain(composed: Any) -> dict[str, Any]:
 
     Args: composed: Hydra's config, its own node `hydra` included.
     """
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     choice = composed.hydra.runtime.choices.get("model")
@@ -106,7 +106,7 @@ def plain(composed: Any) -> dict[str, Any]:
         settings = composed.copy()
         del settings["hydra"]
     try:
-        data = OmegaConf.to_container(settings, resolve=True)
+        data = resolved_values(settings)
     except OmegaConfBaseException as error:
         raise as_config_error(error) from error
     assert isinstance(data, dict)

@@ -36,6 +36,11 @@ class ControlConfig:
         p.require_stack(self)
 
     @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.model_dim // self.num_heads
+
+    @property
     def mlp_dim(self) -> int:
         """Width of the MLP."""
         return int(self.mlp_ratio * self.model_dim)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.terminal import conceal
 
 PATHS = ("data.path", "run_dir", "resume", "folder")
 """Settings and options that are paths: these may hold any sign without quotes."""
@@ -109,17 +111,67 @@ def quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
+class Referred(str):
+    """A text of the environment; `reference` is how the settings say it, as ${oc.env:TOKEN}.
+
+    Such a text may be a secret: it is stored as its reference, and errors show no more.
+    """
+
+    reference: str
+
+    def __new__(cls, text: str, reference: str = "") -> Referred:
+        made = super().__new__(cls, text)
+        made.reference = reference
+        return made
+
+
+_VARIABLE = re.compile(r"\$\{\s*oc\.env:\s*([A-Za-z_]\w*)")
+
+
+def resolved_values(config: Any) -> Any:
+    """Settings of OmegaConf as plain values, references resolved, those to the environment marked.
+
+    Raises: OmegaConfBaseException.
+    """
+    from omegaconf import OmegaConf
+
+    raw = OmegaConf.to_container(config, resolve=False)
+    return _marked(raw, OmegaConf.to_container(config, resolve=True))
+
+
+def _marked(raw: Any, value: Any) -> Any:
+    if isinstance(raw, dict) and isinstance(value, dict):
+        return {key: _marked(raw[key], part) for key, part in value.items()}
+    if isinstance(raw, list) and isinstance(value, list):
+        return [_marked(*pair) for pair in zip(raw, value, strict=True)]
+    variables = _VARIABLE.findall(raw) if isinstance(raw, str) else []
+    for name in variables:
+        conceal(os.environ.get(name, ""), f"${{oc.env:{name}}}")
+    return Referred(value, raw) if variables and isinstance(value, str) else value
+
+
+def as_written(value: Any) -> Any:
+    """Nested settings with references in place of what they refer to in the environment."""
+    if isinstance(value, dict):
+        return {key: as_written(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [as_written(part) for part in value]
+    return value.reference if isinstance(value, Referred) else value
+
+
 def literal(text: str) -> str:
     """A text as OmegaConf reads it back: its `${` begins no reference to another setting."""
     return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)
 
 
 def all_literal(value: Any) -> Any:
-    """`literal` of every text in nested settings."""
+    """`literal` of every text in nested settings, but for references to the environment."""
     if isinstance(value, dict):
         return {key: all_literal(part) for key, part in value.items()}
     if isinstance(value, list):
         return [all_literal(part) for part in value]
+    if isinstance(value, Referred):
+        return value.reference
     return literal(value) if isinstance(value, str) else value
 
 

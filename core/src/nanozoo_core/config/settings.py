@@ -269,8 +269,9 @@ class TrainingConfig:
     """Decides the data order, the initial weights and all noise."""
     device: Literal["auto", "cpu", "cuda", "mps"]
     """auto takes the best that is there."""
-    dtype: Literal["auto", "float32", "bfloat16"]
-    """Autocast precision; auto is bfloat16 on GPUs that are good at it, else float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    """Autocast precision; auto is bfloat16 on GPUs that are good at it, else float32. float16, with
+    a loss scale that finds itself, is for GPUs older than those."""
     compile: Literal["auto", True, False]
     """torch.compile; auto compiles on CUDA only."""
     resume: str | None

@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from nanozoo_core.errors import DataError
+from nanozoo_core.files import write_json
 
 
 def cache_root() -> Path:
@@ -81,10 +82,8 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     return folder
 
 
-def write_json(path: Path, value: object) -> None:
-    """Writes a small JSON file that is never seen half written."""
+def write_record(path: Path, value: object) -> None:
+    """Writes a small JSON file of the cache. Raises: DataError."""
     with cache_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(value), encoding="utf-8")
-        unfinished.replace(path)
+        write_json(path, value, indent=None)

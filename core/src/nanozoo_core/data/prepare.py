@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanozoo_core.config import DataConfig
-from nanozoo_core.data.cache import build_once, cache_root, digest, write_json
+from nanozoo_core.data.cache import build_once, cache_root, digest, write_record
 from nanozoo_core.data.corpora import (
     TextCorpus,
     document_digest,
@@ -209,7 +209,7 @@ def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
                 writer.write(vocabulary.separator, vocabulary.encode_array(document))
         fingerprint = digest([sorted(digests), sorted(chosen)])
         all_utf8 = all(is_utf8(document) for document in corpus.documents())
-        write_json(folder / "corpus.json", {"fingerprint": fingerprint, "is_utf8": all_utf8})
+        write_record(folder / "corpus.json", {"fingerprint": fingerprint, "is_utf8": all_utf8})
 
     vocabulary = ByteTokenizer()
     identity = digest([_FORMAT, corpus.name, corpus.identity, data.val_fraction])

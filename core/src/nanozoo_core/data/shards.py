@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from nanozoo_core.data.cache import cache_errors, cache_root, digest, write_json
+from nanozoo_core.data.cache import cache_errors, cache_root, digest, write_record
 from nanozoo_core.errors import DataError
+from nanozoo_core.files import whole_file
 
 MAGIC = 20240520
 VERSION = 1
@@ -182,7 +182,7 @@ def shard_content(shard: Shard, token_bytes: Counts) -> ShardContent:
         num_bytes += int(counts[chunk].sum())
         content.update(chunk.data)
     found = ShardContent(largest, num_bytes, content.hexdigest())
-    write_json(record, vars(found))
+    write_record(record, vars(found))
     return found
 
 
@@ -196,9 +196,8 @@ def document_starts(shard: Shard, separator: int) -> Counts:
         ]
         with cache_errors():
             index.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = index.with_name(f".{os.getpid()}.{index.name}")
-            np.save(unfinished, np.concatenate(parts).astype(np.int64))
-            unfinished.replace(index)
+            with whole_file(index) as file:
+                np.save(file, np.concatenate(parts).astype(np.int64))
     return np.load(index)
 
 

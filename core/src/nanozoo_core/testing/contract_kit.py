@@ -331,13 +331,20 @@ class ModelContract(TrainingContract):
     def test_bfloat16_agrees_with_float32(self) -> None:
         """Autocast rounds products to 8 bits. The weights are moved first: a model as it starts
         predicts evenly, whatever its parts compute."""
+        self.assert_rounding_moves_scores_by(torch.bfloat16, self.bfloat16_tolerance)
+
+    def test_float16_agrees_with_float32(self) -> None:
+        """Autocast rounds products to 11 bits."""
+        self.assert_rounding_moves_scores_by(torch.float16, self.bfloat16_tolerance / 8)
+
+    def assert_rounding_moves_scores_by(self, dtype: torch.dtype, tolerance: float) -> None:
         adapter, model = self.build(ToyVocabulary(self.toy_vocab))
         self.perturb(model, self.bfloat16_perturbation)
         tokens = self.random_tokens(self.toy_vocab, 8)
         exact = self.nats(adapter, model, tokens)
-        with autocast(CPU, torch.bfloat16):
+        with autocast(CPU, dtype):
             rounded = self.nats(adapter, model, tokens)
-        torch.testing.assert_close(rounded, exact, rtol=self.bfloat16_tolerance, atol=0)
+        torch.testing.assert_close(rounded, exact, rtol=tolerance, atol=0)
 
     def test_needs_no_float64_of_the_device(
         self, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""A disk that is full from some write on, for all that is written by `nanozoo_core.files`."""
+"""A disk that is full, or a kill, from some write on, for all that `nanozoo_core.files` writes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,33 @@ from unittest.mock import patch
 from nanozoo_core import files
 
 
-class FullDisk:
-    """Counts the writes; from number `room` on (None: never) the disk is full. A write that fails
-    leaves half of its bytes behind, as disks do."""
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it, and nothing tidies up."""
 
-    def __init__(self, room: int | None = None) -> None:
-        self.room = room
-        self.num_writes = 0
+
+class FullDisk:
+    """Notes the files of all writes; after `room` writes (None: never) the disk is full. A write
+    that fails leaves half of its bytes behind, as disks do."""
+
+    def __init__(self, room: int | None = None, *, kills: bool = False) -> None:
+        self.room, self.kills = room, kills
+        self.writes: list[str] = []
 
     def write(self, file: IO[bytes], data: Any) -> int:
-        self.num_writes += 1
-        if self.room is not None and self.num_writes > self.room:
+        name = Path(file.name).name
+        if name.startswith(files.UNFINISHED):
+            name = name.removeprefix(files.UNFINISHED).partition("-")[2]
+        self.writes.append(name)
+        if self.room is not None and len(self.writes) > self.room:
             file.write(bytes(data)[: len(bytes(data)) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise Killed if self.kills else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return file.write(data)
+
+    def turning_points(self) -> list[int]:
+        """The numbers of the writes at which another file begins, and of the last."""
+        last = len(self.writes) - 1
+        begins = (n for n in range(last) if n == 0 or self.writes[n] != self.writes[n - 1])
+        return [*begins, last]
 
 
 class _File:
@@ -53,13 +66,19 @@ class _File:
 
 
 @contextmanager
-def full_disk(room: int | None = None) -> Iterator[FullDisk]:
-    """Inside it there is room for so many writes; for any number, which are counted, with None."""
-    disk = FullDisk(room)
+def full_disk(room: int | None = None, *, kills: bool = False) -> Iterator[FullDisk]:
+    """Inside it there is room for so many writes, and for any number with None. Args: kills: the
+    write after them is killed instead, and leaves what was unfinished."""
+    disk = FullDisk(room, kills=kills)
     plain = files._opened
 
     def opened(path: Path, mode: str, *, buffering: int = -1) -> Any:
         return _File(plain(path, mode, buffering=buffering), disk)
 
-    with patch.object(files, "_opened", opened):
+    def removed(path: Path) -> None:
+        if not kills:
+            tidy(path)
+
+    tidy = files._remove_quietly
+    with patch.object(files, "_opened", opened), patch.object(files, "_remove_quietly", removed):
         yield disk

@@ -7,7 +7,6 @@ flushed to disk and renamed.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import asdict
@@ -15,16 +14,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nanozoo_core import tensor_files
 from nanozoo_core.errors import CheckpointError
+from nanozoo_core.files import UNFINISHED, remove_unfinished, write_json
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.sharding import gather_whole
-from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
+from nanozoo_core.training.run_folder import STATE_NAME, RunFolder, TrainState, read_state
 from nanozoo_core.training.signals import without_interrupts
-
-TEMPORARY = ".writing-"
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -114,19 +112,18 @@ def save(
     Raises: CheckpointError when the disk refuses; older checkpoints are then untouched.
     """
     final = run.checkpoint(state.step)
-    temporary = run.checkpoints_path / f"{TEMPORARY}{final.name}"
+    temporary = run.checkpoints_path / f"{UNFINISHED}{final.name}"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_unfinished(run.checkpoints_path)
         temporary.mkdir(parents=True)
         for stem, content in tensors.items():
-            _write_tensors(content, temporary / f"{stem}.safetensors")
-        _write_state(state, temporary / "state.json")
-        for path in temporary.iterdir():
-            _flush(path)
+            tensor_files.write_tensors(temporary / f"{stem}.safetensors", content)
+        write_json(temporary / STATE_NAME, asdict(state))
+        _flush(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _flush(run.checkpoints_path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"the checkpoint of step {state.step} cannot be written to {run.checkpoints_path}: "
@@ -147,13 +144,11 @@ def renew(run: RunFolder, state: TrainState, model: dict[str, Tensor], *, keep: 
     folder = run.checkpoint(state.step)
     try:
         with without_interrupts():
-            _write_tensors(model, folder / f"{TEMPORARY}model.safetensors")
-            _write_state(state, folder / f"{TEMPORARY}state.json")
-            for name in ("model.safetensors", "state.json"):
-                _flush(folder / f"{TEMPORARY}{name}")
-                (folder / f"{TEMPORARY}{name}").replace(folder / name)
+            remove_unfinished(folder)
+            tensor_files.write_tensors(folder / "model.safetensors", model)
+            write_json(folder / STATE_NAME, asdict(state))
             _flush(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(
             f"the checkpoint {folder} cannot be written: {_reason(error)}; it is as it was"
         ) from error
@@ -166,15 +161,6 @@ def _remove_old(run: RunFolder, state: TrainState, keep: int) -> None:
     for step in run.checkpoint_steps():
         if step not in spared:
             shutil.rmtree(run.checkpoint(step), ignore_errors=True)
-
-
-def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})
-
-
-def _write_state(state: TrainState, path: Path) -> None:
-    path.write_text(json.dumps(asdict(state), indent=2) + "\n")
 
 
 def save_on_main(
@@ -205,7 +191,7 @@ def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
     """
     file = _tensor_file(path, stem)
     try:
-        return load_file(file)
+        return tensor_files.read_tensors(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(file, error) from error
 
@@ -222,8 +208,9 @@ def _tensor_file(path: Path, stem: str) -> Path:
             )
         raise DamagedCheckpointError(f"{path} is not a checkpoint: it has no {file.name}")
     with file.open("rb") as stream:
-        head = stream.read(8)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+        head = stream.read(9)
+    # Behind the eight bytes of its length, which may be any, the header is JSON.
+    if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise CheckpointError(
             f"{file} is a pickle, which can run code when it is loaded; "
             f"only safetensors files are read"

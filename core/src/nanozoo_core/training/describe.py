@@ -67,7 +67,10 @@ def describe_model(
         f"parameters: {total:,} ("
         + ", ".join(f"{role} {count:,}" for role, count in by_role.items())
         + ")",
-        *(f"{name}: {value:,.6g}" for name, value in extra.items()),
+        *(
+            f"{name}: {value:{',.0f' if value % 1 == 0 else ',.6g'}}"
+            for name, value in extra.items()
+        ),
         f"training FLOPs per token: {flops:.3e} at data.seq_len={config.data.seq_len}",
         *plan.describe(),
         f"memory of weights, gradients and optimiser ({config.optim.name}): "
@@ -87,7 +90,8 @@ def _activations(resolved: ResolvedConfig, adapter: DefaultModelAdapter, plan: R
 
     model_cfg, stage = resolved.model_cfg, plan.stages[-1]
     windows = plan.micro_windows(stage)
-    dtype = torch.float32 if resolved.training.dtype == "float32" else torch.bfloat16
+    name = resolved.training.dtype
+    dtype: torch.dtype = torch.bfloat16 if name == "auto" else getattr(torch, name)
     vocabulary = estimate.UnknownVocabulary(resolved.vocab_size)
     require_room_for_model(
         adapter, resolved.training.model, model_cfg, torch.device("cpu"), each=WEIGHTS

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from nanozoo_core.training import checkpoint, finish, messages, records
 from nanozoo_core.training.claim import claim_folder
 from nanozoo_core.training.distributed import LossModule, parallelize, reshard, set_gradient_sync
 from nanozoo_core.training.ema import WeightAverage
-from nanozoo_core.training.parts import seed_dropout, with_totals
+from nanozoo_core.training.loss_scale import LossScale
+from nanozoo_core.training.parts import Part, seed_dropout, with_totals
 from nanozoo_core.training.resume import (
     check_resumable,
     config_to_store,
@@ -101,6 +103,7 @@ class Trainer:
         if resumed is not None:
             with self.claim.released_on_error():
                 self.state = take_over(setup, resumed, self.optimizers, self.average)
+        self.loss_scale = LossScale(setup.dtype, self.optimizers, self.state)
         self.records = records.RunRecords(self.folder, config.log, is_main=ranks.is_main)
 
     # -- the loop -------------------------------------------------------------------------------
@@ -160,27 +163,22 @@ class Trainer:
             world_size=self.ranks.world_size,
             num_micro_steps=stage.num_micro_steps,
         )
-        seed_dropout(step)
-        self.adapter.before_step(self.model, step)
-        measured = StepMetrics(self.ranks, self.device, stage.num_micro_steps)
-        parts = []
+        self._prepare(step)
+        parts: list[Part] = []
         for micro_step in range(stage.num_micro_steps):
             first = (micro_step * self.ranks.world_size + self.ranks.rank) * micro_windows
             batch = setup.loader.batch(state.step, first, micro_windows).to(self.device)
             parts.append((batch, dataclasses.replace(step, micro_step=micro_step)))
-        for batch, part in with_totals(
+        parts = with_totals(
             self.adapter, self.wrapped, parts, self.ranks, device=self.device, dtype=setup.dtype
-        ):
-            set_gradient_sync(self.wrapped, part.micro_step == stage.num_micro_steps - 1)
-            seed_dropout(part)
-            with devices.autocast(self.device, setup.dtype):
-                loss, metrics = self.wrapped(batch, part)
-            (loss / stage.num_micro_steps).backward()
-            measured.add(loss, metrics, target_bytes(batch, setup.data.vocabulary))
-        with torch.no_grad():
-            self.adapter.before_update(self.model, step, self.optimizers.optimizers)
-        grad_norm = self.optimizers.clip(config.train.grad_clip)
-        measured.check_finite(grad_norm, state.step, self.folder)
+        )
+        self.loss_scale.begin()
+        measured, grad_norm = self._gradients(step, parts)
+        while not measured.check_finite(grad_norm, state.step, self.folder, self.loss_scale):
+            self.loss_scale.fall()
+            self._prepare(step)
+            measured, grad_norm = self._gradients(step, parts)
+        self.loss_scale.count()
         self.optimizers.step()
         self.optimizers.zero_grad()
         with torch.no_grad():
@@ -191,6 +189,27 @@ class Trainer:
         if config.train.max_seconds is not None:  # every rank must agree on the clock
             elapsed = self.ranks.broadcast(elapsed)
         return self._count(number, elapsed, measured, grad_norm)
+
+    def _prepare(self, step: Step) -> None:
+        """Tells the model which step begins, or begins again."""
+        seed_dropout(step)
+        self.adapter.before_step(self.model, step)
+
+    def _gradients(self, step: Step, parts: Sequence[Part]) -> tuple[StepMetrics, Tensor]:
+        """Leaves the clipped gradients of a global batch in the parameters; returns what was
+        measured on the way, and their norm before."""
+        measured = StepMetrics(self.ranks, self.device, step.num_micro_steps)
+        for batch, part in parts:
+            set_gradient_sync(self.wrapped, part.micro_step == step.num_micro_steps - 1)
+            seed_dropout(part)
+            with devices.autocast(self.device, self.setup.dtype):
+                loss, metrics = self.wrapped(batch, part)
+            (loss / step.num_micro_steps * self.loss_scale.factor).backward()
+            measured.add(loss, metrics, target_bytes(batch, self.setup.data.vocabulary))
+        self.loss_scale.unscale()
+        with torch.no_grad():
+            self.adapter.before_update(self.model, step, self.optimizers.optimizers)
+        return measured, self.optimizers.clip(self.config.train.grad_clip)
 
     def _count(
         self, stage: int, elapsed: float, measured: StepMetrics, grad_norm: Tensor

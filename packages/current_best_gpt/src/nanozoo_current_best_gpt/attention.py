@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from nanozoo_core.nn.attention import attend, sdpa
 from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_core.nn.norms import rms_norm
-from nanozoo_core.nn.rotary import apply_rotary
+from nanozoo_core.nn.rotary import Angles, apply_rotary
 from nanozoo_current_best_gpt.cache import RingCache
 from nanozoo_current_best_gpt.coefficients import Named, add_gain
 from nanozoo_current_best_gpt.config import VALUE_GATE_DIMS, CurrentBestConfig
 
 EPS = 2.0**-23  # of float32: the embedding's entries are about 0.005, which 1e-6 would damp
-Angles = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanozoo_core.nn.cache import KVCache
-from nanozoo_core.nn.control import Angles, ControlBlock, ControlModel
+from nanozoo_core.nn.control import ControlBlock, ControlModel, control_block
 from nanozoo_core.nn.norms import rms_norm
-from nanozoo_core.nn.rotary import rotary_angles
+from nanozoo_core.nn.rotary import Angles, rotary_angles
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_mod.cache import MoDCache, SelectedCache, SelectedKeys
 from nanozoo_mod.config import MoDConfig
@@ -68,10 +68,8 @@ class RoutedBlock(ControlBlock):
     threshold: Tensor
     noise: Tensor
 
-    def __init__(self, block: ControlBlock, config: MoDConfig, layer: int) -> None:
-        nn.Module.__init__(self)
-        # The block comes made, so that with one seed the control has the same weights.
-        self.attention, self.mlp = block.attention, block.mlp
+    def __init__(self, config: MoDConfig, layer: int) -> None:
+        super().__init__(config.model_dim, config.num_heads, mlp_ratio=config.mlp_ratio)
         self.config = config
         if config.has_router:
             self.router = nn.Parameter(torch.empty(config.model_dim))
@@ -88,7 +86,6 @@ class RoutedBlock(ControlBlock):
             noise = torch.randn(config.seq_len, generator=generator, device="cpu")
             self.register_buffer("noise", noise, persistent=False)
         self.register_buffer("threshold", torch.tensor(threshold))
-        self.init_routing()
 
     @torch.no_grad()
     def init_routing(self) -> None:
@@ -275,11 +272,18 @@ class MoD(ControlModel):
     config: MoDConfig
 
     def __init__(self, config: MoDConfig) -> None:
-        super().__init__(config)
-        for layer in config.routed_layers:
-            block = self.blocks[layer]
-            assert isinstance(block, ControlBlock)
-            self.blocks[layer] = RoutedBlock(block, config, layer)
+        def block(layer: int) -> ControlBlock:
+            if layer in config.routed_layers:
+                return RoutedBlock(config, layer)
+            return control_block(config)
+
+        super().__init__(config, block=block)
+
+    def init_weights(self) -> None:
+        """Routing is drawn last: with one seed all that the control has starts as the control's."""
+        super().init_weights()
+        for block in self.routed_blocks:
+            block.init_routing()
 
     @property
     def routed_blocks(self) -> list[RoutedBlock]:

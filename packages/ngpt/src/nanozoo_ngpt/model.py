@@ -16,11 +16,9 @@ from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.cache import KVCache
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.padding import padded_size, padding_bias
-from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
+from nanozoo_core.nn.rotary import Angles, apply_rotary, rotary_angles
 from nanozoo_ngpt.config import NGPTConfig
 from nanozoo_ngpt.kernels.sphere_step import EPS, sphere_step, unit
-
-Angles = tuple[Tensor, Tensor]  # cosine and sine from rotary_angles(positions, head_dim)
 
 
 class Scale(nn.Module):

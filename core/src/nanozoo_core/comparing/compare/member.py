@@ -8,7 +8,6 @@ A lock keeps two processes off one run: after a kill the old process may still b
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from nanozoo_core.comparing.compare.plan import Member, read_member
 from nanozoo_core.comparing.entrants import compose_values
 from nanozoo_core.config import ResolvedConfig, resolve
 from nanozoo_core.config.overrides import quoted
+from nanozoo_core.files import write_json
 from nanozoo_core.machine.terminal import reported_errors
 from nanozoo_core.training.run_folder import RunFolder
 
@@ -48,7 +48,7 @@ def train_member(member: Member) -> None:
         if settings is None:
             return
         note = {"settings": member.settings, "command": member.command}
-        member.beside("json").write_text(json.dumps(note, indent=1) + "\n")
+        write_json(member.beside("json"), note)
         result = train(settings)
     if result.signal is not None:
         sys.exit(128 + result.signal)

@@ -12,7 +12,9 @@ from nanozoo_core.comparing.compare.request import Request
 from nanozoo_core.comparing.compare.width import match_widths
 from nanozoo_core.comparing.entrants import Entrant, named
 from nanozoo_core.config import TrainingConfig, schema
+from nanozoo_core.config.overrides import as_written
 from nanozoo_core.errors import CheckpointError, ConfigError
+from nanozoo_core.files import read_json, write_json
 
 # Settings that leave a run's result as it is: a run that differs in these alone is reused.
 WITHOUT_EFFECT = ("seed", "resume", "run_dir", "log", "checkpoint", "distributed", "device")
@@ -78,7 +80,7 @@ def make_plan(request: Request) -> tuple[list[Member], dict[str, str]]:
 
 
 def _member(request: Request, entrant: Entrant, config: TrainingConfig, seed: int) -> Member:
-    settings = schema.to_dict(config)
+    settings = as_written(schema.to_dict(config))
     kept = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
     return Member(
         label=entrant.label,
@@ -96,7 +98,11 @@ def check_settings(member: Member) -> None:
     note = member.beside("json")
     if not member.folder.is_dir() or not note.is_file():
         return
-    then = json.loads(note.read_text())["settings"]
+    then = read_json(
+        note,
+        lambda stored: {str(key): value for key, value in stored["settings"].items()},
+        remedy=f"choose another folder=, or remove it and {member.folder}",
+    )
     key = first_difference(then, member.settings)
     if key is not None:
         name, old, new = key
@@ -126,11 +132,14 @@ def write_plan(folder: Path, members: list[Member]) -> Path:
     path = folder / "plan.json"
     rows = [asdict(member) | {"folder": str(member.folder)} for member in members]
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(path, rows)
     return path
 
 
 def read_member(path: Path, number: int) -> Member:
-    row = json.loads(path.read_text())[number]
-    texts = {key: tuple(row[key]) for key in ("source", "overrides")}
-    return Member(**row | texts | {"folder": Path(row["folder"])})
+    def member(rows: list[dict[str, Any]]) -> Member:
+        row = rows[number]
+        texts = {key: tuple(row[key]) for key in ("source", "overrides")}
+        return Member(**row | texts | {"folder": Path(row["folder"])})
+
+    return read_json(path, member, remedy="give the command of the comparison again")

@@ -17,6 +17,7 @@ from nanozoo_core.comparing.compare.curves import as_rows, baselines, curve
 from nanozoo_core.comparing.compare.plots import colours, write_plots
 from nanozoo_core.comparing.compare.ranking import Group, rank, warnings
 from nanozoo_core.comparing.compare.results import Entry
+from nanozoo_core.files import write_text
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Report:
 def write_report(folder: Path, report: Report) -> None:
     """Writes all files of the report into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
-    (folder / "results.csv").write_text(tables.results_csv(report.entries), encoding="utf-8")
-    (folder / "report.html").write_text(page(report), encoding="utf-8")
+    write_text(folder / "report.md", markdown(report))
+    write_text(folder / "results.csv", tables.results_csv(report.entries))
+    write_text(folder / "report.html", page(report))
     if report.entries:
         write_plots(folder, report.groups, report.entries)
 
