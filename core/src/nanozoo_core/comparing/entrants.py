@@ -57,7 +57,9 @@ def read_entrants(words: Words, reserved: Mapping[str, str]) -> tuple[list[Entra
     for override in words.settings:
         key, _, value = override.partition("=")
         head, _, rest = key.lstrip("+").partition(".")
-        if head in own:
+        if head in own and (mine := rest.partition(".")[0]) in reserved:
+            problems.add(f"'{override}': {reserved[mine]}")
+        elif head in own:
             own[head].append(f"{rest}={value}")
         elif head in reserved:
             problems.add(f"'{override}': {reserved[head]}")

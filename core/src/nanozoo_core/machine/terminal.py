@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import sys
@@ -96,10 +97,17 @@ def concealed(text: str) -> str:
     return text
 
 
+class _HarmlessFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(concealed(super().format(record)))
+
+
 @contextmanager
 def reported_errors() -> Iterator[None]:
     """Prints what the user can mend as plain sentences and exits with status 1; any other exception
     is a fault of ours, of which the traceback goes to a file, and the status is 70."""
+    if logging.lastResort is not None:  # what prints our warnings
+        logging.lastResort.setFormatter(_HarmlessFormatter())
     try:
         yield
     except NanozooError as error:

@@ -89,7 +89,7 @@ def parse(words: Sequence[str]) -> Request:
     rest = [word for word in words if word not in launcher]
     given = Words.read("compare", OPTIONS, rest, problems)
     problems.require(
-        "models" in given.own or "runs" in given.own,
+        bool(given.parts("models") or given.parts("runs")),
         f"nothing to compare: give models=A,B or runs=RUN,RUN; usage: {usage('compare', OPTIONS)}",
     )
     entrants, general = read_entrants(given, RESERVED)
