@@ -64,13 +64,16 @@ def write_json(path: Path, value: object, *, indent: int | None = 2) -> None:
     write_text(path, to_json(value, path, indent=indent) + "\n")
 
 
-def to_json(value: object, where: object, *, indent: int | None = None) -> str:
+def to_json(
+    value: object, where: object, *, indent: int | None = None, is_compact: bool = False
+) -> str:
     """JSON as the standard has it. Args: where: what it is for, in the error.
 
     Raises: NonFiniteError for NaN and the infinities, which name themselves there.
     """
     try:
-        return json.dumps(value, indent=indent, allow_nan=False)
+        separators = (",", ":") if is_compact else None
+        return json.dumps(value, indent=indent, separators=separators, allow_nan=False)
     except ValueError as error:
         found = _not_finite(value)
         if found is None:
@@ -169,7 +172,7 @@ def read_json(
     """
 
     def refuse(constant: str) -> None:
-        raise NonFiniteError(f"{path} holds {constant}: its run has diverged; {remedy}")
+        raise NonFiniteError(f"{path} holds {constant}: what wrote it has diverged")
 
     try:
         return parse(json.loads(path.read_bytes().decode("utf-8"), parse_constant=refuse))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import pytest
 
 from nanozoo_core.comparing.compare.member import settings_for
 from nanozoo_core.comparing.compare.plan import make_plan
-from nanozoo_core.comparing.compare.report import Report, markdown, page
+from nanozoo_core.comparing.compare.report import Report, markdown, page, write_report
 from nanozoo_core.comparing.compare.request import parse
 from nanozoo_core.comparing.compare.results import collect, read_run
 from nanozoo_core.config import schema
@@ -152,7 +153,8 @@ def test_finished_runs_join_by_their_settings(tmp_path: Path) -> None:
         make_run(tmp_path / "b", seed=1),
         make_run(tmp_path / "c", seed=0, optim={"lr": 1.0}),
     )
-    entries = collect([], folders)
+    entries, failures = collect([], folders)
+    assert not failures
     assert [(e.label, [r.seed for r in e.runs]) for e in entries] == [
         ("toy", [0, 1]), ("toy_2", [0])
     ]  # fmt: skip
@@ -163,7 +165,8 @@ def test_finished_runs_join_by_their_settings(tmp_path: Path) -> None:
 
 def test_the_page_needs_nothing_else_and_escapes_what_models_write(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / str(n), seed=n, bpb=2 + n / 100) for n in range(2)]
-    report = Report("A <title>", "nanozoo compare x", collect([], tuple(runs)), {"b_0": "a & b"})
+    entries, _ = collect([], tuple(runs))
+    report = Report("A <title>", "nanozoo compare x", entries, {"b_0": "a & b"})
     text = page(report)
     assert "{{" not in text
     assert not re.search(r"(src|href)=\"(?!data:)", text)
@@ -182,6 +185,27 @@ def test_a_report_of_failures_alone(tmp_path: Path) -> None:
     report = Report("none", "nanozoo compare x", [], {"b_0": "it broke"})
     assert "it broke" in page(report)
     assert "it broke" in markdown(report)
+
+
+def test_runs_that_diverged_are_failures_and_the_report_is_valid(tmp_path: Path) -> None:
+    good, bad = make_run(tmp_path / "good"), make_run(tmp_path / "bad", bpb=math.nan)
+    with (good / "metrics.jsonl").open("a") as file:  # as they were once written
+        file.write('{"step": 4, "bytes": 1, "flops": 1, "seconds": 1, "train_bpb": NaN}\n')
+    (member,), _ = make_plan(parse(["models=toy", "seeds=1", f"folder={tmp_path}"]))
+    make_run(member.folder, bpb=math.inf)
+    entries, failures = collect([member], (good, bad))
+    assert [(entry.label, len(entry.runs)) for entry in entries] == [("toy", 1)]
+    assert failures.keys() == {str(bad), member.name}
+    assert all("has diverged" in text for text in failures.values())
+    folder = tmp_path / "report"
+    write_report(folder, Report("x", "nanozoo compare x", entries, failures))
+    embedded = (folder / "report.html").read_text().split('id="data">')[1].split("</script>")[0]
+    data = json.loads(embedded, parse_constant=pytest.fail)
+    assert len(data["entries"][0]["train"]) == 3
+    assert (folder / "curves.png").stat().st_size > 5000
+    places, failed = (folder / "report.md").read_text().split("## Failed")
+    assert "| nan" not in places
+    assert f"- {bad}: " in failed
 
 
 def test_a_member_starts_goes_on_or_is_done(tmp_path: Path) -> None:

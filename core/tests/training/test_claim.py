@@ -74,9 +74,30 @@ def test_a_folder_is_free_after_its_run(tmp_path: Path) -> None:
     claim_new(tmp_path / "run").release()
     first = claim_new(tmp_path / "run")
     (first.folder.path / "config.yaml").write_text("")
+    first.folder.checkpoint(2).mkdir(parents=True)
     first.release()
     with pytest.raises(ConfigError, match="is not empty"):
         claim_new(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "name", ["result.json", "notes.txt", "aside_1_step_000002", "checkpoints/aside_1_step_000002"]
+)
+def test_a_folder_with_anything_of_value_is_not_begun_anew(tmp_path: Path, name: str) -> None:
+    first = claim_new(tmp_path / "run")
+    (first.folder.path / "config.yaml").write_text("model: toy")
+    first.folder.checkpoints_path.mkdir()
+    (first.folder.path / name).mkdir()
+    first.release()
+    with pytest.raises(ConfigError, match="is not empty"):
+        claim_new(tmp_path / "run")
+    assert (first.folder.path / "config.yaml").is_file()
+
+
+def test_a_folder_that_no_run_began_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("of somebody else")
+    with pytest.raises(ConfigError, match="is not empty"):
+        claim_new(tmp_path)
 
 
 def test_a_run_in_progress_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

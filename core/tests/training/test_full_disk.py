@@ -95,6 +95,32 @@ def test_a_resumed_run_loses_nothing(
             assert outcome(folder) == outcome(whole)
 
 
+@pytest.mark.parametrize("kills", [False, True], ids=["full", "killed"])
+def test_the_same_command_begins_anew_or_the_run_goes_on(
+    corpus: Path, whole: RunFolder, tmp_path: Path, kills: bool
+) -> None:
+    begin(corpus, tmp_path / "first")  # fills the cache
+    with full_disk() as disk:
+        begin(corpus, tmp_path / "plain")
+    names = disk.writes
+    first_checkpoint = names.index("state.json")
+    # Kills by turns at the two commands that may follow.
+    points = [point for point in disk.turning_points() if point <= first_checkpoint + 1]
+    for number, room in enumerate(points):
+        folder = RunFolder(tmp_path / f"run_{room}")
+        with full_disk(room, kills=kills), pytest.raises((NanozooError, Killed)):
+            begin(corpus, folder.path)
+        if folder.has_checkpoint:
+            assert room > first_checkpoint
+            with pytest.raises(NanozooError, match="is not empty"):
+                begin(corpus, folder.path)
+        if folder.has_checkpoint or (number % 2 and folder.is_run):
+            resume(folder)
+        else:
+            begin(corpus, folder.path)
+        assert outcome(folder) == outcome(whole)
+
+
 def test_a_run_that_goes_on_as_it_was_rewrites_nothing(stopped: RunFolder, tmp_path: Path) -> None:
     folder = RunFolder(Path(shutil.copytree(stopped.path, tmp_path / "run")))
     paths = (folder.config_path, folder.data_path, folder.metrics_path)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+<<<<<<< HEAD
 import json
+=======
+from pathlib import Path
+>>>>>>> main
 from typing import TYPE_CHECKING, Any
 
 from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load
 from nanozoo_core.errors import ConfigError
+<<<<<<< HEAD
 from nanozoo_core.machine.paths import path_argument
+=======
+from nanozoo_core.files import null_if_not_finite, to_json
+>>>>>>> main
 from nanozoo_core.machine.terminal import out
 
 if TYPE_CHECKING:
@@ -42,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     found = (
         runs.score(loaded, overrides) if arguments.tasks is None else _on_tasks(loaded, arguments)
     )
-    out(json.dumps(found, indent=2))
+    out(to_json(null_if_not_finite(found), "the score", indent=2))
 
 
 def _on_tasks(run: LoadedRun, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Set
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nanozoo_core import tensor_files
-from nanozoo_core.errors import CheckpointError
+from nanozoo_core.errors import CheckpointError, NanozooError
 from nanozoo_core.files import UNFINISHED, remove_unfinished, write_json
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.sharding import gather_whole
 from nanozoo_core.training.run_folder import STATE_NAME, RunFolder, TrainState, read_state
 from nanozoo_core.training.signals import without_interrupts
+
+NOUNS = {"model": "model", "optimizer": "state of the optimiser", "ema": "average of the weights"}
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -64,7 +67,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     """Copies `tensors` into the model in place.
 
-    Raises: CheckpointError when names or shapes are those of another model.
+    Raises: CheckpointError when names, shapes or types are those of another model.
     """
     targets = dict(model.named_parameters())
     kept = set(model.state_dict(keep_vars=True))
@@ -75,14 +78,24 @@ def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Pat
         what = f"lacks {missing[0]}" if missing else f"holds the unknown {foreign[0]}"
         raise CheckpointError(f"{source} is a checkpoint of another model: it {what}")
     for name, target in targets.items():
-        if target.shape != tensors[name].shape:
+        there, here = tensors[name], target
+        if there.shape != here.shape:
             raise CheckpointError(
                 f"{source} is a checkpoint of another model: {name} has shape "
-                f"{list(tensors[name].shape)} there and {list(target.shape)} here"
+                f"{list(there.shape)} there and {list(here.shape)} here"
+            )
+        if there.dtype != here.dtype:
+            raise CheckpointError(
+                f"{source} is a checkpoint of another model: {name} has type "
+                f"{_type(there)} there and {_type(here)} here"
             )
     with torch.no_grad():
         for name, target in targets.items():
             copy_into(target, tensors[name])
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def copy_into(target: Tensor, source: Tensor) -> None:
@@ -99,18 +112,32 @@ def copy_into(target: Tensor, source: Tensor) -> None:
     target.copy_(source)
 
 
+def table_names(model: nn.Module) -> Set[str]:
+    """Its buffers, which may hold the logarithm of 0."""
+    return {name for name, _ in model.named_buffers()}
+
+
 def save(
     run: RunFolder,
     state: TrainState,
     tensors: dict[str, dict[str, Tensor]],
     *,
     keep: int,
+    tables: Set[str] = frozenset(),
 ) -> Path:
-    """Writes a checkpoint and removes the older ones beyond `keep`, sparing the best.
+    """Writes a checkpoint and removes the older ones beyond `keep`, sparing the best and the last
+    good one.
 
-    Args: tensors: per file stem (model, optimizer, ema), tensors by name.
-    Raises: CheckpointError when the disk refuses; older checkpoints are then untouched.
+    Args:
+        tensors: per file stem (model, optimizer, ema), tensors by name.
+        tables: of the model's tensors, those that may hold the logarithm of 0.
+
+    Raises: CheckpointError when the disk refuses, NonFiniteError for weights that are not finite;
+        older checkpoints are then untouched.
     """
+    for stem, content in tensors.items():
+        allowed = tables if stem == "model" else frozenset()
+        tensor_files.require_finite(content, f"the {NOUNS[stem]}", logarithms=allowed)
     final = run.checkpoint(state.step)
     temporary = run.checkpoints_path / f"{UNFINISHED}{final.name}"
     try:
@@ -156,8 +183,9 @@ def renew(run: RunFolder, state: TrainState, model: dict[str, Tensor], *, keep: 
 
 
 def _remove_old(run: RunFolder, state: TrainState, keep: int) -> None:
-    """Removes all checkpoints but the newest `keep`, the one just written and the best."""
-    spared = {*run.checkpoint_steps()[-keep:], state.step, state.best_step}
+    """Removes all checkpoints but the newest `keep`, the one just written, the best and the last
+    good one."""
+    spared = {*run.checkpoint_steps()[-keep:], state.step, state.best_step, state.last_good_step}
     for step in run.checkpoint_steps():
         if step not in spared:
             shutil.rmtree(run.checkpoint(step), ignore_errors=True)
@@ -170,30 +198,36 @@ def save_on_main(
     *,
     keep: int,
     ranks: Ranks,
+    tables: Set[str] = frozenset(),
 ) -> None:
-    """`save` on rank 0. Raises: CheckpointError on every rank when the disk refuses."""
-    problem = None
+    """`save` on rank 0. Raises: its errors, on every rank."""
+    problem: NanozooError | None = None
     if ranks.is_main:
         try:
             with without_interrupts():
-                save(run, state, tensors, keep=keep)
-        except CheckpointError as error:
-            problem = str(error)
+                save(run, state, tensors, keep=keep, tables=tables)
+        except NanozooError as error:
+            problem = error
     problem = ranks.broadcast(problem)
     if problem is not None:
-        raise CheckpointError(problem)
+        raise problem
 
 
-def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, stem: str, *, tables: Set[str] = frozenset()) -> dict[str, Tensor]:
     """The tensors of one file of a checkpoint folder; never unpickles.
 
-    Raises: CheckpointError for a missing, truncated or foreign file.
+    Args: tables: names of those that may hold the logarithm of 0.
+
+    Raises: CheckpointError for a missing, truncated or foreign file; NonFiniteError for the file of
+        a run that has diverged.
     """
     file = _tensor_file(path, stem)
     try:
-        return tensor_files.read_tensors(file)
+        tensors = tensor_files.read_tensors(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(file, error) from error
+    tensor_files.require_finite(tensors, file, logarithms=tables)
+    return tensors
 
 
 def _tensor_file(path: Path, stem: str) -> Path:

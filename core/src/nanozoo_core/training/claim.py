@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
-from nanozoo_core.training.run_folder import RunFolder
+from nanozoo_core.training.run_folder import LOCK_NAME, RunFolder
 
 if TYPE_CHECKING:
     from nanozoo_core.machine.ranks import Ranks
 
 RUNS = Path("runs")  # where runs without run_dir go, one folder per model
-LOCK = ".lock"  # held while a process trains in the folder
 
 
 class Claim:
@@ -67,10 +66,11 @@ def _claim_new(run_dir: str | None, model: str) -> Claim:
         if run_dir is None:
             return _hold(_make_folder(path))
         path.mkdir(parents=True, exist_ok=True)
-    _check_empty(path)
+    _check_free(path)
     claim = _hold(RunFolder(path))
-    with claim.released_on_error():
-        _check_empty(path)  # once more: a run that held it before may have ended
+    with claim.released_on_error(), _write_errors(path):
+        _check_free(path)  # once more: a run that held it before may have ended
+        claim.folder.clear()
     return claim
 
 
@@ -86,15 +86,16 @@ def _make_folder(parent: Path) -> RunFolder:
     raise AssertionError("unreachable")
 
 
-def _check_empty(path: Path) -> None:
-    if any(child.name != LOCK for child in path.iterdir()):
+def _check_free(path: Path) -> None:
+    is_empty = all(child.name == LOCK_NAME for child in path.iterdir())
+    if not (is_empty or RunFolder(path).is_barely_begun):
         raise ConfigError(
             f"run_dir={path} is not empty; choose another, or continue that run with resume={path}"
         )
 
 
 def _hold(folder: RunFolder) -> Claim:
-    lock = FileLock(folder.path / LOCK)
+    lock = FileLock(folder.path / LOCK_NAME)
     try:
         with _write_errors(folder.path):
             lock.acquire(timeout=0)

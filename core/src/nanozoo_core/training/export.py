@@ -15,7 +15,7 @@ from nanozoo_core.data.tokenizers import SEPARATOR
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import CheckpointError, ConfigError
 from nanozoo_core.files import write_json, write_text
-from nanozoo_core.tensor_files import write_tensors
+from nanozoo_core.tensor_files import require_finite, write_tensors
 from nanozoo_core.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def export_hf(run: LoadedRun, folder: Path) -> None:
     which transformers' Auto classes load the model.
 
     Raises: ConfigError when no class of transformers computes what this model does, or the package
-        tokenizers is missing; CheckpointError when the folder holds something else.
+        tokenizers is missing; CheckpointError when the folder holds something else; NonFiniteError
+        for weights that are not finite.
     """
     found = run.adapter.to_hf(run.model)
     if found is None:
@@ -55,6 +56,7 @@ def export_hf(run: LoadedRun, folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise CheckpointError(f"--output={folder} holds other files; choose another folder")
     config, tensors = found
+    require_finite(tensors, f"the exported {run.config.model}")
     tokenizer = hf_tokenizer(run.vocabulary)
     folder.mkdir(parents=True, exist_ok=True)
     separator = run.vocabulary.separator

@@ -38,9 +38,9 @@ class LossScale:
         return self.is_on and self._state.loss_scale > LEAST_SCALE
 
     @property
-    def advice(self) -> str:
-        """What helps beside a lower rate."""
-        return "; float16 ends at 65504: dtype=float32 does not" if self.is_on else ""
+    def remark(self) -> str:
+        """What a sentence about a number that is not finite adds."""
+        return " (float16 ends at 65504; dtype=float32 goes on)" if self.is_on else ""
 
     def begin(self) -> None:
         """Before the first backward pass of a step: what waits since earlier steps is unscaled, and

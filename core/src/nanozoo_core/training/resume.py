@@ -32,6 +32,19 @@ def config_to_store(config: TrainingConfig, model_cfg: Any) -> dict[str, Any]:
     return stored
 
 
+def begun_anew(resolved: ResolvedConfig) -> ResolvedConfig:
+    """The settings of a run that begins in the folder of the one to go on with, where that one was
+    killed before its first checkpoint; else those given."""
+    config = resolved.training
+    assert config.resume is not None
+    folder, step = parse_resume(config.resume)
+    if step is not None or config.run_dir is not None or not folder.is_barely_begun:
+        return resolved
+    log.warning("%s has no checkpoint yet; the run begins anew", folder)
+    anew = replace(config, resume=None, resume_data="same", run_dir=str(folder))
+    return replace(resolved, training=anew)
+
+
 def check_resumable(resolved: ResolvedConfig) -> None:
     """Judges a resumed run by its settings alone, before data are read.
 
@@ -72,7 +85,8 @@ def take_over(
     state = read_state(path, of=config.model)
     _check_budget(setup, state, folder)
     _check_position(setup, state, folder)
-    tensors = {stem: checkpoint.read_tensors(path, stem) for stem in stems}
+    tables = checkpoint.table_names(setup.model)
+    tensors = {stem: checkpoint.read_tensors(path, stem, tables=tables) for stem in stems}
     checkpoint.load_model_tensors(setup.model, tensors["model"], path)
     optimizers.load_full_state(tensors["optimizer"])
     if average.is_kept:

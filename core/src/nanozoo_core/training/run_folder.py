@@ -6,6 +6,7 @@ Importing this module loads no torch, so that commands can look at runs at once.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,16 @@ from typing import Any
 from nanozoo_core.config.compose import as_config_error
 from nanozoo_core.config.overrides import all_literal, resolved_values
 from nanozoo_core.errors import CheckpointError, NonFiniteError
-from nanozoo_core.files import read_json, to_json, write_json, write_text
+from nanozoo_core.files import UNFINISHED, read_json, to_json, write_json, write_text
 
 STEP_PREFIX = "step_"
 STATE_NAME = "state.json"  # in a checkpoint's folder
+LOCK_NAME = ".lock"  # held while a process trains in the folder
+# What a run writes before its first checkpoint.
+BEGINNING = (
+    *("config.yaml", "data.json", "metrics.jsonl", "tokenizer.json", "wandb.json"),
+    *("checkpoints", LOCK_NAME),
+)
 ASIDE = "aside_"  # before the names of checkpoints that a run went back behind
 
 
@@ -53,6 +60,7 @@ class TrainState:
     validated_step: int | None = None  # of the newest validation
     loss_scale: float = 2.0**16  # of float16
     steps_at_loss_scale: int = 0  # since it last changed
+    last_good_step: int | None = None  # of the newest checkpoint from which a loss was finite
 
     @property
     def spent(self) -> dict[str, float]:
@@ -136,6 +144,23 @@ class RunFolder:
         except CheckpointError:
             return False
         return True
+
+    @property
+    def is_barely_begun(self) -> bool:
+        """Whether a run began here and holds nothing of value yet: it was killed before its first
+        checkpoint."""
+        try:
+            names = {path.name for path in self.path.iterdir()}
+            kept = [path for path in self.checkpoints_path.glob("*") if not _is_unfinished(path)]
+        except OSError:
+            return False
+        return LOCK_NAME in names and not kept and all(map(_is_of_beginning, names))
+
+    def clear(self) -> None:
+        """Removes what `is_barely_begun` has found, but for the lock."""
+        for path in self.path.iterdir():
+            if path.name != LOCK_NAME:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @property
     def has_checkpoint(self) -> bool:
@@ -289,6 +314,14 @@ class RunFolder:
         if samples.shown is not None:
             parts.append(f"--- shown\n{samples.shown}\n")
         write_text(self.samples_text_path, "\n".join(parts))
+
+
+def _is_unfinished(path: Path) -> bool:
+    return path.name.startswith(UNFINISHED)
+
+
+def _is_of_beginning(name: str) -> bool:
+    return name in BEGINNING or name.startswith((UNFINISHED, "events.out.tfevents."))
 
 
 def read_state(checkpoint: Path, *, of: str | None = None) -> TrainState:

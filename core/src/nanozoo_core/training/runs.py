@@ -22,7 +22,7 @@ from nanozoo_core.data.loader import ValidationSet
 from nanozoo_core.data.prepare import prepare
 from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
-from nanozoo_core.errors import CheckpointError
+from nanozoo_core.errors import CheckpointError, NonFiniteError
 from nanozoo_core.evaluation.inspection import inspect_model
 from nanozoo_core.evaluation.score import evaluate
 from nanozoo_core.machine import device as devices
@@ -84,7 +84,7 @@ def load_run(
 def read_weights(model: nn.Module, path: Path, name: str) -> TrainState:
     """Fills `model` from a checkpoint folder, averaged weights last."""
     state = read_state(path, of=name)
-    tensors = checkpoint.read_tensors(path, "model")
+    tensors = checkpoint.read_tensors(path, "model", tables=checkpoint.table_names(model))
     if (path / "ema.safetensors").is_file():
         tensors |= checkpoint.read_tensors(path, "ema")
     checkpoint.load_model_tensors(model, tensors, path)
@@ -96,16 +96,21 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
     settings = schema.to_dict(run.config.eval) | overrides
     evaluation = schema.from_dict(EvalConfig, settings, "eval")
     validation, fingerprint = validation_set(run, evaluation.bytes)
-    result = evaluate(
-        LossModule(run.model, run.adapter),
-        validation,
-        Ranks(),
-        likelihood=run.adapter.likelihood,
-        draws=evaluation.draws,
-        batch_tokens=evaluation.batch_tokens,
-        device=run.device,
-        dtype=devices.resolve_dtype(run.config.dtype, run.device),
-    )
+    try:
+        result = evaluate(
+            LossModule(run.model, run.adapter),
+            validation,
+            Ranks(),
+            likelihood=run.adapter.likelihood,
+            draws=evaluation.draws,
+            batch_tokens=evaluation.batch_tokens,
+            device=run.device,
+            dtype=devices.resolve_dtype(run.config.dtype, run.device),
+        )
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"{error} at step {run.state.step} of {run.folder}; use an earlier --checkpoint"
+        ) from error
     return {
         "model": run.config.model,
         "run": str(run.folder),

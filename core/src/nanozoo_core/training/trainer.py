@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.contract import Step
+from nanozoo_core.errors import NonFiniteError
 from nanozoo_core.evaluation.score import Score, evaluate
 from nanozoo_core.likelihood import bits_per_byte, target_bytes
 from nanozoo_core.machine import device as devices
@@ -25,10 +26,12 @@ from nanozoo_core.optim.groups import describe
 from nanozoo_core.training import checkpoint, finish, messages, records
 from nanozoo_core.training.claim import claim_folder
 from nanozoo_core.training.distributed import LossModule, parallelize, reshard, set_gradient_sync
+from nanozoo_core.training.divergence import diverged
 from nanozoo_core.training.ema import WeightAverage
 from nanozoo_core.training.loss_scale import LossScale
 from nanozoo_core.training.parts import Part, seed_dropout, with_totals
 from nanozoo_core.training.resume import (
+    begun_anew,
     check_resumable,
     config_to_store,
     gather_tensors,
@@ -74,6 +77,8 @@ class Trainer:
 
     def __init__(self, resolved: ResolvedConfig, ranks: Ranks) -> None:
         if resolved.training.resume is not None:
+            resolved = begun_anew(resolved)
+        if resolved.training.resume is not None:
             check_resumable(resolved)
         if resolved.training.log.wandb:
             import_wandb()
@@ -100,9 +105,11 @@ class Trainer:
         self.folder = self.claim.folder
         self.settings = config_to_store(config, setup.model_cfg)
         self.state = TrainState(model=config.model)
+        self.saved_step: int | None = None  # of the newest checkpoint
         if resumed is not None:
             with self.claim.released_on_error():
                 self.state = take_over(setup, resumed, self.optimizers, self.average)
+            self.saved_step = self.state.step
         self.loss_scale = LossScale(setup.dtype, self.optimizers, self.state)
         self.records = records.RunRecords(self.folder, config.log, is_main=ranks.is_main)
 
@@ -174,11 +181,13 @@ class Trainer:
         )
         self.loss_scale.begin()
         measured, grad_norm = self._gradients(step, parts)
-        while not measured.check_finite(grad_norm, state.step, self.folder, self.loss_scale):
+        while not measured.check_finite(grad_norm, state, self.folder, self.loss_scale):
             self.loss_scale.fall()
             self._prepare(step)
             measured, grad_norm = self._gradients(step, parts)
         self.loss_scale.count()
+        if self.saved_step == state.step:
+            state.last_good_step = state.step
         self.optimizers.step()
         self.optimizers.zero_grad()
         with torch.no_grad():
@@ -248,7 +257,10 @@ class Trainer:
         return is_due and state.validated_step != state.step
 
     def _validate(self, *, draws: int) -> Score:
-        """Scores the averaged weights, and remembers the best score."""
+        """Scores the averaged weights, and remembers the best score.
+
+        Raises: NonFiniteError when the run has diverged.
+        """
         state, setup = self.state, self.setup
         if self.adapter.likelihood == "exact":
             draws = 1
@@ -257,17 +269,20 @@ class Trainer:
             self.average.lent_to_the_model(),
             messages.validation_bar(num_windows, is_shown=self.ranks.is_main) as bar,
         ):
-            score = evaluate(
-                self.module,
-                setup.validation,
-                self.ranks,
-                likelihood=self.adapter.likelihood,
-                draws=draws,
-                batch_tokens=self.config.eval.batch_tokens,
-                device=self.device,
-                dtype=setup.dtype,
-                on_progress=bar.update,
-            )
+            try:
+                score = evaluate(
+                    self.module,
+                    setup.validation,
+                    self.ranks,
+                    likelihood=self.adapter.likelihood,
+                    draws=draws,
+                    batch_tokens=self.config.eval.batch_tokens,
+                    device=self.device,
+                    dtype=setup.dtype,
+                    on_progress=bar.update,
+                )
+            except NonFiniteError as error:
+                raise diverged(f"{error} at step {state.step}", state, self.folder) from error
             reshard(self.wrapped)
         if state.best_bpb is None or score.bits_per_byte < state.best_bpb:
             state.best_bpb, state.best_step = score.bits_per_byte, state.step
@@ -281,8 +296,16 @@ class Trainer:
 
     def _save(self) -> None:
         tensors = gather_tensors(self.model, self.optimizers, self.average)
+        tables = checkpoint.table_names(self.model)
         keep = self.config.checkpoint.keep
-        checkpoint.save_on_main(self.folder, self.state, tensors, keep=keep, ranks=self.ranks)
+        try:
+            checkpoint.save_on_main(
+                self.folder, self.state, tensors, keep=keep, ranks=self.ranks, tables=tables
+            )
+        except NonFiniteError as error:
+            sentence = f"{error} at step {self.state.step}, which is not saved"
+            raise diverged(sentence, self.state, self.folder) from error
+        self.saved_step = self.state.step
 
     def _leave(self, received: int | None) -> Result:
         """Ends an unfinished run, with its checkpoint written."""
@@ -300,6 +323,7 @@ class Trainer:
         whole = finish.whole_model(self.setup, self.average, self.folder)
         finish.calibrate(self.setup, whole, self.state.step)
         score = self._validate(draws=self.config.eval.draws)
+        self.state.last_good_step = self.state.step
         tensors = checkpoint.model_tensors(self.model)
         if self.ranks.is_main:
             checkpoint.renew(self.folder, self.state, tensors, keep=self.config.checkpoint.keep)

@@ -43,7 +43,8 @@ def train(request: Request) -> tuple[list[Entry], dict[str, str]]:
             failures |= launch_members(plan, members, request.launcher)
         else:
             failures |= run_members(plan, members, jobs=request.jobs, command=request.command)
-    return collect(members, request.runs), failures
+    entries, diverged = collect(members, request.runs)
+    return entries, failures | diverged
 
 
 def title(request: Request) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nanozoo_core.comparing.compare.plan import Member
-from nanozoo_core.errors import NanozooError
+from nanozoo_core.errors import NanozooError, NonFiniteError
 from nanozoo_core.machine.terminal import say
 from nanozoo_core.training.run_folder import RunFolder
 
@@ -124,7 +124,10 @@ def _conclude(one: Running, failures: dict[str, str]) -> None:
         failures[name] = failure_sentence(member, one.process.returncode)
         say(f"{name} failed: {failures[name]}")
         return
-    result = RunFolder(member.folder).read_result()
+    try:
+        result = RunFolder(member.folder).read_result()
+    except NonFiniteError:  # which the report names
+        return
     sign = "<= " if result["val_bound"] == "upper" else ""
     say(
         f"{name}: {sign}{result['val_bpb']:.4f} bits per byte, "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from nanozoo_core.comparing.compare.curves import as_rows, baselines, curve
 from nanozoo_core.comparing.compare.plots import colours, write_plots
 from nanozoo_core.comparing.compare.ranking import Group, rank, warnings
 from nanozoo_core.comparing.compare.results import Entry
-from nanozoo_core.files import write_text
+from nanozoo_core.files import to_json, write_text
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def page(report: Report) -> str:
         "samples": _samples(report.entries),
     }
     # "<" could end the script element; JSON reads the escape as the same character.
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
+    text = to_json(data, "report.html", is_compact=True).replace("<", "\\u003c")
     template = (
         files("nanozoo_core.comparing.compare").joinpath("report.html").read_text(encoding="utf-8")
     )
