@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import argparse
-<<<<<<< HEAD
-import json
-=======
-from pathlib import Path
->>>>>>> main
 from typing import TYPE_CHECKING, Any
 
 from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load
 from nanozoo_core.errors import ConfigError
-<<<<<<< HEAD
-from nanozoo_core.machine.paths import path_argument
-=======
 from nanozoo_core.files import null_if_not_finite, to_json
->>>>>>> main
+from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import out
 
 if TYPE_CHECKING:

@@ -36,6 +36,14 @@ def add_settings_command(
     return parser
 
 
+def add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="write into a folder that holds other files, over those of the same names",
+    )
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=path_argument, help="the run's folder, such as runs/MODEL/TIME")
     parser.add_argument(

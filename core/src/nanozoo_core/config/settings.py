@@ -239,13 +239,8 @@ class EvalConfig:
 class CheckpointConfig:
     every: Number
     """Steps between checkpoints; 0 writes only the last. A new best validation writes one too."""
-<<<<<<< HEAD
     keep: Count
-    """How many of the latest to keep, beside the best."""
-=======
-    keep: int
     """How many of the latest to keep, beside the best and the last good one."""
->>>>>>> main
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -74,9 +74,8 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
             # Under the lock, what is left here is a killed process's.
             for left in folder.parent.glob(f".{folder.name}.*.unfinished"):
                 shutil.rmtree(left, ignore_errors=True)
-            unfinished = Path(
-                tempfile.mkdtemp(".unfinished", f".{folder.name}.", dir=folder.parent)
-            )
+            unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.unfinished")
+            unfinished.mkdir()
             try:
                 build(unfinished)
                 write_json(unfinished / CONTENTS, _sizes(unfinished))

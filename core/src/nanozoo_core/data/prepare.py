@@ -313,8 +313,8 @@ def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
     both = next((path for path in paths if "train" in path.name and "val" in path.name), None)
     if both is not None:
         raise DataError(
-            f"{both} has both 'train' and 'val' in its name, and no shard is in both splits; rename "
-            "it"
+            f"{both} has both 'train' and 'val' in its name, but no shard may be in both splits; "
+            "rename it"
         )
     if data.corpus == "bin":
         vocabulary = load_tokenizer(paths[0].parent, data)
