@@ -67,7 +67,7 @@ def test_recipe_of_one_idea_is_the_controls_but_for_the_idea(name: str) -> None:
     ("recipe", "vocab_size", "num_parameters"),
     [
         ("mod", 50257, 162_725_382),
-        ("mod_220m", 50257, 219_745_802),
+        ("mod_20_layers", 50257, 219_745_802),
         ("moe", 50257, 330_954_240),
         ("moe_olmoe", 50304, 6_919_028_736),  # 6.92 B, as published
         ("ngpt_0.5b", 32000, 468_491_520),  # 468.4 M
@@ -76,7 +76,9 @@ def test_recipe_of_one_idea_is_the_controls_but_for_the_idea(name: str) -> None:
         ("rd_3.5b", 65536, 3_564_976_800),  # 3.5 B
     ],
 )
-def test_recipe_has_the_published_size(recipe: str, vocab_size: int, num_parameters: int) -> None:
+def test_recipe_has_the_size_that_it_states(
+    recipe: str, vocab_size: int, num_parameters: int
+) -> None:
     """Over the paper's vocabulary, where that is another."""
     config = load_recipe(CONFIGS / f"{recipe}.yaml")
     settings = config.model_cfg | {"vocab_size": None}

@@ -169,7 +169,9 @@ def output_of(command: str) -> str:
         with contextlib.redirect_stdout(printed):
             nanozoo(shlex.split(command)[1:])
         return printed.getvalue()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    programs = str(Path(sys.executable).parent)
+    path = os.pathsep.join([programs, os.environ.get("PATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path}
     done = subprocess.run(
         ["bash", "-e", "-c", command],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True,

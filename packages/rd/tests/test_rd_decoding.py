@@ -4,8 +4,7 @@ import pytest
 import torch
 from rd_models import VOCAB, build, random_tokens
 
-from nanozoo_core.contract import SamplingSettings
-from nanozoo_core.generation.text import draw_text
+from nanozoo_core.testing.decoding import drawn_tokens
 from nanozoo_rd.adapter import RDAdapter
 from nanozoo_rd.cache import Decoding
 from nanozoo_rd.config import RDConfig
@@ -241,10 +240,7 @@ def test_kl_measures_the_prediction_from_the_one_before():
 
 
 def draw(model, **changes):
-    settings = SamplingSettings(**({"max_tokens": 10} | changes))
-    generator = torch.Generator().manual_seed(0)
-    pieces = draw_text(ADAPTER, model, [3, 1, 4], settings, generator)
-    return [token for new in pieces for token in new]
+    return drawn_tokens(ADAPTER, model, [3, 1, 4], **({"max_tokens": 10} | changes))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_core.nn.mixer_state import MixerState, RecurrentMixer, init_step_bias
 from nanozoo_core.nn.norms import gated_rms_norm
 from nanozoo_core.ops.backend import Backend, valid_positions
@@ -163,13 +164,13 @@ class Mamba2Mixer(RecurrentMixer):
 
     def _discretise(self, dt: Tensor) -> tuple[Tensor, Tensor]:
         """Step sizes and log decays in float32 (or wider), both (.., H)."""
-        dtype = torch.promote_types(dt.dtype, torch.float32)
+        dtype = wide_dtype(dt)
         delta = F.softplus(dt.to(dtype) + self.dt_bias.to(dtype))
         return delta, -torch.exp(self.A_log.to(dtype)) * delta
 
     def _gate_and_project(self, y: Tensor, z: Tensor) -> Tensor:
         """Gate first, norm second, each group of heads by itself, in float32 (or wider)."""
-        dtype = torch.promote_types(y.dtype, torch.float32)
+        dtype = wide_dtype(y)
         y, z, weight = (t.unflatten(-1, (self.num_groups, -1)) for t in (y, z, self.norm.weight))
         normed = gated_rms_norm(y.to(dtype), z.to(dtype), weight.to(dtype), self.norm_eps)
         return self.out_proj(normed.flatten(-2).to(y.dtype))

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanozoo_core.machine.precision import wide_dtype, widened
 from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.ops.optional_triton import triton
 from nanozoo_core.ops.softmax_step import FLOAT16_SCALE, softmax_step_torch, softmax_step_triton
@@ -64,7 +65,7 @@ def linear_cross_entropy(
     """
     _check(x, weight, targets, bias, token_weight, softcap, reduction, chunk_size)
     head = _Head.choose(x, weight, softcap, chunk_size, backend, normalised=normalised)
-    accumulator = torch.promote_types(x.dtype, torch.float32)
+    accumulator = wide_dtype(x)
     columns = targets[:, None]
     if reduction == "none":
         losses = _TokenLosses.apply(x, weight, bias, columns, head)
@@ -107,7 +108,7 @@ def multi_target_cross_entropy(
     for column in targets.unbind(1):
         _check(x, weight, column, bias, None, softcap, "sum", chunk_size)
     head = _Head.choose(x, weight, softcap, chunk_size, backend)
-    shares = token_weight.detach().to(torch.promote_types(x.dtype, torch.float32))
+    shares = token_weight.detach().to(wide_dtype(x))
     with_gradient = torch.is_grad_enabled()
     return _SummedLoss.apply(x, weight, bias, shares, targets, head, with_gradient)
 
@@ -119,7 +120,7 @@ def linear_cross_entropy_reference(
 ) -> Tensor:  # fmt: skip
     """The same in a few lines that autograd differentiates, with all logits in memory."""
     logits = F.linear(x, weight, bias)  # (N, V)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = widened(logits)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     losses = F.cross_entropy(logits, targets, reduction="none")  # (N,)
@@ -183,7 +184,7 @@ def _losses_and_gradients(
     """Losses (N, M) of targets (N, M) and, as `needs` asks of (x, weight, bias), gradients of
     sum_im shares_im loss_im."""
     num_tokens, vocab_size = x.shape[0], weight.shape[0]
-    accumulator = torch.promote_types(x.dtype, torch.float32)
+    accumulator = wide_dtype(x)
     is_float16 = head.dtype == torch.float16
     losses = torch.empty(targets.shape, dtype=accumulator, device=x.device)
     # What a token's targets share in its weight: None where there is one, which has all of it.

@@ -252,13 +252,17 @@ class HNetConfig:
             return None
         return stages
 
+    def _listed(self, num_stages: int) -> dict[str, tuple[object, int, str]]:
+        """The settings that may be lists: value, length, and what each entry is for."""
+        keys = ("model_dim", "mlp_dim", "num_heads", "rotary_emb_dim", "window_size")
+        return {key: (getattr(self, key), num_stages, "stage") for key in keys}
+
     def _check_lists(self, p: Problems, num_stages: int) -> bool:
         good = True
-        for key in ("model_dim", "mlp_dim", "num_heads", "rotary_emb_dim", "window_size"):
-            value = getattr(self, key)
+        for key, (value, count, what) in self._listed(num_stages).items():
             good &= p.require(
-                not isinstance(value, list) or len(value) == num_stages,
-                f"model_cfg.{key}={value} must have {num_stages} values, one for each stage of "
+                not isinstance(value, list) or len(value) == count,
+                f"model_cfg.{key}={value} must have {count} value(s), one for each {what} of "
                 f"model_cfg.arch_layout={self.arch_layout}",
             )
         return good

@@ -193,19 +193,13 @@ class HNetXNSAConfig(HNetConfig):
 
     # -- checks ---------------------------------------------------------------------------------
 
-    def _check_lists(self, p: Problems, num_stages: int) -> bool:
-        good = super()._check_lists(p, num_stages)
-        listed = {"num_kv_heads": (self.num_kv_heads, num_stages, "stage")}
-        listed |= {"pool_window": (self.pool_window, num_stages - 1, "chunking")}
+    def _listed(self, num_stages: int) -> dict[str, tuple[object, int, str]]:
+        listed = super()._listed(num_stages)
+        listed["num_kv_heads"] = (self.num_kv_heads, num_stages, "stage")
+        listed["pool_window"] = (self.pool_window, num_stages - 1, "chunking")
         for f in fields(StageNSA):
             listed[f"nsa_cfg.{f.name}"] = (getattr(self.nsa_cfg, f.name), num_stages, "stage")
-        for key, (value, count, what) in listed.items():
-            good &= p.require(
-                not isinstance(value, list) or len(value) == count,
-                f"model_cfg.{key}={value} must have {count} value(s), one for each {what} of "
-                f"model_cfg.arch_layout={self.arch_layout}",
-            )
-        return good
+        return listed
 
     def _check_stages(self, p: Problems, stages: list[StageLayout]) -> None:
         super()._check_stages(p, stages)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import widened
 from nanozoo_core.nn.mamba2 import DELTA_FLOOR, DELTA_RANGE
 from nanozoo_core.nn.mixer_state import MixerState, RecurrentMixer, init_step_bias
 from nanozoo_core.ops.backend import Backend
@@ -78,12 +79,9 @@ class Mamba1Mixer(RecurrentMixer):
         return tuple(self.A_log.shape)  # (E, N)
 
     def forward(
-        self,
-        u: Tensor,
-        state: MixerState | None = None,
-        lengths: Tensor | None = None,
+        self, u: Tensor, state: MixerState | None = None, lengths: Tensor | None = None,
         segments: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Mixes a whole sequence.
 
         Args:
@@ -119,7 +117,7 @@ class Mamba1Mixer(RecurrentMixer):
 
     def rates(self) -> Tensor:
         """A (E, N), in float32 (or wider)."""
-        return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        return -torch.exp(widened(self.A_log))
 
     def flops(self, length: Tensor) -> Tensor:
         """FLOPs per position of a forward pass, beside those of the projections: the convolution,

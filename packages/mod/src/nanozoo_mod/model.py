@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import widened
 from nanozoo_core.nn.cache import KVCache
 from nanozoo_core.nn.control import ControlBlock, ControlModel, control_block
 from nanozoo_core.nn.norms import rms_norm
@@ -111,7 +112,7 @@ class RoutedBlock(ControlBlock):
         """r = u . w of tokens x (..., D), at least float32; the random control's are its noise."""
         if noise is not None:
             return noise
-        x = _widened(x)
+        x = widened(x)
         if not self.config.has_router:  # capacity 1 and no factor: there is nothing to score
             return x.new_ones(x.shape[:-1])
         with torch.autocast(x.device.type, enabled=False):
@@ -125,7 +126,7 @@ class RoutedBlock(ControlBlock):
         """
         if not self.config.has_predictor:
             return self.scores(x, noise)
-        x = _widened(x.detach())
+        x = widened(x.detach())
         with torch.autocast(x.device.type, enabled=False):
             hidden = x @ self.predictor_in.to(x.dtype).mT  # (B, T, P)
             if self.config.router_input == "normed":
@@ -256,10 +257,6 @@ def _mean(gates: Tensor, chosen: Tensor | None) -> Tensor:
     return torch.where(chosen, gates, 0).sum() / chosen.sum().clamp(min=1)
 
 
-def _widened(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _rms_scale(x: Tensor) -> Tensor:
     """(...): the factor by which RMSNorm would multiply x (..., D)."""
     mean_square = torch.linalg.vector_norm(x, dim=-1).square() / x.shape[-1]
@@ -346,12 +343,6 @@ class MoD(ControlModel):
     ) -> Tensor:
         """The final normalised stream (B, T, D) under the causal choice."""
         return self.encode(tokens, cache=cache)[0]
-
-    def forward(  # type: ignore[override]
-        self, tokens: Tensor, cache: MoDCache | None = None
-    ) -> Tensor:
-        """Logits (B, T, V) of the token after each of `tokens` (B, T), under the causal choice."""
-        return self.logits(self.features(tokens, cache))
 
     def init_cache(  # type: ignore[override]
         self, batch_size: int, max_length: int

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import widened
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.cache import KVCache
 from nanozoo_core.nn.norms import rms_norm
@@ -248,7 +249,7 @@ def project_(weight: Tensor, axis: int) -> None:
     resumed run projects once more than one that was never interrupted. A sharded weight gets its
     lengths from all ranks.
     """
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    wide = widened(weight)
     # Not vector_norm, which over columns takes three times as long on a CPU and adds one by one.
     norm = wide.square().sum(axis, keepdim=True).sqrt()
     is_unit = (norm - 1).abs() < 4 * torch.finfo(norm.dtype).eps

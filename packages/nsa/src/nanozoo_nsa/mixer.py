@@ -85,12 +85,9 @@ class NSAMixer(nn.Module):
     # -- the whole sequence -----------------------------------------------------------------------
 
     def forward(
-        self,
-        x: Tensor,
-        state: NSAState | None = None,
-        lengths: Tensor | None = None,
+        self, x: Tensor, state: NSAState | None = None, lengths: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """(B, L, D) -> (B, L, D).
 
         Args:
@@ -101,12 +98,9 @@ class NSAMixer(nn.Module):
         return self.mix(x, state, lengths, documents)[0]
 
     def mix(
-        self,
-        x: Tensor,
-        state: NSAState | None = None,
-        lengths: Tensor | None = None,
+        self, x: Tensor, state: NSAState | None = None, lengths: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> tuple[Tensor, Routing]:
+    ) -> tuple[Tensor, Routing]:  # fmt: skip
         """As `forward`, and what was read. Blocks chosen are counted from a document's start."""
         if documents is not None:
             if state is not None:

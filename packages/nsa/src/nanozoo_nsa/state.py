@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_nsa.config import Grid
 from nanozoo_nsa.selected.choice import all_blocks, chosen_by
 
@@ -196,7 +197,7 @@ def _block_rows(state: NSAState, rows: Tensor, blocks: Tensor) -> tuple[Tensor, 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Attention of q (R, Hk, G, K) over k, v (R, Hk, keys, K) where `mask` (R, Hk, keys) holds, and
     its probabilities, float32 at least; zeros where it holds nowhere."""
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(q)
     scores = (q.to(wide) @ k.to(wide).mT) / math.sqrt(q.shape[-1])  # (R, Hk, G, keys)
     scores = scores.masked_fill(~mask[:, :, None], -torch.inf)
     probs = scores.softmax(-1).nan_to_num(0.0) if k.shape[2] else scores

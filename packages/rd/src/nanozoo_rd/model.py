@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nanozoo_core.machine.precision import widened
 from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.feed_forward import SwiGLU
@@ -36,7 +37,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        precise = widened(x)
         return rms_norm(precise).to(self.weight.dtype) * self.weight
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nanozoo_core.machine.precision import widened
 from nanozoo_nsa.config import Grid
 from nanozoo_nsa.selected.attention import Implementation, uses_triton
 from nanozoo_nsa.selected.choice import chosen_by
@@ -86,7 +87,7 @@ class _CompressedAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, keys: Tensor, values: Tensor, grid: Grid
     ) -> tuple[Tensor, Tensor]:
         ctx.grid, ctx.dtypes = grid, (q.dtype, keys.dtype, values.dtype)
-        q, keys, values = (_widened(x) for x in (q, keys, values))
+        q, keys, values = (widened(x) for x in (q, keys, values))
         ctx.save_for_backward(q, keys, values)
         flat_keys, flat_values = keys.flatten(0, 1), values.flatten(0, 1)
         batch, heads, length, _, width = q.shape
@@ -114,7 +115,7 @@ class _CompressedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q, keys, values = ctx.saved_tensors
         grid, scale = ctx.grid, 1 / math.sqrt(q.shape[-1])
-        grad = _widened(grad)
+        grad = widened(grad)
         flat_keys, flat_values = keys.flatten(0, 1), values.flatten(0, 1)
         d_q, d_keys, d_values = (
             torch.zeros_like(x, memory_format=torch.contiguous_format)
@@ -142,7 +143,3 @@ class _CompressedAttention(torch.autograd.Function):
             d_values.view_as(values).to(types[2]),
             None,
         )
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
