@@ -5,8 +5,8 @@
     --seed N     other odd settings, files and moments
     --only KIND  one part: settings, files, kills, at-once or ranks
 
-Everything is drawn from the seed. The commands run in processes forked from this one, on a toy model
-and in a temporary folder; the exit status is 1 when anything went wrong.
+Everything is drawn from the seed. The commands run in processes forked from this one, on a toy
+model and in a temporary folder; the exit status is 1 when anything went wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from attempts import TOY, Count, attempt
 CORE = Path(__file__).parent.parent
 PAGE = CORE.parent / "docs" / "pages" / "reliability.md"
 FULL = {"settings": 320, "files": 120, "kills": 64, "at-once": 12, "ranks": 10}
-QUICK = {"settings": 90, "files": 16, "kills": 8, "at-once": 3, "ranks": 2}
+QUICK = {"settings": 60, "files": 12, "kills": 6, "at-once": 3, "ranks": 2}
 MEANING = {
     "odd settings": "a sentence, or a run",
     "damaged files": "a sentence, or the same score",
