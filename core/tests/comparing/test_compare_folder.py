@@ -120,7 +120,7 @@ def test_runs_are_looked_at_before_anything_trains(tmp_path: Path) -> None:
 def test_others_reports_are_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(ConfigError, match=f"folder=.* holds {name}, which nanozoo compare did not"):
-        command.train(parse(words(tmp_path)))
+        command.train_members(parse(words(tmp_path)))
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -139,10 +139,10 @@ def test_an_own_folder_is_written_again_and_another_by_force(tmp_path: Path) -> 
 def test_when_all_fails_the_report_of_before_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(*_: object, **__: object) -> tuple[list[Entry], dict[str, str]]:
+    def train_members(*_: object, **__: object) -> tuple[list[Entry], dict[str, str]]:
         return [], {"toy_0": "it broke"}
 
-    monkeypatch.setattr(command, "train", train)
+    monkeypatch.setattr(command, "train_members", train_members)
     (tmp_path / "report.md").write_text("before")
     with pytest.raises(NanozooError, match="toy_0: it broke"):
         command.compare(words(tmp_path))

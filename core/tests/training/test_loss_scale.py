@@ -59,6 +59,7 @@ def test_a_gradient_that_waits_is_neither_scaled_nor_lost() -> None:
     state = TrainState("toy", loss_scale=8.0)
     weight, optimizers, scale = one_weight(state)
     scale.begin()
+    assert weight.grad is None
     weight.grad = torch.tensor([[torch.inf]])
     scale.unscale()
     optimizers.clip(1.0)

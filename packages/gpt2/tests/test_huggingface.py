@@ -5,7 +5,7 @@ import torch
 from gpt2_models import make_config
 
 from nanozoo_core.errors import CheckpointError
-from nanozoo_core.testing.huggingface import HuggingFaceLaws
+from nanozoo_core.testing.huggingface import HuggingFaceLaws, tokens
 from nanozoo_core.testing.laws import assert_same_tensors, perturb
 from nanozoo_gpt2 import huggingface
 from nanozoo_gpt2.huggingface import (
@@ -41,10 +41,6 @@ def ours(theirs):
 class TestLaws(HuggingFaceLaws):
     way = huggingface
     depth = "n_layer"
-
-
-def tokens():
-    return TestLaws().tokens()
 
 
 @torch.no_grad()

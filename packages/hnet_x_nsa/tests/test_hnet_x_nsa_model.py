@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from ladder import LADDER as LADDER_SIZES
+from ladder import LADDER as SIZES
 from torch import Tensor
 
 from nanozoo_core.config import model_config
@@ -37,7 +37,7 @@ TWO_STAGES: dict[str, Any] = chunking.TWO_STAGES | {
         "sliding_window_size": 4,
     },
 }
-LADDER = LADDER_SIZES | {"vocab_size": 258}
+LADDER = SIZES | {"vocab_size": 258}
 MLP = {"chunk_pool": "mlp"}
 FIXED = {"chunking": "fixed", "target_ratio": 4}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from nanozoo_core.config import model_config
 from nanozoo_core.errors import CheckpointError
-from nanozoo_core.testing.huggingface import HuggingFaceLaws
+from nanozoo_core.testing.huggingface import HuggingFaceLaws, tokens
 from nanozoo_core.testing.laws import assert_same_tensors
 from nanozoo_mamba import huggingface
 from nanozoo_mamba.adapter import MambaAdapter
@@ -66,10 +66,6 @@ def ours(theirs):
 class TestLaws(HuggingFaceLaws):
     way = huggingface
     depth = "num_hidden_layers"
-
-
-def tokens():
-    return TestLaws().tokens()
 
 
 @torch.no_grad()

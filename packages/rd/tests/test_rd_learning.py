@@ -18,7 +18,7 @@ from nanozoo_core.testing.sources import MarkovSource, batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_rd.adapter import RDAdapter, draw_step
 from nanozoo_rd.config import RDConfig
-from nanozoo_rd.model import RecurrentDepth
+from nanozoo_rd.model import EVAL_KEY, RecurrentDepth
 
 ADAPTER = RDAdapter(RDConfig, RecurrentDepth)
 SIZES = {"model_dim": 32, "num_heads": 2, "mlp_dim": 64, "num_core_layers": 1}
@@ -107,10 +107,11 @@ def trained_on_chains(hops: int | None, **changes) -> RecurrentDepth:
 
 
 @torch.no_grad()
-def share_found(model: RecurrentDepth, hops: int, depth: int) -> float:
-    """Of the ends of chains, those found after `depth` iterations."""
+def share_found(model: RecurrentDepth, hops: int, depth: int, key: int = EVAL_KEY) -> float:
+    """Of the ends of chains, those found after `depth` iterations on the initial state of `key`."""
     tokens, ends = chains(hops, seed=10_000, batch_size=256)
-    logits, _ = think(model, tokens, depth)
+    state = model.initial_state(key, torch.arange(tokens.shape[1]))
+    logits, _ = think(model, tokens, depth, state=state)
     return float((logits[:, NUM_PLACES:, :NUM_PLACES].argmax(-1) == ends).float().mean())
 
 
@@ -118,7 +119,8 @@ def test_iterations_follow_a_chain_further_than_any_in_training() -> None:
     """Trained to follow as many pointers as it has iterations, 1 to 3, it follows 4 with 4. Fewer
     do not, and neither does a model of the same size that learned the 4 with one iteration."""
     model = trained_on_chains(None, sampling="uniform", mean_recurrence=2)
-    assert share_found(model, hops=4, depth=4) > 0.8
+    for key in (EVAL_KEY, 1, 2):
+        assert share_found(model, hops=4, depth=4, key=key) > 0.8
     assert max(share_found(model, hops=4, depth=depth) for depth in (1, 2, 3)) < 0.6
     flat = trained_on_chains(4, sampling="fixed", mean_recurrence=1)
     assert share_found(flat, hops=4, depth=1) < 0.65

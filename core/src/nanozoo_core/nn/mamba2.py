@@ -96,15 +96,6 @@ class Mamba2Mixer(RecurrentMixer):
         self, u: Tensor, state: MixerState | None = None, lengths: Tensor | None = None,
         segments: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Mixes a whole sequence.
-
-        Args:
-            u: (B, L, D).
-            state: where to start from; afterwards it is the state behind each row's end.
-            lengths: (B,) valid positions of right-padded rows, needed only with `state`; outputs
-                behind a row's end mean nothing.
-            segments: (B, L) integers; nothing passes where the number changes.
-        """
         z, conv_inputs, dt = self._project(u)
         delta, log_decay = self._discretise(dt)  # (B, L, H) float32
         if lengths is not None:
@@ -139,8 +130,6 @@ class Mamba2Mixer(RecurrentMixer):
         return convolution + blocks + 4 * inner * states
 
     def step(self, u: Tensor, state: MixerState, rows: Tensor | None = None) -> Tensor:
-        """One position, (B, D) -> (B, D), replacing `state`. With `rows` (R,) only these rows of
-        the state take part, and u and the result have R rows."""
         z, conv_inputs, dt = self._project(u)
         delta, log_decay = self._discretise(dt)
         conv, ssm = state.take(rows)

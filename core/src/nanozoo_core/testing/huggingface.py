@@ -16,6 +16,11 @@ from nanozoo_core.errors import CheckpointError
 from nanozoo_core.testing.laws import assert_same_tensors
 
 
+def tokens() -> Tensor:
+    """(2, 32) of 97."""
+    return torch.randint(97, (2, 32), generator=torch.Generator().manual_seed(0))
+
+
 def assert_written_back(source: Mapping[str, Tensor], back: Mapping[str, Tensor]) -> None:
     """Weights read from transformers and written again are theirs to the bit, but for a head that
     repeats the embedding, which need not be written."""
@@ -25,19 +30,16 @@ def assert_written_back(source: Mapping[str, Tensor], back: Mapping[str, Tensor]
 
 class HuggingFaceLaws:
     """What holds for a model of transformers, the fixture `theirs`, and for what the package's
-    module `way` makes of it, the fixture `ours`; both of 97 tokens."""
+    module `way` makes of it, the fixture `ours`; which read `tokens`."""
 
     way: ModuleType
     depth: str
     """Their name for the number of layers."""
 
-    def tokens(self) -> Tensor:
-        return torch.randint(97, (2, 32), generator=torch.Generator().manual_seed(0))
-
     @torch.no_grad()
     def test_logits_agree(self, theirs: Any, ours: Any) -> None:
-        expected = theirs(self.tokens()).logits
-        torch.testing.assert_close(ours(self.tokens()), expected, rtol=0, atol=1e-5)
+        expected = theirs(tokens()).logits
+        torch.testing.assert_close(ours(tokens()), expected, rtol=0, atol=1e-5)
 
     def test_weights_make_the_round_trip_bit_for_bit(self, theirs: Any, ours: Any) -> None:
         assert_written_back(theirs.state_dict(), self.way.to_hf_state_dict(ours))
@@ -48,8 +50,8 @@ class HuggingFaceLaws:
         model = self.way.load_pretrained(tmp_path / "first").eval()
         self.way.save_pretrained(model, tmp_path / "second")
         loaded = type(theirs).from_pretrained(tmp_path / "second").eval()
-        expected = ours(self.tokens())
-        torch.testing.assert_close(loaded(self.tokens()).logits, expected, rtol=0, atol=1e-5)
+        expected = ours(tokens())
+        torch.testing.assert_close(loaded(tokens()).logits, expected, rtol=0, atol=1e-5)
 
     def test_weights_of_another_shape_are_refused(self, ours: Any, tmp_path: Path) -> None:
         self.way.save_pretrained(ours, tmp_path)

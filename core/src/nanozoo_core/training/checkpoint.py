@@ -7,6 +7,7 @@ flushed to disk and renamed.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Set
@@ -24,6 +25,8 @@ from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.sharding import gather_whole
 from nanozoo_core.training.run_folder import STATE_NAME, RunFolder, TrainState, read_state
 from nanozoo_core.training.signals import without_interrupts
+
+log = logging.getLogger(__name__)
 
 NOUNS = {"model": "model", "optimizer": "state of the optimiser", "ema": "average of the weights"}
 
@@ -54,6 +57,42 @@ def check_whole(path: Path, stems: tuple[str, ...]) -> None:
                 opened.keys()
         except (SafetensorError, OSError, ValueError) as error:
             raise _damaged(file, error) from error
+
+
+def newest_whole(run: RunFolder, stems: tuple[str, ...]) -> int:
+    """The step of the newest checkpoint whose files can be read; a newer one that cannot is warned
+    of.
+
+    Raises: CheckpointError when there is none, or one is a pickle.
+    """
+    first: CheckpointError | None = None
+    run.latest_checkpoint()
+    for step in reversed(run.checkpoint_steps()):
+        try:
+            check_whole(run.checkpoint(step), stems)
+        except DamagedCheckpointError as error:
+            first = first or error
+            continue
+        if first is not None:
+            log.warning("%s; going on from step %d, the newest that is whole", first, step)
+        return step
+    assert first is not None
+    raise first
+
+
+def best_whole(run: RunFolder, stems: tuple[str, ...]) -> int:
+    """As `newest_whole`, of the checkpoint with the lowest validation score; that newest one where
+    none was scored, or the best is damaged."""
+    newest = newest_whole(run, stems)
+    best = read_state(run.checkpoint(newest)).best_step
+    if best is None or not run.checkpoint(best).is_dir():
+        return newest
+    try:
+        check_whole(run.checkpoint(best), stems)
+    except DamagedCheckpointError as error:
+        log.warning("%s; going on from step %d, the newest that is whole", error, newest)
+        return newest
+    return best
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

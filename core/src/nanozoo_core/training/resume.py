@@ -117,19 +117,7 @@ def _choose_step(folder: RunFolder, asked: int | None, stems: tuple[str, ...]) -
             )
         checkpoint.check_whole(folder.checkpoint(asked), stems)
         return asked
-    first: CheckpointError | None = None
-    folder.latest_checkpoint()
-    for step in reversed(steps):
-        try:
-            checkpoint.check_whole(folder.checkpoint(step), stems)
-        except checkpoint.DamagedCheckpointError as error:
-            first = first or error
-            continue
-        if first is not None:
-            log.warning("%s; going on from step %d, the newest that is whole", first, step)
-        return step
-    assert first is not None
-    raise first
+    return checkpoint.newest_whole(folder, stems)
 
 
 def _check_budget(setup: Setup, state: TrainState, folder: RunFolder) -> None:

@@ -179,14 +179,6 @@ class RunFolder:
             raise CheckpointError(f"{self} has no checkpoint to continue from")
         return self.checkpoint(steps[-1])
 
-    def best_checkpoint(self) -> Path:
-        """The checkpoint with the lowest validation score, or the newest if none was scored."""
-        newest = self.latest_checkpoint()
-        step = read_state(newest).best_step
-        if step is not None and self.checkpoint(step).is_dir():
-            return self.checkpoint(step)
-        return newest
-
     def set_aside_after(self, step: int) -> list[tuple[Path, str]]:
         """Renames the checkpoints after a step, so that the newest is again the last by number.
 

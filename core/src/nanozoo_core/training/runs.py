@@ -68,7 +68,7 @@ def load_run(
     tune_process()
     stored = RunFolder(folder).read_config()
     config = training_config(stored)
-    path = _find_checkpoint(RunFolder(folder), checkpoint)
+    path = find_checkpoint(RunFolder(folder), checkpoint, config)
     vocabulary = load_tokenizer(folder, config.data)
     changed = stored | {"model_cfg": config.model_cfg | (model_overrides or {})}
     model_cfg = resolve(changed).with_vocabulary(vocabulary.size).model_cfg
@@ -155,11 +155,15 @@ def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
     return validation, data.fingerprint
 
 
-def _find_checkpoint(folder: RunFolder, which: str) -> Path:
-    if which == "latest":
-        return folder.latest_checkpoint()
-    if which == "best":
-        return folder.best_checkpoint()
+def find_checkpoint(folder: RunFolder, which: str, config: TrainingConfig) -> Path:
+    """The folder of the latest or the best checkpoint that is whole, or of a step.
+
+    Raises: CheckpointError when there is none.
+    """
+    stems = ("model", "ema") if config.train.ema > 0 else ("model",)
+    if which in ("latest", "best"):
+        find = checkpoint.newest_whole if which == "latest" else checkpoint.best_whole
+        return folder.checkpoint(find(folder, stems))
     path = folder.checkpoint(int(which)) if which.isascii() and which.isdigit() else None
     if path is None or not path.is_dir():
         steps = ", ".join(map(str, folder.checkpoint_steps())) or "none"

@@ -82,15 +82,6 @@ class Mamba1Mixer(RecurrentMixer):
         self, u: Tensor, state: MixerState | None = None, lengths: Tensor | None = None,
         segments: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Mixes a whole sequence.
-
-        Args:
-            u: (B, L, D).
-            state: where to start from; afterwards it is the state behind each row's end.
-            lengths: (B,) valid positions of right-padded rows, needed only with `state`; outputs
-                behind a row's end mean nothing.
-            segments: (B, L) integers; nothing passes where the number changes.
-        """
         inputs, z = self.in_proj(u).chunk(2, dim=-1)  # (B, L, E) each
         x = self.convolve(inputs, state, segments)
         y, last = selective_scan(
@@ -106,8 +97,6 @@ class Mamba1Mixer(RecurrentMixer):
         return self.out_proj(y)
 
     def step(self, u: Tensor, state: MixerState, rows: Tensor | None = None) -> Tensor:
-        """One position, (B, D) -> (B, D), replacing `state`. With `rows` (R,) only these rows of
-        the state take part, and u and the result have R rows."""
         inputs, z = self.in_proj(u).chunk(2, dim=-1)
         conv, ssm = state.take(rows)
         x, conv = self.convolve_step(conv, inputs)

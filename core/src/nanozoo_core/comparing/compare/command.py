@@ -23,7 +23,7 @@ def compare(words: Sequence[str], *, force: bool = False) -> None:
         when some runs failed, the report of the others being written all the same.
     """
     request = parse(words)
-    entries, failures = train(request, force=force)
+    entries, failures = train_members(request, force=force)
     if entries:  # a report of nothing would take the place of one of something
         report = Report(title(request), request.command, entries, failures)
         write_report(request.folder, report)
@@ -32,7 +32,7 @@ def compare(words: Sequence[str], *, force: bool = False) -> None:
         raise NanozooError("\n".join(f"{name}: {text}" for name, text in failures.items()))
 
 
-def train(request: Request, *, force: bool = False) -> tuple[list[Entry], dict[str, str]]:
+def train_members(request: Request, *, force: bool = False) -> tuple[list[Entry], dict[str, str]]:
     """Trains what the request asks for and is not there yet.
 
     Returns: the entries with a finished run, and a sentence for everything that failed, by name.
