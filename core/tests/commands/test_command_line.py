@@ -143,7 +143,8 @@ def test_run_dir_that_cannot_be_written(run: Run, toy: list[object], tmp_path: P
 
 
 def test_a_value_with_an_equals_sign_is_told_how_to_quote(run: Run, toy: list[object]) -> None:
-    assert_refused(run(*toy, "run_dir=x=y"), "'run_dir=x=y' cannot be read", "run_dir=\"'x=y'\"")
+    word = "log.wandb_project=x=y"
+    assert_refused(run(*toy, word), f"'{word}' cannot be read", "log.wandb_project=\"'x=y'\"")
 
 
 def test_odd_characters_in_paths_train_and_resume(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanozoo_core.comparing.options import Option, describe
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.paths import path_argument
 
 if TYPE_CHECKING:
     from nanozoo_core.training.runs import LoadedRun
@@ -36,8 +36,16 @@ def add_settings_command(
     return parser
 
 
+def add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="write into a folder that holds other files, over those of the same names",
+    )
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the run's folder, such as runs/MODEL/TIME")
+    parser.add_argument("run", type=path_argument, help="the run's folder, such as runs/MODEL/TIME")
     parser.add_argument(
         "overrides",
         nargs="*",

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanozoo_core.config import DataConfig
-from nanozoo_core.data.cache import build_once, cache_root, digest, file_digest, write_record
+from nanozoo_core.data.cache import (
+    build_once,
+    cache_root,
+    digest,
+    file_digest,
+    is_whole,
+    write_record,
+)
 from nanozoo_core.data.corpora import (
     TextCorpus,
     document_digest,
@@ -197,10 +204,12 @@ def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
     def build(folder: Path) -> None:
         say(f"reading {len(corpus.files)} files of {corpus.name}")
         digests = [document_digest(document) for document in corpus.documents()]
+        all_utf8 = True
         chosen = validation_digests(digests, data.val_fraction)
         validation: list[tuple[str, bytes]] = []
         with ShardWriter(folder, "train") as train:
-            for name, document in zip(digests, corpus.documents(), strict=True):
+            for name, document in _unchanged(digests, corpus):
+                all_utf8 = all_utf8 and is_utf8(document)
                 if name in chosen:
                     validation.append((name, document))
                 else:
@@ -208,15 +217,15 @@ def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
         with ShardWriter(folder, "val") as val:
             for _, document in sorted(validation):
                 val.write(vocabulary.separator, vocabulary.encode_array(document))
-        about = {
-            "fingerprint": digest([sorted(digests), sorted(chosen)]),
-            "is_utf8": all(is_utf8(document) for document in corpus.documents()),
-        }
-        write_record(folder / "corpus.json", about)
+        fingerprint = digest([sorted(digests), sorted(chosen)])
+        if corpus.identity != corpus_identity:
+            raise _changed(corpus)
+        write_record(folder / "corpus.json", {"fingerprint": fingerprint, "is_utf8": all_utf8})
         write_record(folder / MANIFEST, train.contents | val.contents)
 
     vocabulary = ByteTokenizer()
-    identity = digest([_FORMAT, corpus.name, corpus.identity, data.val_fraction])
+    corpus_identity = corpus.identity
+    identity = digest([_FORMAT, corpus.name, corpus_identity, data.val_fraction])
     folder = build_once(cache_root() / "text" / identity, build)
     stored = read_json(
         folder / "corpus.json",
@@ -234,6 +243,28 @@ def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
         vocabulary=vocabulary,
         fingerprint=stored["fingerprint"],
         identity=identity,
+    )
+
+
+def _unchanged(digests: list[str], corpus: TextCorpus) -> Iterator[tuple[str, bytes]]:
+    """The documents, read a second time, with their digests.
+
+    Raises: DataError when they are others than the first time.
+    """
+    documents = corpus.documents()
+    for name in digests:
+        document = next(documents, None)
+        if document is None or document_digest(document) != name:
+            raise _changed(corpus)
+        yield name, document
+    if next(documents, None) is not None:
+        raise _changed(corpus)
+
+
+def _changed(corpus: TextCorpus) -> DataError:
+    return DataError(
+        f"the text of data.corpus={corpus.name} has changed while it was read; give the command "
+        "again once nothing writes to its files"
     )
 
 
@@ -260,7 +291,7 @@ def _tokenized(
     vocab_size = data.vocab_size if data.tokenizer == "bpe" else None
     key: list[object] = [_FORMAT, source.identity, data.tokenizer, vocab_size]
     folder = cache_root() / "tokens" / digest(key)
-    if given is not None and not (folder.is_dir() and given.equals(load_tokenizer(folder, data))):
+    if given is not None and not (is_whole(folder) and given.equals(load_tokenizer(folder, data))):
         folder = cache_root() / "tokens" / digest([*key, given.identity])
     build_once(folder, build)
     vocabulary = load_tokenizer(folder, data)
@@ -294,6 +325,12 @@ def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
                 f"{where} has no shard with '{part}' in its name; name the shards of the two "
                 "splits like fineweb_train_000001.bin and fineweb_val_000000.bin"
             )
+    both = next((path for path in paths if "train" in path.name and "val" in path.name), None)
+    if both is not None:
+        raise DataError(
+            f"{both} has both 'train' and 'val' in its name, but no shard may be in both splits; "
+            "rename it"
+        )
     if data.corpus == "bin":
         vocabulary = load_tokenizer(paths[0].parent, data)
     else:
@@ -301,10 +338,15 @@ def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
     validation = _open_all((path for path in paths if "val" in path.name), vocabulary)
     train = _open_all((path for path in paths if "train" in path.name), vocabulary)
     contents = [
-        sorted(shard_content(shard, vocabulary.byte_counts).content for shard in shards)
+        {shard_content(shard, vocabulary.byte_counts).content: shard.path for shard in shards}
         for shards in (train, validation)
     ]
-    fingerprint = digest(contents)
+    for content in contents[0].keys() & contents[1].keys():
+        raise DataError(
+            f"{contents[0][content]} and {contents[1][content]} are the same shard: what trains "
+            "cannot be scored; remove one of them"
+        )
+    fingerprint = digest([sorted(part) for part in contents])
     return Source(data.corpus, train, validation, vocabulary, fingerprint, identity=fingerprint)
 
 

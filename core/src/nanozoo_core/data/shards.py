@@ -6,6 +6,7 @@ the tokens as little-endian uint16. Every document starts with the separator.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -179,7 +180,7 @@ def shard_content(shard: Shard, token_bytes: Counts) -> ShardContent:
     counts[: token_bytes.size] = token_bytes
     vocabulary = hashlib.blake2b(counts.tobytes(), digest_size=8).hexdigest()
     record = cache_root() / "shards" / f"{shard.identity}-{vocabulary}.json"
-    if record.is_file():
+    with contextlib.suppress(OSError, ValueError, TypeError):  # what is damaged is made again
         return ShardContent(**json.loads(record.read_text(encoding="utf-8")))
     largest, num_bytes, content = 0, 0, hashlib.blake2b(digest_size=16)
     for start in range(0, shard.num_tokens, _CHUNK):
@@ -195,16 +196,27 @@ def shard_content(shard: Shard, token_bytes: Counts) -> ShardContent:
 def document_starts(shard: Shard, separator: int) -> Counts:
     """Positions of all separators in a shard, found once and kept in the cache folder."""
     index = cache_root() / "shards" / f"{shard.identity}-{separator}.npy"
-    if not index.is_file():
+    starts = _kept_starts(index)
+    if starts is None:
         parts = [
             start + np.flatnonzero(shard.tokens[start : start + _CHUNK] == separator)
             for start in range(0, shard.num_tokens, _CHUNK)
         ]
+        starts = np.concatenate(parts).astype(np.int64)
         with cache_errors():
             index.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(index) as file:
-                np.save(file, np.concatenate(parts).astype(np.int64))
-    return np.load(index)
+                np.save(file, starts)
+    return starts
+
+
+def _kept_starts(index: Path) -> Counts | None:
+    """What the cache has; None where it has nothing whole."""
+    try:
+        found = np.load(index, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.dtype == np.int64 and found.ndim == 1 else None
 
 
 def documents(shard: Shard, separator: int) -> Iterator[Tokens]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core.config import LogConfig
+from nanozoo_core.config.overrides import as_written
 from nanozoo_core.data.prepare import PreparedData
 from nanozoo_core.data.tokenizers import save_tokenizer
 from nanozoo_core.errors import CheckpointError, WriteError
@@ -80,7 +81,7 @@ class RunRecords:
             step = None if resumed is None else resumed.step
             self._sinks.append(Sink("TensorBoard", lambda: TensorBoard(folder, resumed_step=step)))
         if self._log.wandb:
-            start = functools.partial(WeightsAndBiases, folder, self._log, config)
+            start = functools.partial(WeightsAndBiases, folder, self._log, as_written(config))
             self._sinks.append(Sink("Weights & Biases", start))
 
     def log(self, row: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nanozoo_core.config.overrides import all_literal
+from nanozoo_core.config.compose import as_config_error
+from nanozoo_core.config.overrides import all_literal, resolved_values
 from nanozoo_core.errors import CheckpointError, NonFiniteError
 from nanozoo_core.files import UNFINISHED, read_json, to_json, write_json, write_text
 
@@ -176,7 +177,7 @@ class RunFolder:
         """Steps with a checkpoint, ascending."""
         found = self.checkpoints_path.glob(f"{STEP_PREFIX}*")
         names = [path.name.removeprefix(STEP_PREFIX) for path in found]
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def latest_checkpoint(self) -> Path:
         """The folder of the newest checkpoint. Raises: CheckpointError when there is none."""
@@ -204,12 +205,15 @@ class RunFolder:
     def read_config(self) -> dict[str, Any]:
         """The settings of the run. Raises: CheckpointError when the folder is no run."""
         from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
 
         path = self.config_path
         if not self.is_run:
             raise CheckpointError(f"{self} is not a run folder: it has no {path.name}")
         try:
-            data = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+            data = resolved_values(OmegaConf.load(path))
+        except OmegaConfBaseException as error:
+            raise CheckpointError(f"{path} cannot be read: {as_config_error(error)}") from error
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
         if not isinstance(data, dict) or "model" not in data:
@@ -367,6 +371,6 @@ def read_state(checkpoint: Path, *, of: str | None = None, verify: bool = True) 
 def parse_resume(resume: str) -> tuple[RunFolder, int | None]:
     """The run that `resume=RUN` or `resume=RUN@STEP` names, and the step."""
     run, at, step = resume.rpartition("@")
-    if at and step.isdigit() and not Path(resume).is_dir():
+    if at and step.isdecimal() and step.isascii() and not Path(resume).is_dir():
         return RunFolder(Path(run)), int(step)
     return RunFolder(Path(resume)), None

@@ -30,6 +30,7 @@ from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training import checkpoint, integrity
 from nanozoo_core.training.distributed import LossModule
+from nanozoo_core.training.memory import WEIGHTS, require_room_for_model
 from nanozoo_core.training.run_data import RunData
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
 
@@ -79,9 +80,10 @@ def load_run(
     changed = stored | {"model_cfg": config.model_cfg | (model_overrides or {})}
     model_cfg = resolve(changed).with_vocabulary(vocabulary.size).model_cfg
     adapter = load_adapter(config.model)
+    place = devices.resolve_device(device)
+    require_room_for_model(adapter, config.model, model_cfg, place, each=WEIGHTS)
     model = adapter.build(model_cfg, vocabulary)
     state = read_weights(model, path, config)
-    place = devices.resolve_device(device)
     model.to(place).eval()
     return LoadedRun(folder, config, model_cfg, state, adapter, model, vocabulary, place)
 
@@ -173,7 +175,7 @@ def find_checkpoint(
     if which in ("latest", "best"):
         find = checkpoint.newest_whole if which == "latest" else checkpoint.best_whole
         return folder.checkpoint(find(folder, stems, verify=verify))
-    path = folder.checkpoint(int(which)) if which.isdigit() else None
+    path = folder.checkpoint(int(which)) if which.isascii() and which.isdigit() else None
     if path is None or not path.is_dir():
         steps = ", ".join(map(str, folder.checkpoint_steps())) or "none"
         raise CheckpointError(
