@@ -215,7 +215,7 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_once(
 
 def too_large(*_: Any) -> Any:
     """An exabyte, which no CPU has."""
-    return torch.empty(2**58)
+    return torch.empty(2**58, device="cpu")
 
 
 OTHER_MEMORY_ERRORS = [
