@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class WriteError(NanozooError, OSError):
         """The sentence for what the disk refused, with its errno."""
         advice = ""
         if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "; free some space and give the same command again"
+            advice = "; free some space"
         error = cls(f"{path} cannot be written: {cause.strerror or cause}{advice}")
         error.errno, error.strerror = cause.errno, cause.strerror
         return error
@@ -175,5 +176,14 @@ def suggest(name: str, valid: Iterable[str]) -> str:
 
 def divisors(number: int) -> str:
     """Names the divisors of `number`, for messages about a value that must divide another."""
-    found = [str(d) for d in range(1, number + 1) if number % d == 0]
+    found = [str(d) for d in all_divisors(number)]
     return ", ".join(found) if len(found) <= 8 else ", ".join(found[:8]) + ", ..."
+
+
+def all_divisors(number: int) -> list[int]:
+    """Those of a positive number, ascending; of one above 10^12, those up to 10^6 and itself."""
+    root = math.isqrt(number)
+    low = [d for d in range(1, min(root, 10**6) + 1) if number % d == 0]
+    if root > 10**6:
+        return [*low, number]
+    return low + [number // d for d in reversed(low) if d * d != number]

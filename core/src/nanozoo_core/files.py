@@ -12,12 +12,18 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from nanozoo_core.errors import CheckpointError, NanozooError, NonFiniteError, WriteError
+from nanozoo_core.errors import (
+    CheckpointError,
+    ConfigError,
+    NanozooError,
+    NonFiniteError,
+    WriteError,
+)
 
 UNFINISHED = ".writing-"  # before the names of files and folders that are not whole yet
 
@@ -191,3 +197,37 @@ def sha256_of(path: Path) -> str:
     """64 hex digits. Raises: OSError when the file cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -- folders that a command writes to -------------------------------------------------------------
+
+MARK = ".nanozoo"  # names the command whose folder it is
+
+
+def claim_output(
+    folder: Path, owner: str, names: Collection[str] = (), *, setting: str, force: bool
+) -> None:
+    """Makes `folder` the place where `owner` writes, so that it may write there again.
+
+    Args:
+        owner: such as "nanozoo compare".
+        names: of the files that it writes; without any, the folder has to be its own altogether.
+        setting: what named the folder.
+        force: take over a folder that is not its own.
+
+    Raises: ConfigError for a folder in which `owner` would overwrite what it did not write;
+        WriteError.
+    """
+    mark = folder / MARK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_own = mark.is_file() and mark.read_bytes() == f"{owner}\n".encode()
+        found = next((p.name for p in folder.iterdir() if not names or p.name in names), None)
+    except OSError as error:
+        raise WriteError.at(folder, error) from error
+    if found is not None and not is_own and not force:
+        raise ConfigError(
+            f"{setting}={folder} holds {found}, which {owner} did not write; choose another "
+            f"folder, or overwrite what has the same names there with --force"
+        )
+    write_text(mark, f"{owner}\n")

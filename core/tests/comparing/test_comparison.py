@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from nanozoo_core.comparing.compare.plan import make_plan
 from nanozoo_core.comparing.compare.report import Report, markdown, page, write_report
 from nanozoo_core.comparing.compare.request import parse
 from nanozoo_core.comparing.compare.results import collect, read_run
+from nanozoo_core.comparing.compare.tables import results_csv
 from nanozoo_core.config import schema
 from nanozoo_core.errors import CheckpointError
 from nanozoo_core.training.run_folder import RunFolder, Sample, Samples
@@ -181,6 +183,29 @@ def test_the_page_needs_nothing_else_and_escapes_what_models_write(tmp_path: Pat
     assert "zlib 2.500" in markdown(report)
 
 
+def test_what_others_write_is_text_in_markdown_and_csv(tmp_path: Path) -> None:
+    evil = "<script>x</script> [a](javascript:b) | ``` \x1b[2J\n# y"
+    run = make_run(tmp_path / "a", optim={"name": evil})
+    result = json.loads((run / "result.json").read_text())
+    result |= {"device": evil, "git_commit": "=cmd()", "diagnostics": {"@SUM(1)": -1.5}}
+    result["baselines_bpb"] = {evil: 2.5}
+    (run / "result.json").write_text(json.dumps(result))
+    entries, _ = collect([], (run,))
+    command = "train '```\n<b>'"
+    entry = replace(entries[0], runs=(replace(entries[0].runs[0], command=command),))
+    text = markdown(Report(evil, command, [entry], {evil: evil}))
+    assert "\x1b" not in text
+    outside = re.sub(r"^````sh\n.*?^````$", "", text, flags=re.DOTALL | re.MULTILINE)
+    outside = outside.replace("```` train '``` <b>' ````", "")
+    assert not re.search(r"<\w|`|\[a\]|^# y", outside.replace("![", ""), re.MULTILINE)
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len({line.count("|") for line in table}) == 1
+    rows = list(csv.DictReader(results_csv(entries).splitlines()))
+    assert rows[0]["git_commit"] == "'=cmd()"
+    assert rows[0]["diagnostics.@SUM(1)"] == "-1.5"
+    assert "'@" not in results_csv(entries)
+
+
 def test_a_report_of_failures_alone(tmp_path: Path) -> None:
     report = Report("none", "nanozoo compare x", [], {"b_0": "it broke"})
     assert "it broke" in page(report)
@@ -217,8 +242,8 @@ def test_a_member_starts_goes_on_or_is_done(tmp_path: Path) -> None:
     member.folder.mkdir(parents=True)
     run = RunFolder(member.folder)
     run.config_path.write_text("died before its first checkpoint")
+    member.beside("json").write_text("{}")
     assert settings_for(member) == start
-    assert not member.folder.exists()
     run.checkpoint(5).mkdir(parents=True)
     run.write_config(schema.to_dict(start.training))
     on = settings_for(member)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load, model_values
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.files import write_text
+from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import harmless, out, warn, write
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument(
         "--trace",
-        type=Path,
+        type=path_argument,
         metavar="FILE.html",
         help="show the steps in a page (diffusion models)",
     )

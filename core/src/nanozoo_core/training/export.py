@@ -13,8 +13,8 @@ from nanozoo_core import registry
 from nanozoo_core.data.hf_tokenizer import hf_tokenizer
 from nanozoo_core.data.tokenizers import SEPARATOR
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
-from nanozoo_core.errors import CheckpointError, ConfigError
-from nanozoo_core.files import write_json, write_text
+from nanozoo_core.errors import ConfigError
+from nanozoo_core.files import claim_output, write_json, write_text
 from nanozoo_core.tensor_files import require_finite, write_tensors
 from nanozoo_core.training.run_folder import RunFolder
 
@@ -38,13 +38,13 @@ print(tokenizer.decode(model.generate(ids, max_new_tokens=60)[0], skip_special_t
 """
 
 
-def export_hf(run: LoadedRun, folder: Path) -> None:
+def export_hf(run: LoadedRun, folder: Path, *, force: bool = False) -> None:
     """Writes config.json, model.safetensors, the tokenizer and a README.md into `folder`, from
     which transformers' Auto classes load the model.
 
     Raises: ConfigError when no class of transformers computes what this model does, or the package
-        tokenizers is missing; CheckpointError when the folder holds something else; NonFiniteError
-        for weights that are not finite.
+        tokenizers is missing, or the folder holds what was not exported, unless that is forced;
+        NonFiniteError for weights that are not finite.
     """
     found = run.adapter.to_hf(run.model)
     if found is None:
@@ -53,12 +53,10 @@ def export_hf(run: LoadedRun, folder: Path) -> None:
             f"{run.config.model} has no class in transformers that computes the same; models that "
             f"have one: {able}"
         )
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise CheckpointError(f"--output={folder} holds other files; choose another folder")
     config, tensors = found
     require_finite(tensors, f"the exported {run.config.model}")
     tokenizer = hf_tokenizer(run.vocabulary)
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_output(folder, "nanozoo export", setting="--output", force=force)
     separator = run.vocabulary.separator
     ids = {"bos_token_id": separator, "eos_token_id": separator, "pad_token_id": separator}
     write_json(folder / "config.json", config | ids | {"dtype": "float32"})

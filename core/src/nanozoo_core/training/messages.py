@@ -132,6 +132,13 @@ def say_aborted(folder: RunFolder) -> None:
     say(f"stopped at once by a second Ctrl-C; {kept}")
 
 
+def how_to_go_on(folder: RunFolder) -> str:
+    """With a run that an error has stopped, as the end of a sentence."""
+    if folder.has_checkpoint:
+        return f"then go on with: train resume={folder}"
+    return "then give the same command again"
+
+
 def say_farewell(model: str, state: TrainState, end: Finish, folder: RunFolder) -> None:
     """Says what a finished run reached, and where its files are."""
     say("\n" + harmless(folder.samples_text_path.read_text(encoding="utf-8").strip()))

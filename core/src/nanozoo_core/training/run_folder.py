@@ -5,13 +5,15 @@ Importing this module loads no torch, so that commands can look at runs at once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nanozoo_core.config.overrides import all_literal
+from nanozoo_core.config.compose import as_config_error
+from nanozoo_core.config.overrides import all_literal, resolved_values
 from nanozoo_core.errors import CheckpointError, NonFiniteError
 from nanozoo_core.files import UNFINISHED, read_json, to_json, write_json, write_text
 
@@ -23,6 +25,7 @@ BEGINNING = (
     *("config.yaml", "data.json", "metrics.jsonl", "tokenizer.json", "wandb.json"),
     *("checkpoints", LOCK_NAME),
 )
+DIGEST_LINE = "# sha256 of what stands above: "  # in config.yaml
 ASIDE = "aside_"  # before the names of checkpoints that a run went back behind
 
 
@@ -60,6 +63,11 @@ class TrainState:
     loss_scale: float = 2.0**16  # of float16
     steps_at_loss_scale: int = 0  # since it last changed
     last_good_step: int | None = None  # of the newest checkpoint from which a loss was finite
+    # sha256 of each file of the checkpoint: of either, where a kill may leave one or the other.
+    # These three are None in the states of older versions.
+    files: dict[str, list[str]] | None = None
+    tokenizer: str | None = None  # the run's own
+    settings: str | None = None  # those that a resumed run keeps
 
     @property
     def spent(self) -> dict[str, float]:
@@ -169,7 +177,7 @@ class RunFolder:
         """Steps with a checkpoint, ascending."""
         found = self.checkpoints_path.glob(f"{STEP_PREFIX}*")
         names = [path.name.removeprefix(STEP_PREFIX) for path in found]
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def latest_checkpoint(self) -> Path:
         """The folder of the newest checkpoint. Raises: CheckpointError when there is none."""
@@ -197,12 +205,15 @@ class RunFolder:
     def read_config(self) -> dict[str, Any]:
         """The settings of the run. Raises: CheckpointError when the folder is no run."""
         from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
 
         path = self.config_path
         if not self.is_run:
             raise CheckpointError(f"{self} is not a run folder: it has no {path.name}")
         try:
-            data = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+            data = resolved_values(OmegaConf.load(path))
+        except OmegaConfBaseException as error:
+            raise CheckpointError(f"{path} cannot be read: {as_config_error(error)}") from error
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
         if not isinstance(data, dict) or "model" not in data:
@@ -214,7 +225,18 @@ class RunFolder:
         from omegaconf import OmegaConf
 
         text = OmegaConf.to_yaml(OmegaConf.create(all_literal(config)))
-        write_text(self.config_path, text)
+        write_text(self.config_path, f"{text}{DIGEST_LINE}{_sha256(text)}\n")
+
+    @property
+    def is_config_whole(self) -> bool:
+        """Whether config.yaml is as it was written; yes where it does not end with its digest, as
+        that of an older version."""
+        try:
+            text = self.config_path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return False
+        above, line, stored = text.rpartition(DIGEST_LINE)
+        return not line or stored.strip() == _sha256(above)
 
     def read_data(self) -> dict[str, str] | None:
         """The digests of the data that the run began with, where it has written them."""
@@ -304,6 +326,14 @@ class RunFolder:
         write_text(self.samples_text_path, "\n".join(parts))
 
 
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def _sha256_of_json(value: dict[str, Any]) -> str:
+    return _sha256(json.dumps(value, sort_keys=True))
+
+
 def _is_unfinished(path: Path) -> bool:
     return path.name.startswith(UNFINISHED)
 
@@ -312,16 +342,27 @@ def _is_of_beginning(name: str) -> bool:
     return name in BEGINNING or name.startswith((UNFINISHED, "events.out.tfevents."))
 
 
-def read_state(checkpoint: Path, *, of: str | None = None) -> TrainState:
+def write_state(checkpoint: Path, state: TrainState) -> None:
+    """Writes state.json with a digest of itself."""
+    stored = asdict(state)
+    write_json(checkpoint / STATE_NAME, stored | {"sha256": _sha256_of_json(stored)})
+
+
+def read_state(checkpoint: Path, *, of: str | None = None, verify: bool = True) -> TrainState:
     """The training state of a checkpoint folder.
 
-    Raises: CheckpointError when it is damaged, or of another model than `of`.
+    Raises: CheckpointError when it is damaged, or changed unless told not to `verify`, or of
+        another model than `of`.
     """
-    state = read_json(
-        checkpoint / STATE_NAME,
-        lambda stored: TrainState(**stored),
-        remedy="use another checkpoint of the run",
-    )
+
+    def state_of(stored: dict[str, Any]) -> TrainState:
+        digest = stored.pop("sha256", None)
+        if verify and digest not in (None, _sha256_of_json(stored)):
+            raise ValueError("it is not as it was written")
+        return TrainState(**stored)
+
+    remedy = "use another checkpoint of the run"
+    state = read_json(checkpoint / STATE_NAME, state_of, remedy=remedy)
     if of not in (None, state.model):
         raise CheckpointError(f"{checkpoint} is a checkpoint of model {state.model}, not {of}")
     return state
@@ -330,6 +371,6 @@ def read_state(checkpoint: Path, *, of: str | None = None) -> TrainState:
 def parse_resume(resume: str) -> tuple[RunFolder, int | None]:
     """The run that `resume=RUN` or `resume=RUN@STEP` names, and the step."""
     run, at, step = resume.rpartition("@")
-    if at and step.isdigit() and not Path(resume).is_dir():
+    if at and step.isdecimal() and step.isascii() and not Path(resume).is_dir():
         return RunFolder(Path(run)), int(step)
     return RunFolder(Path(resume)), None

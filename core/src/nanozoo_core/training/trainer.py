@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.contract import Step
-from nanozoo_core.errors import NonFiniteError
+from nanozoo_core.errors import NonFiniteError, WriteError
 from nanozoo_core.evaluation.score import Score, evaluate
 from nanozoo_core.likelihood import bits_per_byte, target_bytes
 from nanozoo_core.machine import device as devices
@@ -29,6 +29,7 @@ from nanozoo_core.training.claim import claim_folder
 from nanozoo_core.training.distributed import LossModule, parallelize, reshard, set_gradient_sync
 from nanozoo_core.training.divergence import diverged
 from nanozoo_core.training.ema import WeightAverage
+from nanozoo_core.training.integrity import note_run
 from nanozoo_core.training.loss_scale import LossScale
 from nanozoo_core.training.parts import Part, seed_dropout, with_totals
 from nanozoo_core.training.resume import (
@@ -73,6 +74,8 @@ def train(config: ResolvedConfig) -> Result:
             if ranks.is_main:
                 messages.say_aborted(trainer.folder)
             return Result(trainer.folder.path, signal=signal.SIGINT)
+        except WriteError as error:
+            raise WriteError(f"{error}; {messages.how_to_go_on(trainer.folder)}") from error
         finally:
             trainer.claim.release()
 
@@ -131,6 +134,7 @@ class Trainer:
             data=self.setup.data,
         )
         if self.ranks.is_main:
+            note_run(self.folder, state)
             messages.introduce(self.setup, state, self.group_table, self.folder)
         bar = messages.Progress(config.model, budget, state, is_shown=self.ranks.is_main)
         try:
@@ -318,7 +322,7 @@ class Trainer:
         self.is_whole = False  # for what one attempt cannot save another cannot
         try:
             checkpoint.save_on_main(
-                self.folder, self.state, tensors, keep=keep, ranks=self.ranks, tables=tables
+                self.claim, self.state, tensors, keep=keep, ranks=self.ranks, tables=tables
             )
         except NonFiniteError as error:
             sentence = f"{error} at step {self.state.step}, which is not saved"
@@ -343,7 +347,7 @@ class Trainer:
         if self.ranks.is_main:
             is_trained = self.budget.is_spent(self.state.step, self.state.seconds)
             messages.say_stopped(self.state.step, received, self.folder, is_trained=is_trained)
-            records.plot_losses(self.folder)
+            records.plot_if_possible(self.folder)
         return Result(self.folder.path, signal=received)
 
     def _finish(self, interrupts: list[int]) -> Result:
@@ -357,6 +361,7 @@ class Trainer:
         self.state.last_good_step = self.state.step
         tensors = checkpoint.model_tensors(self.model)
         if self.ranks.is_main:
+            self.claim.check_in_place()
             checkpoint.renew(self.folder, self.state, tensors, keep=self.config.checkpoint.keep)
         if (received := agreed_signal(interrupts, self.ranks, self.device)) is not None:
             return self._leave(received)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from nanozoo_core.config.ranges import Layers
 from nanozoo_core.errors import Problems, divisors
 from nanozoo_hnet.layout import StageLayout, parse_layout
 from nanozoo_hnet.sizes import SIZES
@@ -59,9 +60,9 @@ class HNetConfig:
     ssm_cfg where these are null."""
     arch_layout: list[Any] | None
     """Nested [encoder, [main], decoder]; m Mamba-2, t attention, capitals with an MLP, e.g. T12."""
-    num_compression_layers: int | None
+    num_compression_layers: Layers | None
     """Shorthand instead of arch_layout: layers of the encoder and of the decoder, all m."""
-    num_main_layers: int | None
+    num_main_layers: Layers | None
     """Shorthand instead of arch_layout: layers of the main network, all T."""
     model_dim: int | list[int] | None
     """Width of each stage, never falling inwards."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from nanozoo_core.config import TrainingConfig, model_config
+from nanozoo_core.config.ranges import Layers
 from nanozoo_core.errors import ConfigError, Problems
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.layout import StageLayout
@@ -82,7 +83,7 @@ class HNetXNSAConfig(HNetConfig):
     unpool: Literal["repeat", "mlp"] | None
     """What the positions of a chunk get: its vector, or with chunking=fixed also a part of their
     own of an MLP of it; null is the preset's, or repeat."""
-    num_inner_layers: int | None
+    num_inner_layers: Layers | None
     """Ladder, instead of arch_layout: N layers of the innermost network."""
     num_ladder_levels: int | None
     """Ladder: chunkings of one equal stride, with a T layer before and behind each."""

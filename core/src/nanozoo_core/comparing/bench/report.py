@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from nanozoo_core.comparing.bench.contestant import Block, Facts
 
 
+FILES = ("bench.json",)
+
+
 @dataclass(frozen=True)
 class Spread:
     """Median, least and most over the rounds."""

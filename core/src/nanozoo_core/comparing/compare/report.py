@@ -18,6 +18,8 @@ from nanozoo_core.comparing.compare.ranking import Group, rank, warnings
 from nanozoo_core.comparing.compare.results import Entry
 from nanozoo_core.files import to_json, write_text
 
+FILES = ("report.md", "results.csv", "report.html", "ranking.png", "curves.png")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -74,28 +76,33 @@ METHOD = (
 
 def markdown(report: Report) -> str:
     """The report as Markdown."""
-    parts = [f"# {report.title}", f"`{report.command}`"]
+    text, code = tables.markdown_text, tables.markdown_code
+    parts = [f"# {text(report.title)}", code(report.command)]
     groups = report.groups
-    parts += [f"> {sentence}" for sentence in warnings(report.entries)] if groups else []
+    parts += [f"> {text(sentence)}" for sentence in warnings(report.entries)] if groups else []
     columns = tables.shown_columns(groups)
     for group in groups:
-        parts.append(f"## {tables.group_title(group, groups)}")
+        parts.append(f"## {text(tables.group_title(group, groups))}")
         parts.append(tables.markdown_table(group, columns))
     if groups:
         found = baselines(report.entries)
         if found:
-            names = ", ".join(f"{name} {bpb:.3f}" for name, bpb in found.items())
+            names = ", ".join(f"{text(name)} {bpb:.3f}" for name, bpb in found.items())
             parts.append(f"The same bytes compressed: {names}.")
         parts += ["![Scores](ranking.png)", "![Scores along training](curves.png)"]
     if report.failures:
         parts.append("## Failed")
-        parts.append("\n".join(f"- {name}: {text}" for name, text in report.failures.items()))
+        parts.append(
+            "\n".join(f"- {text(name)}: {text(why)}" for name, why in report.failures.items())
+        )
     parts += ["## How it was made", METHOD]
     if groups:
-        parts.append("\n".join(f"- {key}: {value}" for key, value in conditions(report.entries)))
+        parts.append(
+            "\n".join(f"- {key}: {text(value)}" for key, value in conditions(report.entries))
+        )
         commands = [run.command for entry in report.entries for run in entry.runs[:1]]
         parts.append("The first seed of each:")
-        parts.append("```sh\n" + "\n".join(commands) + "\n```")
+        parts.append(code("\n".join(commands), language="sh"))
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,0 +1,102 @@
+"""Files of a run and of the cache that are not as they were written."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from attempts import Count, Outcome, attempt
+
+DECIDING = (".safetensors", "state.json", "tokenizer.json", "config.yaml", "data.json")
+"""Ends of the names of files that decide a score: one that is changed may not change it in silence.
+"""
+
+
+def flip(path: Path, draw: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[draw.randrange(len(data) // 2, len(data))] ^= 1 << draw.randrange(8)
+    path.write_bytes(bytes(data))
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def replace_by_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+DAMAGES: dict[str, Callable[[Path, random.Random], object]] = {
+    "removed": lambda path, _: path.unlink(),
+    "emptied": lambda path, _: path.write_bytes(b""),
+    "cut in half": lambda path, _: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "one bit flipped": flip,
+    "random bytes": lambda path, draw: path.write_bytes(draw.randbytes(200)),
+    "a list": lambda path, _: path.write_text("[]\n"),
+    "null": lambda path, _: path.write_text("null\n"),
+    "an empty object": lambda path, _: path.write_text("{}\n"),
+    "a text": lambda path, _: path.write_text('"x"\n'),
+    "NaN": lambda path, _: path.write_text('{"val_bpb": NaN, "step": NaN}\n'),
+    "nested": lambda path, _: path.write_text("[" * 100_000),
+    "a folder": lambda path, _: replace_by_folder(path),
+    "a link to nowhere": lambda path, _: replace_by_link(path),
+}
+COMMANDS = (
+    ["evaluate"], ["generate", "--max-tokens=2"], ["show"], ["inspect"], ["resume"], ["compare"],
+)  # fmt: skip
+
+
+def files_of(folder: Path) -> list[Path]:
+    found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    return [path for path in found if path.suffix not in (".png", ".lock", ".txt")]
+
+
+def use(command: list[str], run: Path, work: Path) -> Outcome:
+    name, *flags = command
+    if name == "resume":
+        return attempt([f"resume={run}", "train.max_steps=4"], work)
+    if name == "compare":
+        return attempt(["compare", f"runs={run}", f"folder={run}-report"], work, program="nanozoo")
+    return attempt([name, str(run), *flags], work, program="nanozoo")
+
+
+def score(outcome: Outcome) -> float | None:
+    return json.loads(outcome.out)["val_bpb"] if outcome.status == 0 else None
+
+
+def attack(number: int, seed: int, run: Path, cache: Path, work: Path) -> Count:
+    count = Count("damaged files")
+    draw = random.Random(seed)
+    expected = score(use(["evaluate"], run, work))
+    cases = [(path, name) for path in files_of(run) for name in DAMAGES]
+    chosen = draw.sample(cases, min(number - number // 4, len(cases)))
+    for n, (path, name) in enumerate(chosen):
+        copy = work / f"damaged-{n}"
+        shutil.copytree(run, copy)
+        DAMAGES[name](copy / path, draw)
+        command = ["evaluate"] if str(path).endswith(DECIDING) else draw.choice(COMMANDS)
+        outcome = use(command, copy, work)
+        problem = outcome.wrong()
+        if problem is None and command == ["evaluate"] and outcome.status == 0:
+            found = score(outcome)
+            problem = None if found == expected else f"{found} in place of {expected}, in silence"
+        count.note((str(path), name, command[0]), problem)
+        shutil.rmtree(copy)
+    for path in draw.choices(files_of(cache), k=number // 4):
+        name = draw.choice(["removed", "emptied", "cut in half", "random bytes", "null"])
+        if not (cache / path).is_file():
+            continue
+        DAMAGES[name](cache / path, draw)
+        outcome = use(["evaluate"], run, work)
+        problem = outcome.wrong()
+        if problem is None and outcome.status == 0 and score(outcome) != expected:
+            problem = f"{score(outcome)} in place of {expected}, in silence"
+        count.note((f"cache/{path}", name), problem)
+        shutil.rmtree(cache)
+        use(["evaluate"], run, work)
+    return count
