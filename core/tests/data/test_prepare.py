@@ -1,7 +1,6 @@
 import errno
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import types
@@ -315,7 +314,7 @@ def test_second_call_builds_nothing(texts: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["text/*/val_*.bin", "text/*/train_*.bin", "tokens/*/train_*.bin", "tokens/*/tok*"]
 )
-def test_a_changed_or_missing_file_of_the_cache_is_noticed(
+def test_a_changed_file_of_the_cache_is_noticed_and_one_removed_is_written_again(
     texts: Path, own_folder: Path, name: str
 ) -> None:
     config = text_config(texts, tokenizer="bpe")
@@ -326,9 +325,6 @@ def test_a_changed_or_missing_file_of_the_cache_is_noticed(
     with pytest.raises(DataError, match=f"{path.name} is not as it was written; remove the folder"):
         prepare(config)
     path.unlink()
-    with pytest.raises(DataError, match=rf"{path.name}.*remove the folder|finds no tokenizer"):
-        prepare(config)
-    shutil.rmtree(path.parent)
     _mapped.cache_clear()  # as in a new process
     assert prepare(config).train_bytes == before.train_bytes
 
