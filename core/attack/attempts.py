@@ -7,15 +7,18 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 TOY = (
     *("--model", "toy", "data.corpus=text", "log.tensorboard=false", "train.max_steps=3"),
     *("eval.bytes=300", "checkpoint.every=1", "data.tokenizer=bpe", "data.vocab_size=280"),
 )
 LIMIT_SECONDS = 60
+T = TypeVar("T")
 # Words of the libraries underneath, which say nothing to a user.
 JARGON = re.compile(
     r"Lexer|NoViableAlt|mismatched input|token recognition|extraneous input|DictConfig|ListConfig"
@@ -127,6 +130,18 @@ def _call(program: str, words: list[str]) -> None:
         train.main()
     else:
         cli.main(words)
+
+
+def at_once(starts: Iterable[tuple[T, Callable[[], Attempt]]]) -> Iterator[tuple[T, Outcome]]:
+    """Keeps as many attempts at work as there are cores; each outcome in order."""
+    waiting: deque[tuple[T, Attempt]] = deque()
+    for what, start in starts:
+        waiting.append((what, start()))
+        if len(waiting) >= (os.cpu_count() or 1):
+            done, one = waiting.popleft()
+            yield done, one.end()
+    for what, one in waiting:
+        yield what, one.end()
 
 
 def attempt(words: Sequence[str], folder: Path, *, program: str = "train") -> Outcome:
