@@ -166,8 +166,11 @@ def output_of(command: str) -> str:
         from nanozoo_core.commands.cli import main as nanozoo
 
         printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            nanozoo(shlex.split(command)[1:])
+        with contextlib.redirect_stdout(printed), contextlib.chdir(ROOT):
+            try:
+                nanozoo(shlex.split(command)[1:])
+            except SystemExit as error:
+                raise subprocess.CalledProcessError(1, command) from error
         return printed.getvalue()
     programs = str(Path(sys.executable).parent)
     path = os.pathsep.join([programs, os.environ.get("PATH", "")])
@@ -202,12 +205,22 @@ def rewrite(run: Run, output: str) -> None:
         marked = figure.with_values(
             [like(old, new) for old, new in zip(figure.values, printed, strict=True)]
         )
-        for file, old, new in (
-            (figure.page, figure.text, MARKED.sub(r"\1", marked)),
-            (run.file, figure.marked, marked),
-        ):
-            text = file.read_text(encoding="utf-8")
-            file.write_text(text.replace(old, new), encoding="utf-8")
+        replace_text(figure.page, figure.text, MARKED.sub(r"\1", marked))
+        replace_text(run.file, figure.marked, marked)
+
+
+def replace_text(file: Path, old: str, new: str) -> None:
+    """Replaces a text wherever it stands in a file, and breaks lines where they were broken."""
+    words = new.split()
+
+    def replaced(match: re.Match[str]) -> str:
+        gaps = re.findall(r"\s+", match[0])
+        gaps = gaps if len(gaps) == len(words) - 1 else [" "] * (len(words) - 1)
+        return "".join(word + gap for word, gap in zip(words, [*gaps, ""], strict=True))
+
+    pattern = r"\s+".join(map(re.escape, old.split()))
+    page = file.read_text(encoding="utf-8")
+    file.write_text(re.sub(pattern, replaced, page), encoding="utf-8")
 
 
 def like(old: str, printed: str) -> str:
@@ -244,7 +257,11 @@ def main() -> int:
         if run.needs is not None and run.needs not in os.environ:
             print(f"    not run: ${run.needs} is not set")
             continue
-        output = output_of(run.command)
+        try:
+            output = output_of(run.command)
+        except subprocess.CalledProcessError as error:
+            found.append(f"{run.name}: ended with status {error.returncode}")
+            continue
         if arguments.write:
             rewrite(run, output)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -109,11 +110,11 @@ def test_a_figure_that_the_page_has_otherwise_is_missed(tmp_path: Path) -> None:
     assert not figures.is_on_page(example(tmp_path, "b {1.51 M} |").figures[0])
 
 
-def test_rewriting_keeps_digits_and_units(tmp_path: Path) -> None:
-    run = example(tmp_path, "b {1.50}")
-    figures.rewrite(replace(run, figures=run.figures), "it is 1.7349")
+def test_rewriting_keeps_digits_units_and_lines(tmp_path: Path) -> None:
+    run = example(tmp_path, "b {1.50 M} |")
+    figures.rewrite(run, "it is 1,734,900")
     assert (tmp_path / "README.md").read_text() == "a | b 1.73\nM | c"
-    assert "b {1.73}" in run.file.read_text()
+    assert "'b {1.73 M} |'" in run.file.read_text()
 
 
 @pytest.mark.parametrize(
@@ -130,3 +131,14 @@ def test_rewriting_keeps_digits_and_units(tmp_path: Path) -> None:
 )
 def test_a_value_is_written_in_the_manner_of_the_old_one(old: str, printed: str, new: str) -> None:
     assert figures.like(old, printed) == new
+
+
+@pytest.mark.parametrize("command", ["nanozoo show no_such_model", "exit 3"])
+def test_a_command_that_fails_says_so(command: str) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        figures.output_of(command)
+
+
+def test_commands_run_with_the_programs_of_this_environment() -> None:
+    shown = figures.output_of("uv run python -c 'import sys; print(sys.executable)'")
+    assert Path(shown.strip()).parent == Path(sys.executable).parent

@@ -42,7 +42,7 @@ class WriteError(NanozooError, OSError):
         """The sentence for what the disk refused, with its errno."""
         advice = ""
         if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "; free some space and give the same command again"
+            advice = "; free some space"
         error = cls(f"{path} cannot be written: {cause.strerror or cause}{advice}")
         error.errno, error.strerror = cause.errno, cause.strerror
         return error

@@ -44,15 +44,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     Returns: the sha256 of the file, 64 hex digits.
     Raises: WriteError.
     """
-    # Wide types first, so that each tensor begins at a multiple of its element's size.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    whole = {name: tensors[name].detach().cpu().contiguous() for name in names}
-    parts = [_head(whole), *(_bytes_of(tensor) for tensor in whole.values())]
+    parts = _parts(tensors)
     with ThreadPoolExecutor(1) as pool, whole_file(path) as file:
         digest = pool.submit(_sha256, parts)
         for part in parts:
             file.write(part)
     return digest.result()
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of the file that `write_tensors` would write."""
+    return _sha256(_parts(tensors))
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> list[memoryview]:
+    # Wide types first, so that each tensor begins at a multiple of its element's size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    whole = {name: tensors[name].detach().cpu().contiguous() for name in names}
+    return [_head(whole), *(_bytes_of(tensor) for tensor in whole.values())]
 
 
 def _head(tensors: Mapping[str, Tensor]) -> memoryview:

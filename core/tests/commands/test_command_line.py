@@ -18,8 +18,7 @@ from nanozoo_core.commands import cli, train
 from nanozoo_core.config.compose import normalise_override
 from nanozoo_core.config.overrides import quoted
 from nanozoo_core.training import trainer
-from nanozoo_core.training.claim import LOCK
-from nanozoo_core.training.run_folder import RunFolder
+from nanozoo_core.training.run_folder import LOCK_NAME, RunFolder
 
 
 @dataclass
@@ -224,7 +223,7 @@ def test_training_writes_every_file_and_says_where(run: Run, toy: list[object]) 
     outcome = run(*toy, "log.tensorboard=true", "train.max_steps=4", "eval.every=2")
     assert outcome.status == 0
     (folder,) = Path("runs/toy").iterdir()
-    names = {path.name.split(".")[0] for path in folder.iterdir() if path.name != LOCK}
+    names = {path.name.split(".")[0] for path in folder.iterdir() if path.name != LOCK_NAME}
     files = {"config", "metrics", "result", "checkpoints", "loss", "samples", "events", "data"}
     assert names == files
     assert str(folder) in outcome.out

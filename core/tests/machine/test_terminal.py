@@ -40,6 +40,13 @@ def test_a_terminal_obeys_no_text_of_a_model() -> None:
     )
 
 
+def test_ctrl_c_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, reported_errors():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
+
+
 def test_columns_of_a_table_stand_under_each_other() -> None:
     rows = [["name", "size"], ["a", "1"], ["longer", "12345"]]
     assert text_table(rows, left=(0,)).splitlines() == [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import re
 import shutil
@@ -21,7 +20,7 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.errors import CheckpointError, ConfigError, DataError
 from nanozoo_core.training import checkpoint, finish, records, runs, trainer
 from nanozoo_core.training.resumable_settings import FREE, KEPT, RULES, START
-from nanozoo_core.training.run_folder import RunFolder, parse_resume
+from nanozoo_core.training.run_folder import RunFolder, parse_resume, read_state, write_state
 
 Settings = dict[str, Any]
 
@@ -343,8 +342,8 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_newest(
     half: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     newest, best = half.checkpoint_steps()[-1], half.checkpoint_steps()[0]
-    state = half.checkpoint(newest) / "state.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"best_step": best}))
+    path = half.checkpoint(newest)
+    write_state(path, dataclasses.replace(read_state(path), best_step=best))
     assert checkpoint.best_whole(half, ("model",)) == best
     (half.checkpoint(best) / "model.safetensors").write_bytes(b"")
     assert runs.load_run(half.path, device="cpu", checkpoint="best").state.step == newest
@@ -371,9 +370,8 @@ def test_a_finished_run_goes_back(whole: RunFolder, tmp_path: Path) -> None:
 
 def test_going_back_behind_the_best_seeks_another(half: RunFolder) -> None:
     for step in (2, 4):
-        path = half.checkpoint(step) / "state.json"
-        stored = json.loads(path.read_text()) | {"best_bpb": 0.1, "best_step": 1}
-        path.write_text(json.dumps(stored))
+        path = half.checkpoint(step)
+        write_state(path, dataclasses.replace(read_state(path), best_bpb=0.1, best_step=1))
     resume(half, at=2)
     assert checkpoint.best_whole(half, ("model",)) == 8
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nanozoo_core import tensor_files
 from nanozoo_core.config import compose_config, resolve
-from nanozoo_core.training import finish, runs, trainer
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.errors import CheckpointError
+from nanozoo_core.training import checkpoint, finish, runs, trainer
 from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.signals import catch_signals, without_interrupts
 
@@ -110,3 +115,95 @@ def test_a_second_interrupt_at_the_end_leaves_a_run_to_finish(
     assert folder.checkpoint_steps()[-1] == 8
     trainer.train(resolve(folder.read_config() | {"resume": str(folder)}))
     assert folder.is_finished
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_terminal_that_is_closed_ends_a_run_with_its_checkpoint(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = trainer.Trainer.one_step
+
+    def hung_up(self: trainer.Trainer) -> Any:
+        if self.state.step == 4:
+            monkeypatch.setattr(sys, "stdout", None)
+            signal.raise_signal(signal.SIGHUP)
+        return plain(self)
+
+    monkeypatch.setattr(trainer.Trainer, "one_step", hung_up)
+    assert train(corpus, tmp_path / "run").signal == signal.SIGHUP
+    assert RunFolder(tmp_path / "run").checkpoint_steps()[-1] == 5
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with catch_signals() as received:
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert not received
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["training_loss", "nll"])
+def test_any_error_leaves_a_checkpoint_that_goes_on_to_the_same_bits(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """In the middle of a step, and between two."""
+    changes = ("checkpoint.every=0", "eval.every=5", "train.micro_batch_tokens=32")
+    whole = RunFolder(train(corpus, tmp_path / "whole", *changes).folder)
+    plain = getattr(DefaultModelAdapter, name)
+    calls = []
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 23 or name == "nll":  # the third part of step 5
+            raise RuntimeError("of our own making")
+        return plain(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DefaultModelAdapter, name, failing)
+        with pytest.raises(RuntimeError, match="of our own making"):
+            train(corpus, tmp_path / "run", *changes)
+    folder = RunFolder(tmp_path / "run")
+    assert folder.checkpoint_steps() == [5]
+    trainer.train(resolve(folder.read_config() | {"resume": str(folder)}))
+    for stem in ("model", "optimizer"):
+        one, two = (checkpoint.read_tensors(f.latest_checkpoint(), stem) for f in (whole, folder))
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_an_error_while_gradients_wait_leaves_no_wrong_checkpoint(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> Any:
+        raise RuntimeError("of our own making")
+
+    plain = trainer.Trainer._gradients
+
+    def late(self: trainer.Trainer, *arguments: Any) -> Any:
+        return (failing if self.state.step == 3 else plain)(self, *arguments)
+
+    monkeypatch.setattr(trainer.Trainer, "_gradients", late)
+    with pytest.raises(RuntimeError):
+        train(corpus, tmp_path / "run", "checkpoint.every=0", "optim.adamw.every=2")
+    assert RunFolder(tmp_path / "run").checkpoint_steps() == []
+
+
+def test_a_checkpoint_that_cannot_be_written_is_tried_once(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def full(*_: Any) -> str:
+        tries.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tensor_files, "write_tensors", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        train(corpus, tmp_path / "run")
+    assert len(tries) == 1

@@ -197,8 +197,10 @@ def test_checkpoint_of_another_shape_is_refused(half: Path, corpus: Path, tmp_pa
     for path in (half / "checkpoints").iterdir():
         shutil.rmtree(path)
     shutil.copytree(RunFolder(wide).latest_checkpoint(), half / "checkpoints" / "step_000002")
-    with pytest.raises(CheckpointError, match="checkpoint of another model"):
+    with pytest.raises(CheckpointError, match="other settings than those with which step 2 was"):
         resume(half)
+    with pytest.raises(CheckpointError, match="checkpoint of another model"):
+        resume(half, resume_files="accept")
 
 
 def test_full_disk_keeps_earlier_checkpoints(

@@ -56,6 +56,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", default="latest", help="latest (the default), best, or a step number"
     )
     parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="take files of the run that are not as it has written them",
+    )
+    parser.add_argument(
         "--device",
         default="auto",
         choices=["auto", "cpu", "cuda", "mps"],
@@ -85,4 +90,5 @@ def load(arguments: argparse.Namespace, changes: dict[str, Any]) -> LoadedRun:
         checkpoint=arguments.checkpoint,
         device=arguments.device,
         model_overrides=changes,
+        verify=not arguments.no_verify,
     )

@@ -157,7 +157,7 @@ def _prepared(line: CommandLine, quiet: Sequence[str]) -> Iterator[list[str]]:
             source = ["--config-dir", str(run.path.resolve()), "--config-name", "config"]
             overrides = [*line.without("resume", "model"), f"resume={quoted(name)}"]
         else:
-            overrides = [*line.without("resume", "resume_data"), "resume=null"]
+            overrides = [*line.without("resume", "resume_data", "resume_files"), "resume=null"]
             warn("resume=auto finds no unfinished run; starting a new one")
     normalised = [compose.normalise_override(o) for o in overrides]
     compose.check_overrides(normalised)

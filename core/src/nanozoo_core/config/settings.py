@@ -279,6 +279,8 @@ class TrainingConfig:
     unfinished run of this model."""
     resume_data: Literal["same", "accept"]
     """same refuses to continue a run whose text has changed; accept goes on with the new text."""
+    resume_files: Literal["same", "accept"]
+    """same refuses to continue a run whose own files were changed; accept takes them so."""
     run_dir: str | None
     """Where the run is written; null is runs/<model>/<time>."""
     data: DataConfig
@@ -291,10 +293,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         p = Problems()
-        for key in ("resume", "run_dir"):
-            require_path(p, key, getattr(self, key))
-        p.require(
-            self.resume_data == "same" or self.resume is not None,
-            f"resume_data={self.resume_data} has no effect without resume=RUN; leave it out",
-        )
+        for path in ("resume", "run_dir"):
+            require_path(p, path, getattr(self, path))
+        for key in ("resume_data", "resume_files"):
+            value = getattr(self, key)
+            p.require(
+                value == "same" or self.resume is not None,
+                f"{key}={value} has no effect without resume=RUN; leave it out",
+            )
         p.raise_if_any()

@@ -9,13 +9,16 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock
 
 from nanozoo_core.errors import DataError
-from nanozoo_core.files import write_json
+from nanozoo_core.files import sha256_of, write_json
+
+SETTLED_NS = 2_000_000_000  # a file that is younger may change once more without a new time
 
 CONTENTS = "contents.json"  # written last into a folder: the sizes of its files
 
@@ -55,6 +58,27 @@ def cache_errors() -> Iterator[None]:
                 "NANOZOO_CACHE to a folder that can"
             ) from error
         raise
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file; one that has not changed since the last call is not read again.
+
+    Raises: OSError when it cannot be read.
+    """
+    stat = path.stat()
+    known = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    record = cache_root() / "digests" / f"{digest(str(path.absolute()))}.json"
+    try:
+        stored = json.loads(record.read_text(encoding="utf-8"))
+        if stored["file"] == known:
+            return str(stored["sha256"])
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # no record, or a damaged one: the file is read
+    found = sha256_of(path)
+    if time.time_ns() - stat.st_mtime_ns > SETTLED_NS:
+        with contextlib.suppress(OSError, DataError):  # without a record it is read again next time
+            write_record(record, {"file": known, "sha256": found})
+    return found
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:

@@ -9,14 +9,20 @@ validation text is decoded from them.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanozoo_core.config import DataConfig
-from nanozoo_core.data.cache import build_once, cache_root, digest, is_whole, write_record
+from nanozoo_core.data.cache import (
+    build_once,
+    cache_root,
+    digest,
+    file_digest,
+    is_whole,
+    write_record,
+)
 from nanozoo_core.data.corpora import (
     TextCorpus,
     document_digest,
@@ -38,12 +44,14 @@ from nanozoo_core.data.tokenizers import (
     train_bpe,
 )
 from nanozoo_core.errors import DataError, suggest
+from nanozoo_core.files import read_json
 
 logger = logging.getLogger(__name__)
 
 CORPORA = ("stdlib", "text", "bin", "fineweb10B", "fineweb100B")
 BPE_TRAINING_BYTES = 200_000_000  # of a larger corpus a sample of the documents is as good
-_FORMAT = 1  # part of every folder's name: raise it when the stored layout changes
+MANIFEST = "shards.json"  # the digests of a folder's shards and tokenizer, by name
+_FORMAT = 2  # part of every folder's name: raise it when the stored layout changes
 
 Progress = Callable[[str], None]
 
@@ -199,33 +207,39 @@ def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
         all_utf8 = True
         chosen = validation_digests(digests, data.val_fraction)
         validation: list[tuple[str, bytes]] = []
-        with ShardWriter(folder, "train") as writer:
+        with ShardWriter(folder, "train") as train:
             for name, document in _unchanged(digests, corpus):
                 all_utf8 = all_utf8 and is_utf8(document)
                 if name in chosen:
                     validation.append((name, document))
                 else:
-                    writer.write(vocabulary.separator, vocabulary.encode_array(document))
-        with ShardWriter(folder, "val") as writer:
+                    train.write(vocabulary.separator, vocabulary.encode_array(document))
+        with ShardWriter(folder, "val") as val:
             for _, document in sorted(validation):
-                writer.write(vocabulary.separator, vocabulary.encode_array(document))
-        fingerprint = digest([sorted(digests), sorted(chosen)])
+                val.write(vocabulary.separator, vocabulary.encode_array(document))
         if corpus.identity != corpus_identity:
             raise _changed(corpus)
+        fingerprint = digest([sorted(digests), sorted(chosen)])
         write_record(folder / "corpus.json", {"fingerprint": fingerprint, "is_utf8": all_utf8})
+        write_record(folder / MANIFEST, train.contents | val.contents)
 
     vocabulary = ByteTokenizer()
     corpus_identity = corpus.identity
     identity = digest([_FORMAT, corpus.name, corpus_identity, data.val_fraction])
     folder = build_once(cache_root() / "text" / identity, build)
-    stored = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+    stored = read_json(
+        folder / "corpus.json",
+        lambda about: {"fingerprint": str(about["fingerprint"]), "is_utf8": about["is_utf8"]},
+        remedy=f"remove the folder {folder}, which is then built again",
+        error=DataError,
+    )
     if not (stored["is_utf8"] or corpus.allow_invalid_utf8):
         for _ in corpus.documents():  # prepared for bytes: reading it again names the file
             pass
     return Source(
         name=corpus.name,
-        train=_open_all(folder.glob("train_*.bin"), vocabulary),
-        validation=_open_all(folder.glob("val_*.bin"), vocabulary),
+        train=_open_written(folder, "train", vocabulary),
+        validation=_open_written(folder, "val", vocabulary),
         vocabulary=vocabulary,
         fingerprint=stored["fingerprint"],
         identity=identity,
@@ -272,6 +286,7 @@ def _tokenized(
         with ShardWriter(folder, "train") as writer:
             for document in source.texts(source.train):
                 writer.write(vocabulary.separator, vocabulary.encode_array(document))
+        write_record(folder / MANIFEST, writer.contents | _tokenizer_digest(folder))
 
     vocab_size = data.vocab_size if data.tokenizer == "bpe" else None
     key: list[object] = [_FORMAT, source.identity, data.tokenizer, vocab_size]
@@ -280,7 +295,7 @@ def _tokenized(
         folder = cache_root() / "tokens" / digest([*key, given.identity])
     build_once(folder, build)
     vocabulary = load_tokenizer(folder, data)
-    return vocabulary, _open_all(folder.glob("train_*.bin"), vocabulary)
+    return vocabulary, _open_written(folder, "train", vocabulary)
 
 
 def _trained_vocabulary(source: Source, data: DataConfig, say: Progress) -> Tokenizer:
@@ -366,6 +381,33 @@ def _open_all(paths: Iterable[Path], vocabulary: Tokenizer) -> tuple[Shard, ...]
                 f"{vocabulary.name} knows only 0 to {vocabulary.size - 1}; use the tokenizer that "
                 "wrote it"
             )
+    return shards
+
+
+def _tokenizer_digest(folder: Path) -> dict[str, str]:
+    """That of a trained vocabulary; nothing where there is none."""
+    path = folder / TOKENIZER_FILE
+    return {path.name: file_digest(path)} if path.is_file() else {}
+
+
+def _open_written(folder: Path, name: str, vocabulary: Tokenizer) -> tuple[Shard, ...]:
+    """The shards of a split that `ShardWriter` has written into a folder of the cache.
+
+    Raises: DataError when one is missing, or is not as it was written.
+    """
+    remedy = f"remove the folder {folder}, which is then built again"
+    written = read_json(folder / MANIFEST, dict, remedy=remedy, error=DataError)
+    expected = {key: value for key, value in written.items() if key.startswith(f"{name}_")}
+    if _tokenizer_digest(folder) != {k: v for k, v in written.items() if k == TOKENIZER_FILE}:
+        raise DataError(f"{folder / TOKENIZER_FILE} is not as it was written; {remedy}")
+    for key in expected:
+        if not (folder / key).is_file():
+            raise DataError(f"{folder / key} is missing; {remedy}")
+    shards = _open_all((folder / key for key in expected), vocabulary)
+    for shard in shards:
+        content = shard_content(shard, vocabulary.byte_counts).content
+        if content != expected[shard.path.name]:
+            raise DataError(f"{shard.path} is not as it was written; {remedy}")
     return shards
 
 

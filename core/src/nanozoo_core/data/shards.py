@@ -46,9 +46,9 @@ class Shard:
 
     @property
     def identity(self) -> str:
-        """Changes whenever the file does: a digest of its path, size and time of change."""
+        """Changes whenever the file does: a digest of its path, size, time of change and inode."""
         stat = self.path.stat()
-        return digest([str(self.path.absolute()), stat.st_size, stat.st_mtime_ns])
+        return digest([str(self.path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
 
 
 @dataclass(frozen=True)
@@ -123,17 +123,20 @@ class ShardWriter:
     """Writes a stream of documents as `<name>_000000.bin`, `<name>_000001.bin`, ...
 
     A shard is closed after the document that reaches `tokens_per_shard`; documents stay whole.
+    `contents` are then the digests of the shards by name, as `shard_content` finds them.
     """
 
     def __init__(
         self, folder: Path, name: str, *, tokens_per_shard: int = TOKENS_PER_SHARD
     ) -> None:
         self.folder, self.name, self.tokens_per_shard = folder, name, tokens_per_shard
+        self.contents: dict[str, str] = {}
         self._num_shards = 0
         self._num_tokens = 0
         self._open()
 
     def _open(self) -> None:
+        self._content = hashlib.blake2b(digest_size=16)
         self._file = (self.folder / f"{self.name}_{self._num_shards:06d}.bin").open("wb")
         self._file.write(_header(0))
 
@@ -141,6 +144,7 @@ class ShardWriter:
         self._file.seek(0)
         self._file.write(_header(self._num_tokens))
         self._file.close()
+        self.contents[Path(self._file.name).name] = self._content.hexdigest()
 
     def write(self, separator: int, document: npt.NDArray[np.integer]) -> None:
         """Appends the separator and a document."""
@@ -149,8 +153,10 @@ class ShardWriter:
             self._num_shards += 1
             self._num_tokens = 0
             self._open()
-        self._file.write(np.array([separator], dtype="<u2").tobytes())
-        self._file.write(document.astype("<u2").tobytes())
+        for part in (np.array([separator]), document):
+            data = part.astype("<u2").tobytes()
+            self._file.write(data)
+            self._content.update(data)
         self._num_tokens += 1 + document.size
 
     def __enter__(self) -> ShardWriter:

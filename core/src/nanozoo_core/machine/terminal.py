@@ -1,10 +1,11 @@
-"""What is said to the person at the terminal."""
+"""What is said to the person at the terminal, if there still is one: nothing here raises."""
 
 from __future__ import annotations
 
 import logging
 import os
 import platform
+import signal
 import sys
 import tempfile
 import traceback
@@ -14,14 +15,16 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from nanozoo_core.errors import NanozooError
+from nanozoo_core.machine.streams import steady, steady_output
 
 
 def say(text: str) -> None:
     """A line on stdout, clear of the progress bar."""
     from tqdm import tqdm
 
-    tqdm.write(showable(text, sys.stdout), file=sys.stdout)
-    sys.stdout.flush()
+    stream = steady(sys.stdout)
+    tqdm.write(showable(text, stream), file=stream)
+    stream.flush()
 
 
 def out(text: str) -> None:
@@ -36,7 +39,7 @@ def warn(text: str) -> None:
 
 def write(text: str, *, to: TextIO | None = None) -> None:
     """A text, on stdout unless told otherwise, at once."""
-    stream = sys.stdout if to is None else to
+    stream = steady(sys.stdout if to is None else to)
     stream.write(showable(text, stream))
     stream.flush()
 
@@ -104,12 +107,21 @@ class _HarmlessFormatter(logging.Formatter):
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
-    """Prints what the user can mend as plain sentences and exits with status 1; any other exception
-    is a fault of ours, of which the traceback goes to a file, and the status is 70."""
+    """Prints what the user can mend as plain sentences and exits with status 1; on Ctrl-C with one
+    and status 130. Any other exception is a fault of ours, of which the traceback goes to a file,
+    and the status is 70. Inside it a lost terminal stops nothing."""
     if logging.lastResort is not None:  # what prints our warnings
         logging.lastResort.setFormatter(_HarmlessFormatter())
+    with steady_output():
+        yield from _reported()
+
+
+def _reported() -> Iterator[None]:
     try:
         yield
+    except KeyboardInterrupt:
+        warn("stopped by Ctrl-C")
+        sys.exit(128 + signal.SIGINT)
     except NanozooError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

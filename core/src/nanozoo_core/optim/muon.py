@@ -280,7 +280,13 @@ class Muon(torch.optim.Optimizer):
         for bucket in self._buckets:
             for kind, stack in bucket.state.items():
                 for target, matrix in zip(stack, bucket.owned, strict=True):
-                    source = matrix.state_of(state[f"{matrix.name}.{kind}"], kind)
+                    key = f"{matrix.name}.{kind}"
+                    source = matrix.state_of(state[key], kind)
+                    if source.dtype != target.dtype:
+                        raise CheckpointError(
+                            f"Muon's stored state has '{key}' of type {source.dtype}, this model "
+                            f"needs {target.dtype}"
+                        )
                     target.copy_(source.view_as(target))
 
     def state_dict(self) -> dict[str, Any]:

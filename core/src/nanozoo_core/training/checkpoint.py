@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Set
-from dataclasses import asdict
+from collections.abc import Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from nanozoo_core import tensor_files
 from nanozoo_core.errors import CheckpointError, NanozooError
-from nanozoo_core.files import UNFINISHED, remove_unfinished, write_json
+from nanozoo_core.files import UNFINISHED, remove_unfinished
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.sharding import gather_whole
-from nanozoo_core.training.run_folder import STATE_NAME, RunFolder, TrainState, read_state
+from nanozoo_core.training.claim import Claim
+from nanozoo_core.training.integrity import DamagedCheckpointError, check_files
+from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state, write_state
 from nanozoo_core.training.signals import without_interrupts
 
 log = logging.getLogger(__name__)
@@ -31,23 +33,19 @@ log = logging.getLogger(__name__)
 NOUNS = {"model": "model", "optimizer": "state of the optimiser", "ema": "average of the weights"}
 
 
-class DamagedCheckpointError(CheckpointError):
-    """A file of a checkpoint is missing, cut short or unreadable: an older one may be whole."""
-
-
 def stems(*, is_averaged: bool) -> tuple[str, ...]:
     """The names of the files of a checkpoint that hold tensors."""
     return ("model", "optimizer", *(("ema",) if is_averaged else ()))
 
 
-def check_whole(path: Path, stems: tuple[str, ...]) -> None:
+def check_whole(path: Path, stems: tuple[str, ...], *, verify: bool = True) -> None:
     """Looks at a checkpoint's files without loading them.
 
-    Raises: DamagedCheckpointError when one is missing, truncated or no such file; CheckpointError
-        for a pickle.
+    Raises: DamagedCheckpointError when one is missing, truncated or no such file, or is not as it
+        was written unless told not to `verify`; CheckpointError for a pickle.
     """
     try:
-        read_state(path)
+        state = read_state(path, verify=verify)
     except CheckpointError as error:
         raise DamagedCheckpointError(str(error)) from error
     for stem in stems:
@@ -57,9 +55,11 @@ def check_whole(path: Path, stems: tuple[str, ...]) -> None:
                 opened.keys()
         except (SafetensorError, OSError, ValueError) as error:
             raise _damaged(file, error) from error
+    if verify:
+        check_files(path, state, [f"{stem}.safetensors" for stem in stems])
 
 
-def newest_whole(run: RunFolder, stems: tuple[str, ...]) -> int:
+def newest_whole(run: RunFolder, stems: tuple[str, ...], *, verify: bool = True) -> int:
     """The step of the newest checkpoint whose files can be read; a newer one that cannot is warned
     of.
 
@@ -69,7 +69,7 @@ def newest_whole(run: RunFolder, stems: tuple[str, ...]) -> int:
     run.latest_checkpoint()
     for step in reversed(run.checkpoint_steps()):
         try:
-            check_whole(run.checkpoint(step), stems)
+            check_whole(run.checkpoint(step), stems, verify=verify)
         except DamagedCheckpointError as error:
             first = first or error
             continue
@@ -80,15 +80,15 @@ def newest_whole(run: RunFolder, stems: tuple[str, ...]) -> int:
     raise first
 
 
-def best_whole(run: RunFolder, stems: tuple[str, ...]) -> int:
+def best_whole(run: RunFolder, stems: tuple[str, ...], *, verify: bool = True) -> int:
     """As `newest_whole`, of the checkpoint with the lowest validation score; that newest one where
     none was scored, or the best is damaged."""
-    newest = newest_whole(run, stems)
-    best = read_state(run.checkpoint(newest)).best_step
+    newest = newest_whole(run, stems, verify=verify)
+    best = read_state(run.checkpoint(newest), verify=verify).best_step
     if best is None or not run.checkpoint(best).is_dir():
         return newest
     try:
-        check_whole(run.checkpoint(best), stems)
+        check_whole(run.checkpoint(best), stems, verify=verify)
     except DamagedCheckpointError as error:
         log.warning("%s; going on from step %d, the newest that is whole", error, newest)
         return newest
@@ -111,6 +111,14 @@ def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Pat
     targets = dict(model.named_parameters())
     kept = set(model.state_dict(keep_vars=True))
     targets |= {name: b for name, b in model.named_buffers() if name in kept}  # type: ignore[misc]
+    _check_fit(targets, tensors, source)
+    with torch.no_grad():
+        for name, target in targets.items():
+            copy_into(target, tensors[name])
+
+
+def _check_fit(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raises: CheckpointError when names, shapes or types differ."""
     missing = sorted(targets.keys() - tensors.keys())
     foreign = sorted(tensors.keys() - targets.keys())
     if missing or foreign:
@@ -123,14 +131,17 @@ def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Pat
                 f"{source} is a checkpoint of another model: {name} has shape "
                 f"{list(there.shape)} there and {list(here.shape)} here"
             )
-        if there.dtype != here.dtype:
+        # Buffers may be of another precision, where a device lacks one.
+        if there.dtype != here.dtype and isinstance(here, nn.Parameter):
             raise CheckpointError(
                 f"{source} is a checkpoint of another model: {name} has type "
                 f"{_type(there)} there and {_type(here)} here"
             )
-    with torch.no_grad():
-        for name, target in targets.items():
-            copy_into(target, tensors[name])
+
+
+def check_average(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Raises: CheckpointError when the averages are not those of all parameters and no others."""
+    _check_fit(dict(model.named_parameters()), tensors, source / "ema.safetensors")
 
 
 def _type(tensor: Tensor) -> str:
@@ -182,9 +193,11 @@ def save(
     try:
         remove_unfinished(run.checkpoints_path)
         temporary.mkdir(parents=True)
+        state.files = {}
         for stem, content in tensors.items():
-            tensor_files.write_tensors(temporary / f"{stem}.safetensors", content)
-        write_json(temporary / STATE_NAME, asdict(state))
+            digest = tensor_files.write_tensors(temporary / f"{stem}.safetensors", content)
+            state.files[f"{stem}.safetensors"] = [digest]
+        write_state(temporary, state)
         _flush(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
@@ -193,7 +206,7 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"the checkpoint of step {state.step} cannot be written to {run.checkpoints_path}: "
-            f"{_reason(error)}; earlier checkpoints are untouched"
+            f"{_reason(error)}; earlier checkpoints are untouched, and train resume={run} goes on"
         ) from error
     _remove_old(run, state, keep)
     return final
@@ -211,12 +224,19 @@ def renew(run: RunFolder, state: TrainState, model: dict[str, Tensor], *, keep: 
     try:
         with without_interrupts():
             remove_unfinished(folder)
-            tensor_files.write_tensors(folder / "model.safetensors", model)
-            write_json(folder / STATE_NAME, asdict(state))
+            digest, name = tensor_files.digest_of(model), "model.safetensors"
+            files = read_state(folder, verify=False).files or {}
+            if files.get(name) != [digest]:
+                either = [*files.get(name, []), digest]
+                write_state(folder, replace(state, files=files | {name: either}))
+                tensor_files.write_tensors(folder / name, model)
+            state.files = files | {name: [digest]}
+            write_state(folder, state)
             _flush(folder)
     except OSError as error:
         raise CheckpointError(
-            f"the checkpoint {folder} cannot be written: {_reason(error)}; it is as it was"
+            f"the checkpoint {folder} cannot be written: {_reason(error)}; it is as it was, and "
+            f"train resume={run} goes on"
         ) from error
     _remove_old(run, state, keep)
 
@@ -231,7 +251,7 @@ def _remove_old(run: RunFolder, state: TrainState, keep: int) -> None:
 
 
 def save_on_main(
-    run: RunFolder,
+    claim: Claim,
     state: TrainState,
     tensors: dict[str, dict[str, Tensor]],
     *,
@@ -239,12 +259,16 @@ def save_on_main(
     ranks: Ranks,
     tables: Set[str] = frozenset(),
 ) -> None:
-    """`save` on rank 0. Raises: its errors, on every rank."""
+    """`save` on rank 0, into the folder that is claimed.
+
+    Raises: on every rank, its errors; CheckpointError when the folder is there no more.
+    """
     problem: NanozooError | None = None
     if ranks.is_main:
         try:
+            claim.check_in_place()
             with without_interrupts():
-                save(run, state, tensors, keep=keep, tables=tables)
+                save(claim.folder, state, tensors, keep=keep, tables=tables)
         except NanozooError as error:
             problem = error
     problem = ranks.broadcast(problem)

@@ -28,6 +28,16 @@ class Claim:
 
     def __init__(self, folder: RunFolder, lock: FileLock | None) -> None:
         self.folder, self._lock = folder, lock
+        self._identity = None if lock is None else _identity(folder.path)
+
+    def check_in_place(self) -> None:
+        """Raises: CheckpointError when the folder is not the one that was claimed any more."""
+        if self._lock is not None and _identity(self.folder.path) != self._identity:
+            raise CheckpointError(
+                f"{self.folder} has been renamed or removed while the run trained in it, so that "
+                f"nothing more is written; move it back, and go on from its last checkpoint with: "
+                f"train resume={self.folder}"
+            )
 
     def release(self) -> None:
         if self._lock is not None:
@@ -40,6 +50,15 @@ class Claim:
         except BaseException:
             self.release()
             raise
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Of a folder, wherever it lies; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def claim_folder(resumed: RunFolder | None, run_dir: str | None, model: str, ranks: Ranks) -> Claim:

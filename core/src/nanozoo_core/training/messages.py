@@ -92,6 +92,14 @@ def say_stopped(step: int, received: int | None, folder: RunFolder, *, is_traine
     say(f"{text}\n  train resume={folder}")
 
 
+def say_saved(step: int, folder: RunFolder) -> None:
+    """Says what an error, which is told after it, has left."""
+    say(
+        f"an error stops the run; step {step} is in a checkpoint. Continue with:\n"
+        f"  train resume={folder}"
+    )
+
+
 def say_aborted(folder: RunFolder) -> None:
     """Says what is left of a run that did not wait for the end of its step."""
     if folder.has_checkpoint:
@@ -100,6 +108,13 @@ def say_aborted(folder: RunFolder) -> None:
     else:
         kept = f"it has no checkpoint yet. Its folder is {folder}"
     say(f"stopped at once by a second Ctrl-C; {kept}")
+
+
+def how_to_go_on(folder: RunFolder) -> str:
+    """With a run that an error has stopped, as the end of a sentence."""
+    if folder.has_checkpoint:
+        return f"then go on with: train resume={folder}"
+    return "then give the same command again"
 
 
 def say_farewell(model: str, state: TrainState, end: Finish, folder: RunFolder) -> None:

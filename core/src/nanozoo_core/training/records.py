@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import subprocess
 from pathlib import Path
@@ -15,7 +17,10 @@ from nanozoo_core.errors import CheckpointError, WriteError
 from nanozoo_core.files import JsonLines, null_if_not_finite, remove_unfinished, whole_file
 from nanozoo_core.training.run_data import RunData
 from nanozoo_core.training.run_folder import RunFolder, TrainState
-from nanozoo_core.training.tracking import start_wandb
+from nanozoo_core.training.sinks import Sink, TensorBoard
+from nanozoo_core.training.tracking import WeightsAndBiases
+
+log = logging.getLogger(__name__)
 
 
 class RunRecords:
@@ -26,8 +31,7 @@ class RunRecords:
         self.is_main = is_main
         self._log = log
         self._metrics: JsonLines | None = None
-        self._tensorboard: Any = None
-        self._wandb: Any = None
+        self._sinks: list[Sink] = []
 
     def open(
         self,
@@ -63,22 +67,22 @@ class RunRecords:
             if resumed is not None and (is_trained or resumed.validated_step != resumed.step):
                 rows = [r for r in rows if r["step"] < resumed.step or "val_bpb" not in r]
             folder.write_metrics(rows)
-            if resumed is None or folder.read_config() != config:  # last: what has one is a run
+            is_same = folder.is_config_whole and folder.read_config() == config
+            if resumed is None or not is_same:  # last: what has one is a run
                 folder.write_config(config)
             self._metrics = JsonLines(folder.metrics_path)
-            if self._log.tensorboard:
-                from tensorboardX import SummaryWriter
-
-                purge = None if resumed is None else resumed.step + 1
-                self._tensorboard = SummaryWriter(str(folder), purge_step=purge)
         except WriteError:
             raise
         except OSError as error:
             raise CheckpointError(
                 f"the run folder {folder} cannot be written: {error.strerror or error}"
             ) from error
+        if self._log.tensorboard:
+            step = None if resumed is None else resumed.step
+            self._sinks.append(Sink("TensorBoard", lambda: TensorBoard(folder, resumed_step=step)))
         if self._log.wandb:
-            self._wandb = start_wandb(folder, self._log, as_written(config))
+            start = functools.partial(WeightsAndBiases, folder, self._log, as_written(config))
+            self._sinks.append(Sink("Weights & Biases", start))
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends a row to the metrics, and its numbers to TensorBoard and W&B."""
@@ -87,25 +91,29 @@ class RunRecords:
         assert self._metrics is not None
         self._metrics.append(null_if_not_finite(row))
         numbers = {k: v for k, v in row.items() if k != "step" and isinstance(v, int | float)}
-        if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, row["step"])
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=row["step"])
+        for sink in self._sinks:
+            sink.log(numbers, row["step"])
 
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the result and the plot."""
         if not self.is_main:
             return
         self.folder.write_result(result)
-        plot_losses(self.folder)
+        plot_if_possible(self.folder)
 
     def close(self) -> None:
-        for sink in (self._metrics, self._tensorboard):
-            if sink is not None:
-                sink.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        if self._metrics is not None:
+            self._metrics.close()
+        for sink in self._sinks:
+            sink.close()
+
+
+def plot_if_possible(folder: RunFolder) -> None:
+    """`plot_losses`, or a warning where there is no room for the picture."""
+    try:
+        plot_losses(folder)
+    except WriteError as error:
+        log.warning("%s", error)
 
 
 def plot_losses(folder: RunFolder) -> None:

@@ -5,6 +5,7 @@ Importing this module loads no torch, so that commands can look at runs at once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ BEGINNING = (
     *("config.yaml", "data.json", "metrics.jsonl", "tokenizer.json", "wandb.json"),
     *("checkpoints", LOCK_NAME),
 )
+DIGEST_LINE = "# sha256 of what stands above: "  # in config.yaml
 ASIDE = "aside_"  # before the names of checkpoints that a run went back behind
 
 
@@ -61,6 +63,11 @@ class TrainState:
     loss_scale: float = 2.0**16  # of float16
     steps_at_loss_scale: int = 0  # since it last changed
     last_good_step: int | None = None  # of the newest checkpoint from which a loss was finite
+    # sha256 of each file of the checkpoint: of either, where a kill may leave one or the other.
+    # These three are None in the states of older versions.
+    files: dict[str, list[str]] | None = None
+    tokenizer: str | None = None  # the run's own
+    settings: str | None = None  # those that a resumed run keeps
 
     @property
     def spent(self) -> dict[str, float]:
@@ -218,7 +225,18 @@ class RunFolder:
         from omegaconf import OmegaConf
 
         text = OmegaConf.to_yaml(OmegaConf.create(all_literal(config)))
-        write_text(self.config_path, text)
+        write_text(self.config_path, f"{text}{DIGEST_LINE}{_sha256(text)}\n")
+
+    @property
+    def is_config_whole(self) -> bool:
+        """Whether config.yaml is as it was written; yes where it does not end with its digest, as
+        that of an older version."""
+        try:
+            text = self.config_path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return False
+        above, line, stored = text.rpartition(DIGEST_LINE)
+        return not line or stored.strip() == _sha256(above)
 
     def read_data(self) -> dict[str, str] | None:
         """The digests of the data that the run began with, where it has written them."""
@@ -308,6 +326,14 @@ class RunFolder:
         write_text(self.samples_text_path, "\n".join(parts))
 
 
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def _sha256_of_json(value: dict[str, Any]) -> str:
+    return _sha256(json.dumps(value, sort_keys=True))
+
+
 def _is_unfinished(path: Path) -> bool:
     return path.name.startswith(UNFINISHED)
 
@@ -316,16 +342,27 @@ def _is_of_beginning(name: str) -> bool:
     return name in BEGINNING or name.startswith((UNFINISHED, "events.out.tfevents."))
 
 
-def read_state(checkpoint: Path, *, of: str | None = None) -> TrainState:
+def write_state(checkpoint: Path, state: TrainState) -> None:
+    """Writes state.json with a digest of itself."""
+    stored = asdict(state)
+    write_json(checkpoint / STATE_NAME, stored | {"sha256": _sha256_of_json(stored)})
+
+
+def read_state(checkpoint: Path, *, of: str | None = None, verify: bool = True) -> TrainState:
     """The training state of a checkpoint folder.
 
-    Raises: CheckpointError when it is damaged, or of another model than `of`.
+    Raises: CheckpointError when it is damaged, or changed unless told not to `verify`, or of
+        another model than `of`.
     """
-    state = read_json(
-        checkpoint / STATE_NAME,
-        lambda stored: TrainState(**stored),
-        remedy="use another checkpoint of the run",
-    )
+
+    def state_of(stored: dict[str, Any]) -> TrainState:
+        digest = stored.pop("sha256", None)
+        if verify and digest not in (None, _sha256_of_json(stored)):
+            raise ValueError("it is not as it was written")
+        return TrainState(**stored)
+
+    remedy = "use another checkpoint of the run"
+    state = read_json(checkpoint / STATE_NAME, state_of, remedy=remedy)
     if of not in (None, state.model):
         raise CheckpointError(f"{checkpoint} is a checkpoint of model {state.model}, not {of}")
     return state

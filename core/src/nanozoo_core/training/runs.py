@@ -28,7 +28,7 @@ from nanozoo_core.evaluation.score import evaluate
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
-from nanozoo_core.training import checkpoint
+from nanozoo_core.training import checkpoint, integrity
 from nanozoo_core.training.distributed import LossModule
 from nanozoo_core.training.memory import WEIGHTS, require_room_for_model
 from nanozoo_core.training.run_data import RunData
@@ -57,18 +57,25 @@ def load_run(
     checkpoint: str = "latest",
     device: str = "auto",
     model_overrides: dict[str, Any] | None = None,
+    verify: bool = True,
 ) -> LoadedRun:
     """Loads a checkpoint (latest, best or a step number) of a run.
 
-    Args: model_overrides: settings of the model that scoring and decoding may change.
+    Args:
+        model_overrides: settings of the model that scoring and decoding may change.
+        verify: compare the run's files with the digests that it keeps.
 
-    Raises: CheckpointError when the folder is no run, or the checkpoint is missing, damaged or of a
-        model of another shape.
+    Raises: CheckpointError when the folder is no run, or the checkpoint is missing, damaged,
+        changed or of a model of another shape.
     """
     tune_process()
     stored = RunFolder(folder).read_config()
+    if verify:
+        integrity.check_config(RunFolder(folder))
     config = training_config(stored)
-    path = find_checkpoint(RunFolder(folder), checkpoint, config)
+    path = find_checkpoint(RunFolder(folder), checkpoint, config, verify=verify)
+    if verify:
+        integrity.check_run(RunFolder(folder), read_state(path))
     vocabulary = load_tokenizer(folder, config.data)
     changed = stored | {"model_cfg": config.model_cfg | (model_overrides or {})}
     model_cfg = resolve(changed).with_vocabulary(vocabulary.size).model_cfg
@@ -76,17 +83,19 @@ def load_run(
     place = devices.resolve_device(device)
     require_room_for_model(adapter, config.model, model_cfg, place, each=WEIGHTS)
     model = adapter.build(model_cfg, vocabulary)
-    state = read_weights(model, path, config.model)
+    state = read_weights(model, path, config)
     model.to(place).eval()
     return LoadedRun(folder, config, model_cfg, state, adapter, model, vocabulary, place)
 
 
-def read_weights(model: nn.Module, path: Path, name: str) -> TrainState:
-    """Fills `model` from a checkpoint folder, averaged weights last."""
-    state = read_state(path, of=name)
+def read_weights(model: nn.Module, path: Path, config: TrainingConfig) -> TrainState:
+    """Fills `model` from what `find_checkpoint` has found, averaged weights where there are any."""
+    state = read_state(path, of=config.model, verify=False)
     tensors = checkpoint.read_tensors(path, "model", tables=checkpoint.table_names(model))
-    if (path / "ema.safetensors").is_file():
-        tensors |= checkpoint.read_tensors(path, "ema")
+    if config.train.ema > 0:
+        average = checkpoint.read_tensors(path, "ema")
+        checkpoint.check_average(model, average, path)
+        tensors |= average
     checkpoint.load_model_tensors(model, tensors, path)
     return state
 
@@ -155,7 +164,9 @@ def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
     return validation, data.fingerprint
 
 
-def find_checkpoint(folder: RunFolder, which: str, config: TrainingConfig) -> Path:
+def find_checkpoint(
+    folder: RunFolder, which: str, config: TrainingConfig, *, verify: bool = True
+) -> Path:
     """The folder of the latest or the best checkpoint that is whole, or of a step.
 
     Raises: CheckpointError when there is none.
@@ -163,11 +174,12 @@ def find_checkpoint(folder: RunFolder, which: str, config: TrainingConfig) -> Pa
     stems = ("model", "ema") if config.train.ema > 0 else ("model",)
     if which in ("latest", "best"):
         find = checkpoint.newest_whole if which == "latest" else checkpoint.best_whole
-        return folder.checkpoint(find(folder, stems))
+        return folder.checkpoint(find(folder, stems, verify=verify))
     path = folder.checkpoint(int(which)) if which.isascii() and which.isdigit() else None
     if path is None or not path.is_dir():
         steps = ", ".join(map(str, folder.checkpoint_steps())) or "none"
         raise CheckpointError(
             f"--checkpoint={which} is not in {folder}; use latest, best or one of: {steps}"
         )
+    checkpoint.check_whole(path, stems, verify=verify)
     return path

@@ -46,3 +46,16 @@ def start_wandb(folder: RunFolder, log: LogConfig, config: dict[str, Any]) -> An
     stored = {"project": run.project, "entity": run.entity, "id": run.id}
     write_json(folder.wandb_path, stored)
     return run
+
+
+class WeightsAndBiases:
+    """The run there, as a service that takes rows."""
+
+    def __init__(self, folder: RunFolder, log: LogConfig, config: dict[str, Any]) -> None:
+        self._run = start_wandb(folder, log, config)
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        self._run.log(numbers, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

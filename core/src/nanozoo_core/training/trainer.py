@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import signal
 import time
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.contract import Step
-from nanozoo_core.errors import NonFiniteError
+from nanozoo_core.errors import NonFiniteError, WriteError
 from nanozoo_core.evaluation.score import Score, evaluate
 from nanozoo_core.likelihood import bits_per_byte, target_bytes
 from nanozoo_core.machine import device as devices
@@ -28,6 +29,7 @@ from nanozoo_core.training.claim import claim_folder
 from nanozoo_core.training.distributed import LossModule, parallelize, reshard, set_gradient_sync
 from nanozoo_core.training.divergence import diverged
 from nanozoo_core.training.ema import WeightAverage
+from nanozoo_core.training.integrity import note_run
 from nanozoo_core.training.loss_scale import LossScale
 from nanozoo_core.training.parts import Part, seed_dropout, with_totals
 from nanozoo_core.training.resume import (
@@ -42,6 +44,8 @@ from nanozoo_core.training.setup import set_up
 from nanozoo_core.training.signals import agreed_signal, catch_signals
 from nanozoo_core.training.step_metrics import StepMetrics
 from nanozoo_core.training.tracking import import_wandb
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +72,8 @@ def train(config: ResolvedConfig) -> Result:
             if ranks.is_main:
                 messages.say_aborted(trainer.folder)
             return Result(trainer.folder.path, signal=signal.SIGINT)
+        except WriteError as error:
+            raise WriteError(f"{error}; {messages.how_to_go_on(trainer.folder)}") from error
         finally:
             trainer.claim.release()
 
@@ -106,6 +112,7 @@ class Trainer:
         self.settings = config_to_store(config, setup.model_cfg)
         self.state = TrainState(model=config.model)
         self.saved_step: int | None = None  # of the newest checkpoint
+        self.is_whole = True  # whether weights and state are those of one step
         if resumed is not None:
             with self.claim.released_on_error():
                 self.state = take_over(setup, resumed, self.optimizers, self.average)
@@ -125,6 +132,7 @@ class Trainer:
             data=self.setup.data,
         )
         if self.ranks.is_main:
+            note_run(self.folder, state)
             messages.introduce(self.setup, state, self.group_table, self.folder)
         bar = messages.Progress(config.model, budget, state, is_shown=self.ranks.is_main)
         try:
@@ -148,6 +156,11 @@ class Trainer:
                     return self._leave(interrupted)
             bar.close()
             return self._finish(interrupts)
+        except NonFiniteError:
+            raise
+        except Exception:
+            self._save_after_an_error()
+            raise
         finally:
             bar.close()
             self.records.close()
@@ -170,6 +183,9 @@ class Trainer:
             world_size=self.ranks.world_size,
             num_micro_steps=stage.num_micro_steps,
         )
+        # Until the weights move they are those of the last step, and so is the rest of the state
+        # but for gradients that wait for a later step.
+        self.is_whole = not self.optimizers.has_waiting
         self._prepare(step)
         parts: list[Part] = []
         for micro_step in range(stage.num_micro_steps):
@@ -188,6 +204,7 @@ class Trainer:
         self.loss_scale.count()
         if self.saved_step == state.step:
             state.last_good_step = state.step
+        self.is_whole = False
         self.optimizers.step()
         self.optimizers.zero_grad()
         with torch.no_grad():
@@ -197,7 +214,9 @@ class Trainer:
         elapsed = time.perf_counter() - started
         if config.train.max_seconds is not None:  # every rank must agree on the clock
             elapsed = self.ranks.broadcast(elapsed)
-        return self._count(number, elapsed, measured, grad_norm)
+        row = self._count(number, elapsed, measured, grad_norm)
+        self.is_whole = True
+        return row
 
     def _prepare(self, step: Step) -> None:
         """Tells the model which step begins, or begins again."""
@@ -298,21 +317,35 @@ class Trainer:
         tensors = gather_tensors(self.model, self.optimizers, self.average)
         tables = checkpoint.table_names(self.model)
         keep = self.config.checkpoint.keep
+        self.is_whole = False  # for what one attempt cannot save another cannot
         try:
             checkpoint.save_on_main(
-                self.folder, self.state, tensors, keep=keep, ranks=self.ranks, tables=tables
+                self.claim, self.state, tensors, keep=keep, ranks=self.ranks, tables=tables
             )
         except NonFiniteError as error:
             sentence = f"{error} at step {self.state.step}, which is not saved"
             raise diverged(sentence, self.state, self.folder) from error
-        self.saved_step = self.state.step
+        self.saved_step, self.is_whole = self.state.step, True
+
+    def _save_after_an_error(self) -> None:
+        """Keeps what was trained since the last checkpoint. On several ranks it does not: a save is
+        their common work, and the others do not know of the error."""
+        is_new = self.state.step not in (0, self.saved_step)
+        if self.ranks.world_size > 1 or not self.is_whole or not is_new:
+            return
+        try:
+            self._save()
+        except Exception as error:  # such as that of a full disk, which may have led here
+            log.warning("step %d is lost, because it cannot be saved: %s", self.state.step, error)
+            return
+        messages.say_saved(self.state.step, self.folder)
 
     def _leave(self, received: int | None) -> Result:
         """Ends an unfinished run, with its checkpoint written."""
         if self.ranks.is_main:
             is_trained = self.budget.is_spent(self.state.step, self.state.seconds)
             messages.say_stopped(self.state.step, received, self.folder, is_trained=is_trained)
-            records.plot_losses(self.folder)
+            records.plot_if_possible(self.folder)
         return Result(self.folder.path, signal=received)
 
     def _finish(self, interrupts: list[int]) -> Result:
@@ -326,6 +359,7 @@ class Trainer:
         self.state.last_good_step = self.state.step
         tensors = checkpoint.model_tensors(self.model)
         if self.ranks.is_main:
+            self.claim.check_in_place()
             checkpoint.renew(self.folder, self.state, tensors, keep=self.config.checkpoint.keep)
         if (received := agreed_signal(interrupts, self.ranks, self.device)) is not None:
             return self._leave(received)

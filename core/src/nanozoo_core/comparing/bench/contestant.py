@@ -66,7 +66,7 @@ class Contestant:
         self.setup, self.device = setup, setup.device
         if assignment.run is not None:
             path = runs.find_checkpoint(RunFolder(assignment.run), "latest", setup.config)
-            runs.read_weights(setup.model, path, setup.config.model)
+            runs.read_weights(setup.model, path, setup.config)
 
     def facts(self) -> Facts:
         setup = self.setup
