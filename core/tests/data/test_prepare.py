@@ -17,7 +17,7 @@ from nanozoo_core.data import corpora
 from nanozoo_core.data.cache import build_once, cache_root
 from nanozoo_core.data.fineweb import download
 from nanozoo_core.data.prepare import PreparedData, prepare
-from nanozoo_core.data.shards import _mapped, write_shard
+from nanozoo_core.data.shards import write_shard
 from nanozoo_core.data.tokenizers import SEPARATOR, ByteTokenizer, save_tokenizer, train_bpe
 from nanozoo_core.errors import DataError
 
@@ -315,9 +315,7 @@ def test_second_call_builds_nothing(texts: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["text/*/val_*.bin", "text/*/train_*.bin", "tokens/*/train_*.bin", "tokens/*/tok*"]
 )
-def test_a_changed_or_missing_file_of_the_cache_is_noticed(
-    texts: Path, own_folder: Path, name: str
-) -> None:
+def test_a_changed_file_of_the_cache_is_noticed(texts: Path, own_folder: Path, name: str) -> None:
     config = text_config(texts, tokenizer="bpe")
     before = prepare(config)
     (path,) = own_folder.glob(name)
@@ -325,11 +323,7 @@ def test_a_changed_or_missing_file_of_the_cache_is_noticed(
     path.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
     with pytest.raises(DataError, match=f"{path.name} is not as it was written; remove the folder"):
         prepare(config)
-    path.unlink()
-    with pytest.raises(DataError, match=rf"{path.name}.*remove the folder|finds no tokenizer"):
-        prepare(config)
     shutil.rmtree(path.parent)
-    _mapped.cache_clear()  # as in a new process
     assert prepare(config).train_bytes == before.train_bytes
 
 
