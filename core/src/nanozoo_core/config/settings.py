@@ -293,8 +293,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         p = Problems()
-        for path in ("resume", "run_dir"):
-            require_path(p, path, getattr(self, path))
+        for key in ("resume", "run_dir"):
+            require_path(p, key, getattr(self, key))
         for key in ("resume_data", "resume_files"):
             value = getattr(self, key)
             p.require(

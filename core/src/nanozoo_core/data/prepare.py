@@ -217,9 +217,9 @@ def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
         with ShardWriter(folder, "val") as val:
             for _, document in sorted(validation):
                 val.write(vocabulary.separator, vocabulary.encode_array(document))
+        fingerprint = digest([sorted(digests), sorted(chosen)])
         if corpus.identity != corpus_identity:
             raise _changed(corpus)
-        fingerprint = digest([sorted(digests), sorted(chosen)])
         write_record(folder / "corpus.json", {"fingerprint": fingerprint, "is_utf8": all_utf8})
         write_record(folder / MANIFEST, train.contents | val.contents)
 

@@ -108,7 +108,7 @@ class _HarmlessFormatter(logging.Formatter):
 @contextmanager
 def reported_errors() -> Iterator[None]:
     """Prints what the user can mend as plain sentences and exits with status 1; on Ctrl-C with one
-    and status 130. Any other exception is a fault of ours, of which the traceback goes to a file,
+    and status 130; any other exception is a fault of ours, of which the traceback goes to a file,
     and the status is 70. Inside it a lost terminal stops nothing."""
     if logging.lastResort is not None:  # what prints our warnings
         logging.lastResort.setFormatter(_HarmlessFormatter())

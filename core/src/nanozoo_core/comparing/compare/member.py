@@ -13,10 +13,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nanozoo_core.comparing.compare.plan import Member, read_member
+from nanozoo_core.comparing.compare.plan import Member, is_in_use, read_member
 from nanozoo_core.comparing.entrants import compose_values
 from nanozoo_core.config import ResolvedConfig, resolve
 from nanozoo_core.config.overrides import quoted
+from nanozoo_core.errors import CheckpointError
 from nanozoo_core.files import write_json
 from nanozoo_core.machine.terminal import reported_errors
 from nanozoo_core.training.run_folder import RunFolder
@@ -30,6 +31,8 @@ def settings_for(member: Member) -> ResolvedConfig | None:
         return None
     if run.has_checkpoint:
         return resolve(run.read_config() | {"resume": str(run)})
+    if is_in_use(member) and not member.beside("json").is_file():
+        raise CheckpointError(f"{member.folder} holds files that no comparison wrote; remove them")
     recipe = Path(member.source[1]) if member.source[0] == "--config" else None
     overrides = [*member.overrides, f"run_dir={quoted(str(member.folder))}"]
     return compose_values(overrides, model=member.model, recipe=recipe)
