@@ -148,17 +148,24 @@ def attempt(words: Sequence[str], folder: Path, *, program: str = "train") -> Ou
     return Attempt(words, folder, program=program).end()
 
 
+class OutOfTimeError(Exception):
+    """The time of a kind of attempts is over before all were made."""
+
+
 @dataclass
 class Count:
-    """Attempts of one kind."""
+    """Attempts of one kind, which end at a time of `time.monotonic`."""
 
     kind: str
+    deadline: float
     attempts: int = 0
     wrong: int = 0
 
     def note(self, what: object, problem: str | None) -> None:
-        """Counts an attempt, and says what was wrong with it."""
+        """Counts an attempt, and says what was wrong with it. Raises: OutOfTimeError."""
         self.attempts += 1
         if problem is not None:
             self.wrong += 1
             print(f"WRONG {self.kind}: {what}: {problem[:400]}", flush=True)
+        if time.monotonic() > self.deadline:
+            raise OutOfTimeError

@@ -20,9 +20,8 @@ def together(attempts: list[Attempt]) -> list[Outcome]:
     return [one.end() for one in attempts]
 
 
-def attack_at_once(number: int, corpus: Path, work: Path) -> Count:
+def attack_at_once(count: Count, number: int, corpus: Path, work: Path) -> None:
     """Two processes each: on a new run, on a run to resume, and on an empty cache."""
-    count = Count("processes at once")
     start = [*TOY, f"data.path='{corpus}'"]
     for n in range(number):
         run = work / f"shared-{n}"
@@ -51,7 +50,6 @@ def attack_at_once(number: int, corpus: Path, work: Path) -> Count:
             problem = None if steps == [1, 2, 3] else f"its steps are {steps}"
         count.note("a new run" if n % 3 == 0 else "a run to resume", problem)
         shutil.rmtree(run, ignore_errors=True)
-    return count
 
 
 def _all_well(ended: list[Outcome]) -> str | None:
@@ -91,9 +89,8 @@ def free_port() -> Iterator[int]:
         yield int(probe.getsockname()[1])
 
 
-def attack_ranks(number: int, corpus: Path, work: Path) -> Count:
+def attack_ranks(count: Count, number: int, corpus: Path, work: Path) -> None:
     """Two ranks, of which one fails in some place: both end, and the reason is said."""
-    count = Count("failing ranks")
     for n in range(number):
         place, act = PLACES[n // 2 % len(PLACES)]
         failing = n % 2
@@ -118,7 +115,6 @@ def attack_ranks(number: int, corpus: Path, work: Path) -> Count:
             problem = "nobody says why"
         count.note(f"rank {failing} of 2 in {place.rpartition('.')[2]}, {act.__name__}", problem)
         shutil.rmtree(run, ignore_errors=True)
-    return count
 
 
 def _patch(place: str, act: Callable[..., None]) -> Callable[[], None]:

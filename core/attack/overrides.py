@@ -76,12 +76,10 @@ def cases(number: int, seed: int, corpus: Path, run: Path) -> Iterator[tuple[str
         yield "nanozoo", [places.get(word, word.replace("{}", value)) for word in command]
 
 
-def attack(number: int, seed: int, corpus: Path, run: Path, work: Path) -> Count:
-    count = Count("odd settings")
+def attack(count: Count, number: int, seed: int, corpus: Path, run: Path, work: Path) -> None:
     starts = (
         (words, partial(Attempt, words, work, program=program))
         for program, words in cases(number, seed, corpus, run)
     )
     for words, outcome in at_once(starts):
         count.note(words[-2:], outcome.wrong())
-    return count

@@ -70,8 +70,7 @@ def score(outcome: Outcome) -> float | None:
     return json.loads(outcome.out)["val_bpb"] if outcome.status == 0 else None
 
 
-def attack(number: int, seed: int, run: Path, cache: Path, work: Path) -> Count:
-    count = Count("damaged files")
+def attack(count: Count, number: int, seed: int, run: Path, cache: Path, work: Path) -> None:
     draw = random.Random(seed)
     expected = score(start(["evaluate"], run, work).end())
     cases = [(path, name) for path in files_of(run) for name in DAMAGES]
@@ -95,7 +94,6 @@ def attack(number: int, seed: int, run: Path, cache: Path, work: Path) -> Count:
         count.note((f"cache/{path}", name), problem_with(outcome, ["evaluate"], expected))
         shutil.rmtree(cache)
         start(["evaluate"], run, work).end()  # prepares it anew
-    return count
 
 
 def problem_with(outcome: Outcome, command: list[str], expected: float | None) -> str | None:
