@@ -34,8 +34,11 @@ class Outcome:
     out: str
     err: str
 
-    def wrong(self, *, also: Sequence[int] = ()) -> str | None:
-        """What no command may do; None where all is well. Args: also: statuses that are well."""
+    def wrong(self, *, also: Sequence[int] = (), is_rank: bool = False) -> str | None:
+        """What no command may do; None where all is well.
+
+        Args: also: statuses that are well. is_rank: another process may say it.
+        """
         if self.status is None:
             return f"still at work after {LIMIT_SECONDS} s"
         if "Traceback (most recent call last)" in self.err:
@@ -44,7 +47,7 @@ class Outcome:
             return self.err.splitlines()[-1]
         if self.status not in (0, 1, 2, *also):
             return f"status {self.status}"
-        if self.status == 1 and "error: " not in self.err:
+        if self.status == 1 and not is_rank and "error: " not in self.err:
             return "it failed without a sentence"
         if found := JARGON.search(self.err):
             return f"it speaks of {found[0]}: {self.err.strip()}"

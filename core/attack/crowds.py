@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -108,10 +109,15 @@ def attack_ranks(count: Count, number: int, corpus: Path, work: Path) -> None:
             ranks.append(Attempt(words, work, before=before, environment=environment))
         ended = together(ranks)
         said = "".join(one.err for one in ended)
-        problem = next((f for one in ended if (f := one.wrong(also=(-signal.SIGKILL,)))), None)
+        problem = next(
+            (f for one in ended if (f := one.wrong(also=(-signal.SIGKILL,), is_rank=True))), None
+        )
         if problem is None and any(one.status == 0 for one in ended):
             problem = f"statuses {[one.status for one in ended]}"
-        if problem is None and act is not _die and MESSAGE not in said:
+        reasons = re.findall(r"^error on rank \d: (.*)", said, re.MULTILINE)
+        if problem is None and act is not _die and reasons != [MESSAGE]:
+            problem = f"the reason is said so: {reasons}"
+        if problem is None and act is _die and not reasons:
             problem = "nobody says why"
         count.note(f"rank {failing} of 2 in {place.rpartition('.')[2]}, {act.__name__}", problem)
         shutil.rmtree(run, ignore_errors=True)
