@@ -10,7 +10,7 @@ from tqdm import tqdm
 from nanozoo_core.evaluation.inspection import describe
 from nanozoo_core.evaluation.score import Score
 from nanozoo_core.machine.device import device_name
-from nanozoo_core.machine.terminal import say
+from nanozoo_core.machine.terminal import harmless, say
 from nanozoo_core.training.budget import Budget
 from nanozoo_core.training.finish import Finish
 from nanozoo_core.training.plan import describe_batch
@@ -119,7 +119,7 @@ def how_to_go_on(folder: RunFolder) -> str:
 
 def say_farewell(model: str, state: TrainState, end: Finish, folder: RunFolder) -> None:
     """Says what a finished run reached, and where its files are."""
-    say("\n" + folder.samples_text_path.read_text(encoding="utf-8").strip())
+    say("\n" + harmless(folder.samples_text_path.read_text(encoding="utf-8").strip()))
     if end.inspection is not None:
         say("\n" + describe(end.inspection))
     score = end.score
