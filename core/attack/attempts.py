@@ -7,15 +7,18 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 TOY = (
     *("--model", "toy", "data.corpus=text", "log.tensorboard=false", "train.max_steps=3"),
     *("eval.bytes=300", "checkpoint.every=1", "data.tokenizer=bpe", "data.vocab_size=280"),
 )
 LIMIT_SECONDS = 60
+T = TypeVar("T")
 # Words of the libraries underneath, which say nothing to a user.
 JARGON = re.compile(
     r"Lexer|NoViableAlt|mismatched input|token recognition|extraneous input|DictConfig|ListConfig"
@@ -31,8 +34,11 @@ class Outcome:
     out: str
     err: str
 
-    def wrong(self, *, also: Sequence[int] = ()) -> str | None:
-        """What no command may do; None where all is well. Args: also: statuses that are well."""
+    def wrong(self, *, also: Sequence[int] = (), is_rank: bool = False) -> str | None:
+        """What no command may do; None where all is well.
+
+        Args: also: statuses that are well. is_rank: another process may say it.
+        """
         if self.status is None:
             return f"still at work after {LIMIT_SECONDS} s"
         if "Traceback (most recent call last)" in self.err:
@@ -41,7 +47,7 @@ class Outcome:
             return self.err.splitlines()[-1]
         if self.status not in (0, 1, 2, *also):
             return f"status {self.status}"
-        if self.status == 1 and "error: " not in self.err:
+        if self.status == 1 and not is_rank and "error: " not in self.err:
             return "it failed without a sentence"
         if found := JARGON.search(self.err):
             return f"it speaks of {found[0]}: {self.err.strip()}"
@@ -129,21 +135,40 @@ def _call(program: str, words: list[str]) -> None:
         cli.main(words)
 
 
+def at_once(starts: Iterable[tuple[T, Callable[[], Attempt]]]) -> Iterator[tuple[T, Outcome]]:
+    """Keeps as many attempts at work as there are cores; each outcome in order."""
+    waiting: deque[tuple[T, Attempt]] = deque()
+    for what, start in starts:
+        waiting.append((what, start()))
+        if len(waiting) >= (os.cpu_count() or 1):
+            done, one = waiting.popleft()
+            yield done, one.end()
+    for what, one in waiting:
+        yield what, one.end()
+
+
 def attempt(words: Sequence[str], folder: Path, *, program: str = "train") -> Outcome:
     return Attempt(words, folder, program=program).end()
 
 
+class OutOfTimeError(Exception):
+    """The time of a kind of attempts is over before all were made."""
+
+
 @dataclass
 class Count:
-    """Attempts of one kind."""
+    """Attempts of one kind, which end at a time of `time.monotonic`."""
 
     kind: str
+    deadline: float
     attempts: int = 0
     wrong: int = 0
 
     def note(self, what: object, problem: str | None) -> None:
-        """Counts an attempt, and says what was wrong with it."""
+        """Counts an attempt, and says what was wrong with it. Raises: OutOfTimeError."""
         self.attempts += 1
         if problem is not None:
             self.wrong += 1
             print(f"WRONG {self.kind}: {what}: {problem[:400]}", flush=True)
+        if time.monotonic() > self.deadline:
+            raise OutOfTimeError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,9 +21,8 @@ def together(attempts: list[Attempt]) -> list[Outcome]:
     return [one.end() for one in attempts]
 
 
-def attack_at_once(number: int, corpus: Path, work: Path) -> Count:
+def attack_at_once(count: Count, number: int, corpus: Path, work: Path) -> None:
     """Two processes each: on a new run, on a run to resume, and on an empty cache."""
-    count = Count("processes at once")
     start = [*TOY, f"data.path='{corpus}'"]
     for n in range(number):
         run = work / f"shared-{n}"
@@ -51,7 +51,6 @@ def attack_at_once(number: int, corpus: Path, work: Path) -> Count:
             problem = None if steps == [1, 2, 3] else f"its steps are {steps}"
         count.note("a new run" if n % 3 == 0 else "a run to resume", problem)
         shutil.rmtree(run, ignore_errors=True)
-    return count
 
 
 def _all_well(ended: list[Outcome]) -> str | None:
@@ -91,9 +90,8 @@ def free_port() -> Iterator[int]:
         yield int(probe.getsockname()[1])
 
 
-def attack_ranks(number: int, corpus: Path, work: Path) -> Count:
+def attack_ranks(count: Count, number: int, corpus: Path, work: Path) -> None:
     """Two ranks, of which one fails in some place: both end, and the reason is said."""
-    count = Count("failing ranks")
     for n in range(number):
         place, act = PLACES[n // 2 % len(PLACES)]
         failing = n % 2
@@ -111,14 +109,18 @@ def attack_ranks(number: int, corpus: Path, work: Path) -> Count:
             ranks.append(Attempt(words, work, before=before, environment=environment))
         ended = together(ranks)
         said = "".join(one.err for one in ended)
-        problem = next((f for one in ended if (f := one.wrong(also=(-signal.SIGKILL,)))), None)
+        problem = next(
+            (f for one in ended if (f := one.wrong(also=(-signal.SIGKILL,), is_rank=True))), None
+        )
         if problem is None and any(one.status == 0 for one in ended):
             problem = f"statuses {[one.status for one in ended]}"
-        if problem is None and act is not _die and MESSAGE not in said:
+        reasons = re.findall(r"^error on rank \d: (.*)", said, re.MULTILINE)
+        if problem is None and act is not _die and reasons != [MESSAGE]:
+            problem = f"the reason is said so: {reasons}"
+        if problem is None and act is _die and not reasons:
             problem = "nobody says why"
         count.note(f"rank {failing} of 2 in {place.rpartition('.')[2]}, {act.__name__}", problem)
         shutil.rmtree(run, ignore_errors=True)
-    return count
 
 
 def _patch(place: str, act: Callable[..., None]) -> Callable[[], None]:

@@ -55,8 +55,7 @@ def ending(run: Path) -> tuple[object, list[object]]:
     return score, [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
-def attack(number: int, seed: int, corpus: Path, work: Path) -> Count:
-    count = Count("kills")
+def attack(count: Count, number: int, seed: int, corpus: Path, work: Path) -> None:
     draw = random.Random(seed)
     start = [*TOY, f"data.path='{corpus}'", "eval.every=2"]
     whole = work / "whole"
@@ -86,4 +85,3 @@ def attack(number: int, seed: int, corpus: Path, work: Path) -> Count:
                 problem = f"it ends with {ending(run)} and not {expected}"
             count.note(f"{way}, touch {point} of {touches}", problem)
             shutil.rmtree(run, ignore_errors=True)
-    return count

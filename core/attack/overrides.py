@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attempts import TOY, Count, attempt
+from attempts import TOY, Attempt, Count, at_once
 
 VALUES = (
     *("inf", "-inf", "nan", "-1", "0", "1e9", "1e12", "1e300", "1" + "0" * 30, "1e-300", "0.5"),
@@ -75,9 +76,10 @@ def cases(number: int, seed: int, corpus: Path, run: Path) -> Iterator[tuple[str
         yield "nanozoo", [places.get(word, word.replace("{}", value)) for word in command]
 
 
-def attack(number: int, seed: int, corpus: Path, run: Path, work: Path) -> Count:
-    count = Count("odd settings")
-    for program, words in cases(number, seed, corpus, run):
-        outcome = attempt(words, work, program=program)
-        count.note(words[-2:], outcome.wrong(also=(128 + 15,)))
-    return count
+def attack(count: Count, number: int, seed: int, corpus: Path, run: Path, work: Path) -> None:
+    starts = (
+        (words, partial(Attempt, words, work, program=program))
+        for program, words in cases(number, seed, corpus, run)
+    )
+    for words, outcome in at_once(starts):
+        count.note(words[-2:], outcome.wrong())

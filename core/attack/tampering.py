@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from attempts import Count, Outcome, attempt
+from attempts import Attempt, Count, Outcome, at_once
 
 DECIDING = (".safetensors", "state.json", "tokenizer.json", "config.yaml", "data.json")
 """Ends of the names of files that decide a score: one that is changed may not change it in silence.
@@ -56,47 +57,49 @@ def files_of(folder: Path) -> list[Path]:
     return [path for path in found if path.suffix not in (".png", ".lock", ".txt")]
 
 
-def use(command: list[str], run: Path, work: Path) -> Outcome:
+def start(command: list[str], run: Path, work: Path) -> Attempt:
     name, *flags = command
     if name == "resume":
-        return attempt([f"resume={run}", "train.max_steps=4"], work)
+        return Attempt([f"resume={run}", "train.max_steps=4"], work)
     if name == "compare":
-        return attempt(["compare", f"runs={run}", f"folder={run}-report"], work, program="nanozoo")
-    return attempt([name, str(run), *flags], work, program="nanozoo")
+        return Attempt(["compare", f"runs={run}", f"folder={run}-report"], work, program="nanozoo")
+    return Attempt([name, str(run), *flags], work, program="nanozoo")
 
 
 def score(outcome: Outcome) -> float | None:
     return json.loads(outcome.out)["val_bpb"] if outcome.status == 0 else None
 
 
-def attack(number: int, seed: int, run: Path, cache: Path, work: Path) -> Count:
-    count = Count("damaged files")
+def attack(count: Count, number: int, seed: int, run: Path, cache: Path, work: Path) -> None:
     draw = random.Random(seed)
-    expected = score(use(["evaluate"], run, work))
+    expected = score(start(["evaluate"], run, work).end())
     cases = [(path, name) for path in files_of(run) for name in DAMAGES]
     chosen = draw.sample(cases, min(number - number // 4, len(cases)))
-    for n, (path, name) in enumerate(chosen):
-        copy = work / f"damaged-{n}"
-        shutil.copytree(run, copy)
-        DAMAGES[name](copy / path, draw)
-        command = ["evaluate"] if str(path).endswith(DECIDING) else draw.choice(COMMANDS)
-        outcome = use(command, copy, work)
-        problem = outcome.wrong()
-        if problem is None and command == ["evaluate"] and outcome.status == 0:
-            found = score(outcome)
-            problem = None if found == expected else f"{found} in place of {expected}, in silence"
-        count.note((str(path), name, command[0]), problem)
+
+    def damaged() -> Iterator[tuple[tuple[Path, Path, str, list[str]], Callable[[], Attempt]]]:
+        for n, (path, name) in enumerate(chosen):
+            copy = work / f"damaged-{n}"
+            shutil.copytree(run, copy)
+            DAMAGES[name](copy / path, draw)
+            command = ["evaluate"] if str(path).endswith(DECIDING) else draw.choice(COMMANDS)
+            yield (copy, path, name, command), partial(start, command, copy, work)
+
+    for (copy, path, name, command), outcome in at_once(damaged()):
+        count.note((str(path), name, command[0]), problem_with(outcome, command, expected))
         shutil.rmtree(copy)
     for path in draw.choices(files_of(cache), k=number // 4):
         name = draw.choice(["removed", "emptied", "cut in half", "random bytes", "null"])
-        if not (cache / path).is_file():
-            continue
         DAMAGES[name](cache / path, draw)
-        outcome = use(["evaluate"], run, work)
-        problem = outcome.wrong()
-        if problem is None and outcome.status == 0 and score(outcome) != expected:
-            problem = f"{score(outcome)} in place of {expected}, in silence"
-        count.note((f"cache/{path}", name), problem)
+        outcome = start(["evaluate"], run, work).end()
+        count.note((f"cache/{path}", name), problem_with(outcome, ["evaluate"], expected))
         shutil.rmtree(cache)
-        use(["evaluate"], run, work)
-    return count
+        start(["evaluate"], run, work).end()  # prepares it anew
+
+
+def problem_with(outcome: Outcome, command: list[str], expected: float | None) -> str | None:
+    """As `Outcome.wrong`; another score without an error is wrong, too."""
+    problem = outcome.wrong()
+    if problem is None and command == ["evaluate"] and outcome.status == 0:
+        found = score(outcome)
+        problem = None if found == expected else f"{found} in place of {expected}, in silence"
+    return problem

@@ -10,7 +10,7 @@ from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, loa
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.files import write_text
 from nanozoo_core.machine.paths import path_argument
-from nanozoo_core.machine.terminal import harmless, out, warn, write
+from nanozoo_core.machine.terminal import out, warn, write
 
 if TYPE_CHECKING:
     from nanozoo_core.contract import SamplingSettings
@@ -160,7 +160,7 @@ def _write_middle(run: LoadedRun, arguments: argparse.Namespace, setting: Sampli
     middle = infill_tokens(
         run.adapter, run.model, run.vocabulary, arguments.prompt, arguments.suffix, setting
     )
-    out(harmless(run.vocabulary.decode(middle)) + arguments.suffix)
+    out(run.vocabulary.decode(middle) + arguments.suffix)
 
 
 def _write_continuation(
@@ -178,6 +178,6 @@ def _write_continuation(
         text = run.vocabulary.decode(pieces)
         stable = text[: len(text) - 1] if text.endswith("\ufffd") else text
         if stable.startswith(shown):  # a character may need several tokens
-            write(harmless(stable[len(shown) :]))
+            write(stable[len(shown) :])
             shown = stable
-    out(harmless(run.vocabulary.decode(pieces)[len(shown) :]))
+    out(run.vocabulary.decode(pieces)[len(shown) :])

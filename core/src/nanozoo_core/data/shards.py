@@ -72,6 +72,7 @@ def open_shard(path: Path) -> Shard:
 
     Raises: DataError when the file is missing, foreign, of another version, truncated or empty.
     """
+    _mapped.cache_clear()  # the file may be another than the one of that name before
     try:
         with path.open("rb") as file:
             header = np.frombuffer(file.read(HEADER_BYTES), dtype="<i4")
