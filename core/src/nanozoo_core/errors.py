@@ -13,6 +13,11 @@ from typing import Any
 class NanozooError(Exception):
     """A mistake the user can mend: printed as one sentence, without a traceback."""
 
+    rank: int | None = None
+    """Which process of several met it, where it is known."""
+    unsaid: list[str] | None = None
+    """The sentences that this process is to say, as no other does; None are all."""
+
 
 class ConfigError(NanozooError, ValueError):
     """One or more settings are wrong; `problems` holds one sentence for each."""
@@ -28,6 +33,14 @@ class DataError(NanozooError, ValueError):
 
 class CheckpointError(NanozooError, ValueError):
     """A run folder or checkpoint cannot be read, written or resumed."""
+
+
+class OutOfMemoryError(NanozooError, MemoryError):
+    """A device does not hold what was asked of it."""
+
+
+class LostRankError(NanozooError):
+    """Another process of the run has ended, or does not answer."""
 
 
 class NonFiniteError(NanozooError, ArithmeticError):

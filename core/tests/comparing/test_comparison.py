@@ -71,7 +71,7 @@ def test_compare_trains_reports_and_goes_on(
     assert {row["steps"] for row in rows} == {"6"}
     report = (folder / "report.md").read_text()
     assert "## Failed" in report
-    header, _, *places = [line.split(" | ") for line in report.splitlines() if " | " in line]
+    header, *places = [line.split(" | ") for line in report.splitlines() if " | " in line]
     assert [place[header.index("optimiser")] for place in places[:2]] == ["muon", "muon"]
     for name in ("report.html", "ranking.png", "curves.png"):
         assert (folder / name).stat().st_size > 5000
@@ -204,6 +204,17 @@ def test_what_others_write_is_text_in_markdown_and_csv(tmp_path: Path) -> None:
     assert rows[0]["git_commit"] == "'=cmd()"
     assert rows[0]["diagnostics.@SUM(1)"] == "-1.5"
     assert "'@" not in results_csv(entries)
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", None), ("val_bpb", "2"), ("val_bytes", [])])
+def test_a_result_that_lacks_something_is_one_sentence(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    run = make_run(tmp_path / "a")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {key: value}))
+    with pytest.raises(CheckpointError, match=rf"result\.json is damaged: its {key} is "):
+        read_run(run, "a", "train")
 
 
 def test_a_report_of_failures_alone(tmp_path: Path) -> None:

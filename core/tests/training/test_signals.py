@@ -14,7 +14,8 @@ import torch
 from nanozoo_core import tensor_files
 from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.errors import CheckpointError
+from nanozoo_core.errors import CheckpointError, OutOfMemoryError
+from nanozoo_core.machine.terminal import reported_errors
 from nanozoo_core.training import checkpoint, finish, runs, trainer
 from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.signals import catch_signals, without_interrupts
@@ -207,3 +208,60 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_once(
     with pytest.raises(CheckpointError, match="No space left"):
         train(corpus, tmp_path / "run")
     assert len(tries) == 1
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+def too_large(*_: Any) -> Any:
+    """An exabyte, which no CPU has."""
+    return torch.empty(2**58, device="cpu")
+
+
+OTHER_MEMORY_ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    MemoryError(),
+    RuntimeError("MPS backend out of memory (MPS allocated: 17.98 GB)"),
+]
+
+
+def test_no_memory_is_a_sentence_and_loses_nothing(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = DefaultModelAdapter.training_loss
+
+    def failing(self: Any, model: Any, batch: Any, step: Any) -> Any:
+        return too_large() if step.number == 3 else plain(self, model, batch, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DefaultModelAdapter, "training_loss", failing)
+        with pytest.raises(OutOfMemoryError, match=r"lower train\.micro_batch_tokens \(now 64\)"):
+            train(corpus, tmp_path / "run", "checkpoint.every=0", "train.micro_batch_tokens=64")
+    folder = RunFolder(tmp_path / "run")
+    assert folder.checkpoint_steps() == [3]
+    smaller = folder.read_config()["train"] | {"micro_batch_tokens": 32}
+    trainer.train(resolve(folder.read_config() | {"resume": str(folder), "train": smaller}))
+    assert folder.is_finished
+
+
+def test_a_model_that_does_not_fit_is_a_sentence(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DefaultModelAdapter, "make_model", too_large)
+    with pytest.raises(OutOfMemoryError, match="or the sizes of the model"):
+        train(corpus, tmp_path / "run")
+
+
+@pytest.mark.parametrize("error", OTHER_MEMORY_ERRORS, ids=["cuda", "python", "mps"])
+def test_every_command_says_that_there_is_no_memory(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), reported_errors():
+        raise error
+    assert capsys.readouterr().err.startswith("error: out of memory; ")
+
+
+def test_an_error_of_another_kind_is_none_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), reported_errors():
+        raise RuntimeError("shape mismatch")
+    assert "memory" not in capsys.readouterr().err

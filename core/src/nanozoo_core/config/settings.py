@@ -247,6 +247,18 @@ class CheckpointConfig:
 class DistributedConfig:
     strategy: Literal["ddp", "fsdp"]
     """ddp copies the model to every rank; fsdp shards it."""
+    timeout_seconds: float
+    """How long a process waits for the others before it ends, with a sentence; rank 0 may prepare
+    data meanwhile."""
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        p.require(
+            0 < self.timeout_seconds <= 7 * 86400,
+            f"distributed.timeout_seconds={self.timeout_seconds} must be positive and at most "
+            f"{7 * 86400}, a week",
+        )
+        p.raise_if_any()
 
 
 @dataclass(frozen=True)

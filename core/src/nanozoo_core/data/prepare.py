@@ -393,16 +393,13 @@ def _tokenizer_digest(folder: Path) -> dict[str, str]:
 def _open_written(folder: Path, name: str, vocabulary: Tokenizer) -> tuple[Shard, ...]:
     """The shards of a split that `ShardWriter` has written into a folder of the cache.
 
-    Raises: DataError when one is missing, or is not as it was written.
+    Raises: DataError when one is not as it was written.
     """
     remedy = f"remove the folder {folder}, which is then built again"
     written = read_json(folder / MANIFEST, dict, remedy=remedy, error=DataError)
     expected = {key: value for key, value in written.items() if key.startswith(f"{name}_")}
     if _tokenizer_digest(folder) != {k: v for k, v in written.items() if k == TOKENIZER_FILE}:
         raise DataError(f"{folder / TOKENIZER_FILE} is not as it was written; {remedy}")
-    for key in expected:
-        if not (folder / key).is_file():
-            raise DataError(f"{folder / key} is missing; {remedy}")
     shards = _open_all((folder / key for key in expected), vocabulary)
     for shard in shards:
         content = shard_content(shard, vocabulary.byte_counts).content

@@ -168,6 +168,16 @@ def _peak_on_windows() -> int:
     return int(found.peak)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it tells of an allocation that failed, on whatever device. That of a CPU and that of
+    an Apple GPU have no class of their own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(error).lower()
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(each in said for each in words)
+
+
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -116,6 +116,12 @@ def reported_errors() -> Iterator[None]:
         yield from _reported()
 
 
+def is_main_process() -> bool:
+    """Whether this is rank 0, or alone: before the processes of a run know each other all of them
+    meet the same mistakes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _reported() -> Iterator[None]:
     try:
         yield
@@ -125,15 +131,28 @@ def _reported() -> Iterator[None]:
     except NanozooError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        if os.environ.get("RANK", "0") == "0":
-            for sentence in concealed(str(error)).splitlines():
-                warn(f"error: {sentence}")
+        sentences = str(error).splitlines() if error.unsaid is None else error.unsaid
+        for sentence in sentences if error.rank is not None or is_main_process() else []:
+            where = "" if error.rank is None else f" on rank {error.rank}"
+            warn(f"error{where}: {concealed(sentence)}")
         sys.exit(1)
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
+        from nanozoo_core.machine.device import is_out_of_memory
+
+        if is_out_of_memory(error):
+            warn(
+                f"error: out of memory; nanozoo evaluate takes a smaller batch_tokens=N, and "
+                f"--device names another device ({first_line(error)})"
+            )
+            sys.exit(1)
         warn(f"error: {_fault(error)}")
         sys.exit(FAULT_STATUS)
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _fault(error: Exception) -> str:

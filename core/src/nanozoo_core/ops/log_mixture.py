@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.machine.precision import wide_dtype, widened
 from nanozoo_core.ops.optional_triton import jit, tl
 from nanozoo_core.ops.reduced_head import Reduction, reduced_head
 
@@ -30,7 +29,7 @@ def log_mixture(
     Returns: log p_own, log p_true and sum_j log(1 + ratio p_j), each (N,) float32 (float64 for
         float64 inputs), differentiable in x, weight and bias.
     """
-    ratio = ratio.to(wide_dtype(x))
+    ratio = ratio.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     log_own, log_true, total = reduced_head(x, weight, bias, LOG_MIXTURE, own, true, ratio)
     return log_own, log_true, total
 
@@ -40,7 +39,7 @@ def log_mixture_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same with all logits in memory, for autograd to differentiate."""
     logits = F.linear(x, weight, bias)
-    log_probs = widened(logits).log_softmax(-1)
+    log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
     log_own = log_probs.gather(1, own[:, None])[:, 0]
     log_true = log_probs.gather(1, true[:, None])[:, 0]
     return log_own, log_true, torch.log1p(ratio[:, None] * log_probs.exp()).sum(1)

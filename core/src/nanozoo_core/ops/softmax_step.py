@@ -11,7 +11,6 @@ import math
 import torch
 from torch import Tensor
 
-from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_core.ops.optional_triton import jit, tl, triton
 
 # log sum_y u_y is held within this, so that the sum and its gradients stay finite in float32.
@@ -31,7 +30,7 @@ def softmax_step_torch(
     Rows are taken in blocks of about 2 MiB, which stay in a core's cache through all six passes.
     """
     num_tokens, vocab_size = logits.shape
-    accumulator = wide_dtype(logits)
+    accumulator = torch.promote_types(logits.dtype, torch.float32)
     losses = logits.new_empty(targets.shape, dtype=accumulator)
     norm = logits.new_empty(num_tokens, 1, dtype=accumulator)
     block_size = max(1, 2**19 // vocab_size) if logits.device.type == "cpu" else num_tokens

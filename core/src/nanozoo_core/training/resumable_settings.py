@@ -86,6 +86,7 @@ RULES = {
     "checkpoint.every": FREE,
     "checkpoint.keep": FREE,
     "distributed.strategy": FREE,
+    "distributed.timeout_seconds": FREE,
     "log.tensorboard": FREE,
     "log.wandb": FREE,
     "log.wandb_project": KEPT,  # the run on Weights & Biases lies there

@@ -63,7 +63,9 @@ def train(config: ResolvedConfig) -> Result:
     Raises: NanozooError for whatever the user can mend, before anything is written.
     """
     tune_process()
-    with process_group(config.training.device) as ranks:
+    settings = config.training
+    waits = settings.distributed.timeout_seconds
+    with process_group(settings.device, waits) as ranks, messages.told_out_of_memory(settings):
         trainer = Trainer(config, ranks)
         try:
             with catch_signals() as interrupts:

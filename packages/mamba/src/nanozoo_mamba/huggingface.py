@@ -191,8 +191,9 @@ def load_weights(model: Mamba, theirs: Mapping[str, Tensor]) -> None:
 
 def save_pretrained(model: Mamba, folder: Path) -> None:
     """Writes `config.json` and `model.safetensors`, which transformers loads."""
+    config = to_hf_config(model.config)  # raises for a model that transformers has not
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", to_hf_config(model.config))
+    write_json(folder / "config.json", config)
     write_tensors(folder / "model.safetensors", to_hf_state_dict(model))
 
 

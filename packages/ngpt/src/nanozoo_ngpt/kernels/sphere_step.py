@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nanozoo_core.machine.precision import wide_dtype
-
 try:
     import triton
     import triton.language as tl
@@ -32,7 +30,7 @@ EPS = 1e-12  # least length that is divided by
 
 def unit(z: Tensor, dim: int = -1) -> Tensor:
     """z / |z| along `dim`, computed in float32 or better, in the dtype of z."""
-    wide = z.to(wide_dtype(z))
+    wide = z.to(_dtype(z))
     norm = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
     return (wide / norm.clamp_min(EPS)).to(z.dtype)
 
@@ -58,7 +56,7 @@ def sphere_step(x: Tensor, y: Tensor, a: Tensor, *, backend: Backend | None = No
 
 def sphere_step_reference(x: Tensor, y: Tensor, a: Tensor) -> Tensor:
     """The same as it is written, by autograd: about 8 passes over (N, D)."""
-    dtype = wide_dtype(x)
+    dtype = _dtype(x)
     stream = x.to(dtype)
     return unit(stream + a.to(dtype) * (unit(y.to(dtype)) - stream)).to(x.dtype)
 
@@ -68,7 +66,7 @@ class _TorchStep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, a: Tensor) -> Tensor:
-        dtype = wide_dtype(x)
+        dtype = _dtype(x)
         stream, step = x.to(dtype), a.to(dtype)
         proposal = y.to(dtype)
         y_scale = _inverse_length(proposal)
@@ -99,6 +97,10 @@ class _TorchStep(torch.autograd.Function):
 def _inverse_length(z: Tensor) -> Tensor:
     """(..., 1)"""
     return torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min_(EPS).reciprocal_()
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 # -- Triton -------------------------------------------------------------------------------------
