@@ -115,7 +115,7 @@ def attack_ranks(count: Count, number: int, corpus: Path, work: Path) -> None:
         if problem is None and any(one.status == 0 for one in ended):
             problem = f"statuses {[one.status for one in ended]}"
         reasons = re.findall(r"^error on rank \d: (.*)", said, re.MULTILINE)
-        if problem is None and act is not _die and reasons != [MESSAGE]:
+        if problem is None and act is not _die and reasons.count(MESSAGE) != 1:
             problem = f"the reason is said so: {reasons}"
         if problem is None and act is _die and not reasons:
             problem = "nobody says why"

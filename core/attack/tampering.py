@@ -53,7 +53,8 @@ COMMANDS = (
 
 
 def files_of(folder: Path) -> list[Path]:
-    found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    whole = (p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
+    found = sorted(path.relative_to(folder) for path in whole)
     return [path for path in found if path.suffix not in (".png", ".lock", ".txt")]
 
 
@@ -101,5 +102,7 @@ def problem_with(outcome: Outcome, command: list[str], expected: float | None) -
     problem = outcome.wrong()
     if problem is None and command == ["evaluate"] and outcome.status == 0:
         found = score(outcome)
-        problem = None if found == expected else f"{found} in place of {expected}, in silence"
+        is_said = "going on from step" in outcome.err  # an older checkpoint, with a warning
+        if found != expected and not is_said:
+            problem = f"{found} in place of {expected}, in silence"
     return problem

@@ -189,8 +189,18 @@ def read_json(
     except NanozooError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as cause:
-        reason = str(cause).splitlines()[0] if str(cause) else ""
-        raise error(f"{path} is damaged ({type(cause).__name__}: {reason}); {remedy}") from cause
+        raise error(f"{path} is damaged ({_damage(cause)}); {remedy}") from cause
+
+
+def _damage(cause: Exception) -> str:
+    """What is wrong with the content of a file, in words."""
+    if isinstance(cause, KeyError):
+        return f"it lacks {cause.args[0]}"
+    if isinstance(cause, UnicodeDecodeError):
+        return "it is no UTF-8"
+    if isinstance(cause, ValueError):
+        return str(cause).splitlines()[0]
+    return "its content has another form"
 
 
 def sha256_of(path: Path) -> str:

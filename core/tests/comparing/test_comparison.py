@@ -206,6 +206,17 @@ def test_what_others_write_is_text_in_markdown_and_csv(tmp_path: Path) -> None:
     assert "'@" not in results_csv(entries)
 
 
+@pytest.mark.parametrize(("key", "value"), [("seed", None), ("val_bpb", "2"), ("val_bytes", [])])
+def test_a_result_that_lacks_something_is_one_sentence(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    run = make_run(tmp_path / "a")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {key: value}))
+    with pytest.raises(CheckpointError, match=rf"result\.json is damaged: its {key} is "):
+        read_run(run, "a", "train")
+
+
 def test_a_report_of_failures_alone(tmp_path: Path) -> None:
     report = Report("none", "nanozoo compare x", [], {"b_0": "it broke"})
     assert "it broke" in page(report)

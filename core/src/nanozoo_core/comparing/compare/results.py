@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core.comparing.compare.plan import Member
-from nanozoo_core.errors import NonFiniteError
+from nanozoo_core.errors import CheckpointError, NonFiniteError
 from nanozoo_core.training.run_folder import RunFolder, Sample
+
+NEEDED: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("seed", "val_bytes", "val_tokens"), int),
+    **dict.fromkeys(("val_bound", "data_fingerprint"), str),
+    **dict.fromkeys(("val_bpb", "train_bytes", "train_seconds"), (int, float)),
+}
+"""What a report reads of every result.json."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,12 @@ def read_run(folder: Path, label: str, command: str) -> Run:
     has diverged."""
     run = RunFolder(folder)
     result = run.read_result()
+    for key, kind in NEEDED.items():
+        if not isinstance(result.get(key), kind):
+            raise CheckpointError(
+                f"{run.result_path} is damaged: its {key} is {result.get(key)!r}; leave out the "
+                f"run, or train it again"
+            )
     return Run(
         label=label,
         seed=result["seed"],
