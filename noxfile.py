@@ -31,6 +31,7 @@ nox.options.sessions = [
     "test-configs",
     *(f"test-{model}" for model in MODELS),
     "alone",
+    "attack-quick",
 ]
 
 
@@ -86,6 +87,23 @@ def test_core(session: nox.Session) -> None:
     """Tests of core, with no model installed."""
     sync(session, "--package", "nanozoo-core", "--group", "test")
     session.run("pytest", "core/tests", *PARALLEL, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def attack(session: nox.Session) -> None:
+    """Odd settings, damaged files, kills, crowds and failing ranks, in ten minutes at most."""
+    run_attack(session, *session.posargs)
+
+
+@nox.session(name="attack-quick")
+def attack_quick(session: nox.Session) -> None:
+    """A part of the attack, in about a minute."""
+    run_attack(session, "--quick", *session.posargs)
+
+
+def run_attack(session: nox.Session, *arguments: str) -> None:
+    sync(session, "--package", "nanozoo-core", "--group", "test")
+    session.run("python", "core/attack/run.py", *arguments, env=ONE_THREAD)
 
 
 @nox.session(name="test-extras")

@@ -214,7 +214,8 @@ class DefaultModelAdapter:
         return 1.0
 
     def before_step(self, model: nn.Module, step: Step) -> None:
-        """Called before the first forward pass of a step."""
+        """Called before the first forward pass of a step, and again where the step is taken anew
+        because its gradients left float16's range: what was counted since is to be forgotten."""
 
     def before_update(
         self, model: nn.Module, step: Step, optimizers: Sequence[torch.optim.Optimizer]

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 
 class NanozooError(Exception):
     """A mistake the user can mend: printed as one sentence, without a traceback."""
+
+    rank: int | None = None
+    """Which process of several met it, where it is known."""
+    unsaid: list[str] | None = None
+    """The sentences that this process is to say, as no other does; None are all."""
 
 
 class ConfigError(NanozooError, ValueError):
@@ -27,8 +35,33 @@ class CheckpointError(NanozooError, ValueError):
     """A run folder or checkpoint cannot be read, written or resumed."""
 
 
+class OutOfMemoryError(NanozooError, MemoryError):
+    """A device does not hold what was asked of it."""
+
+
+class LostRankError(NanozooError):
+    """Another process of the run has ended, or does not answer."""
+
+
 class NonFiniteError(NanozooError, ArithmeticError):
     """A loss or gradient is NaN or infinite; the weights were not touched."""
+
+
+class WriteError(NanozooError, OSError):
+    """A file cannot be written, mostly since the disk is full; what was there before still is."""
+
+    @classmethod
+    def at(cls, path: Path, cause: OSError) -> WriteError:
+        """The sentence for what the disk refused, with its errno."""
+        advice = ""
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "; free some space"
+        error = cls(f"{path} cannot be written: {cause.strerror or cause}{advice}")
+        error.errno, error.strerror = cause.errno, cause.strerror
+        return error
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Problems:
@@ -143,5 +176,14 @@ def suggest(name: str, valid: Iterable[str]) -> str:
 
 def divisors(number: int) -> str:
     """Names the divisors of `number`, for messages about a value that must divide another."""
-    found = [str(d) for d in range(1, number + 1) if number % d == 0]
+    found = [str(d) for d in all_divisors(number)]
     return ", ".join(found) if len(found) <= 8 else ", ".join(found[:8]) + ", ..."
+
+
+def all_divisors(number: int) -> list[int]:
+    """Those of a positive number, ascending; of one above 10^12, those up to 10^6 and itself."""
+    root = math.isqrt(number)
+    low = [d for d in range(1, min(root, 10**6) + 1) if number % d == 0]
+    if root > 10**6:
+        return [*low, number]
+    return low + [number // d for d in reversed(low) if d * d != number]

@@ -18,8 +18,7 @@ from nanozoo_core.commands import cli, train
 from nanozoo_core.config.compose import normalise_override
 from nanozoo_core.config.overrides import quoted
 from nanozoo_core.training import trainer
-from nanozoo_core.training.claim import LOCK
-from nanozoo_core.training.run_folder import RunFolder
+from nanozoo_core.training.run_folder import LOCK_NAME, RunFolder
 
 
 @dataclass
@@ -144,7 +143,8 @@ def test_run_dir_that_cannot_be_written(run: Run, toy: list[object], tmp_path: P
 
 
 def test_a_value_with_an_equals_sign_is_told_how_to_quote(run: Run, toy: list[object]) -> None:
-    assert_refused(run(*toy, "run_dir=x=y"), "'run_dir=x=y' cannot be read", "run_dir=\"'x=y'\"")
+    word = "log.wandb_project=x=y"
+    assert_refused(run(*toy, word), f"'{word}' cannot be read", "log.wandb_project=\"'x=y'\"")
 
 
 def test_odd_characters_in_paths_train_and_resume(
@@ -223,7 +223,7 @@ def test_training_writes_every_file_and_says_where(run: Run, toy: list[object]) 
     outcome = run(*toy, "log.tensorboard=true", "train.max_steps=4", "eval.every=2")
     assert outcome.status == 0
     (folder,) = Path("runs/toy").iterdir()
-    names = {path.name.split(".")[0] for path in folder.iterdir() if path.name != LOCK}
+    names = {path.name.split(".")[0] for path in folder.iterdir() if path.name != LOCK_NAME}
     files = {"config", "metrics", "result", "checkpoints", "loss", "samples", "events", "data"}
     assert names == files
     assert str(folder) in outcome.out

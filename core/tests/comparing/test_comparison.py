@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import signal
@@ -11,15 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nanozoo_core.comparing.compare.member import settings_for
 from nanozoo_core.comparing.compare.plan import make_plan
-from nanozoo_core.comparing.compare.report import Report, markdown, page
+from nanozoo_core.comparing.compare.report import Report, markdown, page, write_report
 from nanozoo_core.comparing.compare.request import parse
 from nanozoo_core.comparing.compare.results import collect, read_run
+from nanozoo_core.comparing.compare.tables import results_csv
 from nanozoo_core.config import schema
 from nanozoo_core.errors import CheckpointError
 from nanozoo_core.training.run_folder import RunFolder, Sample, Samples
@@ -68,7 +71,7 @@ def test_compare_trains_reports_and_goes_on(
     assert {row["steps"] for row in rows} == {"6"}
     report = (folder / "report.md").read_text()
     assert "## Failed" in report
-    header, _, *places = [line.split(" | ") for line in report.splitlines() if " | " in line]
+    header, *places = [line.split(" | ") for line in report.splitlines() if " | " in line]
     assert [place[header.index("optimiser")] for place in places[:2]] == ["muon", "muon"]
     for name in ("report.html", "ranking.png", "curves.png"):
         assert (folder / name).stat().st_size > 5000
@@ -152,7 +155,8 @@ def test_finished_runs_join_by_their_settings(tmp_path: Path) -> None:
         make_run(tmp_path / "b", seed=1),
         make_run(tmp_path / "c", seed=0, optim={"lr": 1.0}),
     )
-    entries = collect([], folders)
+    entries, failures = collect([], folders)
+    assert not failures
     assert [(e.label, [r.seed for r in e.runs]) for e in entries] == [
         ("toy", [0, 1]), ("toy_2", [0])
     ]  # fmt: skip
@@ -163,7 +167,8 @@ def test_finished_runs_join_by_their_settings(tmp_path: Path) -> None:
 
 def test_the_page_needs_nothing_else_and_escapes_what_models_write(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / str(n), seed=n, bpb=2 + n / 100) for n in range(2)]
-    report = Report("A <title>", "nanozoo compare x", collect([], tuple(runs)), {"b_0": "a & b"})
+    entries, _ = collect([], tuple(runs))
+    report = Report("A <title>", "nanozoo compare x", entries, {"b_0": "a & b"})
     text = page(report)
     assert "{{" not in text
     assert not re.search(r"(src|href)=\"(?!data:)", text)
@@ -178,10 +183,54 @@ def test_the_page_needs_nothing_else_and_escapes_what_models_write(tmp_path: Pat
     assert "zlib 2.500" in markdown(report)
 
 
+def test_what_others_write_is_text_in_markdown_and_csv(tmp_path: Path) -> None:
+    evil = "<script>x</script> [a](javascript:b) | ``` \x1b[2J\n# y"
+    run = make_run(tmp_path / "a", optim={"name": evil})
+    result = json.loads((run / "result.json").read_text())
+    result |= {"device": evil, "git_commit": "=cmd()", "diagnostics": {"@SUM(1)": -1.5}}
+    result["baselines_bpb"] = {evil: 2.5}
+    (run / "result.json").write_text(json.dumps(result))
+    entries, _ = collect([], (run,))
+    command = "train '```\n<b>'"
+    entry = replace(entries[0], runs=(replace(entries[0].runs[0], command=command),))
+    text = markdown(Report(evil, command, [entry], {evil: evil}))
+    assert "\x1b" not in text
+    outside = re.sub(r"^````sh\n.*?^````$", "", text, flags=re.DOTALL | re.MULTILINE)
+    outside = outside.replace("```` train '``` <b>' ````", "")
+    assert not re.search(r"<\w|`|\[a\]|^# y", outside.replace("![", ""), re.MULTILINE)
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len({line.count("|") for line in table}) == 1
+    rows = list(csv.DictReader(results_csv(entries).splitlines()))
+    assert rows[0]["git_commit"] == "'=cmd()"
+    assert rows[0]["diagnostics.@SUM(1)"] == "-1.5"
+    assert "'@" not in results_csv(entries)
+
+
 def test_a_report_of_failures_alone(tmp_path: Path) -> None:
     report = Report("none", "nanozoo compare x", [], {"b_0": "it broke"})
     assert "it broke" in page(report)
     assert "it broke" in markdown(report)
+
+
+def test_runs_that_diverged_are_failures_and_the_report_is_valid(tmp_path: Path) -> None:
+    good, bad = make_run(tmp_path / "good"), make_run(tmp_path / "bad", bpb=math.nan)
+    with (good / "metrics.jsonl").open("a") as file:  # as they were once written
+        file.write('{"step": 4, "bytes": 1, "flops": 1, "seconds": 1, "train_bpb": NaN}\n')
+    (member,), _ = make_plan(parse(["models=toy", "seeds=1", f"folder={tmp_path}"]))
+    make_run(member.folder, bpb=math.inf)
+    entries, failures = collect([member], (good, bad))
+    assert [(entry.label, len(entry.runs)) for entry in entries] == [("toy", 1)]
+    assert failures.keys() == {str(bad), member.name}
+    assert all("has diverged" in text for text in failures.values())
+    folder = tmp_path / "report"
+    write_report(folder, Report("x", "nanozoo compare x", entries, failures))
+    embedded = (folder / "report.html").read_text().split('id="data">')[1].split("</script>")[0]
+    data = json.loads(embedded, parse_constant=pytest.fail)
+    assert len(data["entries"][0]["train"]) == 3
+    assert (folder / "curves.png").stat().st_size > 5000
+    places, failed = (folder / "report.md").read_text().split("## Failed")
+    assert "| nan" not in places
+    assert f"- {bad}: " in failed
 
 
 def test_a_member_starts_goes_on_or_is_done(tmp_path: Path) -> None:
@@ -193,8 +242,8 @@ def test_a_member_starts_goes_on_or_is_done(tmp_path: Path) -> None:
     member.folder.mkdir(parents=True)
     run = RunFolder(member.folder)
     run.config_path.write_text("died before its first checkpoint")
+    member.beside("json").write_text("{}")
     assert settings_for(member) == start
-    assert not member.folder.exists()
     run.checkpoint(5).mkdir(parents=True)
     run.write_config(schema.to_dict(start.training))
     on = settings_for(member)

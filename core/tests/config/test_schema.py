@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 
 from nanozoo_core.config import schema
+from nanozoo_core.config.ranges import Count, Decay, Positive, Range
 from nanozoo_core.errors import ConfigError, Problems
 
 
@@ -119,3 +120,40 @@ def test_field_help_has_inherited_fields_first() -> None:
 
     expected = {"num_layers": "How many blocks.", "top_k": "How many are taken."}
     assert schema.field_help(Derived) == expected
+
+
+@dataclass(frozen=True)
+class Bounded:
+    rate: Positive = 1.0
+    decay: Decay = 0.0
+    count: Count | None = None
+    layers: Annotated[int, Range(least=1, most=5)] = 1
+    shares: list[Positive] | float = 1.0
+    names: dict[str, object] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"rate": 0}, "rate=0.0 must be positive"),
+        ({"rate": float("inf")}, "rate=inf must be finite"),
+        ({"rate": float("nan")}, "rate=nan must be finite"),
+        ({"rate": 10**400}, "rate=inf must be finite"),
+        ({"decay": 1}, "decay=1.0 must be in [0, 1)"),
+        ({"count": 0}, "count=0 must be at least 1 or null"),
+        ({"count": 2**63}, f"count={2**63} must be at most {2**63 - 1} in size or null"),
+        ({"layers": 6}, "layers=6 must be at most 5"),
+        ({"shares": [1.0, -1.0]}, "shares=[1.0, -1.0] must be positive"),
+        ({"shares": float("inf")}, "shares=inf must be finite"),
+        ({"names": {"x": [float("nan")]}}, "names={'x': [nan]} must be finite"),
+    ],
+)
+def test_numbers_are_finite_and_in_their_range(data: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        schema.from_dict(Bounded, data)
+    assert caught.value.problems == [message]
+
+
+def test_values_at_the_bounds_are_taken() -> None:
+    data = {"rate": 1e-300, "decay": 0, "count": 2**63 - 1, "layers": 5, "shares": [2]}
+    assert schema.from_dict(Bounded, data) == Bounded(1e-300, 0.0, 2**63 - 1, 5, [2.0])

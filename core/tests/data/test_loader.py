@@ -1,4 +1,6 @@
 import bz2
+import lzma
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,3 +274,15 @@ def test_compressors_are_measured_on_the_bytes_themselves() -> None:
     found = compression_baselines(documents)
     assert set(found) == {"zlib", "bz2", "xz"}
     assert found["bz2"] == 8 * len(bz2.compress(b"hello " * 100 + b"world " * 50, 9)) / 900
+
+
+def test_the_strongest_compression_takes_memory_by_the_size_of_the_text() -> None:
+    """Its own preset takes 700 MB, and finds no more."""
+    text = b"".join(f"word{i * i % 23} ".encode() for i in range(400))
+    tracemalloc.start()
+    found = compression_baselines([text[:100], text[100:]])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+    expected = len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
+    assert found["xz"] == 8 * expected / len(text)

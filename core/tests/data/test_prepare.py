@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -203,8 +204,8 @@ def test_shards_may_be_listed(shard_folder: Path) -> None:
 
 def test_shards_of_a_trained_vocabulary_lie_beside_it(tmp_path: Path) -> None:
     vocabulary = train_bpe(["one two three four"], vocab_size=260)
-    for name in ("train", "val"):
-        write_shard(tmp_path / f"{name}.bin", [259, *vocabulary.encode("three two one")])
+    for name, text in (("train", "one two"), ("val", "three two one")):
+        write_shard(tmp_path / f"{name}.bin", [259, *vocabulary.encode(text)])
     with pytest.raises(DataError, match=r"finds no tokenizer\.json"):
         prepare(bin_config(tmp_path, "bpe"))
     save_tokenizer(vocabulary, tmp_path)
@@ -310,6 +311,23 @@ def test_second_call_builds_nothing(texts: Path) -> None:
     assert len(said) == 3
 
 
+@pytest.mark.parametrize(
+    "name", ["text/*/val_*.bin", "text/*/train_*.bin", "tokens/*/train_*.bin", "tokens/*/tok*"]
+)
+def test_a_changed_file_of_the_cache_is_noticed_and_one_removed_is_written_again(
+    texts: Path, own_folder: Path, name: str
+) -> None:
+    config = text_config(texts, tokenizer="bpe")
+    before = prepare(config)
+    (path,) = own_folder.glob(name)
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+    with pytest.raises(DataError, match=f"{path.name} is not as it was written; remove the folder"):
+        prepare(config)
+    path.unlink()
+    assert prepare(config).train_bytes == before.train_bytes
+
+
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.setenv("NANOZOO_CACHE", "/own")
@@ -370,3 +388,93 @@ def test_bytes_tokenizer_shares_the_text_shards(texts: Path) -> None:
     data = prepare(text_config(texts, tokenizer="bytes"))
     assert data.train == data.source.train
     assert isinstance(data.vocabulary, ByteTokenizer)
+
+
+# -- a cache that something has swept, texts that change ------------------------------------------
+
+
+def kept_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+
+
+def test_whatever_is_swept_from_the_cache_is_built_again(texts: Path, own_folder: Path) -> None:
+    config = text_config(texts, tokenizer="bpe")
+    first = prepare(config)
+    expected = training_texts(first), first.validation_text(1000), first.train_tokens
+    names = [path.relative_to(own_folder) for path in kept_files(own_folder)]
+    assert len(names) >= 8
+    for name in names:
+        for sweep in (Path.unlink, lambda path: path.write_bytes(b"")):
+            sweep(own_folder / name)
+            again = prepare(config)
+            found = training_texts(again), again.validation_text(1000), again.train_tokens
+            assert found == expected, name
+
+
+def test_an_emptied_cache_is_built_again(texts: Path, own_folder: Path) -> None:
+    """Scratch cleaners take the files and leave the folders."""
+    first = prepare(text_config(texts, tokenizer="bpe"))
+    for path in own_folder.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    again = prepare(text_config(texts, tokenizer="bpe"))
+    assert training_texts(again) == training_texts(first)
+
+
+@pytest.mark.parametrize("change", ["text", "shorter", "more"])
+def test_a_text_that_changes_while_it_is_read_is_refused(
+    texts: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Between the pass that splits and the one that writes, with size and time as they were."""
+    plain = corpora.TextCorpus.documents
+    calls = 0
+
+    def documents(self: corpora.TextCorpus) -> Iterator[bytes]:
+        nonlocal calls
+        calls += 1
+        found = list(plain(self))
+        if calls > 1:
+            found = {
+                "text": [*found[:-1], found[-1].upper()],
+                "shorter": found[:-1],
+                "more": [*found, b"more"],
+            }[change]
+        yield from found
+
+    monkeypatch.setattr(corpora.TextCorpus, "documents", documents)
+    with pytest.raises(DataError, match="has changed while it was read"):
+        prepare(text_config(texts, tokenizer="bytes"))
+    assert not list(own_folder.rglob("*.bin"))
+
+
+def test_a_file_that_is_written_meanwhile_is_noticed(
+    texts: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second pass read it before; the prepared data would go by its new time."""
+    plain = corpora.TextCorpus.documents
+    calls = 0
+
+    def documents(self: corpora.TextCorpus) -> Iterator[bytes]:
+        nonlocal calls
+        calls += 1
+        yield from plain(self)
+        if calls == 2:
+            (texts / "03.txt").write_text("written at last\n")
+
+    monkeypatch.setattr(corpora.TextCorpus, "documents", documents)
+    with pytest.raises(DataError, match="has changed while it was read"):
+        prepare(text_config(texts, tokenizer="bytes"))
+
+
+def test_a_shard_of_both_splits_is_refused(shard_folder: Path) -> None:
+    config = from_defaults(
+        DataConfig, corpus="bin", path=str(shard_folder), tokenizer="bytes", seq_len=4
+    )
+    train = next(shard_folder.glob("*train*.bin"))
+    both = train.with_name("val_of_train_9.bin")
+    both.write_bytes(train.read_bytes())
+    with pytest.raises(DataError, match=r"val_of_train_9\.bin has both 'train' and 'val'"):
+        prepare(config)
+    both.rename(both.with_name("val_9.bin"))
+    with pytest.raises(DataError, match=r"val_9\.bin are the same shard"):
+        prepare(config)

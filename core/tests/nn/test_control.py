@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.nn.control import ControlBlock, ControlModel
 from nanozoo_core.nn.rotary import rotary_angles
+from nanozoo_core.testing.decoding import check_goes_on_from_ragged_rows
 
 VOCAB, DIM, HEADS, LAYERS = 50, 32, 4, 2
 
@@ -77,17 +78,7 @@ def test_a_block_depends_on_relative_position_alone(model):
 
 @torch.no_grad()
 def test_cached_decoding_equals_full_forward_for_ragged_rows(model):
-    ids = tokens(batch=3, length=24)
-    lengths = torch.tensor([3, 10, 7])
-    full = model(ids)
-    cache = model.init_cache(3, 24)
-    rows = torch.arange(3)
-    torch.testing.assert_close(model(ids[:, :10], cache=cache), full[:, :10])
-    cache.crop(lengths)
-    for num_new in (1, 4, 1):
-        at = cache.positions(num_new)
-        logits = model(ids[rows[:, None], at], cache=cache)
-        torch.testing.assert_close(logits, full[rows[:, None], at], rtol=1e-6, atol=1e-6)
+    check_goes_on_from_ragged_rows(model.double(), tokens(batch=3, length=24))
 
 
 def test_every_weight_learns_by_the_second_step():

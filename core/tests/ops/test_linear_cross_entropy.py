@@ -6,6 +6,7 @@ Shapes: N tokens, D model_dim, V vocabulary.
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -312,6 +313,40 @@ def test_bfloat16_arguments_give_a_float32_loss_and_their_own_gradients() -> Non
     assert found["output"].dtype == torch.float32
     assert all(found[name].dtype == torch.bfloat16 for name in ("x", "weight", "bias"))
     assert_same({n: v.float() for n, v in found.items()}, expected, 0.03)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_float16_loses_no_gradient_before_the_loss_is_scaled(reduction: str) -> None:
+    """Of a mean over many tokens the features' gradients are below 6e-8, where float16 ends, and
+    of a sum over tokens with the same target the weight's are above 65504."""
+    args = make(4096, 32, 50, with_bias=True, dtype=torch.float32)
+    args["x"] = (100 * args["x"].detach() + 100).requires_grad_()
+    args["weight"] = (1e-3 * args["weight"].detach()).requires_grad_()
+    args["targets"].fill_(7)
+    scale = 2.0**16 if reduction == "mean" else 1.0
+    both = {"reduction": reduction}
+
+    def loss(function: Callable[..., Tensor], **args: Tensor) -> Tensor:
+        args["x"] = args["x"].to(dtype)
+        return scale * function(**args, **both)
+
+    dtype = torch.float32
+    expected = values_and_gradients(partial(loss, linear_cross_entropy_reference), args)
+    dtype = torch.float16
+    with torch.autocast("cpu", torch.float16):
+        found = values_and_gradients(partial(loss, linear_cross_entropy), args)
+    assert_same(found, expected, 0.004)  # operands rounded to 11 bits, logits of about 3
+
+
+def test_float16_unnormalised_gradients_do_not_leave_its_range() -> None:
+    """The mass of 4096 logits of about -4, from which their gradient is divided, is 2e5."""
+    args = make(64, 8, 4096, with_bias=True, dtype=torch.float32)
+    args["bias"] = (0.1 * args["bias"].detach() - 4).requires_grad_()
+    args["weight"] = (0.1 * args["weight"].detach()).requires_grad_()
+    expected = values_and_gradients(linear_cross_entropy_reference, args, normalised=False)
+    with torch.autocast("cpu", torch.float16):
+        found = values_and_gradients(linear_cross_entropy, args, normalised=False)
+    assert_same(found, expected, 0.004)
 
 
 @pytest.mark.slow

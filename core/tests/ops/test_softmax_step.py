@@ -15,7 +15,7 @@ from nanozoo_core.testing.kernels import compile_for_sm_90, compiled, interprete
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_kernel_equals_reference_in_the_interpreter() -> None:
-    run_interpreted(__file__, num_tests=13)
+    run_interpreted(__file__, num_tests=14)
 
 
 @interpreted
@@ -58,14 +58,15 @@ def test_interpreted_kernel_sweeps_a_row_in_several_blocks() -> None:
 
 
 @interpreted
-def test_interpreted_kernel_takes_bfloat16() -> None:
+@pytest.mark.parametrize(("dtype", "places"), [(torch.bfloat16, 9), (torch.float16, 12)])
+def test_interpreted_kernel_takes_half_precision(dtype: torch.dtype, places: int) -> None:
     args = cases.make(65, 16, 130, with_bias=True, dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         expected = cases.values_and_gradients(linear_cross_entropy, args, backend="torch")
         found = cases.values_and_gradients(linear_cross_entropy, args, backend="triton")
-    # Both round the gradient of a logit, the scaled feature and the product to 8 bits, but one
-    # before and one after the division by the row's norm: six roundings of 2^-9.
-    cases.assert_same(found, expected, 6 * 2**-9)
+    # Both round the gradient of a logit, the scaled feature and the product to 8 or 11 bits, but
+    # one may do so before and one after the division by the row's norm: six roundings.
+    cases.assert_same(found, expected, 6 * 2**-places)
 
 
 @interpreted
@@ -107,13 +108,20 @@ def test_interpreted_kernel_takes_several_targets(softcap: float | None) -> None
 @compiled
 @pytest.mark.parametrize(
     ("dtype", "normalised", "num_targets"),
-    [("bf16", True, 1), ("fp32", True, 1), ("bf16", False, 1), ("bf16", True, 4)],
+    [
+        ("bf16", True, 1),
+        ("fp32", True, 1),
+        ("bf16", False, 1),
+        ("bf16", True, 4),
+        ("fp16", True, 1),
+    ],
 )
 def test_kernel_compiles_for_sm_90(dtype: str, normalised: bool, num_targets: int) -> None:
     kinds = {"logits": f"*{dtype}", "targets": "*i64", "parts": "*fp32", "losses": "*fp32"}
     kinds |= {"vocab_size": "i32", "row_stride": "i32", "softcap": "fp32", "log_size": "fp32"}
     constants = {"MAX_LOG_MASS": 60.0, "HAS_SOFTCAP": True, "NORMALISED": normalised}
     constants |= {"WITH_GRADIENT": True, "NUM_TARGETS": num_targets, "BLOCK": 4096}
+    constants["GRADIENT_SCALE"] = 64.0 if dtype == "fp16" else 1.0
     done = compile_for_sm_90(softmax_step.softmax_step_kernel, kinds, constants, num_warps=8)
     assert "cubin" in done.asm
     assert done.metadata.num_warps == 8

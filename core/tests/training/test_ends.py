@@ -161,7 +161,7 @@ def test_the_best_checkpoint_is_that_of_the_best_score(
     score_as(monkeypatch, 5.0, 3.0, 4.0, last)
     changes = ("eval.every=1", "checkpoint.every=3", "checkpoint.keep=1")
     folder = run(words("run", *changes))
-    assert folder.best_checkpoint() == folder.checkpoint(best)
+    assert checkpoint.best_whole(folder, ("model",)) == best
     assert folder.checkpoint_steps() == kept
 
 
@@ -172,5 +172,5 @@ def test_the_best_of_before_is_kept_by_a_resumed_run(
     changes = ("eval.every=1", "checkpoint.every=1", "checkpoint.keep=1")
     folder = run(words("run", *changes, "train.stop_after=2"))
     resume(folder)
-    assert folder.best_checkpoint() == folder.checkpoint(1)
+    assert checkpoint.best_whole(folder, ("model",)) == 1
     assert folder.checkpoint_steps() == [1, 4]

@@ -11,7 +11,7 @@ import torch
 from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.machine.ranks import Ranks
-from nanozoo_core.testing.training import train
+from nanozoo_core.testing.training import train_on_batches
 from nanozoo_core.training import setup
 from nanozoo_core.training.trainer import Trainer
 
@@ -45,6 +45,6 @@ def test_tests_train_with_the_hooks_of_the_trainer(
     by_trainer = recorder.calls.copy()
     recorder.calls.clear()
     loader = trainer.setup.loader
-    train(recorder, trainer.model, [loader.batch(0), loader.batch(1)])
+    train_on_batches(recorder, trainer.model, [loader.batch(0), loader.batch(1)])
     assert recorder.calls == by_trainer
     assert [name for name, _ in by_trainer] == [HOOKS[0], *HOOKS[1:], *HOOKS[1:]]

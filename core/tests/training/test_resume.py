@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import re
 import shutil
@@ -21,7 +20,7 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.errors import CheckpointError, ConfigError, DataError
 from nanozoo_core.training import checkpoint, finish, records, runs, trainer
 from nanozoo_core.training.resumable_settings import FREE, KEPT, RULES, START
-from nanozoo_core.training.run_folder import RunFolder, parse_resume
+from nanozoo_core.training.run_folder import RunFolder, parse_resume, read_state, write_state
 
 Settings = dict[str, Any]
 
@@ -323,6 +322,34 @@ def test_a_fallback_is_said_and_ends_as_if_nothing_had_happened(
     assert equal(half, whole)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "state.json"])
+@pytest.mark.parametrize("which", ["latest", "best"])
+def test_a_reader_passes_over_a_damaged_checkpoint(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, which: str, name: str
+) -> None:
+    """As resume does: evaluate, generate, export, inspect and show all read runs here."""
+    run = begin(tmp_path / "run", corpus, "train.ema=0.5", "eval.every=2", "train.max_steps=4")
+    assert checkpoint.best_whole(run, ("model",)) == 4
+    run.checkpoint(4).joinpath(name).write_bytes(b"")
+    assert runs.load_run(run.path, device="cpu", checkpoint=which).state.step == 2
+    assert f"step_000004/{name}" in caplog.text
+    assert "going on from step 2, the newest that is whole" in caplog.text
+    with pytest.raises(CheckpointError, match="damaged"):
+        runs.load_run(run.path, device="cpu", checkpoint="4")
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_newest(
+    half: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest, best = half.checkpoint_steps()[-1], half.checkpoint_steps()[0]
+    path = half.checkpoint(newest)
+    write_state(path, dataclasses.replace(read_state(path), best_step=best))
+    assert checkpoint.best_whole(half, ("model",)) == best
+    (half.checkpoint(best) / "model.safetensors").write_bytes(b"")
+    assert runs.load_run(half.path, device="cpu", checkpoint="best").state.step == newest
+    assert f"going on from step {newest}" in caplog.text
+
+
 def test_an_earlier_checkpoint_is_resumed_on_purpose(half: RunFolder, whole: RunFolder) -> None:
     resume(half, at=2, train__stop_after=3)
     assert half.checkpoint_steps() == [2, 3]
@@ -343,11 +370,10 @@ def test_a_finished_run_goes_back(whole: RunFolder, tmp_path: Path) -> None:
 
 def test_going_back_behind_the_best_seeks_another(half: RunFolder) -> None:
     for step in (2, 4):
-        path = half.checkpoint(step) / "state.json"
-        stored = json.loads(path.read_text()) | {"best_bpb": 0.1, "best_step": 1}
-        path.write_text(json.dumps(stored))
+        path = half.checkpoint(step)
+        write_state(path, dataclasses.replace(read_state(path), best_bpb=0.1, best_step=1))
     resume(half, at=2)
-    assert half.best_checkpoint() == half.checkpoint(8)
+    assert checkpoint.best_whole(half, ("model",)) == 8
 
 
 def test_a_step_that_is_not_there_is_refused(half: RunFolder) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nanozoo_core.errors import CheckpointError
-from nanozoo_core.training.run_folder import RunFolder, Sample, Samples
+from nanozoo_core.training.run_folder import RunFolder, Sample, Samples, read_state
 
 
 def test_samples_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -59,3 +59,27 @@ def test_metrics_end_at_a_line_cut_off_by_a_kill(tmp_path: Path) -> None:
     with run.metrics_path.open("a") as file:
         file.write('{"step": 3, "lo')
     assert run.read_metrics() == rows
+
+
+@pytest.mark.parametrize("content", ["", '{"val_bpb": 2', "[]"])
+def test_a_half_written_result_is_none(tmp_path: Path, content: str) -> None:
+    run = RunFolder(tmp_path)
+    run.result_path.write_text(content)
+    assert not run.is_finished
+    with pytest.raises(CheckpointError, match=r"result.json is damaged .*train resume="):
+        run.read_result()
+
+
+def test_damaged_files_are_one_sentence_each(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for path, read in (
+        (run.samples_path, run.read_samples),
+        (run.data_path, run.read_data),
+        (tmp_path / "state.json", lambda: read_state(tmp_path)),
+    ):
+        for content in (b"", b"\xff", b'{"texts": [1]}', b'{"fingerprint": 1}', b"[[]]"):
+            path.write_bytes(content)
+            with pytest.raises(CheckpointError, match=rf"{path.name} is damaged [^\n]*$"):
+                read()
+    run.metrics_path.write_bytes(b'{"step": 1}\n{"loss": 2}\n\xff\n')
+    assert run.read_metrics() == [{"step": 1}]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from nanozoo_core import tensor_files
 from nanozoo_core.config import compose_config, resolve
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.errors import CheckpointError, OutOfMemoryError
+from nanozoo_core.machine.terminal import reported_errors
 from nanozoo_core.training import checkpoint, finish, runs, trainer
 from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.signals import catch_signals, without_interrupts
@@ -79,14 +86,15 @@ def test_a_second_interrupt_leaves_at_once_and_says_what_is_there(
 def test_interrupts_while_a_checkpoint_is_written_leave_it_whole(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    plain, waiting = checkpoint.save_file, [times]
+    plain, waiting = tensor_files.write_tensors, [times]
 
-    def interrupted(*arguments: Any, **rest: Any) -> None:
-        plain(*arguments, **rest)
+    def interrupted(*arguments: Any) -> str:
+        digest = plain(*arguments)
         if waiting:
             interrupt(waiting.pop())
+        return digest
 
-    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    monkeypatch.setattr(tensor_files, "write_tensors", interrupted)
     result = train(corpus, tmp_path / "run")
     assert result.signal == signal.SIGINT
     folder = RunFolder(tmp_path / "run")
@@ -108,3 +116,152 @@ def test_a_second_interrupt_at_the_end_leaves_a_run_to_finish(
     assert folder.checkpoint_steps()[-1] == 8
     trainer.train(resolve(folder.read_config() | {"resume": str(folder)}))
     assert folder.is_finished
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_terminal_that_is_closed_ends_a_run_with_its_checkpoint(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = trainer.Trainer.one_step
+
+    def hung_up(self: trainer.Trainer) -> Any:
+        if self.state.step == 4:
+            monkeypatch.setattr(sys, "stdout", None)
+            signal.raise_signal(signal.SIGHUP)
+        return plain(self)
+
+    monkeypatch.setattr(trainer.Trainer, "one_step", hung_up)
+    assert train(corpus, tmp_path / "run").signal == signal.SIGHUP
+    assert RunFolder(tmp_path / "run").checkpoint_steps()[-1] == 5
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with catch_signals() as received:
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert not received
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["training_loss", "nll"])
+def test_any_error_leaves_a_checkpoint_that_goes_on_to_the_same_bits(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """In the middle of a step, and between two."""
+    changes = ("checkpoint.every=0", "eval.every=5", "train.micro_batch_tokens=32")
+    whole = RunFolder(train(corpus, tmp_path / "whole", *changes).folder)
+    plain = getattr(DefaultModelAdapter, name)
+    calls = []
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 23 or name == "nll":  # the third part of step 5
+            raise RuntimeError("of our own making")
+        return plain(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DefaultModelAdapter, name, failing)
+        with pytest.raises(RuntimeError, match="of our own making"):
+            train(corpus, tmp_path / "run", *changes)
+    folder = RunFolder(tmp_path / "run")
+    assert folder.checkpoint_steps() == [5]
+    trainer.train(resolve(folder.read_config() | {"resume": str(folder)}))
+    for stem in ("model", "optimizer"):
+        one, two = (checkpoint.read_tensors(f.latest_checkpoint(), stem) for f in (whole, folder))
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_an_error_while_gradients_wait_leaves_no_wrong_checkpoint(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> Any:
+        raise RuntimeError("of our own making")
+
+    plain = trainer.Trainer._gradients
+
+    def late(self: trainer.Trainer, *arguments: Any) -> Any:
+        return (failing if self.state.step == 3 else plain)(self, *arguments)
+
+    monkeypatch.setattr(trainer.Trainer, "_gradients", late)
+    with pytest.raises(RuntimeError):
+        train(corpus, tmp_path / "run", "checkpoint.every=0", "optim.adamw.every=2")
+    assert RunFolder(tmp_path / "run").checkpoint_steps() == []
+
+
+def test_a_checkpoint_that_cannot_be_written_is_tried_once(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def full(*_: Any) -> str:
+        tries.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tensor_files, "write_tensors", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        train(corpus, tmp_path / "run")
+    assert len(tries) == 1
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+def too_large(*_: Any) -> Any:
+    """An exabyte, which no CPU has."""
+    return torch.empty(2**58, device="cpu")
+
+
+OTHER_MEMORY_ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    MemoryError(),
+    RuntimeError("MPS backend out of memory (MPS allocated: 17.98 GB)"),
+]
+
+
+def test_no_memory_is_a_sentence_and_loses_nothing(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = DefaultModelAdapter.training_loss
+
+    def failing(self: Any, model: Any, batch: Any, step: Any) -> Any:
+        return too_large() if step.number == 3 else plain(self, model, batch, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DefaultModelAdapter, "training_loss", failing)
+        with pytest.raises(OutOfMemoryError, match=r"lower train\.micro_batch_tokens \(now 64\)"):
+            train(corpus, tmp_path / "run", "checkpoint.every=0", "train.micro_batch_tokens=64")
+    folder = RunFolder(tmp_path / "run")
+    assert folder.checkpoint_steps() == [3]
+    smaller = folder.read_config()["train"] | {"micro_batch_tokens": 32}
+    trainer.train(resolve(folder.read_config() | {"resume": str(folder), "train": smaller}))
+    assert folder.is_finished
+
+
+def test_a_model_that_does_not_fit_is_a_sentence(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DefaultModelAdapter, "make_model", too_large)
+    with pytest.raises(OutOfMemoryError, match="or the sizes of the model"):
+        train(corpus, tmp_path / "run")
+
+
+@pytest.mark.parametrize("error", OTHER_MEMORY_ERRORS, ids=["cuda", "python", "mps"])
+def test_every_command_says_that_there_is_no_memory(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), reported_errors():
+        raise error
+    assert capsys.readouterr().err.startswith("error: out of memory; ")
+
+
+def test_an_error_of_another_kind_is_none_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), reported_errors():
+        raise RuntimeError("shape mismatch")
+    assert "memory" not in capsys.readouterr().err

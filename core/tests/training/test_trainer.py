@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from nanozoo_core import tensor_files
 from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.errors import CheckpointError, NonFiniteError
 from nanozoo_core.training import checkpoint, runs
@@ -178,26 +179,41 @@ def test_pickle_is_never_loaded(half: Path) -> None:
         runs.load_run(half, device="cpu")
 
 
+@pytest.mark.parametrize("length", [0x280, 0x4B50])
+def test_no_length_of_its_header_makes_a_checkpoint_a_pickle(tmp_path: Path, length: int) -> None:
+    """A file begins with that length, here as a pickle and as an archive would."""
+    path = tmp_path / "model.safetensors"
+    tensor_files.write_tensors(path, {"weight": torch.arange(3.0)})
+    bare = int.from_bytes(path.read_bytes()[:8], "little")
+    name = "weight" + "t" * (length - bare)
+    tensor_files.write_tensors(path, {name: torch.arange(3.0)})
+    head = path.read_bytes()[:2]
+    assert head[:1] == b"\x80" or head == b"PK"
+    assert torch.equal(checkpoint.read_tensors(tmp_path, "model")[name], torch.arange(3.0))
+
+
 def test_checkpoint_of_another_shape_is_refused(half: Path, corpus: Path, tmp_path: Path) -> None:
     wide = run(corpus, tmp_path / "wide", "model_cfg.model_dim=32", "train.stop_after=2")
     for path in (half / "checkpoints").iterdir():
         shutil.rmtree(path)
     shutil.copytree(RunFolder(wide).latest_checkpoint(), half / "checkpoints" / "step_000002")
-    with pytest.raises(CheckpointError, match="checkpoint of another model"):
+    with pytest.raises(CheckpointError, match="other settings than those with which step 2 was"):
         resume(half)
+    with pytest.raises(CheckpointError, match="checkpoint of another model"):
+        resume(half, resume_files="accept")
 
 
 def test_full_disk_keeps_earlier_checkpoints(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = checkpoint.save_file
+    real = tensor_files.write_tensors
 
-    def full(tensors: Any, path: Path, **rest: Any) -> None:
+    def full(path: Path, tensors: Any) -> str:
         if "step_000004" in str(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(tensors, path, **rest)
+        return real(path, tensors)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensor_files, "write_tensors", full)
     with pytest.raises(CheckpointError, match="No space left on device; earlier checkpoints"):
         run(corpus, tmp_path / "run")
     names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]

@@ -1,12 +1,13 @@
 """Decoding from rings equals full recomputation, past the windows and across documents."""
 
+from functools import partial
+
 import pytest
 import torch
 from cbg_models import FULL, make_model, perturb, tokens_of
 
-from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.default_model_adapter import load_adapter
-from nanozoo_core.generation.text import draw_text
+from nanozoo_core.testing.decoding import drawn_tokens
 from nanozoo_current_best_gpt.cache import SPARE
 
 ADAPTER = load_adapter("current_best_gpt")
@@ -96,13 +97,7 @@ def test_memory_follows_the_windows_and_not_the_text():
 def test_text_goes_on_past_the_trained_length():
     model, _, _ = make()
     assert model.max_context is None
-
-    def text(**changes):
-        settings = SamplingSettings(max_tokens=80, **changes)
-        generator = torch.Generator().manual_seed(0)
-        pieces = draw_text(ADAPTER, model, [0, 3], settings, generator)
-        return [token for new in pieces for token in new]
-
+    text = partial(drawn_tokens, ADAPTER, model, [0, 3], max_tokens=80)
     assert text() == text(use_cache=False)
 
 

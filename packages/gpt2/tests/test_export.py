@@ -12,7 +12,7 @@ import torch
 from nanozoo_core.config import compose, compose_config, model_config, training_config
 from nanozoo_core.data.tokenizers import train_bpe
 from nanozoo_core.default_model_adapter import load_adapter
-from nanozoo_core.errors import CheckpointError
+from nanozoo_core.errors import ConfigError
 from nanozoo_core.training.export import export_hf, exportable_models
 from nanozoo_core.training.run_folder import TrainState
 from nanozoo_core.training.runs import LoadedRun
@@ -69,7 +69,7 @@ def test_a_finished_run_tells_its_score(run: LoadedRun, tmp_path: Path) -> None:
 def test_a_folder_of_other_files_is_left_alone(run: LoadedRun, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
-    with pytest.raises(CheckpointError, match="holds other files"):
+    with pytest.raises(ConfigError, match=r"holds thesis\.txt, which nanozoo export did not write"):
         export_hf(run, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 

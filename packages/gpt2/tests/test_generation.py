@@ -2,9 +2,9 @@ import pytest
 import torch
 from gpt2_models import make_config
 
-from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.generation.text import draw_text
+from nanozoo_core.testing.decoding import drawn_tokens
+from nanozoo_core.testing.laws import perturb
 from nanozoo_gpt2.config import GPT2Config
 from nanozoo_gpt2.model import GPT2
 
@@ -16,18 +16,11 @@ PROMPT = [3, 1, 4, 1, 5]
 def model():
     torch.manual_seed(0)
     config = make_config(vocab_size=VOCAB, seq_len=CONTEXT, num_layers=2, model_dim=32, num_heads=4)
-    model = GPT2(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return model
+    return perturb(GPT2(config).eval())
 
 
-def draw(model, prompt=PROMPT, seed=0, **settings):
-    adapter = DefaultModelAdapter(GPT2Config, GPT2)
-    generator = torch.Generator().manual_seed(seed)
-    pieces = draw_text(adapter, model, prompt, SamplingSettings(**settings), generator)
-    return [token for piece in pieces for token in piece]
+def draw(model, prompt=PROMPT, **settings):
+    return drawn_tokens(DefaultModelAdapter(GPT2Config, GPT2), model, prompt, **settings)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.optim.groups import default_roles
+from nanozoo_core.testing.decoding import check_ragged_rows
 from nanozoo_core.testing.gpt2_reference import gpt2_logits
 from nanozoo_core.testing.laws import (
     assert_causal,
@@ -35,9 +36,7 @@ def build(**changes):
 
 def build_perturbed(**changes):
     """Weights far enough from the start that every part of the forward pass matters."""
-    model = build(**changes)
-    perturb(model)
-    return model
+    return perturb(build(**changes))
 
 
 def random_tokens(batch=3, length=LENGTH, vocab=VOCAB):
@@ -103,16 +102,8 @@ def test_cached_decoding_equals_full_forward(dtype, tolerance):
 def test_prompts_of_unequal_length_decode_as_if_alone():
     model = build_perturbed().double()
     adapter = DefaultModelAdapter(GPT2Config, GPT2)
-    tokens, lengths = random_tokens(), torch.tensor([4, 9, 1])
-    full = model(tokens)
-    rows = torch.arange(3)
-    cache = model.init_cache(3, LENGTH)
-    logits = adapter.prefill(model, tokens[:, :9], lengths, cache)
-    torch.testing.assert_close(logits, full[rows, lengths - 1], rtol=1e-10, atol=1e-10)
-    for step in range(4):
-        new = tokens[rows, lengths + step][:, None]
-        logits = adapter.append(model, new, cache)[:, 0]
-        torch.testing.assert_close(logits, full[rows, lengths + step], rtol=1e-10, atol=1e-10)
+    lengths = torch.tensor([4, 9, 1])
+    check_ragged_rows(adapter, model, random_tokens(), lengths, steps=4)
 
 
 def test_the_start_is_a_little_worse_than_uniform_on_random_tokens():

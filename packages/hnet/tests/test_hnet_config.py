@@ -90,7 +90,7 @@ def test_bad_layouts_are_refused(layout: object, complaint: str) -> None:
         ({"num_main_layers": 2}, "model_cfg.num_main_layers=2: .* go together"),
         ({"num_compression_layers": 0, "num_main_layers": 2}, "must be at least 1"),
         ({"preset": "hnet_2stages"}, "must be one of hnet_small"),
-        ({"preset": "hnet_2stage", "model_dim": [64, 64]}, "must have 3 values"),
+        ({"preset": "hnet_2stage", "model_dim": [64, 64]}, "must have 3 value"),
         ({"boundary_clamp": 0.5}, "model_cfg.boundary_clamp"),
         ({"ratio_loss_coef": -1}, "model_cfg.ratio_loss_coef"),
         ({"chunking": "dynamik"}, "did you mean 'dynamic'"),

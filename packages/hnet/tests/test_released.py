@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nanozoo_core.config import model_config
 from nanozoo_core.errors import CheckpointError
-from nanozoo_core.testing.huggingface import assert_same_weights
+from nanozoo_core.testing.laws import assert_same_tensors
 from nanozoo_hnet.model import HNet
 from nanozoo_hnet.released import from_released, load_released, released_config, to_released
 
@@ -131,8 +131,8 @@ def test_weights_survive_the_way_here_and_back(theirs: dict[str, Tensor], tmp_pa
     torch.save(theirs, tmp_path / "model.pt")
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     model = load_released(tmp_path / "model.pt", tmp_path / "config.json")
-    assert_same_weights(to_released(model), theirs)
-    assert_same_weights(from_released(theirs, model), model.state_dict())
+    assert_same_tensors(to_released(model), theirs)
+    assert_same_tensors(from_released(theirs, model), model.state_dict())
     assert model(torch.randint(11, (2, 20))).isfinite().all()
 
 
@@ -163,7 +163,7 @@ def test_a_tied_head_is_written_for_them_and_read_once(
     (tmp_path / "config.json").write_text(json.dumps(SMALL | {"tie_embeddings": True}))
     model = load_released(tmp_path / "model.pt", tmp_path / "config.json")
     assert model.head.weight is model.embedding.weight
-    assert_same_weights(to_released(model), theirs)
+    assert_same_tensors(to_released(model), theirs)
 
 
 def test_what_does_not_fit_is_named(theirs: dict[str, Tensor], tmp_path: Path) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ladder import LADDER
+
 from nanozoo_core.testing import ModelContract
 from nanozoo_core.testing.chunking import OWN_ROLES, SHAPE
 
@@ -37,17 +39,7 @@ class TestLadder(ModelContract):
     """What depends on the chunking; the rest, such as two processes, the default answers."""
 
     model = "hnet_x_nsa"
-    tiny = {  # noqa: RUF012
-        "num_inner_layers": 1,
-        "num_ladder_levels": 2,
-        "ladder_size": 4,
-        "model_dim": 32,
-        "mlp_dim": 48,
-        "num_heads": 2,
-        "rotary_emb_dim": 8,
-        "window_size": 15,
-        "nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4},
-    }
+    tiny = LADDER | {"nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4}}
     own_roles = {  # noqa: RUF012
         "stage.residual.weight": "head",
         "stage.inner.residual.weight": "head",

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from ladder import LADDER as SIZES
 from torch import Tensor
 
 from nanozoo_core.config import model_config
@@ -36,17 +37,7 @@ TWO_STAGES: dict[str, Any] = chunking.TWO_STAGES | {
         "sliding_window_size": 4,
     },
 }
-LADDER: dict[str, Any] = {
-    "vocab_size": 258,
-    "num_inner_layers": 1,
-    "num_ladder_levels": 2,
-    "ladder_size": 4,
-    "model_dim": 32,
-    "mlp_dim": 48,
-    "num_heads": 2,
-    "rotary_emb_dim": 8,
-    "window_size": 15,
-}
+LADDER = SIZES | {"vocab_size": 258}
 MLP = {"chunk_pool": "mlp"}
 FIXED = {"chunking": "fixed", "target_ratio": 4}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing.sources import MarkovSource, batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
-from nanozoo_core.testing.training import train
+from nanozoo_core.testing.training import train_on_batches
 from nanozoo_mamba.adapter import MambaAdapter
 from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.model import Mamba
@@ -135,7 +135,9 @@ def test_a_markov_source_is_learned_to_a_few_hundredths(settings):
     """64 windows of 48 tokens in each of 150 steps: within 0.03 nats of the entropy."""
     source = MarkovSource(8)
     model = build(vocab_size=29, seq_len=48, num_layers=4, **settings)
-    train(ADAPTER, model, [batch_of(source.sample(64, 49, seed)) for seed in range(150)], lr=3e-3)
+    train_on_batches(
+        ADAPTER, model, [batch_of(source.sample(64, 49, seed)) for seed in range(150)], lr=3e-3
+    )
     fresh = source.sample(256, 49, seed=10_000)
     with torch.no_grad():
         nats = ADAPTER.nll(model, batch_of(fresh), Draw(0)).nats

@@ -15,7 +15,7 @@ from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.testing import ToyVocabulary
 from nanozoo_core.testing.sources import batch_of
-from nanozoo_core.testing.training import train
+from nanozoo_core.testing.training import train_on_batches
 from nanozoo_mod.adapter import MoDAdapter
 from nanozoo_mod.config import MoDConfig
 from nanozoo_mod.model import MoD
@@ -311,13 +311,15 @@ def test_a_cycle_is_learned_under_the_causal_choice() -> None:
         starts = torch.randint(8, (8, 1), generator=torch.Generator().manual_seed(seed))
         return batch_of((starts + torch.arange(65)) % 8)
 
-    train(ADAPTER, model, [cycle(seed) for seed in range(150)])
+    train_on_batches(ADAPTER, model, [cycle(seed) for seed in range(150)])
     assert float(nats_per_token(model, cycle(1000)).mean()) < 0.05
 
 
 def test_noise_is_not_predicted() -> None:
     model = build(vocab_size=16, num_layers=2)
-    train(ADAPTER, model, [random_batch(16, vocab_size=16, seed=seed) for seed in range(150)])
+    train_on_batches(
+        ADAPTER, model, [random_batch(16, vocab_size=16, seed=seed) for seed in range(150)]
+    )
     nats = nats_per_token(model, random_batch(256, vocab_size=16, seed=1000))
     error = float(nats.std()) / math.sqrt(len(nats))
     assert float(nats.mean()) > math.log(16) - 3 * error
@@ -342,6 +344,6 @@ def test_every_parameter_gets_gradient_and_the_loss_falls(settings: dict[str, An
         parameter.register_hook(lambda g, name=name: reached.add(name) if g.any() else None)
     batches = [random_batch(seed=0)] * 20
     before = float(nats_per_token(model, batches[0]).mean())
-    train(ADAPTER, model, batches)
+    train_on_batches(ADAPTER, model, batches)
     assert reached == {name for name, _ in model.named_parameters()}
     assert float(nats_per_token(model, batches[0]).mean()) < before - 0.1

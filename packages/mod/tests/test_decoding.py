@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor
 
 from nanozoo_core.config import model_config
-from nanozoo_core.contract import SamplingSettings
-from nanozoo_core.generation.text import draw_text
-from nanozoo_core.testing.decoding import assert_equal, check_ragged_rows, check_taken_back
+from nanozoo_core.testing.decoding import (
+    assert_equal,
+    check_ragged_rows,
+    check_taken_back,
+    drawn_tokens,
+)
 from nanozoo_mod.adapter import MoDAdapter
 from nanozoo_mod.config import MoDConfig
 from nanozoo_mod.model import MoD
@@ -111,11 +115,5 @@ def test_room_for_chosen_tokens_begins_small_and_grows() -> None:
 @ways
 def test_sampling_past_the_context_is_the_same_without_cache(way: dict[str, Any]) -> None:
     model = build(**way)
-
-    def draw(use_cache: bool) -> list[int]:
-        settings = SamplingSettings(max_tokens=90, use_cache=use_cache)
-        generator = torch.Generator().manual_seed(0)
-        pieces = draw_text(ADAPTER, model, [1, 2], settings, generator)
-        return [token for piece in pieces for token in piece]
-
-    assert draw(True) == draw(False)
+    text = partial(drawn_tokens, ADAPTER, model, [1, 2], max_tokens=90)
+    assert text() == text(use_cache=False)

@@ -13,6 +13,7 @@ from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import rotary_angles
+from nanozoo_core.testing.laws import assert_same_tensors
 from nanozoo_core.testing.training import gradients, move
 from nanozoo_mod.model import MoD, RoutedBlock
 
@@ -71,9 +72,7 @@ def test_at_capacity_one_it_is_the_control_to_the_bit(every_other: bool) -> None
         if moved:
             move(control, 0.1)
             move(model, 0.1)
-        ours, theirs = dict(model.named_parameters()), dict(control.named_parameters())
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        assert_same_tensors(dict(model.named_parameters()), dict(control.named_parameters()))
         assert torch.equal(model(tokens), control(tokens))
         features, _ = model.encode(tokens, topk=True)
         assert torch.equal(features, control.features(tokens))

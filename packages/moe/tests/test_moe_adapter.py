@@ -73,6 +73,14 @@ def test_the_bias_moves_once_per_step_by_the_counts_of_all_micro_batches():
     assert not loads(model).any()
 
 
+def test_a_step_that_is_taken_again_counts_once():
+    model = make_model()
+    for _ in range(2):
+        ADAPTER.before_step(model, at())
+        ADAPTER.training_loss(model, batch(), at())
+    assert (loads(model).sum(1) == 4 * LENGTH * 2).all()
+
+
 def test_evaluation_moves_nothing():
     model = make_model().eval()
     with torch.no_grad():

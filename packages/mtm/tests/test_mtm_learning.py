@@ -19,7 +19,7 @@ from nanozoo_core.testing.multi_token import (
     random_batch,
 )
 from nanozoo_core.testing.sources import MarkovSource, batch_of
-from nanozoo_core.testing.training import train
+from nanozoo_core.testing.training import train_on_batches
 
 
 @pytest.mark.parametrize("block", ["base", "mlp"])
@@ -44,7 +44,7 @@ def test_a_module_reads_the_token_that_comes_next() -> None:
         tokens = torch.stack([random, 8 + permutation[random]], -1).flatten(1)
         return batch_of(tokens, lookahead=2)
 
-    train(ADAPTER, model, [pairs(seed) for seed in range(150)])
+    train_on_batches(ADAPTER, model, [pairs(seed) for seed in range(150)])
     batch = pairs(1000)
     with torch.no_grad():
         logits = all_logits(model, batch)
@@ -82,7 +82,7 @@ def test_each_depth_learns_the_next_token_not_the_one_far_ahead(source: str) -> 
     percent of the source's entropy per token."""
     markov = MarkovSource(6, sharpness=2.0 if source == "chain" else 0.0)
     model = build(moved=0, vocab_size=6, mtp_lambda=1.0, mtp_lambda_final=1.0)
-    train(ADAPTER, model, [batch_of(markov.sample(32, LENGTH + 3, seed), lookahead=3)
+    train_on_batches(ADAPTER, model, [batch_of(markov.sample(32, LENGTH + 3, seed), lookahead=3)
                   for seed in range(250 if source == "chain" else 60)])  # fmt: skip
     for entropy, reached in expected_nats(
         model, markov.sample(64, LENGTH + 3, 10_000), markov.transitions

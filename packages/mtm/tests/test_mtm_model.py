@@ -17,6 +17,7 @@ from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.multi_token_adapter import targets_of
 from nanozoo_core.nn.control import ControlBlock
 from nanozoo_core.nn.norms import rms_norm
+from nanozoo_core.testing.laws import assert_same_tensors
 from nanozoo_core.testing.multi_token import (
     LARGE,
     STEP,
@@ -52,9 +53,7 @@ def test_without_modules_it_is_the_control_to_the_bit() -> None:
     assert torch.equal(found.value, expected)
     assert found.metrics == {}
     mine = gradients(ours, found.value)
-    assert mine.keys() == theirs.keys()
-    for name, gradient in mine.items():
-        assert torch.equal(gradient, theirs[name]), name
+    assert_same_tensors(mine, theirs)
     assert ADAPTER.lookahead(ours.config) == 1
     assert ADAPTER.drafter(ours) is None
 

@@ -58,8 +58,9 @@ def test_a_key_of_another_code_base_is_named() -> None:
         training_config(compose_config(overrides))
 
 
-def test_gradients_in_the_forward_pass_do_not_go_with_fsdp() -> None:
-    overrides = ["model=mtp", "model_cfg.head_backward=sequential", "distributed.strategy=fsdp"]
+@pytest.mark.parametrize("setting", ["distributed.strategy=fsdp", "dtype=float16"])
+def test_gradients_in_the_forward_pass_do_not_go_with_every_setting(setting: str) -> None:
+    overrides = ["model=mtp", "model_cfg.head_backward=sequential", setting]
     with pytest.raises(ConfigError, match="head_backward=sequential makes gradients in the"):
         training_config(compose_config(overrides))
 

@@ -13,7 +13,7 @@ from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import ToyVocabulary
 from nanozoo_core.testing.multi_token import LENGTH, check_a_run_drafts, check_counting
 from nanozoo_core.testing.sources import MarkovSource, batch_of
-from nanozoo_core.testing.training import train
+from nanozoo_core.testing.training import train_on_batches
 from nanozoo_mtp.losses import token_losses
 
 
@@ -28,7 +28,7 @@ def test_each_head_learns_the_chain_of_its_own_distance() -> None:
     """Head i of a Markov chain M comes within 2 percent of the entropy of M^i, and not below it."""
     source = MarkovSource(6)
     model = build(moved=0, vocab_size=6, num_layers=4, num_mtp_tokens=3)
-    train(ADAPTER, model, [batch_of(source.sample(32, LENGTH + 3, seed), lookahead=3)
+    train_on_batches(ADAPTER, model, [batch_of(source.sample(32, LENGTH + 3, seed), lookahead=3)
                   for seed in range(250)])  # fmt: skip
     tokens = source.sample(64, LENGTH, 10_000)
     power = torch.eye(6, dtype=torch.float64)
@@ -55,7 +55,7 @@ def test_of_noise_every_head_learns_the_frequencies_alone() -> None:
         )
         return draws.reshape(16, LENGTH + 2)
 
-    train(ADAPTER, model, [batch_of(noise(seed), lookahead=2) for seed in range(150)])
+    train_on_batches(ADAPTER, model, [batch_of(noise(seed), lookahead=2) for seed in range(150)])
     entropy = float(torch.special.entr(frequencies).sum())
     with torch.no_grad():
         log_p = all_logits(model, noise(1000)[:, :LENGTH]).double().log_softmax(-1)

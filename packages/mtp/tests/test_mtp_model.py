@@ -15,6 +15,7 @@ from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.optim.groups import default_roles
+from nanozoo_core.testing.laws import assert_same_tensors
 from nanozoo_core.testing.multi_token import (
     LARGE,
     STEP,
@@ -48,9 +49,7 @@ def test_with_one_token_it_is_the_control_to_the_bit(settings: dict[str, Any]) -
     found = ADAPTER.training_loss(ours, batch, STEP).value
     assert torch.equal(found, expected)
     mine = gradients(ours, found)
-    assert mine.keys() == theirs.keys()
-    for name, gradient in mine.items():
-        assert torch.equal(gradient, theirs[name]), name
+    assert_same_tensors(mine, theirs)
     plain = control_of(ours.config)
     plain.load_state_dict(ours.state_dict())
     assert torch.equal(ours(batch.inputs), plain(batch.inputs))

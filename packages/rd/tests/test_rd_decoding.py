@@ -4,11 +4,11 @@ import pytest
 import torch
 from rd_models import VOCAB, build, random_tokens
 
-from nanozoo_core.contract import SamplingSettings
-from nanozoo_core.generation.text import draw_text
+from nanozoo_core.testing.decoding import drawn_tokens
 from nanozoo_rd.adapter import RDAdapter
 from nanozoo_rd.cache import Decoding
 from nanozoo_rd.config import RDConfig
+from nanozoo_rd.decoding import decode
 from nanozoo_rd.model import RecurrentDepth
 
 ADAPTER = RDAdapter(RDConfig, RecurrentDepth)
@@ -133,6 +133,11 @@ def test_a_budget_read_as_published_differs_from_one_read_token_by_token():
 CRITERIA = ["kl", "latent"]
 
 
+def decoded(model, tokens):
+    """Features and iterations of every token."""
+    return decode(model, tokens, model.init_cache(*tokens.shape))
+
+
 def exiting(criterion, threshold, **changes):
     return build(exit_criterion=criterion, exit_threshold=threshold, **changes)
 
@@ -140,7 +145,7 @@ def exiting(criterion, threshold, **changes):
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_an_exit_that_never_comes_is_the_full_depth(criterion):
     model, tokens = exiting(criterion, 1e-30), random_tokens(2, 12)
-    _, depths = model.decode(tokens)
+    _, depths = decoded(model, tokens)
     assert (depths == 4).all()
     torch.testing.assert_close(model(tokens), build()(tokens), **CLOSE)
 
@@ -148,7 +153,7 @@ def test_an_exit_that_never_comes_is_the_full_depth(criterion):
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_an_exit_at_once_is_one_iteration(criterion):
     model, tokens = exiting(criterion, 1e30), random_tokens(2, 12)
-    _, depths = model.decode(tokens)
+    _, depths = decoded(model, tokens)
     assert (depths == 1).all()
     torch.testing.assert_close(model(tokens), build(eval_recurrence=1)(tokens), **CLOSE)
 
@@ -164,8 +169,8 @@ def test_exits_vary_and_depend_on_nothing_later(criterion):
     model, tokens = middling(criterion), random_tokens(2, 16)
     changed = tokens.clone()
     changed[:, 10:] = (changed[:, 10:] + 1) % VOCAB
-    features, depths = model.decode(tokens)
-    other, other_depths = model.decode(changed)
+    features, depths = decoded(model, tokens)
+    other, other_depths = decoded(model, changed)
     assert len(depths.unique()) > 1
     assert torch.equal(depths[:, :10], other_depths[:, :10])
     assert torch.equal(features[:, :10], other[:, :10])
@@ -174,10 +179,10 @@ def test_exits_vary_and_depend_on_nothing_later(criterion):
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_rows_of_a_batch_exit_on_their_own(criterion):
     model, tokens = middling(criterion), random_tokens(3, 12)
-    features, depths = model.decode(tokens)
+    features, depths = decoded(model, tokens)
     assert any(len(column.unique()) > 1 for column in depths.T)
     for row in range(3):
-        alone, alone_depths = model.decode(tokens[row : row + 1])
+        alone, alone_depths = decoded(model, tokens[row : row + 1])
         assert torch.equal(alone_depths[0], depths[row])
         torch.testing.assert_close(alone[0], features[row], **CLOSE)
 
@@ -227,7 +232,7 @@ def test_kl_measures_the_prediction_from_the_one_before():
         return depths
 
     expected = exits(lambda before, now: before.exp() * (before - now))
-    assert torch.equal(model.decode(tokens)[1][:, 0], expected)
+    assert torch.equal(decoded(model, tokens)[1][:, 0], expected)
     assert not torch.equal(exits(lambda before, now: now.exp() * (now - before)), expected)
 
 
@@ -235,10 +240,7 @@ def test_kl_measures_the_prediction_from_the_one_before():
 
 
 def draw(model, **changes):
-    settings = SamplingSettings(**({"max_tokens": 10} | changes))
-    generator = torch.Generator().manual_seed(0)
-    pieces = draw_text(ADAPTER, model, [3, 1, 4], settings, generator)
-    return [token for new in pieces for token in new]
+    return drawn_tokens(ADAPTER, model, [3, 1, 4], **({"max_tokens": 10} | changes))
 
 
 @pytest.mark.parametrize(

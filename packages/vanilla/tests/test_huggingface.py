@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from nanozoo_core.config import model_config
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.testing.laws import perturb
 from nanozoo_vanilla.adapter import VanillaAdapter
 from nanozoo_vanilla.config import VanillaConfig
 from nanozoo_vanilla.model import Control
@@ -20,11 +21,7 @@ SMALL = {"vocab_size": 61, "seq_len": 24, "num_layers": 2, "model_dim": 32, "num
 
 def build(**changes):
     torch.manual_seed(0)
-    model = ADAPTER.make_model(model_config("vanilla", SMALL | changes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return model
+    return perturb(ADAPTER.make_model(model_config("vanilla", SMALL | changes)).eval(), 0.2)
 
 
 def exported(model, folder):

@@ -23,11 +23,13 @@ from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.contract import Draw, Step
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.optim.groups import default_roles
+from nanozoo_core.testing.decoding import check_goes_on_from_ragged_rows
 from nanozoo_core.testing.gpt2_reference import gpt2_logits
 from nanozoo_core.testing.laws import (
     assert_causal,
     assert_dropped,
     assert_padding_changes_nothing,
+    assert_same_tensors,
     bits_of_period_two,
 )
 from nanozoo_core.testing.sources import batch_of
@@ -57,9 +59,7 @@ def core_control():
 def test_the_control_is_that_of_core_to_the_bit():
     ours, cores = build(), core_control()
     assert isinstance(ours, ControlModel)
-    state = cores.state_dict()
-    assert ours.state_dict().keys() == state.keys()
-    assert all(torch.equal(value, state[name]) for name, value in ours.state_dict().items())
+    assert_same_tensors(ours.state_dict(), cores.state_dict())
     for name, parameter in ours.named_parameters():
         noise = 0.1 * torch.randn_like(parameter)
         parameter.data += noise
@@ -204,15 +204,7 @@ def test_a_later_token_changes_nothing_earlier(preset):
 @torch.no_grad()
 def test_cached_decoding_equals_full_forward_for_ragged_rows(preset):
     model = build_perturbed(preset=preset)
-    tokens, lengths, rows = random_tokens(), torch.tensor([3, 10, 7]), torch.arange(3)
-    full = model(tokens)
-    cache = model.init_cache(3, LENGTH)
-    torch.testing.assert_close(model(tokens[:, :10], cache=cache), full[:, :10])
-    cache.crop(lengths)
-    for num_new in (1, 4, 1):
-        at = cache.positions(num_new)
-        logits = model(tokens[rows[:, None], at], cache=cache)
-        torch.testing.assert_close(logits, full[rows[:, None], at], rtol=1e-5, atol=1e-5)
+    check_goes_on_from_ragged_rows(model.double(), random_tokens())
 
 
 @every_preset

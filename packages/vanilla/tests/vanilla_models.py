@@ -29,9 +29,7 @@ def build(**changes):
 
 def build_perturbed(**changes):
     """Weights far enough from the start that every part of the forward pass matters."""
-    model = build(**changes)
-    perturb(model)
-    return model
+    return perturb(build(**changes))
 
 
 def random_tokens(batch=3, length=LENGTH, vocab=VOCAB):

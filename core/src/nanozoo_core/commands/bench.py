@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nanozoo_core.commands.run_arguments import Commands, add_settings_command
+from nanozoo_core.commands.run_arguments import Commands, add_force, add_settings_command
 from nanozoo_core.comparing.bench.request import OPTIONS, OTHERS
 
 
@@ -22,10 +22,11 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--profile", action="store_true", help="also write a Chrome trace of each model"
     )
+    add_force(parser)
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     from nanozoo_core.comparing.bench.command import bench
 
-    bench(arguments.overrides, profile=arguments.profile)
+    bench(arguments.overrides, profile=arguments.profile, force=arguments.force)

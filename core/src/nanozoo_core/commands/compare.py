@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nanozoo_core.commands.run_arguments import Commands, add_settings_command
+from nanozoo_core.commands.run_arguments import Commands, add_force, add_settings_command
 from nanozoo_core.comparing.compare.request import OPTIONS, OTHERS
 
 
@@ -19,10 +19,11 @@ def add_to(commands: Commands) -> None:
         "report.html, report.md, results.csv and plots. The same command, given again, goes on "
         "where it stopped.",
     )
+    add_force(parser)
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     from nanozoo_core.comparing.compare.command import compare
 
-    compare(arguments.overrides)
+    compare(arguments.overrides, force=arguments.force)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.files import null_if_not_finite, to_json
+from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import out
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument("--num-fewshot", type=int, help="examples shown before each question")
     parser.add_argument("--limit", type=int, help="how many questions of each task are asked")
-    parser.add_argument("--include-path", type=Path, help="a folder with task files of your own")
+    parser.add_argument(
+        "--include-path", type=path_argument, help="a folder with task files of your own"
+    )
     parser.set_defaults(handler=run)
 
 
@@ -40,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     found = (
         runs.score(loaded, overrides) if arguments.tasks is None else _on_tasks(loaded, arguments)
     )
-    out(json.dumps(found, indent=2))
+    out(to_json(null_if_not_finite(found), "the score", indent=2))
 
 
 def _on_tasks(run: LoadedRun, arguments: argparse.Namespace) -> dict[str, Any]:

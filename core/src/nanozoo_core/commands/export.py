@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load, model_values
+from nanozoo_core.commands.run_arguments import (
+    Commands,
+    add_force,
+    add_run_arguments,
+    load,
+    model_values,
+)
+from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import out
 
 
@@ -15,7 +21,8 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--to", choices=["hf"], default="hf", help="hf is a folder that transformers loads"
     )
-    parser.add_argument("--output", type=Path, help="where the folder is written (RUN/hf)")
+    parser.add_argument("--output", type=path_argument, help="where the folder is written (RUN/hf)")
+    add_force(parser)
     parser.set_defaults(handler=run)
 
 
@@ -23,5 +30,5 @@ def run(arguments: argparse.Namespace) -> None:
     from nanozoo_core.training.export import export_hf
 
     folder = arguments.output or arguments.run / "hf"
-    export_hf(load(arguments, model_values(arguments)), folder)
+    export_hf(load(arguments, model_values(arguments)), folder, force=arguments.force)
     out(f"written to {folder}; transformers' AutoModelForCausalLM loads it")

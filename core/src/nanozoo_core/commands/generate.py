@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load, model_values
 from nanozoo_core.errors import ConfigError
-from nanozoo_core.machine.terminal import harmless, out, warn, write
+from nanozoo_core.files import write_text
+from nanozoo_core.machine.paths import path_argument
+from nanozoo_core.machine.terminal import out, warn, write
 
 if TYPE_CHECKING:
     from nanozoo_core.contract import SamplingSettings
@@ -58,7 +59,7 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument(
         "--trace",
-        type=Path,
+        type=path_argument,
         metavar="FILE.html",
         help="show the steps in a page (diffusion models)",
     )
@@ -120,7 +121,7 @@ def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]
         warn(tally.describe())
     if arguments.trace is not None:
         title = f"{run.config.model}: {arguments.run}"
-        arguments.trace.write_text(trace_page(title, traces, run.vocabulary), encoding="utf-8")
+        write_text(arguments.trace, trace_page(title, traces, run.vocabulary))
 
 
 def _sampling_settings(arguments: argparse.Namespace, seed: int, trace: Trace) -> SamplingSettings:
@@ -159,7 +160,7 @@ def _write_middle(run: LoadedRun, arguments: argparse.Namespace, setting: Sampli
     middle = infill_tokens(
         run.adapter, run.model, run.vocabulary, arguments.prompt, arguments.suffix, setting
     )
-    out(harmless(run.vocabulary.decode(middle)) + arguments.suffix)
+    out(run.vocabulary.decode(middle) + arguments.suffix)
 
 
 def _write_continuation(
@@ -177,6 +178,6 @@ def _write_continuation(
         text = run.vocabulary.decode(pieces)
         stable = text[: len(text) - 1] if text.endswith("\ufffd") else text
         if stable.startswith(shown):  # a character may need several tokens
-            write(harmless(stable[len(shown) :]))
+            write(stable[len(shown) :])
             shown = stable
-    out(harmless(run.vocabulary.decode(pieces)[len(shown) :]))
+    out(run.vocabulary.decode(pieces)[len(shown) :])

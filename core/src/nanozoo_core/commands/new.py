@@ -22,6 +22,8 @@ from nanozoo_core import registry
 from nanozoo_core.commands.run_arguments import Commands
 from nanozoo_core.config.compose import SETTINGS
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.files import write_text
+from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import out
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument("name", help="the model's name, such as my_idea")
     parser.add_argument(
-        "--folder", type=Path, help="where to put it (packages/ of the workspace, or here)"
+        "--folder", type=path_argument, help="where to put it (packages/ of the workspace, or here)"
     )
     parser.set_defaults(handler=run)
 
@@ -87,7 +89,7 @@ def new_model(name: str, *, folder: Path | None = None) -> NewPackage:
     try:
         for path, text in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)
     except OSError as error:
         raise ConfigError(f"{target} cannot be written: {error.strerror or error}") from error
     return NewPackage(target, tuple(files), _next_commands(name, target, workspace))

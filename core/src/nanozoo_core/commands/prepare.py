@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nanozoo_core.commands.run_arguments import Commands
 from nanozoo_core.errors import ConfigError, suggest
+from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import out
 
 KNOWN = ("stdlib", "fineweb10B", "fineweb100B")
@@ -16,7 +17,10 @@ KNOWN = ("stdlib", "fineweb10B", "fineweb100B")
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("prepare", help="download or tokenize a corpus before training")
     parser.add_argument(
-        "corpus", metavar="CORPUS|PATH", help=f"{', '.join(KNOWN)}, or a path to text"
+        "corpus",
+        type=lambda text: str(path_argument(text)),
+        metavar="CORPUS|PATH",
+        help=f"{', '.join(KNOWN)}, or a path to text",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings under data.")
     parser.add_argument(

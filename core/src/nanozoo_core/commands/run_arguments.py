@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanozoo_core.comparing.options import Option, describe
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.paths import path_argument
 
 if TYPE_CHECKING:
     from nanozoo_core.training.runs import LoadedRun
@@ -36,8 +36,16 @@ def add_settings_command(
     return parser
 
 
+def add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="write into a folder that holds other files, over those of the same names",
+    )
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the run's folder, such as runs/MODEL/TIME")
+    parser.add_argument("run", type=path_argument, help="the run's folder, such as runs/MODEL/TIME")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -46,6 +54,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--checkpoint", default="latest", help="latest (the default), best, or a step number"
+    )
+    parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="take files of the run that are not as it has written them",
     )
     parser.add_argument(
         "--device",
@@ -77,4 +90,5 @@ def load(arguments: argparse.Namespace, changes: dict[str, Any]) -> LoadedRun:
         checkpoint=arguments.checkpoint,
         device=arguments.device,
         model_overrides=changes,
+        verify=not arguments.no_verify,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nanozoo_core.commands.run_arguments import Commands
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import out
 
 
@@ -22,7 +23,7 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the model")
     parser.add_argument(
-        "--config", type=Path, help="describe a recipe instead of a model's defaults"
+        "--config", type=path_argument, help="describe a recipe instead of a model's defaults"
     )
     parser.add_argument(
         "--activations",

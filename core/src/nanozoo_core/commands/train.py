@@ -18,6 +18,7 @@ from nanozoo_core.config.foreign import refuse_hydra_settings
 from nanozoo_core.config.overrides import parse_override, quoted
 from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
+from nanozoo_core.machine.paths import checked_path
 from nanozoo_core.machine.terminal import out, reported_errors, warn, write
 from nanozoo_core.training.claim import newest_unfinished
 from nanozoo_core.training.run_folder import RunFolder, parse_resume
@@ -145,6 +146,8 @@ def _prepared(line: CommandLine, quiet: Sequence[str]) -> Iterator[list[str]]:
     resume = line.value("resume")
     overrides = line.overrides
     source: list[str] = []
+    if resume is not None:
+        checked_path(str(resume), "resume")
     if resume not in (None, "", "null") and not (line.is_sweep and resume == "auto"):
         name = find_run(str(resume), line)
         if name is not None:
@@ -154,7 +157,7 @@ def _prepared(line: CommandLine, quiet: Sequence[str]) -> Iterator[list[str]]:
             source = ["--config-dir", str(run.path.resolve()), "--config-name", "config"]
             overrides = [*line.without("resume", "model"), f"resume={quoted(name)}"]
         else:
-            overrides = [*line.without("resume", "resume_data"), "resume=null"]
+            overrides = [*line.without("resume", "resume_data", "resume_files"), "resume=null"]
             warn("resume=auto finds no unfinished run; starting a new one")
     normalised = [compose.normalise_override(o) for o in overrides]
     compose.check_overrides(normalised)
@@ -211,7 +214,11 @@ def run_hydra(arguments: list[str]) -> None:
 
     failures: list[NanozooError] = []
 
+    started = False
+
     def job(composed: Any) -> float | None:
+        nonlocal started
+        started = True
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import open_dict
 
@@ -231,7 +238,7 @@ def run_hydra(arguments: list[str]) -> None:
     except NanozooError:
         raise
     except Exception as error:
-        if user_wants_tracebacks == "1" or not is_composition_error(error):
+        if user_wants_tracebacks == "1" or (started and not is_composition_error(error)):
             raise
         raise compose.as_config_error(error) from error
     finally:

@@ -11,6 +11,7 @@ from nanozoo_core.comparing.options import Words
 from nanozoo_core.config import ResolvedConfig, compose_config, resolve
 from nanozoo_core.config.compose import SETTINGS
 from nanozoo_core.errors import ConfigError, Problems, suggest
+from nanozoo_core.machine.paths import require_path, shortened
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ def read_entrants(words: Words, reserved: Mapping[str, str]) -> tuple[list[Entra
     for override in words.settings:
         key, _, value = override.partition("=")
         head, _, rest = key.lstrip("+").partition(".")
-        if head in own:
+        if head in own and (mine := rest.partition(".")[0]) in reserved:
+            problems.add(f"'{override}': {reserved[mine]}")
+        elif head in own:
             own[head].append(f"{rest}={value}")
         elif head in reserved:
             problems.add(f"'{override}': {reserved[head]}")
@@ -80,8 +83,9 @@ def _entrant(name: str, others: Mapping[str, Entrant], problems: Problems) -> En
     target = target if colon else label
     recipe = Path(target) if target.endswith((".yaml", ".yml")) else None
     label = label if colon else Path(label).stem
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", label):
-        problems.add(f"models: '{label}' must be letters, digits, _ and -")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", label):
+        problems.add(f"models: '{shortened(label)}' must be letters, digits, _ and -, at most 100")
+    require_path(problems, "models", target)
     if label in SETTINGS:
         problems.add(f"models: '{label}' is the name of a setting; write another:{target}")
     if label in others:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nanozoo_core.config.overrides import Override, parse_override
 from nanozoo_core.errors import ConfigError, Problems
+from nanozoo_core.machine.paths import require_path
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Option:
     help: str
 
 
+LARGEST_COUNT = 1_000_000  # of seeds, rounds, jobs or tokens of one command
 SETTING = Option("key", "value", "a setting of every model; MODEL.key=value is a setting of one")
 
 
@@ -81,15 +84,31 @@ class Words:
         value: Any = given.value
         return [str(part) for part in (value if isinstance(value, list) else [value]) if part != ""]
 
+    def path(self, key: str, default: str) -> Path:
+        """An option that is a path, or a problem."""
+        text = self.text(key, default)
+        require_path(self.problems, key, text)
+        return Path(text)
+
+    def paths(self, key: str) -> list[Path]:
+        """An option that is a list of paths, or a problem."""
+        texts = self.parts(key)
+        for text in texts:
+            require_path(self.problems, key, text)
+        return [Path(text) for text in texts]
+
     def whole_number(self, key: str, default: int) -> int:
         """An option that is a whole number of at least 1, or a problem."""
         given = self.own.get(key)
         value: Any = default if given is None else given.value
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_COUNT:
             return value
-        self.problems.add(f"{key}={self.text(key, '')} must be a whole number of at least 1")
+        self.problems.add(
+            f"{key}={self.text(key, '')} must be a whole number of at least 1 and at most "
+            f"{LARGEST_COUNT}"
+        )
         return default
 
     def positive(self, key: str, default: float | None) -> float | None:
@@ -98,7 +117,11 @@ class Words:
         if given is None:
             return default
         value = given.value
-        if isinstance(value, int | float) and 0 < value < float("inf"):
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and 0 < value < float("inf")
+        ):
             return float(value)
         self.problems.add(f"{key}={given.text} must be a positive number")
         return default

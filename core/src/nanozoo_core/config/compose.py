@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core import registry
-from nanozoo_core.config.overrides import quoted, unreadable
+from nanozoo_core.config.overrides import quoted, resolved_values, unreadable, with_quoted_path
 from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.config.settings import TrainingConfig
 from nanozoo_core.errors import ConfigError, suggest
+from nanozoo_core.machine.paths import checked_path
 
 SETTINGS = {field.name for field in fields(TrainingConfig)}
 QUIET = [
@@ -42,7 +43,7 @@ def normalise_override(override: str) -> str:
     if key == "model":
         return f"model={value}"
     if "." in key or key in SETTINGS:
-        return f"++{key}={value}"
+        return with_quoted_path(f"++{key}={value}")
     return f"{prefix or '+'}{key}={value}"
 
 
@@ -97,7 +98,7 @@ def plain(composed: Any) -> dict[str, Any]:
 
     Args: composed: Hydra's config, its own node `hydra` included.
     """
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     choice = composed.hydra.runtime.choices.get("model")
@@ -105,7 +106,7 @@ def plain(composed: Any) -> dict[str, Any]:
         settings = composed.copy()
         del settings["hydra"]
     try:
-        data = OmegaConf.to_container(settings, resolve=True)
+        data = resolved_values(settings)
     except OmegaConfBaseException as error:
         raise as_config_error(error) from error
     assert isinstance(data, dict)
@@ -117,6 +118,7 @@ def plain(composed: Any) -> dict[str, Any]:
 
 def check_recipe(path: Path) -> None:
     """Raises: ConfigError unless `path` is a readable YAML file."""
+    checked_path(str(path), "--config")
     if not path.is_file():
         near = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")])
         raise ConfigError(f"--config={path} is not a file{near}")
@@ -127,6 +129,10 @@ def check_recipe(path: Path) -> None:
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raises: ConfigError for a model that is not installed or text that is no override."""
     for override in overrides:
+        key, equals, _ = override.lstrip("+~").partition("=")
+        if key in ("", "hydra") and (equals or override.startswith("~")):
+            what = "names no setting" if not key else "is no setting; write hydra.key=value"
+            raise ConfigError(f"'{override}' {what}")
         if override.startswith("model="):
             for name in override.removeprefix("model=").split(","):
                 registry.check_model_name(name.strip())
@@ -139,6 +145,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 def as_config_error(error: BaseException) -> ConfigError:
     """One sentence from an exception of Hydra, OmegaConf or YAML."""
+    from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
+
     if isinstance(error, ConfigError):
         return error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -170,5 +178,23 @@ def as_config_error(error: BaseException) -> ConfigError:
     sentence = "; ".join(kept[:3]) or type(error).__name__
     override = getattr(error, "override", None)  # of Hydra's OverrideParseException
     if override is not None:
-        return unreadable(override.lstrip("+"), sentence)
+        return unreadable(override.lstrip("+"))
+    section = re.search(r"Error merging override \+*([\w.]+)=(.*)", str(error))
+    if section:
+        return ConfigError(f"{section[1]}={section[2]} must be a section with keys of its own")
+    if isinstance(error, InterpolationResolutionError | InterpolationKeyError):
+        return _reference_error(error)
     return ConfigError(sentence)
+
+
+def _reference_error(error: Any) -> ConfigError:
+    """Of a `${...}` whose value is not there; `full_key` is the setting that holds it."""
+    where = f"{error.full_key} " if error.full_key else "a setting "
+    variable = re.search(r"Environment variable '([^']*)' not found", str(error))
+    if variable:
+        return ConfigError(
+            f"{where}refers to the environment variable {variable[1]}, which is not set"
+        )
+    name = re.search(r"'([^']*)'", str(error))
+    what = f"'{name[1]}', which is not there" if name else "what is not there"
+    return ConfigError(f"{where}refers to {what}; a text with ${{ in it goes in quotes, as \\${{")

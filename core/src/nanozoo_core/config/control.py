@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nanozoo_core.config.ranges import Count, Layers
 from nanozoo_core.errors import Problems
 
 
@@ -16,11 +17,11 @@ class ControlConfig:
     seq_len: int
     """Trained length, past which generation drops the older half of the text; null is
     data.seq_len."""
-    num_layers: int
+    num_layers: Layers
     """Blocks."""
-    model_dim: int
+    model_dim: Count
     """Width of the residual stream."""
-    num_heads: int
+    num_heads: Count
     """Attention heads, a divisor of model_dim."""
     mlp_ratio: float
     """Width of the MLP relative to model_dim."""
@@ -33,6 +34,11 @@ class ControlConfig:
     def check(self, p: Problems) -> None:
         """Records what is wrong with these settings."""
         p.require_stack(self)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.model_dim // self.num_heads
 
     @property
     def mlp_dim(self) -> int:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.terminal import conceal
+
+PATHS = ("data.path", "run_dir", "resume", "folder")
+"""Settings and options that are paths: these may hold any sign without quotes."""
+LISTS_OF_PATHS = ("models", "runs")
+PLAIN = "-_./:+%@*?|, \\"  # signs that the grammar takes without quotes
 
 
 @dataclass(frozen=True)
@@ -32,18 +39,47 @@ def parse_override(word: str) -> Override:
         parsed = OverridesParser.create().parse_override(word)
         value = list(parsed.sweep_iterator()) if parsed.is_sweep_override() else parsed.value()
     except HydraException as error:
-        raise unreadable(word, str(error).splitlines()[0]) from error
+        if (name := key.lstrip("+")) in PATHS:
+            return Override(name, text, text)
+        if name in LISTS_OF_PATHS and not set(text) & set("'\"[]{}"):
+            return Override(name, text.split(","), text)
+        raise unreadable(word) from error
     return Override(key.lstrip("+"), _plain(value), text)
 
 
-def unreadable(word: str, reason: str) -> ConfigError:
+def with_quoted_path(word: str) -> str:
+    """A word with its value in quotes where that is a path which the grammar would not take."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, _, text = word.partition("=")
+    if key.lstrip("+") in PATHS:
+        try:
+            OverridesParser.create().parse_override(word)
+        except HydraException:
+            return f"{key}={quoted(text)}"
+    return word
+
+
+def unreadable(word: str) -> ConfigError:
     """What every command says of a word that Hydra's grammar does not take, and how to quote its
     value."""
+    word = word.encode("unicode_escape").decode("ascii") if not word.isprintable() else word
     key, equals, value = word.partition("=")
+    reason = _reason(value if equals else word)
     example = value if value and not set(value) & set("'\"$`\\!") else "my text"
     advice = "; a value with other signs than letters, digits and -_./: goes in quotes, as in "
     advice += f"{key}=\"'{example}'\""
     return ConfigError(f"'{word}' cannot be read: {reason}" + (advice if equals else ""))
+
+
+def _reason(value: str) -> str:
+    if any(value.count(quote) % 2 for quote in "'\""):
+        return "a quote in it is not closed"
+    if any(value.count(pair[0]) != value.count(pair[1]) for pair in ("[]", "{}", "()")):
+        return "a bracket in it is not closed"
+    odd = next((c for c in value if not (c.isascii() and (c.isalnum() or c in PLAIN))), None)
+    return "its value has no such form" if odd is None else f"it has the sign {odd} without quotes"
 
 
 def section_values(words: Sequence[str], *, section: str) -> dict[str, Any]:
@@ -75,17 +111,67 @@ def quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
+class Referred(str):
+    """A text of the environment; `reference` is how the settings say it, as ${oc.env:TOKEN}.
+
+    Such a text may be a secret: it is stored as its reference, and errors show no more.
+    """
+
+    reference: str
+
+    def __new__(cls, text: str, reference: str = "") -> Referred:
+        made = super().__new__(cls, text)
+        made.reference = reference
+        return made
+
+
+_VARIABLE = re.compile(r"\$\{\s*oc\.env:\s*([A-Za-z_]\w*)")
+
+
+def resolved_values(config: Any) -> Any:
+    """Settings of OmegaConf as plain values, references resolved, those to the environment marked.
+
+    Raises: OmegaConfBaseException.
+    """
+    from omegaconf import OmegaConf
+
+    raw = OmegaConf.to_container(config, resolve=False)
+    return _marked(raw, OmegaConf.to_container(config, resolve=True))
+
+
+def _marked(raw: Any, value: Any) -> Any:
+    if isinstance(raw, dict) and isinstance(value, dict):
+        return {key: _marked(raw[key], part) for key, part in value.items()}
+    if isinstance(raw, list) and isinstance(value, list):
+        return [_marked(*pair) for pair in zip(raw, value, strict=True)]
+    variables = _VARIABLE.findall(raw) if isinstance(raw, str) else []
+    for name in variables:
+        conceal(os.environ.get(name, ""), f"${{oc.env:{name}}}")
+    return Referred(value, raw) if variables and isinstance(value, str) else value
+
+
+def as_written(value: Any) -> Any:
+    """Nested settings with references in place of what they refer to in the environment."""
+    if isinstance(value, dict):
+        return {key: as_written(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [as_written(part) for part in value]
+    return value.reference if isinstance(value, Referred) else value
+
+
 def literal(text: str) -> str:
     """A text as OmegaConf reads it back: its `${` begins no reference to another setting."""
     return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)
 
 
 def all_literal(value: Any) -> Any:
-    """`literal` of every text in nested settings."""
+    """`literal` of every text in nested settings, but for references to the environment."""
     if isinstance(value, dict):
         return {key: all_literal(part) for key, part in value.items()}
     if isinstance(value, list):
         return [all_literal(part) for part in value]
+    if isinstance(value, Referred):
+        return value.reference
     return literal(value) if isinstance(value, str) else value
 
 

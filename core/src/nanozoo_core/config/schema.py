@@ -7,8 +7,9 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
+from nanozoo_core.config.ranges import Range, general_problem
 from nanozoo_core.errors import ConfigError, show_value, suggest
 
 T = TypeVar("T")
@@ -88,7 +89,7 @@ def _own_field_help(cls: type) -> dict[str, str]:
 def _build(
     cls: type, data: dict[str, Any], path: str, owner: str, problems: list[str]
 ) -> object | None:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
     failed = False
@@ -149,12 +150,46 @@ def _convert(hint: Any, value: Any, path: str, owner: str, problems: list[str]) 
             f"{path}={show_value(value)} must be {_describe(hint)}{_nearest(hint, value)}"
         )
         return None
+    problem = _out_of_range(hint, converted)
+    if problem is not None:
+        nullable = " or null" if type(None) in typing.get_args(hint) else ""
+        problems.append(f"{path}={show_value(converted)} {problem}{nullable}")
+        return None
     return converted
+
+
+def _out_of_range(hint: Any, value: Any) -> str | None:
+    """What a value that fits the type, or a part of it, must be and is not."""
+    if isinstance(value, dict):
+        return _first(_out_of_range(object, part) for part in value.values())
+    if isinstance(value, list | tuple):
+        items = [item for option in _options(hint) for item in typing.get_args(option)[:1]]
+        return _first(_out_of_range(items[0] if items else object, part) for part in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    found = general_problem(value)
+    ranges = [r for option in _options(hint) for r in _ranges(option)]
+    return found or _first(r.problem(value) for r in ranges)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(hint) in (Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _ranges(hint: Any) -> list[Range]:
+    return [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)]
+
+
+def _first(found: Iterable[str | None]) -> str | None:
+    return next((text for text in found if text is not None), None)
 
 
 def _match(hint: Any, value: Any) -> tuple[bool, Any]:
     """Whether `value` fits `hint`, and the value in the type asked for."""
     origin = typing.get_origin(hint)
+    if origin is Annotated:
+        return _match(hint.__origin__, value)
     if hint is Any or hint is object:
         return True, value
     if origin is Literal:
@@ -182,12 +217,20 @@ def _match(hint: Any, value: Any) -> tuple[bool, Any]:
         return isinstance(value, int) and not isinstance(value, bool), value
     if hint is float:
         ok = isinstance(value, int | float) and not isinstance(value, bool)
-        return ok, float(value) if ok else None
+        return ok, _as_float(value) if ok else None
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
         problems: list[str] = []
         built = _build(hint, value, "", "", problems)
         return not problems, built
     return isinstance(hint, type) and isinstance(value, hint), value
+
+
+def _as_float(value: float) -> float:
+    """An integer past the largest float becomes infinite, which no setting may be."""
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
 
 
 def _match_sequence(hint: Any, origin: type, value: Any) -> tuple[bool, Any]:
@@ -201,6 +244,8 @@ def _match_sequence(hint: Any, origin: type, value: Any) -> tuple[bool, Any]:
 
 def _describe(hint: Any) -> str:
     origin = typing.get_origin(hint)
+    if origin is Annotated:
+        return _describe(hint.__origin__)
     if origin is Literal:
         return "one of " + ", ".join(show_value(c) for c in typing.get_args(hint))
     if origin in (Union, types.UnionType):

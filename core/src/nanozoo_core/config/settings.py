@@ -7,9 +7,19 @@ dataclass. Nothing here imports torch, so that a wrong setting is reported at on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from nanozoo_core.config.ranges import (
+    Count,
+    Decay,
+    NotNegative,
+    Number,
+    Positive,
+    Range,
+    Share,
+)
 from nanozoo_core.errors import Problems
+from nanozoo_core.machine.paths import require_path
 
 
 @dataclass(frozen=True)
@@ -22,9 +32,9 @@ class DataConfig:
     """bytes (vocabulary 258), bpe (trained on the corpus) or gpt2 (tiktoken's 50257)."""
     vocab_size: int
     """Size of the trained vocabulary; only for `tokenizer=bpe`."""
-    seq_len: int
+    seq_len: Count
     """Scored tokens per window."""
-    val_fraction: float
+    val_fraction: Annotated[float, Range(above=0, below=1)]
     """Share of the documents held out for validation, chosen by hash."""
     packing: Literal["stream", "documents", "truncate"]
     """How training windows are cut: from the stream of all documents; from each document's start,
@@ -34,11 +44,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         p = Problems()
-        p.require(self.seq_len >= 1, f"data.seq_len={self.seq_len} must be at least 1")
-        p.require(
-            0 < self.val_fraction < 1,
-            f"data.val_fraction={self.val_fraction} must lie between 0 and 1",
-        )
+        for path in [self.path] if isinstance(self.path, str) else self.path or []:
+            require_path(p, "data.path", path)
         p.require(
             self.tokenizer != "bpe" or 257 <= self.vocab_size <= 65536,
             f"data.vocab_size={self.vocab_size} must be between 257 (all bytes and the separator) "
@@ -49,99 +56,64 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    batch_tokens: int
+    batch_tokens: Count
     """Scored tokens per optimiser step, over all ranks and micro-steps."""
-    micro_batch_tokens: int | None
+    micro_batch_tokens: Count | None
     """Scored tokens per forward pass on one device; null takes a rank's whole share at once."""
-    max_steps: int | None
+    max_steps: Count | None
     """Budget in optimiser steps. The first budget reached ends the run; set at least one."""
-    max_tokens: float | None
+    max_tokens: Positive | None
     """Budget in scored training tokens."""
-    max_bytes: float | None
+    max_bytes: Positive | None
     """Budget in bytes of training text."""
-    max_flops: float | None
+    max_flops: Positive | None
     """Budget in training FLOPs, counted as the model's sheet says."""
-    max_seconds: float | None
+    max_seconds: Positive | None
     """Budget in seconds of training, without validation and checkpoints."""
-    stop_after: int | None
+    stop_after: Count | None
     """Leave cleanly after this step, as on SIGTERM; the schedule still spans the whole budget."""
-    grad_clip: float
+    grad_clip: NotNegative
     """Largest gradient norm of the AdamW parameters; 0 switches clipping off."""
-    ema: float
+    ema: Decay
     """Decay of a weight average used for validation and kept in checkpoints; 0 is none. Update n
     (0, 1, ...) decays by at most (1 + n) / (10 + n)."""
-    log_every: int
+    log_every: Count
     """Steps between two rows of metrics.jsonl."""
-
-    def __post_init__(self) -> None:
-        p = Problems()
-        for key in ("max_steps", "max_tokens", "max_bytes", "max_flops", "max_seconds"):
-            value = getattr(self, key)
-            p.require(value is None or value > 0, f"train.{key}={value} must be positive or null")
-        p.require(
-            self.batch_tokens >= 1, f"train.batch_tokens={self.batch_tokens} must be at least 1"
-        )
-        p.require(
-            self.micro_batch_tokens is None or self.micro_batch_tokens >= 1,
-            f"train.micro_batch_tokens={self.micro_batch_tokens} must be at least 1 or null",
-        )
-        p.require(
-            self.stop_after is None or self.stop_after >= 1,
-            f"train.stop_after={self.stop_after} must be at least 1 or null",
-        )
-        p.require(self.grad_clip >= 0, f"train.grad_clip={self.grad_clip} must not be negative")
-        p.require(0 <= self.ema < 1, f"train.ema={self.ema} must be in [0, 1)")
-        p.require(self.log_every >= 1, f"train.log_every={self.log_every} must be at least 1")
-        p.raise_if_any()
 
 
 @dataclass(frozen=True)
 class AdamWConfig:
-    beta1: float
+    beta1: Decay
     """Decay of the first moment."""
-    beta2: float
+    beta2: Decay
     """Decay of the second moment."""
-    eps: float
+    eps: Positive
     """Added to the root of the second moment."""
-    embedding_lr: float | None
+    embedding_lr: Positive | None
     """Rate of embeddings; null means optim.lr."""
-    head_lr: float | None
+    head_lr: Positive | None
     """Rate of an untied output head; null means optim.lr."""
-    vector_lr: float | None
+    vector_lr: Positive | None
     """Rate of gains, biases and other small parameters; null means optim.lr."""
     cautious: bool
     """Decay only where the update already shrinks the weight."""
     wd_power: Literal[1, 2]
     """2 couples the decay to the square of the rate, as the speedrun does."""
-    every: int
+    every: Count
     """Step AdamW's parameters only at each such step, on the gradients summed since the last."""
-
-    def __post_init__(self) -> None:
-        p = Problems()
-        for key in ("beta1", "beta2"):
-            value = getattr(self, key)
-            p.require(0 <= value < 1, f"optim.adamw.{key}={value} must be in [0, 1)")
-        p.require(self.eps > 0, f"optim.adamw.eps={self.eps} must be positive")
-        p.require(self.every >= 1, f"optim.adamw.every={self.every} must be at least 1")
-        for key in ("embedding_lr", "head_lr", "vector_lr"):
-            value = getattr(self, key)
-            p.require(
-                value is None or value > 0, f"optim.adamw.{key}={value} must be positive or null"
-            )
-        p.raise_if_any()
 
 
 @dataclass(frozen=True)
 class MuonConfig:
-    lr: float
+    lr: Positive
     """Rate of the matrices; with lr_scale=match_rms_adamw use AdamW's (3e-4 .. 2e-3)."""
-    momentum: float
+    momentum: Decay
     """Decay of the momentum once warm."""
-    momentum_min: float
+    momentum_min: Decay
     """Momentum at the first step."""
-    warmup_steps: int | None
+    warmup_steps: Number | None
     """Steps over which momentum rises; null is a fifth of the run, at most 300."""
-    cooldown_steps: int
+    cooldown_steps: Number
     """Steps at the end over which momentum falls back to momentum_min."""
     nesterov: bool
     """Look one gradient ahead of the momentum."""
@@ -149,54 +121,35 @@ class MuonConfig:
     """How the update is orthogonalised."""
     orth_dtype: Literal["auto", "float32", "bfloat16"]
     """Precision of the iteration; auto is bfloat16 on CUDA (sm80+) and float32 elsewhere."""
-    beta2: float | None
+    beta2: Annotated[float, Range(above=0, below=1)] | None
     """Decay of NorMuon's per-neuron second moment; null is plain Muon."""
     neuron_axis: Literal["shape", "out"]
     """NorMuon's neurons: the rows of the weight (out), or chosen by its shape as in the record."""
     lr_scale: Literal["spectral", "match_rms_adamw", "spectral_unclamped", "none"]
     """How the rate depends on a matrix's shape."""
-    weight_decay: float
+    weight_decay: NotNegative
     """Decoupled decay of the matrices; replaces optim.weight_decay for them."""
     cautious: bool
     """Decay only where the update already shrinks the weight."""
     wd_power: Literal[1, 2]
     """2 couples the decay to the square of the rate, as the speedrun does."""
-    eps: float
+    eps: Positive
     """Added to the Frobenius norm before dividing."""
     impl: Literal["nanozoo", "torch"]
     """torch falls back to torch.optim.Muon: no Polar Express, NorMuon or sharding."""
 
     def __post_init__(self) -> None:
         p = Problems()
-        p.require(self.lr > 0, f"optim.muon.lr={self.lr} must be positive")
-        p.require(0 <= self.momentum < 1, f"optim.muon.momentum={self.momentum} must be in [0, 1)")
         p.require(
-            0 <= self.momentum_min <= self.momentum,
+            self.momentum_min <= self.momentum,
             f"optim.muon.momentum_min={self.momentum_min} must be in [0, optim.muon.momentum="
             f"{self.momentum}]",
-        )
-        p.require(
-            self.warmup_steps is None or self.warmup_steps >= 0,
-            f"optim.muon.warmup_steps={self.warmup_steps} must be at least 0 or null",
-        )
-        p.require(
-            self.cooldown_steps >= 0,
-            f"optim.muon.cooldown_steps={self.cooldown_steps} must be at least 0",
-        )
-        p.require(
-            self.beta2 is None or 0 < self.beta2 < 1,
-            f"optim.muon.beta2={self.beta2} must be in (0, 1) or null",
         )
         p.require(
             self.beta2 is not None or self.neuron_axis == "out",
             f"optim.muon.neuron_axis={self.neuron_axis} has no effect with optim.muon.beta2=null; "
             "leave it at 'out'",
         )
-        p.require(
-            self.weight_decay >= 0,
-            f"optim.muon.weight_decay={self.weight_decay} must not be negative",
-        )
-        p.require(self.eps > 0, f"optim.muon.eps={self.eps} must be positive")
         p.require(
             self.wd_power == 1 or self.weight_decay > 0,
             f"optim.muon.wd_power={self.wd_power} has no effect with optim.muon.weight_decay=0; "
@@ -226,39 +179,26 @@ class MuonConfig:
 class OptimConfig:
     name: Literal["muon", "adamw"]
     """muon: matrices by Muon, the rest by AdamW; adamw: everything by AdamW."""
-    lr: float
+    lr: Positive
     """Rate of everything that AdamW updates, at the top of the schedule."""
-    weight_decay: float
+    weight_decay: NotNegative
     """AdamW's decay of matrices and heads; embeddings and vectors never decay."""
     schedule: Literal["wsd", "cosine", "constant", "noam"]
     """Warm-up-stable-decay, cosine, constant after the warm-up, or as the 2017 Transformer: after
     the warm-up falling with the square root of the step."""
-    warmup: float
+    warmup: NotNegative
     """Warm-up: a fraction of the run when below 1, else a number of steps."""
-    decay_fraction: float
+    decay_fraction: Share
     """wsd: the last part of the run, over which the rate falls linearly."""
-    hold_fraction: float
+    hold_fraction: Annotated[float, Range(least=0, below=1)]
     """wsd: the very last part of the run, after the fall, at the final rate."""
-    final_lr_fraction: float
+    final_lr_fraction: Share
     """The rate at the very end, relative to the top."""
     adamw: AdamWConfig
     muon: MuonConfig
 
     def __post_init__(self) -> None:
         p = Problems()
-        p.require(self.lr > 0, f"optim.lr={self.lr} must be positive")
-        p.require(
-            self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must not be negative"
-        )
-        p.require(self.warmup >= 0, f"optim.warmup={self.warmup} must not be negative")
-        p.require(
-            0 <= self.decay_fraction <= 1,
-            f"optim.decay_fraction={self.decay_fraction} must be in [0, 1]",
-        )
-        p.require(
-            0 <= self.hold_fraction < 1,
-            f"optim.hold_fraction={self.hold_fraction} must be in [0, 1)",
-        )
         p.require(
             self.hold_fraction == 0 or self.schedule == "wsd",
             f"optim.hold_fraction={self.hold_fraction} has no effect with optim.schedule="
@@ -280,53 +220,45 @@ class OptimConfig:
             f"optim.final_lr_fraction={self.final_lr_fraction} has no effect with "
             f"optim.schedule=noam; leave it out",
         )
-        p.require(
-            0 <= self.final_lr_fraction <= 1,
-            f"optim.final_lr_fraction={self.final_lr_fraction} must be in [0, 1]",
-        )
         p.raise_if_any()
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    every: int
+    every: Number
     """Steps between validations; 0 validates only at the end."""
-    bytes: int
+    bytes: Count
     """How much of the validation text is scored: its first bytes, the same for every model."""
-    draws: int
+    draws: Count
     """Random draws of a bound in the final validation (one is taken during training)."""
-    batch_tokens: int
+    batch_tokens: Count
     """Tokens per forward pass of validation on one device."""
-
-    def __post_init__(self) -> None:
-        p = Problems()
-        p.require(self.every >= 0, f"eval.every={self.every} must not be negative")
-        p.require(self.bytes >= 1, f"eval.bytes={self.bytes} must be at least 1")
-        p.require(self.draws >= 1, f"eval.draws={self.draws} must be at least 1")
-        p.require(
-            self.batch_tokens >= 1, f"eval.batch_tokens={self.batch_tokens} must be at least 1"
-        )
-        p.raise_if_any()
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every: int
+    every: Number
     """Steps between checkpoints; 0 writes only the last. A new best validation writes one too."""
-    keep: int
-    """How many of the latest to keep, beside the best."""
-
-    def __post_init__(self) -> None:
-        p = Problems()
-        p.require(self.every >= 0, f"checkpoint.every={self.every} must not be negative")
-        p.require(self.keep >= 1, f"checkpoint.keep={self.keep} must be at least 1")
-        p.raise_if_any()
+    keep: Count
+    """How many of the latest to keep, beside the best and the last good one."""
 
 
 @dataclass(frozen=True)
 class DistributedConfig:
     strategy: Literal["ddp", "fsdp"]
     """ddp copies the model to every rank; fsdp shards it."""
+    timeout_seconds: float
+    """How long a process waits for the others before it ends, with a sentence; rank 0 may prepare
+    data meanwhile."""
+
+    def __post_init__(self) -> None:
+        p = Problems()
+        p.require(
+            0 < self.timeout_seconds <= 7 * 86400,
+            f"distributed.timeout_seconds={self.timeout_seconds} must be positive and at most "
+            f"{7 * 86400}, a week",
+        )
+        p.raise_if_any()
 
 
 @dataclass(frozen=True)
@@ -345,12 +277,13 @@ class TrainingConfig:
 
     model: str
     model_cfg: dict[str, object]
-    seed: int
+    seed: Number
     """Decides the data order, the initial weights and all noise."""
     device: Literal["auto", "cpu", "cuda", "mps"]
     """auto takes the best that is there."""
-    dtype: Literal["auto", "float32", "bfloat16"]
-    """Autocast precision; auto is bfloat16 on GPUs that are good at it, else float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    """Autocast precision; auto is bfloat16 on GPUs that are good at it, else float32. float16, with
+    a loss scale that finds itself, is for GPUs older than those."""
     compile: Literal["auto", True, False]
     """torch.compile; auto compiles on CUDA only."""
     resume: str | None
@@ -358,6 +291,8 @@ class TrainingConfig:
     unfinished run of this model."""
     resume_data: Literal["same", "accept"]
     """same refuses to continue a run whose text has changed; accept goes on with the new text."""
+    resume_files: Literal["same", "accept"]
+    """same refuses to continue a run whose own files were changed; accept takes them so."""
     run_dir: str | None
     """Where the run is written; null is runs/<model>/<time>."""
     data: DataConfig
@@ -370,8 +305,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         p = Problems()
-        p.require(
-            self.resume_data == "same" or self.resume is not None,
-            f"resume_data={self.resume_data} has no effect without resume=RUN; leave it out",
-        )
+        for key in ("resume", "run_dir"):
+            require_path(p, key, getattr(self, key))
+        for key in ("resume_data", "resume_files"):
+            value = getattr(self, key)
+            p.require(
+                value == "same" or self.resume is not None,
+                f"{key}={value} has no effect without resume=RUN; leave it out",
+            )
         p.raise_if_any()

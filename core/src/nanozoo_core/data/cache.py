@@ -7,14 +7,20 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock
 
 from nanozoo_core.errors import DataError
+from nanozoo_core.files import sha256_of, write_json
+
+SETTLED_NS = 2_000_000_000  # a file that is younger may change once more without a new time
+
+CONTENTS = "contents.json"  # written last into a folder: the sizes of its files
 
 
 def cache_root() -> Path:
@@ -54,37 +60,72 @@ def cache_errors() -> Iterator[None]:
         raise
 
 
-def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Returns `folder`, which `build` fills if it is not there.
+def file_digest(path: Path) -> str:
+    """The sha256 of a file; one that has not changed since the last call is not read again.
 
-    The work happens in a temporary folder beside it that is renamed when complete, so a folder that
-    exists is whole. A second process waits for the first.
+    Raises: OSError when it cannot be read.
     """
-    if folder.is_dir():
+    stat = path.stat()
+    known = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    record = cache_root() / "digests" / f"{digest(str(path.absolute()))}.json"
+    try:
+        stored = json.loads(record.read_text(encoding="utf-8"))
+        if stored["file"] == known:
+            return str(stored["sha256"])
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # no record, or a damaged one: the file is read
+    found = sha256_of(path)
+    if time.time_ns() - stat.st_mtime_ns > SETTLED_NS:
+        with contextlib.suppress(OSError, DataError):  # without a record it is read again next time
+            write_record(record, {"file": known, "sha256": found})
+    return found
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Returns `folder`, which `build` fills if it is not there or not whole any more, as when
+    something that cleans up old files has swept it.
+
+    The work happens in a temporary folder beside it that is renamed when complete. A second process
+    waits for the first.
+    """
+    if is_whole(folder):
         return folder
     with cache_errors():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
-            if folder.is_dir():
+            if is_whole(folder):
                 return folder
             # Under the lock, what is left here is a killed process's.
             for left in folder.parent.glob(f".{folder.name}.*.unfinished"):
                 shutil.rmtree(left, ignore_errors=True)
-            unfinished = Path(
-                tempfile.mkdtemp(".unfinished", f".{folder.name}.", dir=folder.parent)
-            )
+            unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.unfinished")
+            unfinished.mkdir()
             try:
                 build(unfinished)
+                write_json(unfinished / CONTENTS, _sizes(unfinished))
+                if folder.exists():
+                    shutil.rmtree(folder)
                 unfinished.rename(folder)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
-def write_json(path: Path, value: object) -> None:
-    """Writes a small JSON file that is never seen half written."""
+def is_whole(folder: Path) -> bool:
+    """Whether a folder of prepared data holds the files that it was built with, by their sizes."""
+    try:
+        expected = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
+        return bool(expected == _sizes(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.name != CONTENTS}
+
+
+def write_record(path: Path, value: object) -> None:
+    """Writes a small JSON file of the cache. Raises: DataError."""
     with cache_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(value), encoding="utf-8")
-        unfinished.replace(path)
+        write_json(path, value, indent=None)

@@ -125,7 +125,10 @@ def _expand(name: str) -> list[Path]:
     if path.is_dir():
         matches = [path]
     else:
-        matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        try:
+            matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        except ValueError as error:  # such as a***b
+            raise DataError(f"data.path={name} is no glob: {str(error).lower()}") from error
         if not matches:
             what = "matches no file" if any(c in name for c in "*?[") else "does not exist"
             raise DataError(

@@ -9,14 +9,20 @@ validation text is decoded from them.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanozoo_core.config import DataConfig
-from nanozoo_core.data.cache import build_once, cache_root, digest, write_json
+from nanozoo_core.data.cache import (
+    build_once,
+    cache_root,
+    digest,
+    file_digest,
+    is_whole,
+    write_record,
+)
 from nanozoo_core.data.corpora import (
     TextCorpus,
     document_digest,
@@ -38,12 +44,14 @@ from nanozoo_core.data.tokenizers import (
     train_bpe,
 )
 from nanozoo_core.errors import DataError, suggest
+from nanozoo_core.files import read_json
 
 logger = logging.getLogger(__name__)
 
 CORPORA = ("stdlib", "text", "bin", "fineweb10B", "fineweb100B")
 BPE_TRAINING_BYTES = 200_000_000  # of a larger corpus a sample of the documents is as good
-_FORMAT = 1  # part of every folder's name: raise it when the stored layout changes
+MANIFEST = "shards.json"  # the digests of a folder's shards and tokenizer, by name
+_FORMAT = 2  # part of every folder's name: raise it when the stored layout changes
 
 Progress = Callable[[str], None]
 
@@ -196,35 +204,67 @@ def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
     def build(folder: Path) -> None:
         say(f"reading {len(corpus.files)} files of {corpus.name}")
         digests = [document_digest(document) for document in corpus.documents()]
+        all_utf8 = True
         chosen = validation_digests(digests, data.val_fraction)
         validation: list[tuple[str, bytes]] = []
-        with ShardWriter(folder, "train") as writer:
-            for name, document in zip(digests, corpus.documents(), strict=True):
+        with ShardWriter(folder, "train") as train:
+            for name, document in _unchanged(digests, corpus):
+                all_utf8 = all_utf8 and is_utf8(document)
                 if name in chosen:
                     validation.append((name, document))
                 else:
-                    writer.write(vocabulary.separator, vocabulary.encode_array(document))
-        with ShardWriter(folder, "val") as writer:
+                    train.write(vocabulary.separator, vocabulary.encode_array(document))
+        with ShardWriter(folder, "val") as val:
             for _, document in sorted(validation):
-                writer.write(vocabulary.separator, vocabulary.encode_array(document))
+                val.write(vocabulary.separator, vocabulary.encode_array(document))
         fingerprint = digest([sorted(digests), sorted(chosen)])
-        all_utf8 = all(is_utf8(document) for document in corpus.documents())
-        write_json(folder / "corpus.json", {"fingerprint": fingerprint, "is_utf8": all_utf8})
+        if corpus.identity != corpus_identity:
+            raise _changed(corpus)
+        write_record(folder / "corpus.json", {"fingerprint": fingerprint, "is_utf8": all_utf8})
+        write_record(folder / MANIFEST, train.contents | val.contents)
 
     vocabulary = ByteTokenizer()
-    identity = digest([_FORMAT, corpus.name, corpus.identity, data.val_fraction])
+    corpus_identity = corpus.identity
+    identity = digest([_FORMAT, corpus.name, corpus_identity, data.val_fraction])
     folder = build_once(cache_root() / "text" / identity, build)
-    stored = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+    stored = read_json(
+        folder / "corpus.json",
+        lambda about: {"fingerprint": str(about["fingerprint"]), "is_utf8": about["is_utf8"]},
+        remedy=f"remove the folder {folder}, which is then built again",
+        error=DataError,
+    )
     if not (stored["is_utf8"] or corpus.allow_invalid_utf8):
         for _ in corpus.documents():  # prepared for bytes: reading it again names the file
             pass
     return Source(
         name=corpus.name,
-        train=_open_all(folder.glob("train_*.bin"), vocabulary),
-        validation=_open_all(folder.glob("val_*.bin"), vocabulary),
+        train=_open_written(folder, "train", vocabulary),
+        validation=_open_written(folder, "val", vocabulary),
         vocabulary=vocabulary,
         fingerprint=stored["fingerprint"],
         identity=identity,
+    )
+
+
+def _unchanged(digests: list[str], corpus: TextCorpus) -> Iterator[tuple[str, bytes]]:
+    """The documents, read a second time, with their digests.
+
+    Raises: DataError when they are others than the first time.
+    """
+    documents = corpus.documents()
+    for name in digests:
+        document = next(documents, None)
+        if document is None or document_digest(document) != name:
+            raise _changed(corpus)
+        yield name, document
+    if next(documents, None) is not None:
+        raise _changed(corpus)
+
+
+def _changed(corpus: TextCorpus) -> DataError:
+    return DataError(
+        f"the text of data.corpus={corpus.name} has changed while it was read; give the command "
+        "again once nothing writes to its files"
     )
 
 
@@ -246,15 +286,16 @@ def _tokenized(
         with ShardWriter(folder, "train") as writer:
             for document in source.texts(source.train):
                 writer.write(vocabulary.separator, vocabulary.encode_array(document))
+        write_record(folder / MANIFEST, writer.contents | _tokenizer_digest(folder))
 
     vocab_size = data.vocab_size if data.tokenizer == "bpe" else None
     key: list[object] = [_FORMAT, source.identity, data.tokenizer, vocab_size]
     folder = cache_root() / "tokens" / digest(key)
-    if given is not None and not (folder.is_dir() and given.equals(load_tokenizer(folder, data))):
+    if given is not None and not (is_whole(folder) and given.equals(load_tokenizer(folder, data))):
         folder = cache_root() / "tokens" / digest([*key, given.identity])
     build_once(folder, build)
     vocabulary = load_tokenizer(folder, data)
-    return vocabulary, _open_all(folder.glob("train_*.bin"), vocabulary)
+    return vocabulary, _open_written(folder, "train", vocabulary)
 
 
 def _trained_vocabulary(source: Source, data: DataConfig, say: Progress) -> Tokenizer:
@@ -284,6 +325,12 @@ def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
                 f"{where} has no shard with '{part}' in its name; name the shards of the two "
                 "splits like fineweb_train_000001.bin and fineweb_val_000000.bin"
             )
+    both = next((path for path in paths if "train" in path.name and "val" in path.name), None)
+    if both is not None:
+        raise DataError(
+            f"{both} has both 'train' and 'val' in its name, but no shard may be in both splits; "
+            "rename it"
+        )
     if data.corpus == "bin":
         vocabulary = load_tokenizer(paths[0].parent, data)
     else:
@@ -291,10 +338,15 @@ def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
     validation = _open_all((path for path in paths if "val" in path.name), vocabulary)
     train = _open_all((path for path in paths if "train" in path.name), vocabulary)
     contents = [
-        sorted(shard_content(shard, vocabulary.byte_counts).content for shard in shards)
+        {shard_content(shard, vocabulary.byte_counts).content: shard.path for shard in shards}
         for shards in (train, validation)
     ]
-    fingerprint = digest(contents)
+    for content in contents[0].keys() & contents[1].keys():
+        raise DataError(
+            f"{contents[0][content]} and {contents[1][content]} are the same shard: what trains "
+            "cannot be scored; remove one of them"
+        )
+    fingerprint = digest([sorted(part) for part in contents])
     return Source(data.corpus, train, validation, vocabulary, fingerprint, identity=fingerprint)
 
 
@@ -329,6 +381,30 @@ def _open_all(paths: Iterable[Path], vocabulary: Tokenizer) -> tuple[Shard, ...]
                 f"{vocabulary.name} knows only 0 to {vocabulary.size - 1}; use the tokenizer that "
                 "wrote it"
             )
+    return shards
+
+
+def _tokenizer_digest(folder: Path) -> dict[str, str]:
+    """That of a trained vocabulary; nothing where there is none."""
+    path = folder / TOKENIZER_FILE
+    return {path.name: file_digest(path)} if path.is_file() else {}
+
+
+def _open_written(folder: Path, name: str, vocabulary: Tokenizer) -> tuple[Shard, ...]:
+    """The shards of a split that `ShardWriter` has written into a folder of the cache.
+
+    Raises: DataError when one is not as it was written.
+    """
+    remedy = f"remove the folder {folder}, which is then built again"
+    written = read_json(folder / MANIFEST, dict, remedy=remedy, error=DataError)
+    expected = {key: value for key, value in written.items() if key.startswith(f"{name}_")}
+    if _tokenizer_digest(folder) != {k: v for k, v in written.items() if k == TOKENIZER_FILE}:
+        raise DataError(f"{folder / TOKENIZER_FILE} is not as it was written; {remedy}")
+    shards = _open_all((folder / key for key in expected), vocabulary)
+    for shard in shards:
+        content = shard_content(shard, vocabulary.byte_counts).content
+        if content != expected[shard.path.name]:
+            raise DataError(f"{shard.path} is not as it was written; {remedy}")
     return shards
 
 

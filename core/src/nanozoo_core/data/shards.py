@@ -6,10 +6,10 @@ the tokens as little-endian uint16. Every document starts with the separator.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,9 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from nanozoo_core.data.cache import cache_errors, cache_root, digest, write_json
+from nanozoo_core.data.cache import cache_errors, cache_root, digest, write_record
 from nanozoo_core.errors import DataError
+from nanozoo_core.files import whole_file
 
 MAGIC = 20240520
 VERSION = 1
@@ -45,9 +46,9 @@ class Shard:
 
     @property
     def identity(self) -> str:
-        """Changes whenever the file does: a digest of its path, size and time of change."""
+        """Changes whenever the file does: a digest of its path, size, time of change and inode."""
         stat = self.path.stat()
-        return digest([str(self.path.absolute()), stat.st_size, stat.st_mtime_ns])
+        return digest([str(self.path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def open_shard(path: Path) -> Shard:
 
     Raises: DataError when the file is missing, foreign, of another version, truncated or empty.
     """
+    _mapped.cache_clear()  # the file may be another than the one of that name before
     try:
         with path.open("rb") as file:
             header = np.frombuffer(file.read(HEADER_BYTES), dtype="<i4")
@@ -122,17 +124,20 @@ class ShardWriter:
     """Writes a stream of documents as `<name>_000000.bin`, `<name>_000001.bin`, ...
 
     A shard is closed after the document that reaches `tokens_per_shard`; documents stay whole.
+    `contents` are then the digests of the shards by name, as `shard_content` finds them.
     """
 
     def __init__(
         self, folder: Path, name: str, *, tokens_per_shard: int = TOKENS_PER_SHARD
     ) -> None:
         self.folder, self.name, self.tokens_per_shard = folder, name, tokens_per_shard
+        self.contents: dict[str, str] = {}
         self._num_shards = 0
         self._num_tokens = 0
         self._open()
 
     def _open(self) -> None:
+        self._content = hashlib.blake2b(digest_size=16)
         self._file = (self.folder / f"{self.name}_{self._num_shards:06d}.bin").open("wb")
         self._file.write(_header(0))
 
@@ -140,6 +145,7 @@ class ShardWriter:
         self._file.seek(0)
         self._file.write(_header(self._num_tokens))
         self._file.close()
+        self.contents[Path(self._file.name).name] = self._content.hexdigest()
 
     def write(self, separator: int, document: npt.NDArray[np.integer]) -> None:
         """Appends the separator and a document."""
@@ -148,8 +154,10 @@ class ShardWriter:
             self._num_shards += 1
             self._num_tokens = 0
             self._open()
-        self._file.write(np.array([separator], dtype="<u2").tobytes())
-        self._file.write(document.astype("<u2").tobytes())
+        for part in (np.array([separator]), document):
+            data = part.astype("<u2").tobytes()
+            self._file.write(data)
+            self._content.update(data)
         self._num_tokens += 1 + document.size
 
     def __enter__(self) -> ShardWriter:
@@ -173,7 +181,7 @@ def shard_content(shard: Shard, token_bytes: Counts) -> ShardContent:
     counts[: token_bytes.size] = token_bytes
     vocabulary = hashlib.blake2b(counts.tobytes(), digest_size=8).hexdigest()
     record = cache_root() / "shards" / f"{shard.identity}-{vocabulary}.json"
-    if record.is_file():
+    with contextlib.suppress(OSError, ValueError, TypeError):  # what is damaged is made again
         return ShardContent(**json.loads(record.read_text(encoding="utf-8")))
     largest, num_bytes, content = 0, 0, hashlib.blake2b(digest_size=16)
     for start in range(0, shard.num_tokens, _CHUNK):
@@ -182,24 +190,34 @@ def shard_content(shard: Shard, token_bytes: Counts) -> ShardContent:
         num_bytes += int(counts[chunk].sum())
         content.update(chunk.data)
     found = ShardContent(largest, num_bytes, content.hexdigest())
-    write_json(record, vars(found))
+    write_record(record, vars(found))
     return found
 
 
 def document_starts(shard: Shard, separator: int) -> Counts:
     """Positions of all separators in a shard, found once and kept in the cache folder."""
     index = cache_root() / "shards" / f"{shard.identity}-{separator}.npy"
-    if not index.is_file():
+    starts = _kept_starts(index)
+    if starts is None:
         parts = [
             start + np.flatnonzero(shard.tokens[start : start + _CHUNK] == separator)
             for start in range(0, shard.num_tokens, _CHUNK)
         ]
+        starts = np.concatenate(parts).astype(np.int64)
         with cache_errors():
             index.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = index.with_name(f".{os.getpid()}.{index.name}")
-            np.save(unfinished, np.concatenate(parts).astype(np.int64))
-            unfinished.replace(index)
-    return np.load(index)
+            with whole_file(index) as file:
+                np.save(file, starts)
+    return starts
+
+
+def _kept_starts(index: Path) -> Counts | None:
+    """What the cache has; None where it has nothing whole."""
+    try:
+        found = np.load(index, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.dtype == np.int64 and found.ndim == 1 else None
 
 
 def documents(shard: Shard, separator: int) -> Iterator[Tokens]:

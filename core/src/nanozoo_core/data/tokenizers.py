@@ -7,20 +7,20 @@ special token: "<|endoftext|>" in a document is thirteen ordinary characters.
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nanozoo_core.config import DataConfig
-from nanozoo_core.data.cache import digest, write_json
+from nanozoo_core.data.cache import digest
 from nanozoo_core.errors import DataError
+from nanozoo_core.files import read_json, write_json
 
 if TYPE_CHECKING:
     import tiktoken
@@ -214,7 +214,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         for rank in range(tokenizer.separator)
     ]
     stored = {"format": 1, "pattern": tokenizer.encoding._pat_str, "tokens": tokens}
-    write_json(folder / TOKENIZER_FILE, stored)
+    write_json(folder / TOKENIZER_FILE, stored, indent=None)
 
 
 def load_tokenizer(folder: Path, data: DataConfig) -> Tokenizer:
@@ -227,19 +227,18 @@ def load_tokenizer(folder: Path, data: DataConfig) -> Tokenizer:
     if data.tokenizer == "gpt2":
         return gpt2_tokenizer()
     path = folder / TOKENIZER_FILE
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        ranks = {base64.b64decode(token): rank for rank, token in enumerate(stored["tokens"])}
-        return _bpe_tokenizer(ranks, stored["pattern"])
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise DataError(
             f"data.tokenizer=bpe finds no {TOKENIZER_FILE} in {folder}; put the trained vocabulary "
             "there, or use the tokenizer that wrote these tokens"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is not a vocabulary written by nanozoo ({type(error).__name__}: {error})"
-        ) from error
+        )
+
+    def vocabulary(stored: dict[str, Any]) -> Tokenizer:
+        ranks = {base64.b64decode(token): rank for rank, token in enumerate(stored["tokens"])}
+        return _bpe_tokenizer(ranks, stored["pattern"])
+
+    remedy = "put the vocabulary there that nanozoo wrote"
+    return read_json(path, vocabulary, remedy=remedy, error=DataError)
 
 
 def gpt2_tokenizer() -> Tokenizer:

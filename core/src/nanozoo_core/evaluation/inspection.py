@@ -7,7 +7,6 @@ what they mean.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from nanozoo_core.contract import Batch, Curves, HeatMap, Inspection
 from nanozoo_core.data.loader import ValidationSet
 from nanozoo_core.data.tokenizers import Tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.files import null_if_not_finite, whole_file, write_json
 from nanozoo_core.likelihood import target_bytes
 from nanozoo_core.machine.terminal import text_table
 
@@ -67,8 +67,7 @@ def describe(inspection: Inspection) -> str:
 
 def write(inspection: Inspection, path: Path, picture: Path) -> None:
     """Writes the numbers to `path` as JSON, and a picture where there is something to plot."""
-    text = json.dumps(dataclasses.asdict(inspection), indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_json(path, null_if_not_finite(dataclasses.asdict(inspection)))
     if inspection.pictures:
         _plot(picture, inspection.pictures)
 
@@ -109,7 +108,8 @@ def _plot(path: Path, pictures: tuple[Curves | HeatMap, ...]) -> None:
         else:
             _plot_curves(axes, picture)
     figure.tight_layout()
-    figure.savefig(path)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png")
     plt.close(figure)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from nanozoo_core.contract import Draw, Likelihood, Nll
 from nanozoo_core.data.loader import ValidationSet
+from nanozoo_core.errors import NonFiniteError
 from nanozoo_core.likelihood import bits_per_byte
 from nanozoo_core.machine.device import autocast
 from nanozoo_core.machine.ranks import Ranks
@@ -33,6 +34,12 @@ class Score:
     num_tokens: int
     num_bytes: int
     standard_error: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises: NonFiniteError for a number that says nothing."""
+        numbers = (self.bits_per_byte, self.nats_per_token, self.standard_error or 0.0)
+        if not all(map(math.isfinite, numbers)):
+            raise NonFiniteError(f"the validation score is {self.bits_per_byte} bits per byte")
 
     @property
     def values(self) -> dict[str, Any]:
@@ -65,6 +72,8 @@ def evaluate(
     on_progress: Callable[[int], object] | None = None,
 ) -> Score:
     """Scores every window once per draw; an exact likelihood takes one draw.
+
+    Raises: NonFiniteError when the score is not finite.
 
     Args:
         loss_module: called as (batch, Draw) -> Nll.

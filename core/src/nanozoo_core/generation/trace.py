@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import codecs
 import html
-import json
 from dataclasses import dataclass, field
 from importlib.resources import files
 
 from nanozoo_core.contract import PartialText, Vocabulary
+from nanozoo_core.files import to_json
 
 SEPARATOR_SIGN = "\u00b6"  # stands for tokens without text; every font has it
 
@@ -29,7 +29,7 @@ def trace_page(title: str, traces: list[Trace], vocabulary: Vocabulary) -> str:
     special = vocabulary.token_bytes.eq(0).tolist()
     samples = [_sample(trace, vocabulary, special) for trace in traces]
     # "<" could end the script element; JSON reads the escape as the same character.
-    data = json.dumps(samples, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
+    data = to_json(samples, "the trace", is_compact=True).replace("<", "\\u003c")
     page = files("nanozoo_core.generation").joinpath("trace_page.html").read_text(encoding="utf-8")
     return page.replace("{{title}}", html.escape(title)).replace("{{samples}}", data)
 

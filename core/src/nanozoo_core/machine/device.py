@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
 import sys
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
@@ -14,6 +16,8 @@ import torch
 from torch import nn
 
 from nanozoo_core.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 # Dense bfloat16 peak in FLOP/s by a part of the device's name (vendors' data sheets).
 PEAK_FLOPS = {
@@ -70,11 +74,40 @@ def require_gpu(setting: str, model: nn.Module) -> None:
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The autocast precision. auto takes bfloat16 only where the hardware is fast at it: most CPUs
-    support it at half of float32's speed or less."""
+    support it at half of float32's speed or less. It never takes float16, whose range a model may
+    leave: who has an older GPU asks for it.
+
+    Raises: ConfigError where PyTorch cannot multiply in that precision on the device.
+    """
     if name == "auto":
-        fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if fast else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+        if device.type != "cuda":
+            return torch.float32
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return torch.bfloat16
+        log.warning(
+            "%s has no fast bfloat16, so dtype=auto is float32; dtype=float16 is faster on it",
+            torch.cuda.get_device_name(device),
+        )
+        return torch.float32
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if dtype != torch.float32 and not _can_multiply(device, dtype):
+        raise ConfigError(
+            f"dtype={name} is beyond device={device.type} with PyTorch {torch.__version__} on this "
+            f"machine; use dtype=float32, or dtype=auto for the best that it has"
+        )
+    return dtype
+
+
+def _can_multiply(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether autocast makes a product in `dtype`: where it cannot, it warns and does nothing, or
+    the product is not there."""
+    x = torch.ones(2, 2, device=device)
+    try:
+        with warnings.catch_warnings(), torch.autocast(device.type, dtype=dtype):
+            warnings.simplefilter("ignore")
+            return torch.mm(x, x).dtype == dtype
+    except RuntimeError:
+        return False
 
 
 def should_compile(setting: Literal["auto", True, False], device: torch.device) -> bool:
@@ -133,6 +166,16 @@ def _peak_on_windows() -> int:
     process = ctypes.c_void_p(windows.kernel32.GetCurrentProcess())
     windows.psapi.GetProcessMemoryInfo(process, ctypes.byref(found), found.size)
     return int(found.peak)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it tells of an allocation that failed, on whatever device. That of a CPU and that of
+    an Apple GPU have no class of their own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(error).lower()
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(each in said for each in words)
 
 
 def device_name(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""Where numbers become float64, which Apple's GPUs do not have."""
+"""Where numbers become float32, and where float64, which Apple's GPUs do not have."""
 
 from __future__ import annotations
 
@@ -14,3 +14,13 @@ def finest_dtype(device: torch.device) -> torch.dtype:
 def in_float64(x: Tensor) -> Tensor:
     """As float64: where it is, or on the CPU if its device has none."""
     return (x if finest_dtype(x.device) == torch.float64 else x.cpu()).double()
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """float32, for sums and states of x whatever it is; float64 if it is that."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in that dtype."""
+    return x.to(wide_dtype(x))

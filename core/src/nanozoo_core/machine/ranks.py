@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from nanozoo_core.errors import LostRankError, NanozooError
 
 
 @dataclass(frozen=True)
@@ -51,20 +54,63 @@ class Ranks:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[Ranks]:
-    """Joins the group that torchrun describes in the environment, if it does."""
+def process_group(device: str, timeout_seconds: float) -> Iterator[Ranks]:
+    """Joins the group that torchrun describes in the environment, if it does.
+
+    Args: timeout_seconds: how long a process waits for the others.
+
+    Raises: LostRankError where another one has ended or does not answer in that time. A
+        NanozooError that leaves the block knows its rank, and which of its sentences no other says.
+    """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
     use_cuda = device != "cpu" and torch.cuda.is_available()
     owns_group = not dist.is_initialized()
-    if owns_group:
-        dist.init_process_group("nccl" if use_cuda else "gloo")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if use_cuda:
-        torch.cuda.set_device(local_rank)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank)
-    finally:
         if owns_group:
+            dist.init_process_group(
+                "nccl" if use_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds)
+            )
+        if use_cuda:
+            torch.cuda.set_device(local_rank)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank)
+    except NanozooError as error:
+        _share_out(error)
+        raise
+    except RuntimeError as error:
+        if not _is_of_communication(error):
+            raise
+        lost = LostRankError(
+            f"another process has ended, or has not answered for distributed.timeout_seconds="
+            f"{timeout_seconds:g}; what it has said tells why, and a higher value waits longer"
+        )
+        _share_out(lost)
+        raise lost from error
+    finally:
+        if owns_group and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _share_out(error: NanozooError) -> None:
+    """Each sentence is said by the rank that comes first to say it; that another one is lost only
+    where none has said anything."""
+    error.rank = int(os.environ["RANK"])
+    if not dist.is_initialized():  # the processes have not found each other
+        return
+    store = dist.distributed_c10d._get_default_store()
+    sentences = str(error).splitlines()
+    try:
+        if isinstance(error, LostRankError) and store.add("nanozoo/said", 0) > 0:
+            error.unsaid = []
+            return
+        error.unsaid = [text for text in sentences if store.add(f"nanozoo/said/{text}", 1) == 1]
+        store.add("nanozoo/said", len(error.unsaid))
+    except RuntimeError:  # the store ended with its rank
+        error.unsaid = None
+
+
+def _is_of_communication(error: RuntimeError) -> bool:
+    """Whether it is that of a collective. Those of gloo have no class of their own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()

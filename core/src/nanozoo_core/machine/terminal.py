@@ -1,23 +1,30 @@
-"""What is said to the person at the terminal."""
+"""What is said to the person at the terminal, if there still is one: nothing here raises."""
 
 from __future__ import annotations
 
+import logging
 import os
+import platform
+import signal
 import sys
+import tempfile
+import traceback
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
 from nanozoo_core.errors import NanozooError
+from nanozoo_core.machine.streams import steady, steady_output
 
 
 def say(text: str) -> None:
     """A line on stdout, clear of the progress bar."""
     from tqdm import tqdm
 
-    tqdm.write(showable(text, sys.stdout), file=sys.stdout)
-    sys.stdout.flush()
+    stream = steady(sys.stdout)
+    tqdm.write(showable(text, stream), file=stream)
+    stream.flush()
 
 
 def out(text: str) -> None:
@@ -32,16 +39,16 @@ def warn(text: str) -> None:
 
 def write(text: str, *, to: TextIO | None = None) -> None:
     """A text, on stdout unless told otherwise, at once."""
-    stream = sys.stdout if to is None else to
+    stream = steady(sys.stdout if to is None else to)
     stream.write(showable(text, stream))
     stream.flush()
 
 
 def showable(text: str, stream: TextIO) -> str:
-    """A text with a question mark for what the stream's encoding lacks, such as that of a console
-    of Windows."""
+    """A harmless text with a question mark for what the stream's encoding lacks, such as that of a
+    console of Windows."""
     encoding = stream.encoding or "utf-8"
-    return text.encode(encoding, errors="replace").decode(encoding)
+    return harmless(text).encode(encoding, errors="replace").decode(encoding)
 
 
 def harmless(text: str) -> str:
@@ -74,15 +81,91 @@ def text_table(rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> 
     )
 
 
+FAULT_STATUS = 70  # EX_SOFTWARE of sysexits.h
+SHORTEST_SECRET = 4  # letters: what is shorter stands in too many words
+
+_concealed: dict[str, str] = {}
+
+
+def conceal(text: str, written: str) -> None:
+    """From now on errors show `written` for `text`, such as ${oc.env:TOKEN} for what is in it."""
+    if len(text) >= SHORTEST_SECRET:
+        _concealed[text] = written
+
+
+def concealed(text: str) -> str:
+    """A text in which nothing stands that is to be concealed."""
+    for secret, written in _concealed.items():
+        text = text.replace(secret, written)
+    return text
+
+
+class _HarmlessFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(concealed(super().format(record)))
+
+
 @contextmanager
 def reported_errors() -> Iterator[None]:
-    """Prints what the user can mend as plain sentences and exits with status 1."""
+    """Prints what the user can mend as plain sentences and exits with status 1; on Ctrl-C with one
+    and status 130; any other exception is a fault of ours, of which the traceback goes to a file,
+    and the status is 70. Inside it a lost terminal stops nothing."""
+    if logging.lastResort is not None:  # what prints our warnings
+        logging.lastResort.setFormatter(_HarmlessFormatter())
+    with steady_output():
+        yield from _reported()
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, or alone: before the processes of a run know each other all of them
+    meet the same mistakes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _reported() -> Iterator[None]:
     try:
         yield
+    except KeyboardInterrupt:
+        warn("stopped by Ctrl-C")
+        sys.exit(128 + signal.SIGINT)
     except NanozooError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        if os.environ.get("RANK", "0") == "0":
-            for sentence in str(error).splitlines():
-                warn(f"error: {sentence}")
+        sentences = str(error).splitlines() if error.unsaid is None else error.unsaid
+        for sentence in sentences if error.rank is not None or is_main_process() else []:
+            where = "" if error.rank is None else f" on rank {error.rank}"
+            warn(f"error{where}: {concealed(sentence)}")
         sys.exit(1)
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        from nanozoo_core.machine.device import is_out_of_memory
+
+        if is_out_of_memory(error):
+            warn(
+                f"error: out of memory; nanozoo evaluate takes a smaller batch_tokens=N, and "
+                f"--device names another device ({first_line(error)})"
+            )
+            sys.exit(1)
+        warn(f"error: {_fault(error)}")
+        sys.exit(FAULT_STATUS)
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _fault(error: Exception) -> str:
+    """Notes an exception that nobody foresaw, and returns what is said of it."""
+    lines = str(error).splitlines()
+    what = concealed(f"{type(error).__name__}: {lines[0] if lines else 'without a reason'}")
+    details = "".join(traceback.format_exception(error))
+    about = f"Python {platform.python_version()}, {platform.platform()}"
+    try:
+        descriptor, name = tempfile.mkstemp(".log", "nanozoo-fault-")
+        with open(descriptor, "w", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+            file.write(concealed(f"{sys.argv}\n{about}\n\n{details}"))
+        where = f"its traceback is in {name}"
+    except OSError:
+        where = "HYDRA_FULL_ERROR=1 shows its traceback"
+    return f"this is a fault of nanozoo, please report it ({what}); {where}"

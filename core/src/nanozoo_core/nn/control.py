@@ -19,9 +19,7 @@ from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.cache import KVCache
 from nanozoo_core.nn.feed_forward import ReluSquared
 from nanozoo_core.nn.norms import rms_norm
-from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
-
-Angles = tuple[Tensor, Tensor]  # cosine and sine from rotary_angles(positions, head_dim)
+from nanozoo_core.nn.rotary import Angles, apply_rotary, rotary_angles
 
 
 def init_input_matrix(weight: Tensor) -> None:
@@ -95,6 +93,11 @@ class ControlBlock(nn.Module):
         return x + self.delta(x, angles, cache=cache, layer=layer, rows=rows)
 
 
+def control_block(config: ControlConfig) -> ControlBlock:
+    """A block of the control's sizes."""
+    return ControlBlock(config.model_dim, config.num_heads, mlp_ratio=config.mlp_ratio)
+
+
 class ControlModel(nn.Module):
     """Embedding, RMSNorm, control blocks, RMSNorm, untied head."""
 
@@ -117,17 +120,13 @@ class ControlModel(nn.Module):
         num_rows = config.vocab_size if num_rows is None else num_rows
         self.embedding = nn.Embedding(num_rows, config.model_dim)
         self.blocks = nn.ModuleList(
-            self._control_block() if block is None else block(layer)
+            control_block(config) if block is None else block(layer)
             for layer in range(config.num_layers)
         )
         self.head = nn.Linear(config.model_dim, num_rows, bias=False)
-        self.head_dim = config.model_dim // config.num_heads
+        self.head_dim = config.head_dim
         self.num_kv_heads = config.num_heads  # blocks of another number set it
         self.init_weights()
-
-    def _control_block(self) -> ControlBlock:
-        config = self.config
-        return ControlBlock(config.model_dim, config.num_heads, mlp_ratio=config.mlp_ratio)
 
     def init_weights(self) -> None:
         """

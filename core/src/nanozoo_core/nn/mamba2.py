@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_core.nn.mixer_state import MixerState, RecurrentMixer, init_step_bias
 from nanozoo_core.nn.norms import gated_rms_norm
 from nanozoo_core.ops.backend import Backend, valid_positions
@@ -95,15 +96,6 @@ class Mamba2Mixer(RecurrentMixer):
         self, u: Tensor, state: MixerState | None = None, lengths: Tensor | None = None,
         segments: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Mixes a whole sequence.
-
-        Args:
-            u: (B, L, D).
-            state: where to start from; afterwards it is the state behind each row's end.
-            lengths: (B,) valid positions of right-padded rows, needed only with `state`; outputs
-                behind a row's end mean nothing.
-            segments: (B, L) integers; nothing passes where the number changes.
-        """
         z, conv_inputs, dt = self._project(u)
         delta, log_decay = self._discretise(dt)  # (B, L, H) float32
         if lengths is not None:
@@ -138,8 +130,6 @@ class Mamba2Mixer(RecurrentMixer):
         return convolution + blocks + 4 * inner * states
 
     def step(self, u: Tensor, state: MixerState, rows: Tensor | None = None) -> Tensor:
-        """One position, (B, D) -> (B, D), replacing `state`. With `rows` (R,) only these rows of
-        the state take part, and u and the result have R rows."""
         z, conv_inputs, dt = self._project(u)
         delta, log_decay = self._discretise(dt)
         conv, ssm = state.take(rows)
@@ -163,13 +153,13 @@ class Mamba2Mixer(RecurrentMixer):
 
     def _discretise(self, dt: Tensor) -> tuple[Tensor, Tensor]:
         """Step sizes and log decays in float32 (or wider), both (.., H)."""
-        dtype = torch.promote_types(dt.dtype, torch.float32)
+        dtype = wide_dtype(dt)
         delta = F.softplus(dt.to(dtype) + self.dt_bias.to(dtype))
         return delta, -torch.exp(self.A_log.to(dtype)) * delta
 
     def _gate_and_project(self, y: Tensor, z: Tensor) -> Tensor:
         """Gate first, norm second, each group of heads by itself, in float32 (or wider)."""
-        dtype = torch.promote_types(y.dtype, torch.float32)
+        dtype = wide_dtype(y)
         y, z, weight = (t.unflatten(-1, (self.num_groups, -1)) for t in (y, z, self.norm.weight))
         normed = gated_rms_norm(y.to(dtype), z.to(dtype), weight.to(dtype), self.norm_eps)
         return self.out_proj(normed.flatten(-2).to(y.dtype))

@@ -1,6 +1,6 @@
 """What a Mamba mixer remembers of a sequence, and what the mixers of both variants do alike.
 
-Shapes: B batch, L sequence, C channels of the convolution, K its width.
+Shapes: B batch, L sequence, D model_dim, C channels of the convolution, K its width.
 """
 
 from __future__ import annotations
@@ -57,6 +57,26 @@ class RecurrentMixer(nn.Module):
     """
 
     conv: nn.Conv1d
+
+    def forward(
+        self, u: Tensor, state: MixerState | None = None, lengths: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Mixes a whole sequence.
+
+        Args:
+            u: (B, L, D).
+            state: where to start from; afterwards it is the state behind each row's end.
+            lengths: (B,) valid positions of right-padded rows, needed only with `state`; outputs
+                behind a row's end mean nothing.
+            segments: (B, L) integers; nothing passes where the number changes.
+        """
+        raise NotImplementedError
+
+    def step(self, u: Tensor, state: MixerState, rows: Tensor | None = None) -> Tensor:
+        """One position, (B, D) -> (B, D), replacing `state`. With `rows` (R,) only these rows of
+        the state take part, and u and the result have R rows."""
+        raise NotImplementedError
 
     def scan_shape(self) -> tuple[int, ...]:
         """Shape of the scan's state for one row."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+Angles = tuple[Tensor, Tensor]
+"""Cosine and sine of `rotary_angles`, of all rows or of each."""
 
-def rotary_angles(
-    positions: Tensor, rotary_dim: int, *, base: float = 1e4
-) -> tuple[Tensor, Tensor]:
+
+def rotary_angles(positions: Tensor, rotary_dim: int, *, base: float = 1e4) -> Angles:
     """Cosine and sine of position * base^(-2i/R), i = 0 .. R/2 - 1.
 
     Args:

@@ -40,11 +40,6 @@ def use_triton(backend: Backend, x: Tensor) -> bool:
     return True
 
 
-def state_dtype(x: Tensor) -> torch.dtype:
-    """float32, whatever the inputs; float64 if they are."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def segment_starts(segments: Tensor) -> Tensor:
     """(B, L) bool: where the segment number differs from the one before (never at position 0)."""
     return F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))

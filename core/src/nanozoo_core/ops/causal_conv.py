@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_core.ops.backend import check_shapes, segment_starts, use_triton
 
 Activation = Literal["silu"] | None
@@ -94,7 +95,7 @@ def causal_conv1d_torch(
     Forward plus backward takes 0.75 to 0.85 of the CPU time of a grouped `conv1d` on the transposed
     input (core/benchmarks/ssm.py).
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = wide_dtype(x)
     padded = _with_history(x.to(dtype), weight.shape[1], initial_state)
     if bias is None:
         bias = torch.zeros(x.shape[2], dtype=dtype, device=x.device)

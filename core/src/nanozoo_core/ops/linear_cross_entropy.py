@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanozoo_core.machine.precision import wide_dtype, widened
 from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.ops.optional_triton import triton
-from nanozoo_core.ops.softmax_step import softmax_step_torch, softmax_step_triton
+from nanozoo_core.ops.softmax_step import FLOAT16_SCALE, softmax_step_torch, softmax_step_triton
 
 Reduction = Literal["mean", "sum", "none"]
 Backend = Literal["torch", "triton"]
@@ -40,9 +41,11 @@ def linear_cross_entropy(
     and l_i = w_i (sum_y u_y - 1 - log u_target): the generalised Kullback-Leibler divergence of the
     target from u, which is never below the normalised loss and equals it where the sum is 1.
 
-    Under autocast, or with bfloat16 arguments, the matrix products are bfloat16; softmax, losses
-    and their sums are always float32 (float64 for float64 arguments). Every argument but the
-    targets may require a gradient, once. Without gradients only the losses are computed.
+    Under autocast, or with half-precision arguments, the matrix products are in that precision;
+    softmax, losses and their sums are always float32 (float64 for float64 arguments). Every
+    argument but the targets may require a gradient, once. Without gradients only the losses are
+    computed. In float16, gradients are scaled within its range and kept in float32 until the
+    backward pass has multiplied them by what comes from above, a loss scale among it.
 
     Args:
         x: (N, D) features. N = 0 is legal.
@@ -62,7 +65,7 @@ def linear_cross_entropy(
     """
     _check(x, weight, targets, bias, token_weight, softcap, reduction, chunk_size)
     head = _Head.choose(x, weight, softcap, chunk_size, backend, normalised=normalised)
-    accumulator = torch.promote_types(x.dtype, torch.float32)
+    accumulator = wide_dtype(x)
     columns = targets[:, None]
     if reduction == "none":
         losses = _TokenLosses.apply(x, weight, bias, columns, head)
@@ -105,7 +108,7 @@ def multi_target_cross_entropy(
     for column in targets.unbind(1):
         _check(x, weight, column, bias, None, softcap, "sum", chunk_size)
     head = _Head.choose(x, weight, softcap, chunk_size, backend)
-    shares = token_weight.detach().to(torch.promote_types(x.dtype, torch.float32))
+    shares = token_weight.detach().to(wide_dtype(x))
     with_gradient = torch.is_grad_enabled()
     return _SummedLoss.apply(x, weight, bias, shares, targets, head, with_gradient)
 
@@ -117,7 +120,7 @@ def linear_cross_entropy_reference(
 ) -> Tensor:  # fmt: skip
     """The same in a few lines that autograd differentiates, with all logits in memory."""
     logits = F.linear(x, weight, bias)  # (N, V)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = widened(logits)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     losses = F.cross_entropy(logits, targets, reduction="none")  # (N,)
@@ -163,6 +166,11 @@ class _Gradients:
     weight: Tensor | None = None  # (V, D)
     bias: Tensor | None = None  # (V,)
 
+    def like(self, *arguments: Tensor | None) -> list[Tensor | None]:
+        """All three in the precision of x, weight and bias."""
+        pairs = zip((self.x, self.weight, self.bias), arguments, strict=True)
+        return [None if g is None or a is None else g.to(a.dtype) for g, a in pairs]
+
 
 def _losses_and_gradients(
     x: Tensor,
@@ -176,7 +184,8 @@ def _losses_and_gradients(
     """Losses (N, M) of targets (N, M) and, as `needs` asks of (x, weight, bias), gradients of
     sum_im shares_im loss_im."""
     num_tokens, vocab_size = x.shape[0], weight.shape[0]
-    accumulator = torch.promote_types(x.dtype, torch.float32)
+    accumulator = wide_dtype(x)
+    is_float16 = head.dtype == torch.float16
     losses = torch.empty(targets.shape, dtype=accumulator, device=x.device)
     # What a token's targets share in its weight: None where there is one, which has all of it.
     parts: Tensor | None = None
@@ -184,7 +193,8 @@ def _losses_and_gradients(
         totals = shares.sum(1, keepdim=True)  # (N, 1)
         if targets.shape[1] > 1:
             parts = shares / torch.where(totals == 0, 1, totals)
-    grads = _Gradients(x=torch.empty_like(x) if needs[0] else None)
+    held_dtype = accumulator if is_float16 else x.dtype
+    grads = _Gradients(x=torch.empty_like(x, dtype=held_dtype) if needs[0] else None)
     inputs, matrix = x.to(head.dtype), weight.to(head.dtype)
     offset = None if bias is None else bias.to(head.dtype)
     # Rows that start on 128-byte boundaries let a GPU load and multiply them in full vectors.
@@ -217,27 +227,45 @@ def _losses_and_gradients(
         if grads.x is not None:
             torch.mul(torch.mm(logits, matrix), scale, out=grads.x[rows])
         if needs[1]:
-            scaled = (features * scale).to(head.dtype)  # (C, D)
+            scaled = features * scale  # (C, D)
             if grads.weight is None:
-                grads.weight = torch.mm(logits.mT, scaled).to(accumulator)  # (V, D)
+                grads.weight = _product(logits, scaled).to(accumulator)  # (V, D)
             elif head.dtype == accumulator:
                 grads.weight.addmm_(logits.mT, scaled)
             else:
-                grads.weight.add_(torch.mm(logits.mT, scaled))
+                grads.weight.add_(_product(logits, scaled))
         if needs[2]:
-            product = torch.mv(logits.mT, scale[:, 0].to(head.dtype)).to(accumulator)  # (V,)
+            if is_float16:
+                product = _product(logits, scale)[:, 0]
+            else:
+                product = torch.mv(logits.mT, scale[:, 0].to(head.dtype)).to(accumulator)  # (V,)
             grads.bias = product if grads.bias is None else grads.bias.add_(product)
 
     if needs[1]:
-        grads.weight = _or_zeros(grads.weight, weight)
+        grads.weight = _or_zeros(grads.weight, weight, is_float16=is_float16)
     if needs[2]:
         assert bias is not None
-        grads.bias = _or_zeros(grads.bias, bias)
+        grads.bias = _or_zeros(grads.bias, bias, is_float16=is_float16)
     return losses, grads
 
 
-def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if gradient is None else gradient.to(like.dtype)
+def _product(logits: Tensor, rows: Tensor) -> Tensor:
+    """(V, K), the transposed `logits` (C, V) times `rows` (C, K), which become as precise as they.
+
+    In float16, of logits within +-FLOAT16_SCALE, the rows are scaled so that no sum can leave the
+    range; the product comes back as float32, unscaled.
+    """
+    if logits.dtype != torch.float16:
+        return torch.mm(logits.mT, rows.to(logits.dtype))
+    largest_sum = FLOAT16_SCALE * rows.abs().amax(1).sum()
+    factor = (2.0**15 / largest_sum).clamp(max=2.0**100)  # of rows that are 0 it would be infinite
+    return torch.mm(logits.mT, (rows * factor).to(logits.dtype)).to(rows.dtype) / factor
+
+
+def _or_zeros(gradient: Tensor | None, like: Tensor, *, is_float16: bool) -> Tensor:
+    if gradient is None:
+        return torch.zeros_like(like)
+    return gradient if is_float16 else gradient.to(like.dtype)
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -271,7 +299,7 @@ class _SummedLoss(torch.autograd.Function):
                 if gradient is not None:
                     gradient.mul_(upstream)
         share_grads = losses * upstream if ctx.needs_input_grad[3] else None
-        return grads.x, grads.weight, grads.bias, share_grads, None, None, None
+        return *grads.like(x, weight, bias), share_grads, None, None, None
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -292,7 +320,7 @@ class _TokenLosses(torch.autograd.Function):
         needs = ctx.needs_input_grad[:3]
         shares = upstream[:, None]
         _, grads = _losses_and_gradients(x, weight, bias, targets, ctx.head, shares, needs)
-        return grads.x, grads.weight, grads.bias, None, None
+        return *grads.like(x, weight, bias), None, None
 
 
 def _refuse_second_derivative() -> None:

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_core.machine.uncompiled import uncompiled
-from nanozoo_core.ops.backend import Backend, check_shapes, segment_starts, state_dtype, use_triton
+from nanozoo_core.ops.backend import Backend, check_shapes, segment_starts, use_triton
 
 # Below so many values per position the calls of a plain loop cost more than its arithmetic.
 NARROW = 4096
@@ -45,7 +46,7 @@ def linear_recurrence(
     Raises: ValueError when the shapes do not fit, or triton is asked for where it cannot run.
     """
     _check_shapes(decay, inputs, initial_state, segments)
-    dtype = state_dtype(inputs)
+    dtype = wide_dtype(inputs)
     decay, inputs = decay.to(dtype), inputs.to(dtype)
     if segments is not None:
         starts = segment_starts(segments)
@@ -71,7 +72,7 @@ def linear_recurrence_reference(
 ) -> tuple[Tensor, Tensor]:
     """The recurrence as it is written, one position after the other; arguments as in
     `linear_recurrence`."""
-    dtype = state_dtype(inputs)
+    dtype = wide_dtype(inputs)
     state = torch.zeros_like(inputs[:, 0]) if initial_state is None else initial_state
     state = state.to(dtype)
     if decay.dim() == 2:

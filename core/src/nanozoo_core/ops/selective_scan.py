@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.ops.backend import Backend, check_shapes, segment_starts, state_dtype, use_triton
+from nanozoo_core.machine.precision import wide_dtype
+from nanozoo_core.ops.backend import Backend, check_shapes, segment_starts, use_triton
 from nanozoo_core.ops.selective_scan_torch import ScanArguments, selective_scan_torch, step_sizes
 
 
@@ -95,7 +96,7 @@ def selective_scan_reference(*arguments: Any, **options: Any) -> tuple[Tensor, T
     `selective_scan`."""
     scan = ScanArguments(*arguments, **options)
     x, delta, rates, b, c, skip, gate, delta_bias = scan[:8]
-    dtype, state, segments, valid = state_dtype(x), scan.first_state(), scan.segments, scan.valid()
+    dtype, state, segments, valid = wide_dtype(x), scan.first_state(), scan.segments, scan.valid()
     steps = step_sizes(delta, delta_bias, scan.delta_softplus, dtype)
     if valid is not None:
         steps = steps * valid[..., None]

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_core.machine.uncompiled import uncompiled
-from nanozoo_core.ops.backend import segment_starts, state_dtype, valid_positions
+from nanozoo_core.ops.backend import segment_starts, valid_positions
 
 # A block of 2^18 values is 1 MB, a core's second-level cache. Smaller ones pay more for calls.
 BLOCK_VALUES = 2**18
@@ -42,9 +43,9 @@ class ScanArguments(NamedTuple):
     def first_state(self) -> Tensor:
         """The initial state (B, D, N), zeros where none is given."""
         if self.initial_state is not None:
-            return self.initial_state.to(state_dtype(self.x))
+            return self.initial_state.to(wide_dtype(self.x))
         shape = (self.x.shape[0], *self.rates.shape)
-        return torch.zeros(shape, dtype=state_dtype(self.x), device=self.x.device)
+        return torch.zeros(shape, dtype=wide_dtype(self.x), device=self.x.device)
 
     def valid(self) -> Tensor | None:
         """(B, L) bool: the positions before each row's end, None where all are."""
@@ -58,7 +59,7 @@ def selective_scan_torch(scan: ScanArguments) -> tuple[Tensor, Tensor]:
     Its speed beside plain loops is in core/benchmarks/ssm.py.
     """
     x, delta, rates, b, c, skip, gate, delta_bias = scan[:8]
-    dtype = state_dtype(x)
+    dtype = wide_dtype(x)
     if skip is None:
         skip = torch.zeros(x.shape[2], dtype=dtype, device=x.device)
     y, state = _SelectiveScan.apply(
@@ -99,15 +100,15 @@ class _SelectiveScan(torch.autograd.Function):
         if valid is not None:
             steps = steps * valid[..., None]
         u = steps * x
-        plan = _Plan(x, rates)
+        tiling = _Tiling(x, rates)
         y = torch.empty_like(u)
-        states = x.new_empty(plan.num_blocks + 1, *initial_state.mT.shape)  # (M + 1, B, N, D)
+        states = x.new_empty(tiling.num_blocks + 1, *initial_state.mT.shape)  # (M + 1, B, N, D)
         states[0] = initial_state.mT
-        for rows in plan.rows:
-            part = _Rows(plan, steps[rows], u[rows], b[rows], _of(starts, rows), num_buffers=2)
+        for rows in tiling.rows:
+            part = _Rows(tiling, steps[rows], u[rows], b[rows], _of(starts, rows), num_buffers=2)
             y_rows = torch.empty_like(part.u)
-            reads, outputs = (plan.as_rows(t) for t in (_time_first(c[rows]), y_rows))
-            for m in range(plan.num_blocks):
+            reads, outputs = (tiling.as_rows(t) for t in (_time_first(c[rows]), y_rows))
+            for m in range(tiling.num_blocks):
                 block = part.recur(m, states[m, rows])
                 states[m + 1, rows] = block.states[-1]
                 torch.bmm(reads[m], block.h_matrices, out=outputs[m])
@@ -129,14 +130,14 @@ class _SelectiveScan(torch.autograd.Function):
             grad_gate = torch.ops.aten.silu_backward(grad_y * y, gate)
             g = grad_y * F.silu(gate)
         u = steps * x
-        plan = _Plan(x, rates)
+        tiling = _Tiling(x, rates)
         grad_u, grad_steps, grad_b, grad_c = (torch.empty_like(t) for t in (u, u, b, c))
-        grad_rates, grad_initial = torch.zeros_like(plan.rates), torch.empty_like(states[0])
-        for rows in plan.rows:
-            part = _Rows(plan, steps[rows], u[rows], b[rows], _of(starts, rows), num_buffers=3)
+        grad_rates, grad_initial = torch.zeros_like(tiling.rates), torch.empty_like(states[0])
+        for rows in tiling.rows:
+            part = _Rows(tiling, steps[rows], u[rows], b[rows], _of(starts, rows), num_buffers=3)
             grads = _RowGradients(part, _time_first(g[rows]), _time_first(c[rows]), grad_rates)
             later = grad_last[rows].mT  # of the state behind a block, (B, N, D)
-            for m in reversed(range(plan.num_blocks)):
+            for m in reversed(range(tiling.num_blocks)):
                 before = states[m, rows]
                 later = grads.add(m, part.recur(m, before), before, later)
             grad_initial[rows] = later
@@ -168,7 +169,7 @@ class _SelectiveScan(torch.autograd.Function):
         )
 
 
-class _Plan:
+class _Tiling:
     """How a scan is cut: groups of rows, and blocks of positions. Views of all blocks are made at
     once, before the loop over them."""
 
@@ -214,7 +215,7 @@ class _Rows:
 
     def __init__(
         self,
-        plan: _Plan,
+        tiling: _Tiling,
         steps: Tensor,
         u: Tensor,
         b: Tensor,
@@ -222,19 +223,19 @@ class _Rows:
         *,
         num_buffers: int,
     ) -> None:
-        self.plan = plan
-        self.log2_rates = plan.rates * math.log2(math.e)  # on a CPU exp2 takes a third of exp
+        self.tiling = tiling
+        self.log2_rates = tiling.rates * math.log2(math.e)  # on a CPU exp2 takes a third of exp
         steps, self.u, self.b = _time_first(steps), _time_first(u), _time_first(b)
-        self.steps = plan.cut(steps[:, :, None])  # (T, B, 1, D)
-        self.u_blocks = plan.cut(self.u[:, :, None])
-        self.b_blocks = plan.cut(self.b[..., None])  # (T, B, N, 1)
-        self.starts = None if starts is None else plan.cut(starts.mT)
-        memory = u.new_empty(num_buffers, plan.size, u.shape[0], *plan.rates.shape)
-        self.full, self.last = _Block(memory, plan.size), _Block(memory, plan.last_size)
+        self.steps = tiling.cut(steps[:, :, None])  # (T, B, 1, D)
+        self.u_blocks = tiling.cut(self.u[:, :, None])
+        self.b_blocks = tiling.cut(self.b[..., None])  # (T, B, N, 1)
+        self.starts = None if starts is None else tiling.cut(starts.mT)
+        memory = u.new_empty(num_buffers, tiling.size, u.shape[0], *tiling.rates.shape)
+        self.full, self.last = _Block(memory, tiling.size), _Block(memory, tiling.last_size)
 
     def recur(self, m: int, before: Tensor) -> _Block:
         """Decays and states of block m, given the state before it, (B, N, D)."""
-        block = self.full if m + 1 < self.plan.num_blocks else self.last
+        block = self.full if m + 1 < self.tiling.num_blocks else self.last
         torch.mul(self.steps[m], self.log2_rates, out=block.a).exp2_()
         if self.starts is not None:
             block.a[self.starts[m]] = 0.0
@@ -249,15 +250,15 @@ class _RowGradients:
     steps in the exponents, of b and c, all time first; and added to that of the rates, (N, D)."""
 
     def __init__(self, part: _Rows, g: Tensor, c: Tensor, rates: Tensor) -> None:
-        plan = part.plan
+        tiling = part.tiling
         self.part = part
         self.u, self.steps = torch.empty_like(part.u), torch.empty_like(part.u)  # (L, B, D)
         self.b, self.c = torch.empty_like(c), torch.empty_like(c)  # (L, B, N)
         self.rates = rates.view(-1)
-        self.g_blocks, self.c_blocks = plan.cut(g[:, :, None]), plan.cut(c[..., None])
-        self.step_slots = plan.cut(self.steps)
+        self.g_blocks, self.c_blocks = tiling.cut(g[:, :, None]), tiling.cut(c[..., None])
+        self.step_slots = tiling.cut(self.steps)
         self.u_slots, self.b_slots, self.c_slots, self.g_rows, self.u_rows, self.b_rows = (
-            plan.as_rows(t) for t in (self.u, self.b, self.c, g, part.u, part.b)
+            tiling.as_rows(t) for t in (self.u, self.b, self.c, g, part.u, part.b)
         )
 
     def add(self, m: int, block: _Block, before: Tensor, later: Tensor) -> Tensor:
@@ -276,7 +277,7 @@ class _RowGradients:
         later = decays[0].clone()
         block.after_first.mul_(block.before_last)
         decays[0].mul_(before)
-        torch.sum(torch.mul(a, self.part.plan.rates, out=h), 2, out=self.step_slots[m])
+        torch.sum(torch.mul(a, self.part.tiling.rates, out=h), 2, out=self.step_slots[m])
         a.mul_(self.part.steps[m])
         self.rates.addmv_(block.a_matrix, block.ones)
         return later

@@ -15,6 +15,9 @@ from nanozoo_core.ops.optional_triton import jit, tl, triton
 
 # log sum_y u_y is held within this, so that the sum and its gradients stay finite in float32.
 MAX_LOG_MASS = 60.0
+# Logits in float16 hold this multiple of their gradient, whose entries lie within +-1: exact to 11
+# bits down to 2^-20 in place of 2^-14, and none is lost above 2^-31.
+FLOAT16_SCALE = 64.0
 
 
 def softmax_step_torch(
@@ -54,6 +57,9 @@ def softmax_step_torch(
             z.scatter_add_(1, target, -total if parts is None else -total * parts[rows])
             if softcap is not None:
                 z.mul_(slope)
+            if logits.dtype == torch.float16:  # `total`, up to V or beyond, may be out of its range
+                z.mul_(FLOAT16_SCALE / total)
+                total.fill_(FLOAT16_SCALE)
             if z.dtype != logits.dtype:
                 logits[rows] = z
     return losses, norm
@@ -71,7 +77,8 @@ def softmax_step_kernel(
     vocab_size, row_stride, softcap,
     log_size,  # of the vocabulary
     MAX_LOG_MASS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, NORMALISED: tl.constexpr,
-    WITH_GRADIENT: tl.constexpr, NUM_TARGETS: tl.constexpr, BLOCK: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr, GRADIENT_SCALE: tl.constexpr, NUM_TARGETS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per row, two sweeps over it: the running maximum and sum of exponentials
     (Milakov and Gimelshein, arXiv 1805.02867), then the gradient in place. The second sweep
@@ -126,6 +133,8 @@ def softmax_step_kernel(
                 gradient -= tl.where(start + columns == tl.load(targets + m), part, 0.0)
             if HAS_SOFTCAP:
                 gradient *= 1 - t * t
+            if GRADIENT_SCALE != 1:
+                gradient *= GRADIENT_SCALE
             tl.store(logits + start + columns, gradient.to(logits.dtype.element_ty), mask=inside)
 
 
@@ -133,7 +142,9 @@ def softmax_step_triton(
     logits: Tensor, targets: Tensor, parts: Tensor | None, *,
     softcap: float | None, normalised: bool, with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As `softmax_step_torch`; the kernel divides by the norm itself, so ones come back."""
+    """As `softmax_step_torch`; the kernel divides by the norm itself, so that a constant comes
+    back."""
+    scale = FLOAT16_SCALE if logits.dtype == torch.float16 else 1.0
     num_tokens, vocab_size = logits.shape
     losses = logits.new_empty(targets.shape, dtype=torch.float32)
     softmax_step_kernel[(num_tokens,)](
@@ -149,9 +160,10 @@ def softmax_step_triton(
         HAS_SOFTCAP=softcap is not None,
         NORMALISED=normalised,
         WITH_GRADIENT=with_gradient,
+        GRADIENT_SCALE=scale,
         NUM_TARGETS=targets.shape[1],
         # 16 logits per thread: enough loads in flight, and no spilled registers.
         BLOCK=min(4096, triton.next_power_of_2(vocab_size)),
         num_warps=8,
     )
-    return losses, losses.new_ones(())
+    return losses, losses.new_full((), scale)

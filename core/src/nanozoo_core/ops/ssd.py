@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nanozoo_core.ops.backend import Backend, check_shapes, segment_starts, state_dtype, use_triton
+from nanozoo_core.machine.precision import wide_dtype
+from nanozoo_core.ops.backend import Backend, check_shapes, segment_starts, use_triton
 
 
 def ssd(
@@ -52,7 +53,7 @@ def ssd(
         y, last = _ssd_in_groups(sequences, initial_state, segments, chunk_size, backend)
         return y if skip is None else (y + skip[:, None] * x).to(x.dtype), last
     if skip is None:
-        skip = torch.zeros(x.shape[2], dtype=state_dtype(x), device=x.device)
+        skip = torch.zeros(x.shape[2], dtype=wide_dtype(x), device=x.device)
     if initial_state is None:
         initial_state = _zero_state(x, b)
     tensors = (x, delta, log_decay, b, c, skip, initial_state)
@@ -122,7 +123,7 @@ def ssd_reference(
     skip: Tensor | None = None, initial_state: Tensor | None = None, segments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The recurrence as it is written, one position after the other; arguments as in `ssd`."""
-    dtype = state_dtype(x)
+    dtype = wide_dtype(x)
     state = _zero_state(x, b) if initial_state is None else initial_state.to(dtype)
     # unbind, not indexing: the backward of x[:, t] fills a zero tensor of x's size for every t.
     per_position = [tensor.to(dtype).unbind(1) for tensor in (x, delta, log_decay, b, c)]
@@ -146,7 +147,7 @@ def ssd_chunked(
     """
     x = tensors[0]
     runs = None if segments is None else segment_starts(segments).cumsum(1)
-    widened = (t.to(state_dtype(x)) for t in tensors)
+    widened = (t.to(wide_dtype(x)) for t in tensors)
     y, state = _ChunkedSSD.apply(*widened, runs, chunk_size)
     return y.to(x.dtype), state
 
@@ -154,7 +155,7 @@ def ssd_chunked(
 def _zero_state(x: Tensor, b: Tensor) -> Tensor:
     batch, _, heads, channels = x.shape
     shape = (batch, heads, channels, b.shape[-1])
-    return torch.zeros(shape, dtype=state_dtype(x), device=x.device)
+    return torch.zeros(shape, dtype=wide_dtype(x), device=x.device)
 
 
 class _ChunkedSSD(torch.autograd.Function):

@@ -106,6 +106,11 @@ class OptimizerSet:
                 if self._is_due(group):
                     parameter.grad = None
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether gradients of some group wait for a later step."""
+        return any(group["every"] > 1 for o in self.optimizers for group in o.param_groups)
+
     def _is_due(self, group: dict) -> bool:
         return (self._step + 1) % group["every"] == 0
 
@@ -142,7 +147,7 @@ class OptimizerSet:
             if name not in members:
                 raise CheckpointError(f"optimiser state '{key}' belongs to no trained parameter")
             optimizer, parameter, group = members[name]
-            if kind == PENDING and value.shape == parameter.shape:
+            if kind == PENDING and _fits(value, parameter):
                 gradient = value.to(parameter.device, copy=True)
                 parameter.grad = shard_like(gradient, parameter)
                 continue
@@ -150,11 +155,12 @@ class OptimizerSet:
                 of_muon[key] = value
                 continue
             if kind not in _KINDS[type(optimizer)] or (
-                kind != "step" and value.shape != parameter.shape
+                kind != "step" and not _fits(value, parameter)
             ):
                 raise CheckpointError(
-                    f"optimiser state '{key}' of shape {tuple(value.shape)} does not fit "
-                    f"{type(optimizer).__name__} of a parameter of shape {tuple(parameter.shape)}"
+                    f"optimiser state '{key}' of shape {tuple(value.shape)} and type "
+                    f"{value.dtype} does not fit {type(optimizer).__name__} of a parameter of "
+                    f"shape {tuple(parameter.shape)} and type {parameter.dtype}"
                 )
             on_cpu = kind == "step" and not group["fused"]
             value = value.to("cpu" if on_cpu else parameter.device, copy=True)
@@ -285,6 +291,10 @@ def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor, dict]]:
         for group in optimizer.param_groups
         for name, parameter in zip(group["param_names"], group["params"], strict=True)
     ]
+
+
+def _fits(value: Tensor, parameter: Tensor) -> bool:
+    return value.shape == parameter.shape and value.dtype == parameter.dtype
 
 
 def _gradients(named: list[tuple[str, Tensor, dict]]) -> list[Tensor]:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanozoo_core.errors import CheckpointError
+from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_core.optim.layout import Matrix, cut_matrices, rows_are_neurons
 from nanozoo_core.optim.orthogonalize import COEFFICIENTS, Method
 from nanozoo_core.optim.sharding import gather_whole, shard_like
@@ -279,7 +280,13 @@ class Muon(torch.optim.Optimizer):
         for bucket in self._buckets:
             for kind, stack in bucket.state.items():
                 for target, matrix in zip(stack, bucket.owned, strict=True):
-                    source = matrix.state_of(state[f"{matrix.name}.{kind}"], kind)
+                    key = f"{matrix.name}.{kind}"
+                    source = matrix.state_of(state[key], kind)
+                    if source.dtype != target.dtype:
+                        raise CheckpointError(
+                            f"Muon's stored state has '{key}' of type {source.dtype}, this model "
+                            f"needs {target.dtype}"
+                        )
                     target.copy_(source.view_as(target))
 
     def state_dict(self) -> dict[str, Any]:
@@ -336,7 +343,7 @@ def _iteration_dtype(name: OrthDtype, weights: Tensor) -> torch.dtype:
 def _initial_state(matrix: Matrix, count: int, group: dict[str, Any]) -> dict[str, Tensor]:
     """Zeros for `count` matrices like `matrix`: momentum (count, m, n) and what else is kept."""
     m, n = matrix.shape
-    dtype = torch.promote_types(matrix.param.dtype, torch.float32)
+    dtype = wide_dtype(matrix.param)
     device = matrix.param.device
     state = {"momentum": torch.zeros(count, m, n, dtype=dtype, device=device)}
     if group["beta2"] is not None:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_core.ops.symmetric_matmul import poly2, syrk
 
 Method = Literal["polar_express", "ns5", "exact"]
@@ -53,7 +54,7 @@ def orthogonalize(
     """
     m, n = g.shape[-2:]
     x = g.mT if m > n else g  # the Gram matrix of the shorter side is the smaller one
-    x = x.to(torch.promote_types(g.dtype, torch.float32))
+    x = x.to(wide_dtype(g))
     x = x.reshape(-1, min(m, n), max(m, n)).contiguous()  # (B, m, n), m <= n from here on
     norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
     x = (x / (norm * SAFETY[method] + eps)).to(dtype)

@@ -22,18 +22,17 @@ from nanozoo_core.config import (
     schema,
     training_config,
 )
-from nanozoo_core.contract import Draw, SamplingSettings, Step, Vocabulary
+from nanozoo_core.contract import Draw, Step, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import ConfigError
-from nanozoo_core.generation.text import draw_text
 from nanozoo_core.machine.device import autocast
 from nanozoo_core.testing.contract_training import TrainingContract
+from nanozoo_core.testing.decoding import drawn_tokens
 from nanozoo_core.testing.pretend_mps import pretend_mps
 from nanozoo_core.testing.roles import own_roles
 from nanozoo_core.testing.sources import MarkovSource, batch_of, short_documents
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
-from nanozoo_core.testing.training import gradients_in_parts
-from nanozoo_core.testing.training import train as train_on_batches
+from nanozoo_core.testing.training import gradients_in_parts, train_on_batches
 from nanozoo_core.training import finish, runs
 from nanozoo_core.training.distributed import LossModule
 from nanozoo_core.training.run_folder import RunFolder
@@ -316,10 +315,8 @@ class ModelContract(TrainingContract):
         model.eval()
 
         def draw(seed: int, **changes: Any) -> list[int]:
-            settings = SamplingSettings(max_tokens=8, seed=seed, num_steps=4, **changes)
-            generator = torch.Generator().manual_seed(seed)
-            pieces = draw_text(adapter, model, [1, 2], settings, generator)
-            return [token for new in pieces for token in new]
+            changes |= {"max_tokens": 8, "num_steps": 4}
+            return drawn_tokens(adapter, model, [1, 2], seed=seed, **changes)
 
         assert draw(3) == draw(3)
         assert draw(3) == draw(3, use_cache=False)
@@ -331,13 +328,20 @@ class ModelContract(TrainingContract):
     def test_bfloat16_agrees_with_float32(self) -> None:
         """Autocast rounds products to 8 bits. The weights are moved first: a model as it starts
         predicts evenly, whatever its parts compute."""
+        self.assert_rounding_moves_scores_by(torch.bfloat16, self.bfloat16_tolerance)
+
+    def test_float16_agrees_with_float32(self) -> None:
+        """Autocast rounds products to 11 bits."""
+        self.assert_rounding_moves_scores_by(torch.float16, self.bfloat16_tolerance / 8)
+
+    def assert_rounding_moves_scores_by(self, dtype: torch.dtype, tolerance: float) -> None:
         adapter, model = self.build(ToyVocabulary(self.toy_vocab))
         self.perturb(model, self.bfloat16_perturbation)
         tokens = self.random_tokens(self.toy_vocab, 8)
         exact = self.nats(adapter, model, tokens)
-        with autocast(CPU, torch.bfloat16):
+        with autocast(CPU, dtype):
             rounded = self.nats(adapter, model, tokens)
-        torch.testing.assert_close(rounded, exact, rtol=self.bfloat16_tolerance, atol=0)
+        torch.testing.assert_close(rounded, exact, rtol=tolerance, atol=0)
 
     def test_needs_no_float64_of_the_device(
         self, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,18 +3,22 @@ model's help."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from nanozoo_core import registry
 from nanozoo_core.config import compose_config, resolve
+from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.testing.processes import train_in_processes
+from nanozoo_core.testing.training import move
 from nanozoo_core.training import checkpoint, runs
 from nanozoo_core.training.run_folder import RunFolder
-from nanozoo_core.training.trainer import train
+from nanozoo_core.training.trainer import Trainer, train
 
 
 class TrainingContract:
@@ -23,6 +27,7 @@ class TrainingContract:
     model: str
     tiny: dict[str, Any]
     seq_len: int
+    float16_tolerance = 2e-3  # relative, of a loss: the products of a few steps, rounded to 2^-11
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -97,6 +102,40 @@ class TrainingContract:
         result = RunFolder(folder).read_result()
         score = runs.score(runs.load_run(folder, device="cpu"), {})
         assert score["val_bpb"] == pytest.approx(result["val_bpb"], rel=1e-9)
+
+    def test_trains_in_float16_as_in_float32(self, corpus: Path, tmp_path: Path) -> None:
+        exact, half = (
+            self.train_a_little(corpus, tmp_path / dtype, dtype)[1]
+            for dtype in ("float32", "float16")
+        )
+        torch.testing.assert_close(half, exact, rtol=self.float16_tolerance, atol=0)
+        assert not torch.equal(half, exact)
+
+    def test_an_overflow_in_float16_leaves_no_trace(self, corpus: Path, tmp_path: Path) -> None:
+        """A step that is taken again with half the loss scale ends as if begun with it."""
+        again, _ = self.train_a_little(corpus, tmp_path / "again", scale=2.0**32)
+        scale = again.state.loss_scale
+        assert scale < 2.0**32
+        once, _ = self.train_a_little(corpus, tmp_path / "once", scale=scale)
+        assert once.state == replace(again.state, seconds=once.state.seconds)
+        one, two = (checkpoint.model_tensors(trainer.model) for trainer in (once, again))
+        assert [name for name in one if not torch.equal(one[name], two[name])] == []
+        buffers = zip(once.model.buffers(), again.model.buffers(), strict=True)
+        assert all(torch.equal(a, b) for a, b in buffers)
+
+    def train_a_little(
+        self, corpus: Path, run_dir: Path, dtype: str = "float16", *, scale: float | None = None
+    ) -> tuple[Trainer, Tensor]:
+        """One step with a loss scale that begins there, or four; the losses. The weights are moved
+        first: at the start much of a gradient is zero."""
+        overrides = self.overrides(corpus, run_dir, dtype=dtype)
+        trainer = Trainer(resolve(compose_config(overrides)), Ranks())
+        move(trainer.model, 0.05)
+        if scale is not None:
+            trainer.state.loss_scale = scale
+        rows = [trainer.one_step() for _ in range(4 if scale is None else 1)]
+        trainer.claim.release()
+        return trainer, torch.tensor([row["loss"] for row in rows if row is not None])
 
     def test_two_processes_train_as_one(self, corpus: Path, tmp_path: Path) -> None:
         self.train_alone_and_together(corpus, tmp_path)

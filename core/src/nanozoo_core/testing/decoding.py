@@ -6,11 +6,14 @@ B rows, T tokens, V vocabulary. Give models in float64, where the two agree to 1
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.generation.text import draw_text
 
 
 def assert_equal(found: Tensor, expected: Tensor) -> None:
@@ -30,6 +33,33 @@ def check_ragged_rows(
     for step in range(steps):
         new = tokens[rows, lengths + step][:, None]
         assert_equal(adapter.append(model, new, cache)[:, 0], full[rows, lengths + step])
+
+
+@torch.no_grad()
+def check_goes_on_from_ragged_rows(model: Any, tokens: Tensor) -> None:
+    """Three rows (3, T >= 16), cut back to lengths of their own, take one or several more."""
+    full = model(tokens)  # (3, T, V)
+    rows = torch.arange(3)[:, None]
+    cache = model.init_cache(*tokens.shape)
+    assert_equal(model(tokens[:, :10], cache=cache), full[:, :10])
+    cache.crop(torch.tensor([3, 10, 7]))
+    for num_new in (1, 4, 1):
+        at = cache.positions(num_new)
+        assert_equal(model(tokens[rows, at], cache=cache), full[rows, at])
+
+
+def drawn_tokens(
+    adapter: DefaultModelAdapter,
+    model: nn.Module,
+    prompt: Sequence[int],
+    *,
+    seed: int = 0,
+    **settings: Any,
+) -> list[int]:
+    """The new tokens after a prompt, of sampling with a generator of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    pieces = draw_text(adapter, model, prompt, SamplingSettings(**settings, seed=seed), generator)
+    return [token for piece in pieces for token in piece]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -21,12 +21,21 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing.sources import batch_of
 
+Perturbed = TypeVar("Perturbed", bound=nn.Module)
 
-def perturb(model: nn.Module, scale: float = 0.1) -> None:
-    """Moves every parameter far enough that every part of the forward pass matters."""
+
+def perturb(model: Perturbed, scale: float = 0.1) -> Perturbed:
+    """The model, every parameter moved so far that every part of the forward pass matters."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(scale * torch.randn_like(parameter))
+    return model
+
+
+def assert_same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """The same names, and the same bits under each."""
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
 def assert_is_its_equations(

@@ -22,9 +22,9 @@ from nanozoo_core.generation.speculative import Tally
 from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.speculation import decoded_rows
-from nanozoo_core.testing.training import gradients, move, train
+from nanozoo_core.testing.training import gradients, move, train_on_batches
 from nanozoo_core.training.run_folder import RunFolder
-from nanozoo_core.training.trainer import train as run_training
+from nanozoo_core.training.trainer import train
 
 VOCAB = 31
 LENGTH = 32
@@ -103,7 +103,7 @@ def check_counting(
         starts = torch.randint(12, (8, 1), generator=torch.Generator().manual_seed(seed))
         return batch_of((starts + torch.arange(LENGTH + 3)) % 12, lookahead=3)
 
-    train(adapter, model, [counting(seed) for seed in range(150)])
+    train_on_batches(adapter, model, [counting(seed) for seed in range(150)])
     batch = counting(1000)
     with torch.no_grad():
         logits = all_logits(batch)
@@ -144,7 +144,7 @@ def check_a_run_drafts(
             f"run_dir='{folder / 'run'}'",
         ]
     )
-    run = run_training(resolve(composed)).folder
+    run = train(resolve(composed)).folder
     diagnostics = RunFolder(run).read_result()["diagnostics"]
     assert {diagnostic, "acceptance_greedy", "tokens_per_pass_greedy"} <= set(diagnostics)
     capsys.readouterr()

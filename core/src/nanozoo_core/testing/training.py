@@ -61,7 +61,7 @@ def make_muon(params: Iterable[Any], **changes: Any) -> Muon:
     return Muon(params, **muon_settings(from_defaults(MuonConfig)) | changes)
 
 
-def train(
+def train_on_batches(
     adapter: DefaultModelAdapter,
     model: nn.Module,
     batches: Sequence[Batch],

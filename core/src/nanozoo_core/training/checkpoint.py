@@ -7,28 +7,30 @@ flushed to disk and renamed.
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import shutil
-from dataclasses import asdict
+from collections.abc import Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nanozoo_core.errors import CheckpointError
+from nanozoo_core import tensor_files
+from nanozoo_core.errors import CheckpointError, NanozooError
+from nanozoo_core.files import UNFINISHED, remove_unfinished
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.sharding import gather_whole
-from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
+from nanozoo_core.training.claim import Claim
+from nanozoo_core.training.integrity import DamagedCheckpointError, check_files
+from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state, write_state
 from nanozoo_core.training.signals import without_interrupts
 
-TEMPORARY = ".writing-"
+log = logging.getLogger(__name__)
 
-
-class DamagedCheckpointError(CheckpointError):
-    """A file of a checkpoint is missing, cut short or unreadable: an older one may be whole."""
+NOUNS = {"model": "model", "optimizer": "state of the optimiser", "ema": "average of the weights"}
 
 
 def stems(*, is_averaged: bool) -> tuple[str, ...]:
@@ -36,14 +38,14 @@ def stems(*, is_averaged: bool) -> tuple[str, ...]:
     return ("model", "optimizer", *(("ema",) if is_averaged else ()))
 
 
-def check_whole(path: Path, stems: tuple[str, ...]) -> None:
+def check_whole(path: Path, stems: tuple[str, ...], *, verify: bool = True) -> None:
     """Looks at a checkpoint's files without loading them.
 
-    Raises: DamagedCheckpointError when one is missing, truncated or no such file; CheckpointError
-        for a pickle.
+    Raises: DamagedCheckpointError when one is missing, truncated or no such file, or is not as it
+        was written unless told not to `verify`; CheckpointError for a pickle.
     """
     try:
-        read_state(path)
+        state = read_state(path, verify=verify)
     except CheckpointError as error:
         raise DamagedCheckpointError(str(error)) from error
     for stem in stems:
@@ -53,6 +55,44 @@ def check_whole(path: Path, stems: tuple[str, ...]) -> None:
                 opened.keys()
         except (SafetensorError, OSError, ValueError) as error:
             raise _damaged(file, error) from error
+    if verify:
+        check_files(path, state, [f"{stem}.safetensors" for stem in stems])
+
+
+def newest_whole(run: RunFolder, stems: tuple[str, ...], *, verify: bool = True) -> int:
+    """The step of the newest checkpoint whose files can be read; a newer one that cannot is warned
+    of.
+
+    Raises: CheckpointError when there is none, or one is a pickle.
+    """
+    first: CheckpointError | None = None
+    run.latest_checkpoint()
+    for step in reversed(run.checkpoint_steps()):
+        try:
+            check_whole(run.checkpoint(step), stems, verify=verify)
+        except DamagedCheckpointError as error:
+            first = first or error
+            continue
+        if first is not None:
+            log.warning("%s; going on from step %d, the newest that is whole", first, step)
+        return step
+    assert first is not None
+    raise first
+
+
+def best_whole(run: RunFolder, stems: tuple[str, ...], *, verify: bool = True) -> int:
+    """As `newest_whole`, of the checkpoint with the lowest validation score; that newest one where
+    none was scored, or the best is damaged."""
+    newest = newest_whole(run, stems, verify=verify)
+    best = read_state(run.checkpoint(newest), verify=verify).best_step
+    if best is None or not run.checkpoint(best).is_dir():
+        return newest
+    try:
+        check_whole(run.checkpoint(best), stems, verify=verify)
+    except DamagedCheckpointError as error:
+        log.warning("%s; going on from step %d, the newest that is whole", error, newest)
+        return newest
+    return best
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -66,25 +106,46 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     """Copies `tensors` into the model in place.
 
-    Raises: CheckpointError when names or shapes are those of another model.
+    Raises: CheckpointError when names, shapes or types are those of another model.
     """
     targets = dict(model.named_parameters())
     kept = set(model.state_dict(keep_vars=True))
     targets |= {name: b for name, b in model.named_buffers() if name in kept}  # type: ignore[misc]
+    _check_fit(targets, tensors, source)
+    with torch.no_grad():
+        for name, target in targets.items():
+            copy_into(target, tensors[name])
+
+
+def _check_fit(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raises: CheckpointError when names, shapes or types differ."""
     missing = sorted(targets.keys() - tensors.keys())
     foreign = sorted(tensors.keys() - targets.keys())
     if missing or foreign:
         what = f"lacks {missing[0]}" if missing else f"holds the unknown {foreign[0]}"
         raise CheckpointError(f"{source} is a checkpoint of another model: it {what}")
     for name, target in targets.items():
-        if target.shape != tensors[name].shape:
+        there, here = tensors[name], target
+        if there.shape != here.shape:
             raise CheckpointError(
                 f"{source} is a checkpoint of another model: {name} has shape "
-                f"{list(tensors[name].shape)} there and {list(target.shape)} here"
+                f"{list(there.shape)} there and {list(here.shape)} here"
             )
-    with torch.no_grad():
-        for name, target in targets.items():
-            copy_into(target, tensors[name])
+        # Buffers may be of another precision, where a device lacks one.
+        if there.dtype != here.dtype and isinstance(here, nn.Parameter):
+            raise CheckpointError(
+                f"{source} is a checkpoint of another model: {name} has type "
+                f"{_type(there)} there and {_type(here)} here"
+            )
+
+
+def check_average(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Raises: CheckpointError when the averages are not those of all parameters and no others."""
+    _check_fit(dict(model.named_parameters()), tensors, source / "ema.safetensors")
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def copy_into(target: Tensor, source: Tensor) -> None:
@@ -101,36 +162,51 @@ def copy_into(target: Tensor, source: Tensor) -> None:
     target.copy_(source)
 
 
+def table_names(model: nn.Module) -> Set[str]:
+    """Its buffers, which may hold the logarithm of 0."""
+    return {name for name, _ in model.named_buffers()}
+
+
 def save(
     run: RunFolder,
     state: TrainState,
     tensors: dict[str, dict[str, Tensor]],
     *,
     keep: int,
+    tables: Set[str] = frozenset(),
 ) -> Path:
-    """Writes a checkpoint and removes the older ones beyond `keep`, sparing the best.
+    """Writes a checkpoint and removes the older ones beyond `keep`, sparing the best and the last
+    good one.
 
-    Args: tensors: per file stem (model, optimizer, ema), tensors by name.
-    Raises: CheckpointError when the disk refuses; older checkpoints are then untouched.
+    Args:
+        tensors: per file stem (model, optimizer, ema), tensors by name.
+        tables: of the model's tensors, those that may hold the logarithm of 0.
+
+    Raises: CheckpointError when the disk refuses, NonFiniteError for weights that are not finite;
+        older checkpoints are then untouched.
     """
+    for stem, content in tensors.items():
+        allowed = tables if stem == "model" else frozenset()
+        tensor_files.require_finite(content, f"the {NOUNS[stem]}", logarithms=allowed)
     final = run.checkpoint(state.step)
-    temporary = run.checkpoints_path / f"{TEMPORARY}{final.name}"
+    temporary = run.checkpoints_path / f"{UNFINISHED}{final.name}"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_unfinished(run.checkpoints_path)
         temporary.mkdir(parents=True)
+        state.files = {}
         for stem, content in tensors.items():
-            _write_tensors(content, temporary / f"{stem}.safetensors")
-        _write_state(state, temporary / "state.json")
-        for path in temporary.iterdir():
-            _flush(path)
+            digest = tensor_files.write_tensors(temporary / f"{stem}.safetensors", content)
+            state.files[f"{stem}.safetensors"] = [digest]
+        write_state(temporary, state)
+        _flush(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _flush(run.checkpoints_path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"the checkpoint of step {state.step} cannot be written to {run.checkpoints_path}: "
-            f"{_reason(error)}; earlier checkpoints are untouched"
+            f"{_reason(error)}; earlier checkpoints are untouched, and train resume={run} goes on"
         ) from error
     _remove_old(run, state, keep)
     return final
@@ -147,67 +223,74 @@ def renew(run: RunFolder, state: TrainState, model: dict[str, Tensor], *, keep: 
     folder = run.checkpoint(state.step)
     try:
         with without_interrupts():
-            _write_tensors(model, folder / f"{TEMPORARY}model.safetensors")
-            _write_state(state, folder / f"{TEMPORARY}state.json")
-            for name in ("model.safetensors", "state.json"):
-                _flush(folder / f"{TEMPORARY}{name}")
-                (folder / f"{TEMPORARY}{name}").replace(folder / name)
+            remove_unfinished(folder)
+            digest, name = tensor_files.digest_of(model), "model.safetensors"
+            files = read_state(folder, verify=False).files or {}
+            if files.get(name) != [digest]:
+                either = [*files.get(name, []), digest]
+                write_state(folder, replace(state, files=files | {name: either}))
+                tensor_files.write_tensors(folder / name, model)
+            state.files = files | {name: [digest]}
+            write_state(folder, state)
             _flush(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(
-            f"the checkpoint {folder} cannot be written: {_reason(error)}; it is as it was"
+            f"the checkpoint {folder} cannot be written: {_reason(error)}; it is as it was, and "
+            f"train resume={run} goes on"
         ) from error
     _remove_old(run, state, keep)
 
 
 def _remove_old(run: RunFolder, state: TrainState, keep: int) -> None:
-    """Removes all checkpoints but the newest `keep`, the one just written and the best."""
-    spared = {*run.checkpoint_steps()[-keep:], state.step, state.best_step}
+    """Removes all checkpoints but the newest `keep`, the one just written, the best and the last
+    good one."""
+    spared = {*run.checkpoint_steps()[-keep:], state.step, state.best_step, state.last_good_step}
     for step in run.checkpoint_steps():
         if step not in spared:
             shutil.rmtree(run.checkpoint(step), ignore_errors=True)
 
 
-def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})
-
-
-def _write_state(state: TrainState, path: Path) -> None:
-    path.write_text(json.dumps(asdict(state), indent=2) + "\n")
-
-
 def save_on_main(
-    run: RunFolder,
+    claim: Claim,
     state: TrainState,
     tensors: dict[str, dict[str, Tensor]],
     *,
     keep: int,
     ranks: Ranks,
+    tables: Set[str] = frozenset(),
 ) -> None:
-    """`save` on rank 0. Raises: CheckpointError on every rank when the disk refuses."""
-    problem = None
+    """`save` on rank 0, into the folder that is claimed.
+
+    Raises: on every rank, its errors; CheckpointError when the folder is there no more.
+    """
+    problem: NanozooError | None = None
     if ranks.is_main:
         try:
+            claim.check_in_place()
             with without_interrupts():
-                save(run, state, tensors, keep=keep)
-        except CheckpointError as error:
-            problem = str(error)
+                save(claim.folder, state, tensors, keep=keep, tables=tables)
+        except NanozooError as error:
+            problem = error
     problem = ranks.broadcast(problem)
     if problem is not None:
-        raise CheckpointError(problem)
+        raise problem
 
 
-def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, stem: str, *, tables: Set[str] = frozenset()) -> dict[str, Tensor]:
     """The tensors of one file of a checkpoint folder; never unpickles.
 
-    Raises: CheckpointError for a missing, truncated or foreign file.
+    Args: tables: names of those that may hold the logarithm of 0.
+
+    Raises: CheckpointError for a missing, truncated or foreign file; NonFiniteError for the file of
+        a run that has diverged.
     """
     file = _tensor_file(path, stem)
     try:
-        return load_file(file)
+        tensors = tensor_files.read_tensors(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(file, error) from error
+    tensor_files.require_finite(tensors, file, logarithms=tables)
+    return tensors
 
 
 def _tensor_file(path: Path, stem: str) -> Path:
@@ -222,8 +305,9 @@ def _tensor_file(path: Path, stem: str) -> Path:
             )
         raise DamagedCheckpointError(f"{path} is not a checkpoint: it has no {file.name}")
     with file.open("rb") as stream:
-        head = stream.read(8)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+        head = stream.read(9)
+    # Behind the eight bytes of its length, which may be any, the header is JSON.
+    if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise CheckpointError(
             f"{file} is a pickle, which can run code when it is loaded; "
             f"only safetensors files are read"

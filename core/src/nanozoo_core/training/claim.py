@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
-from nanozoo_core.training.run_folder import RunFolder
+from nanozoo_core.training.run_folder import LOCK_NAME, RunFolder
 
 if TYPE_CHECKING:
     from nanozoo_core.machine.ranks import Ranks
 
 RUNS = Path("runs")  # where runs without run_dir go, one folder per model
-LOCK = ".lock"  # held while a process trains in the folder
 
 
 class Claim:
@@ -29,6 +28,16 @@ class Claim:
 
     def __init__(self, folder: RunFolder, lock: FileLock | None) -> None:
         self.folder, self._lock = folder, lock
+        self._identity = None if lock is None else _identity(folder.path)
+
+    def check_in_place(self) -> None:
+        """Raises: CheckpointError when the folder is not the one that was claimed any more."""
+        if self._lock is not None and _identity(self.folder.path) != self._identity:
+            raise CheckpointError(
+                f"{self.folder} has been renamed or removed while the run trained in it, so that "
+                f"nothing more is written; move it back, and go on from its last checkpoint with: "
+                f"train resume={self.folder}"
+            )
 
     def release(self) -> None:
         if self._lock is not None:
@@ -41,6 +50,15 @@ class Claim:
         except BaseException:
             self.release()
             raise
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Of a folder, wherever it lies; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def claim_folder(resumed: RunFolder | None, run_dir: str | None, model: str, ranks: Ranks) -> Claim:
@@ -67,10 +85,11 @@ def _claim_new(run_dir: str | None, model: str) -> Claim:
         if run_dir is None:
             return _hold(_make_folder(path))
         path.mkdir(parents=True, exist_ok=True)
-    _check_empty(path)
+    _check_free(path)
     claim = _hold(RunFolder(path))
-    with claim.released_on_error():
-        _check_empty(path)  # once more: a run that held it before may have ended
+    with claim.released_on_error(), _write_errors(path):
+        _check_free(path)  # once more: a run that held it before may have ended
+        claim.folder.clear()
     return claim
 
 
@@ -86,15 +105,16 @@ def _make_folder(parent: Path) -> RunFolder:
     raise AssertionError("unreachable")
 
 
-def _check_empty(path: Path) -> None:
-    if any(child.name != LOCK for child in path.iterdir()):
+def _check_free(path: Path) -> None:
+    is_empty = all(child.name == LOCK_NAME for child in path.iterdir())
+    if not (is_empty or RunFolder(path).is_barely_begun):
         raise ConfigError(
             f"run_dir={path} is not empty; choose another, or continue that run with resume={path}"
         )
 
 
 def _hold(folder: RunFolder) -> Claim:
-    lock = FileLock(folder.path / LOCK)
+    lock = FileLock(folder.path / LOCK_NAME)
     try:
         with _write_errors(folder.path):
             lock.acquire(timeout=0)

@@ -32,12 +32,17 @@ def describe_model(
     """
     import torch
 
+    from nanozoo_core.machine.memory import addressable
+    from nanozoo_core.training.memory import changed_numbers
     from nanozoo_core.training.plan import plan_run, usual_bytes_per_token
 
     resolved = resolve(compose_config(overrides, recipe=recipe))
     config, model_cfg = resolved.training, resolved.model_cfg
     adapter = load_adapter(config.model)
-    with torch.device("meta"):
+    with (
+        torch.device("meta"),
+        addressable(f"{config.model} with {changed_numbers(config.model, model_cfg)}"),
+    ):
         model = adapter.make_model(model_cfg)
     roles = adapter.parameter_roles(model)
     params = {name: p.numel() for name, p in model.named_parameters()}
@@ -81,11 +86,16 @@ def _activations(resolved: ResolvedConfig, adapter: DefaultModelAdapter, plan: R
     import torch
 
     from nanozoo_core.evaluation import estimate
+    from nanozoo_core.training.memory import WEIGHTS, require_room_for_model
 
     model_cfg, stage = resolved.model_cfg, plan.stages[-1]
     windows = plan.micro_windows(stage)
-    dtype = torch.float32 if resolved.training.dtype == "float32" else torch.bfloat16
+    name = resolved.training.dtype
+    dtype: torch.dtype = torch.bfloat16 if name == "auto" else getattr(torch, name)
     vocabulary = estimate.UnknownVocabulary(resolved.vocab_size)
+    require_room_for_model(
+        adapter, resolved.training.model, model_cfg, torch.device("cpu"), each=WEIGHTS
+    )
     with torch.random.fork_rng(devices=[]):
         model = adapter.build(model_cfg, vocabulary)
     window = estimate.activation_bytes(

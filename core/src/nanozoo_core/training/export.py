@@ -6,17 +6,16 @@ the tokenizer is written here, since it belongs to the run and not to the model.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from safetensors.torch import save_file
 
 from nanozoo_core import registry
 from nanozoo_core.data.hf_tokenizer import hf_tokenizer
 from nanozoo_core.data.tokenizers import SEPARATOR
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
-from nanozoo_core.errors import CheckpointError, ConfigError
+from nanozoo_core.errors import ConfigError
+from nanozoo_core.files import claim_output, write_json, write_text
+from nanozoo_core.tensor_files import require_finite, write_tensors
 from nanozoo_core.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -39,12 +38,13 @@ print(tokenizer.decode(model.generate(ids, max_new_tokens=60)[0], skip_special_t
 """
 
 
-def export_hf(run: LoadedRun, folder: Path) -> None:
+def export_hf(run: LoadedRun, folder: Path, *, force: bool = False) -> None:
     """Writes config.json, model.safetensors, the tokenizer and a README.md into `folder`, from
     which transformers' Auto classes load the model.
 
     Raises: ConfigError when no class of transformers computes what this model does, or the package
-        tokenizers is missing; CheckpointError when the folder holds something else.
+        tokenizers is missing, or the folder holds what was not exported, unless that is forced;
+        NonFiniteError for weights that are not finite.
     """
     found = run.adapter.to_hf(run.model)
     if found is None:
@@ -53,30 +53,24 @@ def export_hf(run: LoadedRun, folder: Path) -> None:
             f"{run.config.model} has no class in transformers that computes the same; models that "
             f"have one: {able}"
         )
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise CheckpointError(f"--output={folder} holds other files; choose another folder")
     config, tensors = found
+    require_finite(tensors, f"the exported {run.config.model}")
     tokenizer = hf_tokenizer(run.vocabulary)
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_output(folder, "nanozoo export", setting="--output", force=force)
     separator = run.vocabulary.separator
     ids = {"bos_token_id": separator, "eos_token_id": separator, "pad_token_id": separator}
-    _write(folder / "config.json", config | ids | {"dtype": "float32"})
-    _write(folder / "generation_config.json", {**ids, "do_sample": True, "temperature": 0.8})
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(on_cpu, folder / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write(folder / "tokenizer_config.json", _tokenizer_config(run))
-    (folder / "README.md").write_text(_card(run, folder), encoding="utf-8")
+    write_json(folder / "config.json", config | ids | {"dtype": "float32"})
+    write_json(folder / "generation_config.json", {**ids, "do_sample": True, "temperature": 0.8})
+    write_tensors(folder / "model.safetensors", tensors)
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(run))
+    write_text(folder / "README.md", _card(run, folder))
 
 
 def exportable_models() -> list[str]:
     """The installed models whose adapter has a `to_hf` of its own."""
     adapters = {name: type(load_adapter(name)) for name in registry.model_modules()}
     return [name for name, cls in adapters.items() if cls.to_hf is not DefaultModelAdapter.to_hf]
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def _tokenizer_config(run: LoadedRun) -> dict[str, Any]:

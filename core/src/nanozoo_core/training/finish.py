@@ -13,6 +13,7 @@ from nanozoo_core.contract import Inspection, SamplingSettings
 from nanozoo_core.data.loader import compression_baselines
 from nanozoo_core.evaluation import inspection
 from nanozoo_core.evaluation.score import Score
+from nanozoo_core.files import null_if_not_finite
 from nanozoo_core.generation.text import generate_tokens
 from nanozoo_core.machine import device as devices
 from nanozoo_core.training import checkpoint
@@ -70,7 +71,7 @@ def conclude(
     )
     result = make_result(setup, state, score, baselines)
     if found is not None:
-        result["diagnostics"] = found.metrics
+        result["diagnostics"] = null_if_not_finite(found.metrics)
     folder.write_samples(make_samples(setup, whole))
     return Finish(score, baselines, found, result)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
+from nanozoo_core.config import TrainingConfig
+from nanozoo_core.errors import OutOfMemoryError
 from nanozoo_core.evaluation.inspection import describe
 from nanozoo_core.evaluation.score import Score
-from nanozoo_core.machine.device import device_name
-from nanozoo_core.machine.terminal import harmless, say
+from nanozoo_core.machine.device import device_name, is_out_of_memory
+from nanozoo_core.machine.terminal import first_line, harmless, say
 from nanozoo_core.training.budget import Budget
 from nanozoo_core.training.finish import Finish
 from nanozoo_core.training.plan import describe_batch
@@ -92,6 +96,32 @@ def say_stopped(step: int, received: int | None, folder: RunFolder, *, is_traine
     say(f"{text}\n  train resume={folder}")
 
 
+@contextmanager
+def told_out_of_memory(config: TrainingConfig) -> Iterator[None]:
+    """Raises: OutOfMemoryError, which says what to lower, for any allocation that fails inside."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size = config.train.micro_batch_tokens
+        now = "null, the whole share of a process" if size is None else size
+        raise OutOfMemoryError(
+            f"out of memory; lower train.micro_batch_tokens (now {now}), which changes nothing but "
+            f"the speed, or eval.batch_tokens (now {config.eval.batch_tokens}) if it was a "
+            f"validation; where one window is too much, lower data.seq_len or the sizes of the "
+            f"model ({first_line(error)})"
+        ) from error
+
+
+def say_saved(step: int, folder: RunFolder) -> None:
+    """Says what an error, which is told after it, has left."""
+    say(
+        f"an error stops the run; step {step} is in a checkpoint. Continue with:\n"
+        f"  train resume={folder}"
+    )
+
+
 def say_aborted(folder: RunFolder) -> None:
     """Says what is left of a run that did not wait for the end of its step."""
     if folder.has_checkpoint:
@@ -100,6 +130,13 @@ def say_aborted(folder: RunFolder) -> None:
     else:
         kept = f"it has no checkpoint yet. Its folder is {folder}"
     say(f"stopped at once by a second Ctrl-C; {kept}")
+
+
+def how_to_go_on(folder: RunFolder) -> str:
+    """With a run that an error has stopped, as the end of a sentence."""
+    if folder.has_checkpoint:
+        return f"then go on with: train resume={folder}"
+    return "then give the same command again"
 
 
 def say_farewell(model: str, state: TrainState, end: Finish, folder: RunFolder) -> None:

@@ -11,7 +11,7 @@ from nanozoo_core.config import TrainConfig, TrainingConfig
 from nanozoo_core.contract import DataStage
 from nanozoo_core.data.loader import BatchStage
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.errors import ConfigError
+from nanozoo_core.errors import ConfigError, all_divisors
 from nanozoo_core.machine.device import PEAK_FLOPS
 from nanozoo_core.training.budget import Budget, plan_budget
 
@@ -159,7 +159,7 @@ def _size(stage: DataStage, train: TrainConfig, world_size: int) -> tuple[int, i
             f"train.micro_batch_tokens={micro_tokens} is less than one window of "
             f"data.seq_len={seq_len} tokens"
         )
-    return windows, per_rank // max(n for n in range(1, most + 1) if per_rank % n == 0)
+    return windows, per_rank // max(n for n in all_divisors(per_rank) if n <= most)
 
 
 def _mean_over_run(stages: Sequence[DataStage], values: Sequence[float]) -> float:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import logging
 import math
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from nanozoo_core.config import LogConfig
+from nanozoo_core.config.overrides import as_written
 from nanozoo_core.data.prepare import PreparedData
 from nanozoo_core.data.tokenizers import save_tokenizer
-from nanozoo_core.errors import CheckpointError
+from nanozoo_core.errors import CheckpointError, WriteError
+from nanozoo_core.files import JsonLines, null_if_not_finite, remove_unfinished, whole_file
 from nanozoo_core.training.run_data import RunData
 from nanozoo_core.training.run_folder import RunFolder, TrainState
-from nanozoo_core.training.tracking import start_wandb
+from nanozoo_core.training.sinks import Sink, TensorBoard
+from nanozoo_core.training.tracking import WeightsAndBiases
+
+log = logging.getLogger(__name__)
 
 
 class RunRecords:
@@ -24,9 +30,8 @@ class RunRecords:
         self.folder = folder
         self.is_main = is_main
         self._log = log
-        self._metrics: Any = None
-        self._tensorboard: Any = None
-        self._wandb: Any = None
+        self._metrics: JsonLines | None = None
+        self._sinks: list[Sink] = []
 
     def open(
         self,
@@ -42,67 +47,73 @@ class RunRecords:
             resumed: what a run that goes on had done at its checkpoint.
             is_trained: only the end of the run is still to be done, its last validation included.
 
-        Raises: CheckpointError when the folder cannot be written.
+        Raises: WriteError, CheckpointError when the folder cannot be written.
         """
         if not self.is_main:
             return
         folder = self.folder
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            folder.write_config(config)
+            remove_unfinished(folder.path)
+            folder.result_path.unlink(missing_ok=True)  # of a run that now trains on
             if resumed is None:
                 save_tokenizer(data.vocabulary, folder.path)
-            RunData.of(data).write(folder)
+            if resumed is None or RunData.read(folder) != RunData.of(data):
+                RunData.of(data).write(folder)
             rows = []
             if resumed is not None:
                 rows = [row for row in folder.read_metrics() if row["step"] <= resumed.step]
-            if resumed is not None and is_trained:
+            # A validation that the checkpoint does not know of is done again.
+            if resumed is not None and (is_trained or resumed.validated_step != resumed.step):
                 rows = [r for r in rows if r["step"] < resumed.step or "val_bpb" not in r]
             folder.write_metrics(rows)
-            folder.result_path.unlink(missing_ok=True)  # of a run that now trains on
-            self._metrics = folder.metrics_path.open("a", buffering=1)
-            if self._log.tensorboard:
-                from tensorboardX import SummaryWriter
-
-                purge = None if resumed is None else resumed.step + 1
-                self._tensorboard = SummaryWriter(str(folder), purge_step=purge)
+            is_same = folder.is_config_whole and folder.read_config() == config
+            if resumed is None or not is_same:  # last: what has one is a run
+                folder.write_config(config)
+            self._metrics = JsonLines(folder.metrics_path)
+        except WriteError:
+            raise
         except OSError as error:
             raise CheckpointError(
                 f"the run folder {folder} cannot be written: {error.strerror or error}"
             ) from error
+        if self._log.tensorboard:
+            step = None if resumed is None else resumed.step
+            self._sinks.append(Sink("TensorBoard", lambda: TensorBoard(folder, resumed_step=step)))
         if self._log.wandb:
-            self._wandb = start_wandb(folder, self._log, config)
+            start = functools.partial(WeightsAndBiases, folder, self._log, as_written(config))
+            self._sinks.append(Sink("Weights & Biases", start))
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends a row to the metrics, and its numbers to TensorBoard and W&B."""
         if not self.is_main:
             return
-        try:
-            self._metrics.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.folder.metrics_path} cannot be written: {error.strerror}"
-            ) from error
+        assert self._metrics is not None
+        self._metrics.append(null_if_not_finite(row))
         numbers = {k: v for k, v in row.items() if k != "step" and isinstance(v, int | float)}
-        if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, row["step"])
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=row["step"])
+        for sink in self._sinks:
+            sink.log(numbers, row["step"])
 
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the result and the plot."""
         if not self.is_main:
             return
         self.folder.write_result(result)
-        plot_losses(self.folder)
+        plot_if_possible(self.folder)
 
     def close(self) -> None:
-        for sink in (self._metrics, self._tensorboard):
-            if sink is not None:
-                sink.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        if self._metrics is not None:
+            self._metrics.close()
+        for sink in self._sinks:
+            sink.close()
+
+
+def plot_if_possible(folder: RunFolder) -> None:
+    """`plot_losses`, or a warning where there is no room for the picture."""
+    try:
+        plot_losses(folder)
+    except WriteError as error:
+        log.warning("%s", error)
 
 
 def plot_losses(folder: RunFolder) -> None:
@@ -113,16 +124,18 @@ def plot_losses(folder: RunFolder) -> None:
     from matplotlib import pyplot as plt
 
     rows = folder.read_metrics()
-    train = [(r["bytes"] / 1e6, r["train_bpb"]) for r in rows if r.get("train_bpb") is not None]
-    val = [(r["bytes"] / 1e6, r["val_bpb"]) for r in rows if r.get("val_bpb") is not None]
+    train, val = (
+        [(r["bytes"] / 1e6, r[key]) for r in rows if math.isfinite(r.get(key) or math.nan)]
+        for key in ("train_bpb", "val_bpb")
+    )
     figure, axes = plt.subplots(figsize=(7, 4.5), dpi=120)
     if train:
         axes.plot(*zip(*train, strict=True), color="tab:blue", alpha=0.6, label="training")
     if val:
         axes.plot(*zip(*val, strict=True), "o-", color="tab:orange", label="validation")
-        lowest = min(y for _, y in val if math.isfinite(y))
+        lowest = min(y for _, y in val)
         axes.set_title(f"{'/'.join(folder.path.parts[-2:])}: {lowest:.3f} bits per byte")
-    values = [y for _, y in train + val if math.isfinite(y)]
+    values = [y for _, y in train + val]
     if values and max(values) > 3 * min(values):
         axes.set_ylim(top=3 * min(values))
     axes.set_xlabel("training text read (MB)")
@@ -131,7 +144,8 @@ def plot_losses(folder: RunFolder) -> None:
     if train or val:
         axes.legend()
     figure.tight_layout()
-    figure.savefig(folder.loss_picture_path)
+    with whole_file(folder.loss_picture_path) as file:
+        figure.savefig(file, format="png")
     plt.close(figure)
 
 

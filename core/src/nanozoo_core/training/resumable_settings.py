@@ -8,6 +8,8 @@ of the run and are not stored.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 from nanozoo_core.errors import CheckpointError, show_value
@@ -24,6 +26,7 @@ RULES = {
     "compile": FREE,
     "resume": START,
     "resume_data": START,
+    "resume_files": START,
     "run_dir": START,
     "data.corpus": KEPT,
     "data.path": FREE,  # what is found there is compared with what the run began with
@@ -83,6 +86,7 @@ RULES = {
     "checkpoint.every": FREE,
     "checkpoint.keep": FREE,
     "distributed.strategy": FREE,
+    "distributed.timeout_seconds": FREE,
     "log.tensorboard": FREE,
     "log.wandb": FREE,
     "log.wandb_project": KEPT,  # the run on Weights & Biases lies there
@@ -108,6 +112,12 @@ def check_settings(folder: RunFolder, settings: dict[str, Any]) -> None:
             f"{key}={show_value(now[key])} differs from the run in {folder}, which has "
             f"{show_value(then[key])}; a resumed run keeps it: leave it out, or start a new run"
         )
+
+
+def kept_digest(stored: dict[str, Any]) -> str:
+    """The sha256 of the settings that are kept. Args: stored: what config.yaml holds."""
+    kept = {key: value for key, value in _leaves(stored).items() if RULES[_ruled(key)] == KEPT}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _ruled(key: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nanozoo_core.config import ResolvedConfig, TrainingConfig, schema, training_config
 from nanozoo_core.errors import CheckpointError, ConfigError
 from nanozoo_core.optim.build import OptimizerSet
-from nanozoo_core.training import checkpoint
+from nanozoo_core.training import checkpoint, integrity
 from nanozoo_core.training.ema import WeightAverage
 from nanozoo_core.training.plan import plan_run
 from nanozoo_core.training.resumable_settings import RULES, START, check_settings
@@ -25,11 +25,26 @@ def config_to_store(config: TrainingConfig, model_cfg: Any) -> dict[str, Any]:
     """The resolved settings, without those that belong to this start alone."""
     stored = schema.to_dict(config)
     stored["model_cfg"] = schema.to_dict(model_cfg)
-    unset = {"resume": None, "resume_data": "same", "run_dir": None}
+    unset = {"resume": None, "resume_data": "same", "resume_files": "same", "run_dir": None}
     stored |= unset
     stored["train"]["stop_after"] = None
     assert {*unset, "train.stop_after"} == {key for key, rule in RULES.items() if rule == START}
     return stored
+
+
+def begun_anew(resolved: ResolvedConfig) -> ResolvedConfig:
+    """The settings of a run that begins in the folder of the one to go on with, where that one was
+    killed before its first checkpoint; else those given."""
+    config = resolved.training
+    assert config.resume is not None
+    folder, step = parse_resume(config.resume)
+    if step is not None or config.run_dir is not None or not folder.is_barely_begun:
+        return resolved
+    log.warning("%s has no checkpoint yet; the run begins anew", folder)
+    anew = replace(
+        config, resume=None, resume_data="same", resume_files="same", run_dir=str(folder)
+    )
+    return replace(resolved, training=anew)
 
 
 def check_resumable(resolved: ResolvedConfig) -> None:
@@ -41,6 +56,9 @@ def check_resumable(resolved: ResolvedConfig) -> None:
     assert config.resume is not None
     folder, _ = parse_resume(config.resume)
     check_settings(folder, config_to_store(config, resolved.model_cfg))
+    state = integrity.newest_state(folder)
+    if config.resume_files == "same" and state is not None:
+        integrity.check_run(folder, state)
     if config.run_dir is not None:
         raise ConfigError(
             f"run_dir={config.run_dir} has no effect with resume={config.resume}, which goes on "
@@ -59,23 +77,26 @@ def take_over(
     config, ranks = setup.config, setup.ranks
     assert config.resume is not None
     stems = checkpoint.stems(is_averaged=average.is_kept)
+    verify = config.resume_files == "same"
     step, problem = None, None
     if ranks.is_main:
         try:
-            step = _choose_step(folder, parse_resume(config.resume)[1], stems)
+            step = _choose_step(folder, parse_resume(config.resume)[1], stems, verify=verify)
         except CheckpointError as error:
             problem = str(error)
     step, problem = ranks.broadcast((step, problem))
     if step is None:
         raise CheckpointError(problem)
     path = folder.checkpoint(step)
-    state = read_state(path, of=config.model)
+    state = read_state(path, of=config.model, verify=verify)
     _check_budget(setup, state, folder)
     _check_position(setup, state, folder)
-    tensors = {stem: checkpoint.read_tensors(path, stem) for stem in stems}
+    tables = checkpoint.table_names(setup.model)
+    tensors = {stem: checkpoint.read_tensors(path, stem, tables=tables) for stem in stems}
     checkpoint.load_model_tensors(setup.model, tensors["model"], path)
     optimizers.load_full_state(tensors["optimizer"])
     if average.is_kept:
+        checkpoint.check_average(setup.model, tensors["ema"], path)
         average.load(tensors["ema"])
     ranks.barrier()
     if ranks.is_main:
@@ -92,7 +113,9 @@ def gather_tensors(
     return tensors | ({"ema": average.tensors()} if average.is_kept else {})
 
 
-def _choose_step(folder: RunFolder, asked: int | None, stems: tuple[str, ...]) -> int:
+def _choose_step(
+    folder: RunFolder, asked: int | None, stems: tuple[str, ...], *, verify: bool
+) -> int:
     steps = folder.checkpoint_steps()
     if asked is not None:
         if asked not in steps:
@@ -101,21 +124,9 @@ def _choose_step(folder: RunFolder, asked: int | None, stems: tuple[str, ...]) -
                 f"resume={folder}@{asked} is not there; {folder} has checkpoints of these steps: "
                 f"{names}"
             )
-        checkpoint.check_whole(folder.checkpoint(asked), stems)
+        checkpoint.check_whole(folder.checkpoint(asked), stems, verify=verify)
         return asked
-    first: CheckpointError | None = None
-    folder.latest_checkpoint()
-    for step in reversed(steps):
-        try:
-            checkpoint.check_whole(folder.checkpoint(step), stems)
-        except checkpoint.DamagedCheckpointError as error:
-            first = first or error
-            continue
-        if first is not None:
-            log.warning("%s; going on from step %d, the newest that is whole", first, step)
-        return step
-    assert first is not None
-    raise first
+    return checkpoint.newest_whole(folder, stems, verify=verify)
 
 
 def _check_budget(setup: Setup, state: TrainState, folder: RunFolder) -> None:

@@ -22,14 +22,15 @@ from nanozoo_core.data.loader import ValidationSet
 from nanozoo_core.data.prepare import prepare
 from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
-from nanozoo_core.errors import CheckpointError
+from nanozoo_core.errors import CheckpointError, NonFiniteError
 from nanozoo_core.evaluation.inspection import inspect_model
 from nanozoo_core.evaluation.score import evaluate
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
-from nanozoo_core.training import checkpoint
+from nanozoo_core.training import checkpoint, integrity
 from nanozoo_core.training.distributed import LossModule
+from nanozoo_core.training.memory import WEIGHTS, require_room_for_model
 from nanozoo_core.training.run_data import RunData
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
 
@@ -56,35 +57,45 @@ def load_run(
     checkpoint: str = "latest",
     device: str = "auto",
     model_overrides: dict[str, Any] | None = None,
+    verify: bool = True,
 ) -> LoadedRun:
     """Loads a checkpoint (latest, best or a step number) of a run.
 
-    Args: model_overrides: settings of the model that scoring and decoding may change.
+    Args:
+        model_overrides: settings of the model that scoring and decoding may change.
+        verify: compare the run's files with the digests that it keeps.
 
-    Raises: CheckpointError when the folder is no run, or the checkpoint is missing, damaged or of a
-        model of another shape.
+    Raises: CheckpointError when the folder is no run, or the checkpoint is missing, damaged,
+        changed or of a model of another shape.
     """
     tune_process()
     stored = RunFolder(folder).read_config()
+    if verify:
+        integrity.check_config(RunFolder(folder))
     config = training_config(stored)
-    path = _find_checkpoint(RunFolder(folder), checkpoint)
+    path = find_checkpoint(RunFolder(folder), checkpoint, config, verify=verify)
+    if verify:
+        integrity.check_run(RunFolder(folder), read_state(path))
     vocabulary = load_tokenizer(folder, config.data)
     changed = stored | {"model_cfg": config.model_cfg | (model_overrides or {})}
     model_cfg = resolve(changed).with_vocabulary(vocabulary.size).model_cfg
     adapter = load_adapter(config.model)
-    model = adapter.build(model_cfg, vocabulary)
-    state = read_weights(model, path, config.model)
     place = devices.resolve_device(device)
+    require_room_for_model(adapter, config.model, model_cfg, place, each=WEIGHTS)
+    model = adapter.build(model_cfg, vocabulary)
+    state = read_weights(model, path, config)
     model.to(place).eval()
     return LoadedRun(folder, config, model_cfg, state, adapter, model, vocabulary, place)
 
 
-def read_weights(model: nn.Module, path: Path, name: str) -> TrainState:
-    """Fills `model` from a checkpoint folder, averaged weights last."""
-    state = read_state(path, of=name)
-    tensors = checkpoint.read_tensors(path, "model")
-    if (path / "ema.safetensors").is_file():
-        tensors |= checkpoint.read_tensors(path, "ema")
+def read_weights(model: nn.Module, path: Path, config: TrainingConfig) -> TrainState:
+    """Fills `model` from what `find_checkpoint` has found, averaged weights where there are any."""
+    state = read_state(path, of=config.model, verify=False)
+    tensors = checkpoint.read_tensors(path, "model", tables=checkpoint.table_names(model))
+    if config.train.ema > 0:
+        average = checkpoint.read_tensors(path, "ema")
+        checkpoint.check_average(model, average, path)
+        tensors |= average
     checkpoint.load_model_tensors(model, tensors, path)
     return state
 
@@ -94,16 +105,21 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
     settings = schema.to_dict(run.config.eval) | overrides
     evaluation = schema.from_dict(EvalConfig, settings, "eval")
     validation, fingerprint = validation_set(run, evaluation.bytes)
-    result = evaluate(
-        LossModule(run.model, run.adapter),
-        validation,
-        Ranks(),
-        likelihood=run.adapter.likelihood,
-        draws=evaluation.draws,
-        batch_tokens=evaluation.batch_tokens,
-        device=run.device,
-        dtype=devices.resolve_dtype(run.config.dtype, run.device),
-    )
+    try:
+        result = evaluate(
+            LossModule(run.model, run.adapter),
+            validation,
+            Ranks(),
+            likelihood=run.adapter.likelihood,
+            draws=evaluation.draws,
+            batch_tokens=evaluation.batch_tokens,
+            device=run.device,
+            dtype=devices.resolve_dtype(run.config.dtype, run.device),
+        )
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"{error} at step {run.state.step} of {run.folder}; use an earlier --checkpoint"
+        ) from error
     return {
         "model": run.config.model,
         "run": str(run.folder),
@@ -148,15 +164,22 @@ def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
     return validation, data.fingerprint
 
 
-def _find_checkpoint(folder: RunFolder, which: str) -> Path:
-    if which == "latest":
-        return folder.latest_checkpoint()
-    if which == "best":
-        return folder.best_checkpoint()
-    path = folder.checkpoint(int(which)) if which.isdigit() else None
+def find_checkpoint(
+    folder: RunFolder, which: str, config: TrainingConfig, *, verify: bool = True
+) -> Path:
+    """The folder of the latest or the best checkpoint that is whole, or of a step.
+
+    Raises: CheckpointError when there is none.
+    """
+    stems = ("model", "ema") if config.train.ema > 0 else ("model",)
+    if which in ("latest", "best"):
+        find = checkpoint.newest_whole if which == "latest" else checkpoint.best_whole
+        return folder.checkpoint(find(folder, stems, verify=verify))
+    path = folder.checkpoint(int(which)) if which.isascii() and which.isdigit() else None
     if path is None or not path.is_dir():
         steps = ", ".join(map(str, folder.checkpoint_steps())) or "none"
         raise CheckpointError(
             f"--checkpoint={which} is not in {folder}; use latest, best or one of: {steps}"
         )
+    checkpoint.check_whole(path, stems, verify=verify)
     return path

@@ -20,6 +20,7 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.machine.terminal import say
+from nanozoo_core.training import memory
 from nanozoo_core.training.plan import RunPlan, plan_run
 from nanozoo_core.training.run_data import check_same_data, own_vocabulary
 from nanozoo_core.training.run_folder import parse_resume
@@ -62,6 +63,7 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
         check_same_data(run, data, accept=config.resume_data == "accept")
     adapter = load_adapter(config.model)
     model_cfg = resolved.with_vocabulary(data.vocabulary.size).model_cfg
+    memory.require_room_for_model(adapter, config.model, model_cfg, device, each=memory.TRAINED)
     plan = plan_run(
         config,
         adapter,
@@ -79,6 +81,7 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = adapter.build(model_cfg, data.vocabulary)
+    memory.require_room_for_batch(config, plan, model, device)
     model = model.to(device)
     adapter.prepare_model(model, _statistics_batches(loader, plan, device, 0))
     return Setup(

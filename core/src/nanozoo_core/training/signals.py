@@ -11,9 +11,18 @@ import torch
 from nanozoo_core.machine.ranks import Ranks
 
 
+def ending_signals() -> list[signal.Signals]:
+    """What asks a process to end: SIGTERM, and where there is one SIGHUP, of a terminal that is
+    closed, unless nohup had it ignored."""
+    if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        return [signal.SIGTERM]
+    return [signal.SIGTERM, signal.SIGHUP]
+
+
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C instead of dying; a second Ctrl-C interrupts at once."""
+    """Collects Ctrl-C and what `ending_signals` lists instead of dying; a second Ctrl-C interrupts
+    at once."""
     received: list[int] = []
 
     def note(number: int, _frame: object) -> None:
@@ -22,7 +31,7 @@ def catch_signals() -> Iterator[list[int]]:
         received.append(number)
 
     try:
-        previous = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+        previous = {s: signal.signal(s, note) for s in (signal.SIGINT, *ending_signals())}
     except ValueError:  # not the main thread: whoever owns it handles signals
         yield received
         return

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanozoo_core.errors import NonFiniteError
 from nanozoo_core.machine.ranks import Ranks
-from nanozoo_core.training.run_folder import RunFolder
+from nanozoo_core.training.divergence import diverged
+from nanozoo_core.training.loss_scale import LossScale
+from nanozoo_core.training.run_folder import RunFolder, TrainState
 
 
 class StepMetrics:
@@ -29,21 +30,22 @@ class StepMetrics:
         """Adds what is known of the whole step, the same on every rank."""
         self._means |= metrics
 
-    def check_finite(self, grad_norm: Tensor, step: int, folder: RunFolder) -> None:
-        """Raises: NonFiniteError on every rank if any rank has a loss or gradient that is not
-        finite, before weights change."""
+    def check_finite(
+        self, grad_norm: Tensor, state: TrainState, folder: RunFolder, scale: LossScale
+    ) -> bool:
+        """Whether the step can be taken, the same on every rank; not so with gradients that are not
+        finite under a loss scale which can fall: they are to be computed again.
+
+        Raises: NonFiniteError on every rank if any rank has a loss or gradient that is not finite,
+        before weights change."""
         loss = self._means["loss"]
         wrong = torch.stack([~loss.isfinite(), ~grad_norm.isfinite()]).to(torch.float32)
         bad_loss, bad_gradient = self._ranks.max(wrong).tolist()
-        if not (bad_loss or bad_gradient):
-            return
+        if not bad_loss and (not bad_gradient or scale.can_fall):
+            return not bad_gradient
         what = "loss" if bad_loss else "gradient norm"
-        good = folder.latest_checkpoint() if folder.has_checkpoint else "none yet"
-        raise NonFiniteError(
-            f"the {what} is not finite at step {step}; the weights were not touched "
-            f"and the last good checkpoint is {good}; a lower optim.lr or a longer optim.warmup "
-            f"usually helps"
-        )
+        sentence = f"the {what} is not finite at step {state.step}, before the weights were touched"
+        raise diverged(sentence + scale.remark, state, folder)
 
     def over_ranks(self, *, with_means: bool) -> tuple[int, dict[str, float]]:
         """The bytes of the whole step, and the means of its metrics over ranks where they are asked

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from types import ModuleType
 from typing import Any
 
 from nanozoo_core.config import LogConfig
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.files import read_json, write_json
 from nanozoo_core.training.run_folder import RunFolder
 
 DEFAULT_PROJECT = "nanozoo"
@@ -34,11 +34,28 @@ def start_wandb(folder: RunFolder, log: LogConfig, config: dict[str, Any]) -> An
     """
     wandb = import_wandb()
     if folder.wandb_path.is_file():
-        known = json.loads(folder.wandb_path.read_text())
+        known = read_json(
+            folder.wandb_path,
+            lambda stored: {key: stored[key] for key in ("project", "entity", "id")},
+            remedy="remove it to begin another run there",
+        )
     else:
         project = log.wandb_project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT
         known = {"project": project}
     run = wandb.init(**known, resume="allow", name="/".join(folder.path.parts[-2:]), config=config)
     stored = {"project": run.project, "entity": run.entity, "id": run.id}
-    folder.wandb_path.write_text(json.dumps(stored, indent=2) + "\n")
+    write_json(folder.wandb_path, stored)
     return run
+
+
+class WeightsAndBiases:
+    """The run there, as a service that takes rows."""
+
+    def __init__(self, folder: RunFolder, log: LogConfig, config: dict[str, Any]) -> None:
+        self._run = start_wandb(folder, log, config)
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        self._run.log(numbers, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.contract import Step
+from nanozoo_core.errors import NonFiniteError, WriteError
 from nanozoo_core.evaluation.score import Score, evaluate
 from nanozoo_core.likelihood import bits_per_byte, target_bytes
 from nanozoo_core.machine import device as devices
@@ -24,9 +27,13 @@ from nanozoo_core.optim.groups import describe
 from nanozoo_core.training import checkpoint, finish, messages, records
 from nanozoo_core.training.claim import claim_folder
 from nanozoo_core.training.distributed import LossModule, parallelize, reshard, set_gradient_sync
+from nanozoo_core.training.divergence import diverged
 from nanozoo_core.training.ema import WeightAverage
-from nanozoo_core.training.parts import seed_dropout, with_totals
+from nanozoo_core.training.integrity import note_run
+from nanozoo_core.training.loss_scale import LossScale
+from nanozoo_core.training.parts import Part, seed_dropout, with_totals
 from nanozoo_core.training.resume import (
+    begun_anew,
     check_resumable,
     config_to_store,
     gather_tensors,
@@ -37,6 +44,8 @@ from nanozoo_core.training.setup import set_up
 from nanozoo_core.training.signals import agreed_signal, catch_signals
 from nanozoo_core.training.step_metrics import StepMetrics
 from nanozoo_core.training.tracking import import_wandb
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +63,9 @@ def train(config: ResolvedConfig) -> Result:
     Raises: NanozooError for whatever the user can mend, before anything is written.
     """
     tune_process()
-    with process_group(config.training.device) as ranks:
+    settings = config.training
+    waits = settings.distributed.timeout_seconds
+    with process_group(settings.device, waits) as ranks, messages.told_out_of_memory(settings):
         trainer = Trainer(config, ranks)
         try:
             with catch_signals() as interrupts:
@@ -63,6 +74,8 @@ def train(config: ResolvedConfig) -> Result:
             if ranks.is_main:
                 messages.say_aborted(trainer.folder)
             return Result(trainer.folder.path, signal=signal.SIGINT)
+        except WriteError as error:
+            raise WriteError(f"{error}; {messages.how_to_go_on(trainer.folder)}") from error
         finally:
             trainer.claim.release()
 
@@ -71,6 +84,8 @@ class Trainer:
     """One run: model, data, optimisers, and the state that checkpoints hold."""
 
     def __init__(self, resolved: ResolvedConfig, ranks: Ranks) -> None:
+        if resolved.training.resume is not None:
+            resolved = begun_anew(resolved)
         if resolved.training.resume is not None:
             check_resumable(resolved)
         if resolved.training.log.wandb:
@@ -98,9 +113,13 @@ class Trainer:
         self.folder = self.claim.folder
         self.settings = config_to_store(config, setup.model_cfg)
         self.state = TrainState(model=config.model)
+        self.saved_step: int | None = None  # of the newest checkpoint
+        self.is_whole = True  # whether weights and state are those of one step
         if resumed is not None:
             with self.claim.released_on_error():
                 self.state = take_over(setup, resumed, self.optimizers, self.average)
+            self.saved_step = self.state.step
+        self.loss_scale = LossScale(setup.dtype, self.optimizers, self.state)
         self.records = records.RunRecords(self.folder, config.log, is_main=ranks.is_main)
 
     # -- the loop -------------------------------------------------------------------------------
@@ -115,6 +134,7 @@ class Trainer:
             data=self.setup.data,
         )
         if self.ranks.is_main:
+            note_run(self.folder, state)
             messages.introduce(self.setup, state, self.group_table, self.folder)
         bar = messages.Progress(config.model, budget, state, is_shown=self.ranks.is_main)
         try:
@@ -138,6 +158,11 @@ class Trainer:
                     return self._leave(interrupted)
             bar.close()
             return self._finish(interrupts)
+        except NonFiniteError:
+            raise
+        except Exception:
+            self._save_after_an_error()
+            raise
         finally:
             bar.close()
             self.records.close()
@@ -160,27 +185,28 @@ class Trainer:
             world_size=self.ranks.world_size,
             num_micro_steps=stage.num_micro_steps,
         )
-        seed_dropout(step)
-        self.adapter.before_step(self.model, step)
-        measured = StepMetrics(self.ranks, self.device, stage.num_micro_steps)
-        parts = []
+        # Until the weights move they are those of the last step, and so is the rest of the state
+        # but for gradients that wait for a later step.
+        self.is_whole = not self.optimizers.has_waiting
+        self._prepare(step)
+        parts: list[Part] = []
         for micro_step in range(stage.num_micro_steps):
             first = (micro_step * self.ranks.world_size + self.ranks.rank) * micro_windows
             batch = setup.loader.batch(state.step, first, micro_windows).to(self.device)
             parts.append((batch, dataclasses.replace(step, micro_step=micro_step)))
-        for batch, part in with_totals(
+        parts = with_totals(
             self.adapter, self.wrapped, parts, self.ranks, device=self.device, dtype=setup.dtype
-        ):
-            set_gradient_sync(self.wrapped, part.micro_step == stage.num_micro_steps - 1)
-            seed_dropout(part)
-            with devices.autocast(self.device, setup.dtype):
-                loss, metrics = self.wrapped(batch, part)
-            (loss / stage.num_micro_steps).backward()
-            measured.add(loss, metrics, target_bytes(batch, setup.data.vocabulary))
-        with torch.no_grad():
-            self.adapter.before_update(self.model, step, self.optimizers.optimizers)
-        grad_norm = self.optimizers.clip(config.train.grad_clip)
-        measured.check_finite(grad_norm, state.step, self.folder)
+        )
+        self.loss_scale.begin()
+        measured, grad_norm = self._gradients(step, parts)
+        while not measured.check_finite(grad_norm, state, self.folder, self.loss_scale):
+            self.loss_scale.fall()
+            self._prepare(step)
+            measured, grad_norm = self._gradients(step, parts)
+        self.loss_scale.count()
+        if self.saved_step == state.step:
+            state.last_good_step = state.step
+        self.is_whole = False
         self.optimizers.step()
         self.optimizers.zero_grad()
         with torch.no_grad():
@@ -190,7 +216,30 @@ class Trainer:
         elapsed = time.perf_counter() - started
         if config.train.max_seconds is not None:  # every rank must agree on the clock
             elapsed = self.ranks.broadcast(elapsed)
-        return self._count(number, elapsed, measured, grad_norm)
+        row = self._count(number, elapsed, measured, grad_norm)
+        self.is_whole = True
+        return row
+
+    def _prepare(self, step: Step) -> None:
+        """Tells the model which step begins, or begins again."""
+        seed_dropout(step)
+        self.adapter.before_step(self.model, step)
+
+    def _gradients(self, step: Step, parts: Sequence[Part]) -> tuple[StepMetrics, Tensor]:
+        """Leaves the clipped gradients of a global batch in the parameters; returns what was
+        measured on the way, and their norm before."""
+        measured = StepMetrics(self.ranks, self.device, step.num_micro_steps)
+        for batch, part in parts:
+            set_gradient_sync(self.wrapped, part.micro_step == step.num_micro_steps - 1)
+            seed_dropout(part)
+            with devices.autocast(self.device, self.setup.dtype):
+                loss, metrics = self.wrapped(batch, part)
+            (loss / step.num_micro_steps * self.loss_scale.factor).backward()
+            measured.add(loss, metrics, target_bytes(batch, self.setup.data.vocabulary))
+        self.loss_scale.unscale()
+        with torch.no_grad():
+            self.adapter.before_update(self.model, step, self.optimizers.optimizers)
+        return measured, self.optimizers.clip(self.config.train.grad_clip)
 
     def _count(
         self, stage: int, elapsed: float, measured: StepMetrics, grad_norm: Tensor
@@ -229,7 +278,10 @@ class Trainer:
         return is_due and state.validated_step != state.step
 
     def _validate(self, *, draws: int) -> Score:
-        """Scores the averaged weights, and remembers the best score."""
+        """Scores the averaged weights, and remembers the best score.
+
+        Raises: NonFiniteError when the run has diverged.
+        """
         state, setup = self.state, self.setup
         if self.adapter.likelihood == "exact":
             draws = 1
@@ -238,17 +290,20 @@ class Trainer:
             self.average.lent_to_the_model(),
             messages.validation_bar(num_windows, is_shown=self.ranks.is_main) as bar,
         ):
-            score = evaluate(
-                self.module,
-                setup.validation,
-                self.ranks,
-                likelihood=self.adapter.likelihood,
-                draws=draws,
-                batch_tokens=self.config.eval.batch_tokens,
-                device=self.device,
-                dtype=setup.dtype,
-                on_progress=bar.update,
-            )
+            try:
+                score = evaluate(
+                    self.module,
+                    setup.validation,
+                    self.ranks,
+                    likelihood=self.adapter.likelihood,
+                    draws=draws,
+                    batch_tokens=self.config.eval.batch_tokens,
+                    device=self.device,
+                    dtype=setup.dtype,
+                    on_progress=bar.update,
+                )
+            except NonFiniteError as error:
+                raise diverged(f"{error} at step {state.step}", state, self.folder) from error
             reshard(self.wrapped)
         if state.best_bpb is None or score.bits_per_byte < state.best_bpb:
             state.best_bpb, state.best_step = score.bits_per_byte, state.step
@@ -262,15 +317,37 @@ class Trainer:
 
     def _save(self) -> None:
         tensors = gather_tensors(self.model, self.optimizers, self.average)
+        tables = checkpoint.table_names(self.model)
         keep = self.config.checkpoint.keep
-        checkpoint.save_on_main(self.folder, self.state, tensors, keep=keep, ranks=self.ranks)
+        self.is_whole = False  # for what one attempt cannot save another cannot
+        try:
+            checkpoint.save_on_main(
+                self.claim, self.state, tensors, keep=keep, ranks=self.ranks, tables=tables
+            )
+        except NonFiniteError as error:
+            sentence = f"{error} at step {self.state.step}, which is not saved"
+            raise diverged(sentence, self.state, self.folder) from error
+        self.saved_step, self.is_whole = self.state.step, True
+
+    def _save_after_an_error(self) -> None:
+        """Keeps what was trained since the last checkpoint. On several ranks it does not: a save is
+        their common work, and the others do not know of the error."""
+        is_new = self.state.step not in (0, self.saved_step)
+        if self.ranks.world_size > 1 or not self.is_whole or not is_new:
+            return
+        try:
+            self._save()
+        except Exception as error:  # such as that of a full disk, which may have led here
+            log.warning("step %d is lost, because it cannot be saved: %s", self.state.step, error)
+            return
+        messages.say_saved(self.state.step, self.folder)
 
     def _leave(self, received: int | None) -> Result:
         """Ends an unfinished run, with its checkpoint written."""
         if self.ranks.is_main:
             is_trained = self.budget.is_spent(self.state.step, self.state.seconds)
             messages.say_stopped(self.state.step, received, self.folder, is_trained=is_trained)
-            records.plot_losses(self.folder)
+            records.plot_if_possible(self.folder)
         return Result(self.folder.path, signal=received)
 
     def _finish(self, interrupts: list[int]) -> Result:
@@ -281,8 +358,10 @@ class Trainer:
         whole = finish.whole_model(self.setup, self.average, self.folder)
         finish.calibrate(self.setup, whole, self.state.step)
         score = self._validate(draws=self.config.eval.draws)
+        self.state.last_good_step = self.state.step
         tensors = checkpoint.model_tensors(self.model)
         if self.ranks.is_main:
+            self.claim.check_in_place()
             checkpoint.renew(self.folder, self.state, tensors, keep=self.config.checkpoint.keep)
         if (received := agreed_signal(interrupts, self.ranks, self.device)) is not None:
             return self._leave(received)

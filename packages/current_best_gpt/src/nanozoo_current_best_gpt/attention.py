@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_core.nn.attention import attend, sdpa
 from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_core.nn.norms import rms_norm
-from nanozoo_core.nn.rotary import apply_rotary
+from nanozoo_core.nn.rotary import Angles, apply_rotary
 from nanozoo_current_best_gpt.cache import RingCache
 from nanozoo_current_best_gpt.coefficients import Named, add_gain
 from nanozoo_current_best_gpt.config import VALUE_GATE_DIMS, CurrentBestConfig
 
 EPS = 2.0**-23  # of float32: the embedding's entries are about 0.005, which 1e-6 would damp
-Angles = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def mix_masked(
     q: Tensor, k: Tensor, v: Tensor, read: Tensor, write: Tensor, mask: Tensor
 ) -> Tensor:
     """`mix_heads` with the keys of each query given by a mask (B, 1, T, S)."""
-    precision = torch.promote_types(q.dtype, torch.float32)
+    precision = wide_dtype(q)
     scores = (q @ k.mT).to(precision) / math.sqrt(q.shape[-1])  # (B, H, T, S)
     probs = scores.masked_fill(~mask, -1e30).softmax(-1)
     mixed = (by_head(read).to(precision) * probs).sum(1, keepdim=True)  # (B, 1, T, S)

@@ -314,10 +314,6 @@ class CurrentBestConfig(ControlConfig):
         return problems
 
     @property
-    def head_dim(self) -> int:
-        return self.model_dim // self.num_heads
-
-    @property
     def rotary_dim(self) -> int:
         """Channels of a head that turn."""
         return int(self.rope_fraction * self.head_dim)

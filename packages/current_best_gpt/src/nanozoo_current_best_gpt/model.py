@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import wide_dtype, widened
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_current_best_gpt import schedule
 from nanozoo_current_best_gpt.attention import EPS, Angles, View
@@ -225,7 +226,7 @@ class CurrentBestGPT(nn.Module):
                 legal = positions.clamp(max=cache.max_length - 1)
                 documents = cache.documents.gather(1, legal)
         # Low precision cannot hold the angle of a late position.
-        precision = torch.promote_types(self.embedding.weight.dtype, torch.float32)
+        precision = wide_dtype(self.embedding.weight)
         frequencies = torch.tensor(
             schedule.rotary_frequencies(config, stage), dtype=precision, device=tokens.device
         )
@@ -276,7 +277,7 @@ class CurrentBestGPT(nn.Module):
         if self.logit_softcap is None:
             return z
         assert self.output_bias is not None
-        z = z.to(torch.promote_types(z.dtype, torch.float32)) + self.output_bias
+        z = widened(z) + self.output_bias
         return self.logit_softcap * (torch.tanh(z / self.logit_softcap) + 1)
 
     def forward(self, tokens: Tensor, cache: RingCache | None = None) -> Tensor:

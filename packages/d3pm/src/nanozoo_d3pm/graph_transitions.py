@@ -61,7 +61,7 @@ class GraphTransition(Transition):
         return True
 
     def prior_kl(self, tokens: Tensor) -> Tensor:
-        return self.prior[tokens].cpu()
+        return self.prior[tokens.to(self.prior.device)].cpu()
 
     def _tau_at(self, t: Tensor) -> Tensor:
         tau = self.tau[t.to(self.tau.device)]
@@ -173,18 +173,21 @@ class Spectral(GraphTransition):
         self._set_prior(kl)
 
     def _diffuse(self, x: Tensor, tau: Tensor, dtype: torch.dtype) -> Tensor:
-        basis = self.eigenvectors.to(dtype)
-        decay = (tau[:, None] * self.eigenvalues).exp().to(dtype)  # (B, V)
+        basis, decay = self._spectrum(tau, x, dtype)
         probs = ((basis[x] * decay[:, None]) @ basis.T).clamp(min=0)  # (B, L, V)
-        still = (tau == 0)[:, None, None]
+        still = (tau == 0)[:, None, None].to(x.device)
         return torch.where(still, one_hot(x, self.vocab_size, dtype), probs)
+
+    def _spectrum(self, tau: Tensor, like: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The basis (V, V) and what is left of each of its vectors, (B, V), beside `like`."""
+        decay = (tau[:, None] * self.eigenvalues).exp()
+        return self.eigenvectors.to(like.device, dtype), decay.to(like.device, dtype)
 
     def _corrupt(self, tokens: Tensor, t: Tensor, uniforms: Tensor) -> Tensor:
         return draw_categorical(self.row(tokens, t, torch.float32), uniforms)
 
     def log_mix(self, log_probs: Tensor, t: Tensor) -> Tensor:
-        basis = self.eigenvectors.to(log_probs.dtype)
-        decay = (self._tau_at(t)[:, None] * self.eigenvalues).exp().to(log_probs.dtype)
+        basis, decay = self._spectrum(self._tau_at(t), log_probs, log_probs.dtype)
         return log_product(log_probs, lambda p: ((p @ basis) * decay[:, None]) @ basis.T, t)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from nanozoo_core.diffusion.bounds import DiscreteCounts
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.precision import finest_dtype
 from nanozoo_core.ops.categorical import draw_categorical
 from nanozoo_d3pm import schedules
 
@@ -32,6 +34,8 @@ class Transition(nn.Module, ABC):
 
     Times t and s are (B,) int64 on the CPU, tokens (B, L). `mask_id` is the id of the mask, or
     None; with `terminal_mask` step T turns every token into it, whatever came before.
+
+    Tables in float64 stay on the CPU where the model moves to a device that has none.
     """
 
     def __init__(
@@ -44,6 +48,13 @@ class Transition(nn.Module, ABC):
         self.terminal_mask = terminal_mask
         self.mask_id = num_states if terminal_mask else None
         self.num_input_ids = num_states + terminal_mask
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to` and the like do to the buffers."""
+        place = fn(torch.empty(0, device="cpu")).device
+        if finest_dtype(place) == torch.float64:
+            return super()._apply(fn, recurse)
+        return super()._apply(lambda x: x if x.dtype == torch.float64 else fn(x), recurse)
 
     def fit(self, unigram: Tensor, vectors: Tensor | None) -> None:
         """Takes what depends on the data: token frequencies (V,) and, for graphs, unit vectors

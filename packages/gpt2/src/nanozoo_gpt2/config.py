@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from nanozoo_core.config import TrainingConfig
+from nanozoo_core.config.ranges import Layers
 from nanozoo_core.errors import Problems
 
 
@@ -35,7 +36,7 @@ class GPT2Config:
     """Length of the position table, the longest text the model can read; null is data.seq_len."""
     preset: Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] | None
     """A released size: sets num_layers, num_heads and model_dim."""
-    num_layers: int | None
+    num_layers: Layers | None
     """Blocks; null is the preset's, or 4."""
     model_dim: int | None
     """Width of the residual stream; null is the preset's, or 128."""

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nanozoo_core.config import model_config
 from nanozoo_core.errors import CheckpointError
+from nanozoo_core.files import write_json
+from nanozoo_core.tensor_files import write_tensors
 from nanozoo_gpt2.config import GPT2Config
 from nanozoo_gpt2.model import GPT2
 
@@ -162,6 +164,5 @@ def load_weights(model: GPT2, theirs: Mapping[str, Tensor]) -> None:
 def save_pretrained(model: GPT2, folder: Path) -> None:
     """Writes `config.json` and `model.safetensors`, which transformers' GPT2LMHeadModel loads."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(to_hf_config(model.config), indent=2)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    save_file(to_hf_state_dict(model), folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", to_hf_config(model.config))
+    write_tensors(folder / "model.safetensors", to_hf_state_dict(model))

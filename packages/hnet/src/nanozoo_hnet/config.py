@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from nanozoo_core.config.ranges import Layers
 from nanozoo_core.errors import Problems, divisors
 from nanozoo_hnet.layout import StageLayout, parse_layout
 from nanozoo_hnet.sizes import SIZES
@@ -59,9 +60,9 @@ class HNetConfig:
     ssm_cfg where these are null."""
     arch_layout: list[Any] | None
     """Nested [encoder, [main], decoder]; m Mamba-2, t attention, capitals with an MLP, e.g. T12."""
-    num_compression_layers: int | None
+    num_compression_layers: Layers | None
     """Shorthand instead of arch_layout: layers of the encoder and of the decoder, all m."""
-    num_main_layers: int | None
+    num_main_layers: Layers | None
     """Shorthand instead of arch_layout: layers of the main network, all T."""
     model_dim: int | list[int] | None
     """Width of each stage, never falling inwards."""
@@ -251,13 +252,17 @@ class HNetConfig:
             return None
         return stages
 
+    def _listed(self, num_stages: int) -> dict[str, tuple[object, int, str]]:
+        """The settings that may be lists: value, length, and what each entry is for."""
+        keys = ("model_dim", "mlp_dim", "num_heads", "rotary_emb_dim", "window_size")
+        return {key: (getattr(self, key), num_stages, "stage") for key in keys}
+
     def _check_lists(self, p: Problems, num_stages: int) -> bool:
         good = True
-        for key in ("model_dim", "mlp_dim", "num_heads", "rotary_emb_dim", "window_size"):
-            value = getattr(self, key)
+        for key, (value, count, what) in self._listed(num_stages).items():
             good &= p.require(
-                not isinstance(value, list) or len(value) == num_stages,
-                f"model_cfg.{key}={value} must have {num_stages} values, one for each stage of "
+                not isinstance(value, list) or len(value) == count,
+                f"model_cfg.{key}={value} must have {count} value(s), one for each {what} of "
                 f"model_cfg.arch_layout={self.arch_layout}",
             )
         return good

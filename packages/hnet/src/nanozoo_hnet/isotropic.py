@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import widened
 from nanozoo_core.nn.feed_forward import SwiGLU
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.layout import Layer
@@ -74,15 +75,12 @@ class Isotropic(nn.Module):
         return [block.mixer.empty_state(batch_size, max_length) for block in self.each_block()]
 
     def forward(
-        self,
-        x: Tensor,
-        states: list[Any] | None = None,
-        lengths: Tensor | None = None,
+        self, x: Tensor, states: list[Any] | None = None, lengths: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """(B, L, D) -> (B, L, D). With `states` (empty ones) it leaves in them what lies behind
         each row's end (`lengths`); nothing passes between `documents` (B, L)."""
-        r = x if x.dtype == torch.float64 else x.float()
+        r = widened(x)
         for block, state in zip(
             self.each_block(), states or [None] * len(self.blocks), strict=True
         ):
@@ -91,7 +89,7 @@ class Isotropic(nn.Module):
 
     def step(self, x: Tensor, states: list[Any], rows: Tensor | None = None) -> Tensor:
         """One position, (R, D) -> (R, D), of all rows or of `rows` (R,)."""
-        r = x if x.dtype == torch.float64 else x.float()
+        r = widened(x)
         for block, state in zip(self.each_block(), states, strict=True):
             r = block.step(r, state, rows)
         return self.norm(r)

@@ -93,12 +93,9 @@ class Attention(nn.Module):
         )  # fmt: skip
 
     def forward(
-        self,
-        x: Tensor,
-        state: AttentionState | None = None,
-        lengths: Tensor | None = None,
+        self, x: Tensor, state: AttentionState | None = None, lengths: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         q, k, v = self._project(x, torch.arange(x.shape[1], device=x.device))
         if state is None:
             y = attend(q, k, v, window=self.window, documents=documents)  # (B, H, L, K)

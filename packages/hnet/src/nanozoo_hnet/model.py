@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_core.machine.uncompiled import uncompiled
+from nanozoo_core.ops.backend import segment_starts
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.isotropic import Block, Isotropic
 from nanozoo_hnet.kernels.dechunk import dechunk, smooth
@@ -165,7 +166,7 @@ class ChunkedStage(nn.Module):
             encoder=self.encoder.empty_states(batch_size, max_length),
             chunker=self.chunker.init_state(batch_size, weight.device),
             smoothed=torch.zeros(
-                batch_size, weight.shape[0], device=weight.device, dtype=_full(weight)
+                batch_size, weight.shape[0], device=weight.device, dtype=wide_dtype(weight)
             ),
             inner=self.inner.empty_state(batch_size, inner_length),
             decoder=self.decoder.empty_states(batch_size, max_length),
@@ -195,7 +196,7 @@ class ChunkedStage(nn.Module):
         ends = None if state is None else lengths
         h = self.encoder(self.widen(x), state and state.encoder, ends, documents)  # (B, L, D)
 
-        starts = None if documents is None else _document_starts(documents)
+        starts = None if documents is None else segment_starts(documents)
         routing = self._decide(h, tokens, lengths, starts)
         probs, boundaries = routing.probs, routing.boundaries  # (B, L)
         kept, order = self._pack(boundaries)  # (B, L), (B, M)
@@ -238,7 +239,7 @@ class ChunkedStage(nn.Module):
     ) -> list[Routing]:
         """The decisions of `forward` alone, which need no decoder and no main network."""
         h = self.encoder(self.widen(x), None, None, documents)
-        starts = None if documents is None else _document_starts(documents)
+        starts = None if documents is None else segment_starts(documents)
         routing = self._decide(h, tokens, lengths, starts)
         kept, order = self._pack(routing.boundaries)
         inner = self.inner.route(
@@ -306,7 +307,7 @@ class ChunkedStage(nn.Module):
     def _residual(self, h: Tensor) -> Tensor:
         """W_res h + b in float32, also under autocast."""
         with torch.autocast(h.device.type, enabled=False):
-            return self.residual(h.to(_full(h)))
+            return self.residual(h.to(wide_dtype(h)))
 
 
 class HNet(nn.Module):
@@ -433,18 +434,9 @@ class HNet(nn.Module):
         return self.stage(self.embedding(tokens), tokens, cache.lengths, state=cache.state)[0]
 
 
-def _document_starts(documents: Tensor) -> Tensor:
-    """(B, L) bool: positions whose document is not that of the position before; not the first."""
-    return F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
-
-
 def _linear_weights(modules: list[nn.Module]) -> int:
     found = [m for module in modules for m in module.modules()]
     return sum(m.weight.numel() for m in found if isinstance(m, nn.Linear))
-
-
-def _full(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 Model = HNet

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import widened
 from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.nn.norms import rms_norm
 
@@ -133,7 +134,7 @@ class Router(nn.Module):
         Float32 even under autocast: steps of bfloat16 near 0.5 would flip decisions.
         """
         with torch.autocast(x.device.type, enabled=False):
-            x = _full_precision(x)
+            x = widened(x)
             probs = _turn(_unit(self.query(x))[:, :-1], _unit(self.key(x))[:, 1:])
         probs = F.pad(probs, (1, 0), value=1.0)
         return probs if starts is None else probs.masked_fill(starts, 1.0)
@@ -154,7 +155,7 @@ class Router(nn.Module):
         """One position of some rows: x (R, D) -> p (R,) and the new state."""
         assert isinstance(state, LastVector)
         with torch.autocast(x.device.type, enabled=False):
-            x = _full_precision(x)
+            x = widened(x)
             probs = _turn(_unit(self.query(state.vector.to(x.dtype))), _unit(self.key(x)))
         probs = torch.where(state.seen, probs, torch.ones_like(probs))
         return probs, LastVector(x, torch.ones_like(state.seen))
@@ -267,7 +268,3 @@ def _turn(query: Tensor, key: Tensor) -> Tensor:
     """(1 - cos) / 2 of vectors of length sqrt(D)."""
     cos = torch.linalg.vecdot(query, key) / query.shape[-1]
     return ((1 - cos) / 2).clamp(0.0, 1.0)
-
-
-def _full_precision(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from nanozoo_core.config import TrainingConfig, model_config
+from nanozoo_core.config.ranges import Layers
 from nanozoo_core.errors import ConfigError, Problems
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.layout import StageLayout
@@ -82,7 +83,7 @@ class HNetXNSAConfig(HNetConfig):
     unpool: Literal["repeat", "mlp"] | None
     """What the positions of a chunk get: its vector, or with chunking=fixed also a part of their
     own of an MLP of it; null is the preset's, or repeat."""
-    num_inner_layers: int | None
+    num_inner_layers: Layers | None
     """Ladder, instead of arch_layout: N layers of the innermost network."""
     num_ladder_levels: int | None
     """Ladder: chunkings of one equal stride, with a T layer before and behind each."""
@@ -192,19 +193,13 @@ class HNetXNSAConfig(HNetConfig):
 
     # -- checks ---------------------------------------------------------------------------------
 
-    def _check_lists(self, p: Problems, num_stages: int) -> bool:
-        good = super()._check_lists(p, num_stages)
-        listed = {"num_kv_heads": (self.num_kv_heads, num_stages, "stage")}
-        listed |= {"pool_window": (self.pool_window, num_stages - 1, "chunking")}
+    def _listed(self, num_stages: int) -> dict[str, tuple[object, int, str]]:
+        listed = super()._listed(num_stages)
+        listed["num_kv_heads"] = (self.num_kv_heads, num_stages, "stage")
+        listed["pool_window"] = (self.pool_window, num_stages - 1, "chunking")
         for f in fields(StageNSA):
             listed[f"nsa_cfg.{f.name}"] = (getattr(self.nsa_cfg, f.name), num_stages, "stage")
-        for key, (value, count, what) in listed.items():
-            good &= p.require(
-                not isinstance(value, list) or len(value) == count,
-                f"model_cfg.{key}={value} must have {count} value(s), one for each {what} of "
-                f"model_cfg.arch_layout={self.arch_layout}",
-            )
-        return good
+        return listed
 
     def _check_stages(self, p: Problems, stages: list[StageLayout]) -> None:
         super()._check_stages(p, stages)

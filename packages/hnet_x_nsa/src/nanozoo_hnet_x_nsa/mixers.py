@@ -25,12 +25,9 @@ class SparseAttention(NSAMixer):
         super().__init__(config.nsa(stage))
 
     def forward(
-        self,
-        x: Tensor,
-        state: NSAState | None = None,
-        lengths: Tensor | None = None,
+        self, x: Tensor, state: NSAState | None = None, lengths: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         length = x.shape[1]
         if torch.is_grad_enabled() and state is None:
             x, documents = self._with_a_block(x, documents)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from nanozoo_core.config import TrainingConfig
+from nanozoo_core.config.ranges import Layers
 from nanozoo_core.errors import Problems, divisors
 
 
@@ -65,7 +66,7 @@ class MambaConfig:
     """mamba1: a decay per channel and state; mamba2: one per head, as matrix products."""
     preset: Literal["130m", "370m", "790m", "1.4b", "2.8b"] | None
     """A released size: sets num_layers and model_dim, and the defaults below that say so."""
-    num_layers: int | None
+    num_layers: Layers | None
     """Blocks, each about half a transformer's; null is the preset's, or 8."""
     model_dim: int | None
     """Width of the residual stream; null is the preset's, or 128."""

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nanozoo_core.config import model_config
 from nanozoo_core.errors import CheckpointError, ConfigError
+from nanozoo_core.files import write_json
+from nanozoo_core.tensor_files import write_tensors
 from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.model import Mamba
 
@@ -189,10 +191,10 @@ def load_weights(model: Mamba, theirs: Mapping[str, Tensor]) -> None:
 
 def save_pretrained(model: Mamba, folder: Path) -> None:
     """Writes `config.json` and `model.safetensors`, which transformers loads."""
-    text = json.dumps(to_hf_config(model.config), indent=2)
+    config = to_hf_config(model.config)  # raises for a model that transformers has not
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    save_file(to_hf_state_dict(model), folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", config)
+    write_tensors(folder / "model.safetensors", to_hf_state_dict(model))
 
 
 def _number(value: Any) -> float:

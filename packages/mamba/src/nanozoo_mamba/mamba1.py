@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import widened
 from nanozoo_core.nn.mamba2 import DELTA_FLOOR, DELTA_RANGE
 from nanozoo_core.nn.mixer_state import MixerState, RecurrentMixer, init_step_bias
 from nanozoo_core.ops.backend import Backend
@@ -78,21 +79,9 @@ class Mamba1Mixer(RecurrentMixer):
         return tuple(self.A_log.shape)  # (E, N)
 
     def forward(
-        self,
-        u: Tensor,
-        state: MixerState | None = None,
-        lengths: Tensor | None = None,
+        self, u: Tensor, state: MixerState | None = None, lengths: Tensor | None = None,
         segments: Tensor | None = None,
-    ) -> Tensor:
-        """Mixes a whole sequence.
-
-        Args:
-            u: (B, L, D).
-            state: where to start from; afterwards it is the state behind each row's end.
-            lengths: (B,) valid positions of right-padded rows, needed only with `state`; outputs
-                behind a row's end mean nothing.
-            segments: (B, L) integers; nothing passes where the number changes.
-        """
+    ) -> Tensor:  # fmt: skip
         inputs, z = self.in_proj(u).chunk(2, dim=-1)  # (B, L, E) each
         x = self.convolve(inputs, state, segments)
         y, last = selective_scan(
@@ -108,8 +97,6 @@ class Mamba1Mixer(RecurrentMixer):
         return self.out_proj(y)
 
     def step(self, u: Tensor, state: MixerState, rows: Tensor | None = None) -> Tensor:
-        """One position, (B, D) -> (B, D), replacing `state`. With `rows` (R,) only these rows of
-        the state take part, and u and the result have R rows."""
         inputs, z = self.in_proj(u).chunk(2, dim=-1)
         conv, ssm = state.take(rows)
         x, conv = self.convolve_step(conv, inputs)
@@ -119,7 +106,7 @@ class Mamba1Mixer(RecurrentMixer):
 
     def rates(self) -> Tensor:
         """A (E, N), in float32 (or wider)."""
-        return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        return -torch.exp(widened(self.A_log))
 
     def flops(self, length: Tensor) -> Tensor:
         """FLOPs per position of a forward pass, beside those of the projections: the convolution,

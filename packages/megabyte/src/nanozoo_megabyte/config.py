@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from nanozoo_core.config.ranges import Layers
 from nanozoo_core.errors import Problems, divisors
 
 if TYPE_CHECKING:
@@ -90,13 +91,13 @@ class MegabyteConfig:
     """P: bytes per patch; smaller is better per byte and slower."""
     global_byte_dim: int | None
     """Channels per byte in the global model, whose width is patch_size times this."""
-    num_global_layers: int | None
+    num_global_layers: Layers | None
     """Blocks of the global model, which runs once per patch."""
     num_global_heads: int | None
     """Attention heads of the global model, a divisor of its width."""
     local_dim: int | None
     """Width of the local model."""
-    num_local_layers: int | None
+    num_local_layers: Layers | None
     """Blocks of the local model, which runs once per byte."""
     num_local_heads: int | None
     """Attention heads of the local model, a divisor of local_dim."""

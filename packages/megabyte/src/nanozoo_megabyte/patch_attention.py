@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.ops.backend import use_triton
 
@@ -35,7 +36,7 @@ def patch_attention(
 def patch_attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same as it reads, in float32 or more."""
     size, width = q.shape[2:]
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype = wide_dtype(q)
     scores = q.to(dtype) @ k.to(dtype).mT / math.sqrt(width)  # (N, H, P, P)
     future = torch.ones(size, size, dtype=torch.bool, device=q.device).triu(1)
     return (scores.masked_fill(future, -torch.inf).softmax(-1) @ v.to(dtype)).to(q.dtype)

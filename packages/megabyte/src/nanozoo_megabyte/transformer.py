@@ -18,9 +18,8 @@ from nanozoo_core.nn.attention import attend, sdpa
 from nanozoo_core.nn.cache import KVCache
 from nanozoo_core.nn.feed_forward import ReluSquared
 from nanozoo_core.nn.norms import rms_norm
-from nanozoo_core.nn.rotary import apply_rotary
+from nanozoo_core.nn.rotary import Angles, apply_rotary
 
-Angles = tuple[Tensor, Tensor]  # cosine and sine from rotary_angles(positions, head_dim)
 Look = Callable[[Tensor, Tensor, Tensor], Tensor]  # attention: q, k, v (N, H, S, K) -> the same
 
 

@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import widened
 from nanozoo_core.nn.cache import KVCache
-from nanozoo_core.nn.control import Angles, ControlBlock, ControlModel
+from nanozoo_core.nn.control import ControlBlock, ControlModel, control_block
 from nanozoo_core.nn.norms import rms_norm
-from nanozoo_core.nn.rotary import rotary_angles
+from nanozoo_core.nn.rotary import Angles, rotary_angles
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_mod.cache import MoDCache, SelectedCache, SelectedKeys
 from nanozoo_mod.config import MoDConfig
@@ -68,10 +69,8 @@ class RoutedBlock(ControlBlock):
     threshold: Tensor
     noise: Tensor
 
-    def __init__(self, block: ControlBlock, config: MoDConfig, layer: int) -> None:
-        nn.Module.__init__(self)
-        # The block comes made, so that with one seed the control has the same weights.
-        self.attention, self.mlp = block.attention, block.mlp
+    def __init__(self, config: MoDConfig, layer: int) -> None:
+        super().__init__(config.model_dim, config.num_heads, mlp_ratio=config.mlp_ratio)
         self.config = config
         if config.has_router:
             self.router = nn.Parameter(torch.empty(config.model_dim))
@@ -88,7 +87,6 @@ class RoutedBlock(ControlBlock):
             noise = torch.randn(config.seq_len, generator=generator, device="cpu")
             self.register_buffer("noise", noise, persistent=False)
         self.register_buffer("threshold", torch.tensor(threshold))
-        self.init_routing()
 
     @torch.no_grad()
     def init_routing(self) -> None:
@@ -114,7 +112,7 @@ class RoutedBlock(ControlBlock):
         """r = u . w of tokens x (..., D), at least float32; the random control's are its noise."""
         if noise is not None:
             return noise
-        x = _widened(x)
+        x = widened(x)
         if not self.config.has_router:  # capacity 1 and no factor: there is nothing to score
             return x.new_ones(x.shape[:-1])
         with torch.autocast(x.device.type, enabled=False):
@@ -128,7 +126,7 @@ class RoutedBlock(ControlBlock):
         """
         if not self.config.has_predictor:
             return self.scores(x, noise)
-        x = _widened(x.detach())
+        x = widened(x.detach())
         with torch.autocast(x.device.type, enabled=False):
             hidden = x @ self.predictor_in.to(x.dtype).mT  # (B, T, P)
             if self.config.router_input == "normed":
@@ -259,10 +257,6 @@ def _mean(gates: Tensor, chosen: Tensor | None) -> Tensor:
     return torch.where(chosen, gates, 0).sum() / chosen.sum().clamp(min=1)
 
 
-def _widened(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _rms_scale(x: Tensor) -> Tensor:
     """(...): the factor by which RMSNorm would multiply x (..., D)."""
     mean_square = torch.linalg.vector_norm(x, dim=-1).square() / x.shape[-1]
@@ -275,11 +269,18 @@ class MoD(ControlModel):
     config: MoDConfig
 
     def __init__(self, config: MoDConfig) -> None:
-        super().__init__(config)
-        for layer in config.routed_layers:
-            block = self.blocks[layer]
-            assert isinstance(block, ControlBlock)
-            self.blocks[layer] = RoutedBlock(block, config, layer)
+        def block(layer: int) -> ControlBlock:
+            if layer in config.routed_layers:
+                return RoutedBlock(config, layer)
+            return control_block(config)
+
+        super().__init__(config, block=block)
+
+    def init_weights(self) -> None:
+        """Routing is drawn last: with one seed all that the control has starts as the control's."""
+        super().init_weights()
+        for block in self.routed_blocks:
+            block.init_routing()
 
     @property
     def routed_blocks(self) -> list[RoutedBlock]:
@@ -342,12 +343,6 @@ class MoD(ControlModel):
     ) -> Tensor:
         """The final normalised stream (B, T, D) under the causal choice."""
         return self.encode(tokens, cache=cache)[0]
-
-    def forward(  # type: ignore[override]
-        self, tokens: Tensor, cache: MoDCache | None = None
-    ) -> Tensor:
-        """Logits (B, T, V) of the token after each of `tokens` (B, T), under the causal choice."""
-        return self.logits(self.features(tokens, cache))
 
     def init_cache(  # type: ignore[override]
         self, batch_size: int, max_length: int

@@ -75,6 +75,12 @@ class MoEAdapter(DefaultModelAdapter):
                 roles[f"{path}.weight"] = "vector"
         return roles
 
+    def before_step(self, model: nn.Module, step: Step) -> None:
+        """Forgets the loads of a step that is taken again."""
+        assert isinstance(model, MoE)
+        for _, router in model.routers():
+            router.loads.zero_()
+
     @torch.no_grad()
     def after_step(
         self, model: nn.Module, step: Step, optimizers: Sequence[torch.optim.Optimizer]

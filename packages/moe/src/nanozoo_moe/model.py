@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanozoo_core.nn.cache import KVCache
-from nanozoo_core.nn.control import Angles, ControlBlock, ControlModel, init_input_matrix
+from nanozoo_core.nn.control import ControlBlock, ControlModel, init_input_matrix
 from nanozoo_core.nn.feed_forward import ReluSquared, relu_squared
 from nanozoo_core.nn.norms import rms_norm
+from nanozoo_core.nn.rotary import Angles
 from nanozoo_moe.config import MoEConfig
 from nanozoo_moe.experts import Implementation, mix_experts
 from nanozoo_moe.routing import Router, Routing

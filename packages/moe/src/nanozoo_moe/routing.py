@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import widened
 from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_moe.config import MoEConfig
 from nanozoo_moe.experts import count_tokens
@@ -59,7 +60,7 @@ class Router(nn.Module):
     def forward(self, h: Tensor, generators: Sequence[torch.Generator] | None = None) -> Routing:
         """Routes h (B, T, D); with one generator per row of the batch its input is jittered."""
         with torch.autocast(h.device.type, enabled=False):
-            h = h.to(torch.promote_types(h.dtype, torch.float32))
+            h = widened(h)
             if generators is not None:
                 h = h * self._jitter(h, generators)
             logits = F.linear(h, self.weight.to(h.dtype))

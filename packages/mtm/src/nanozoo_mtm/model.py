@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core.nn.cache import KVCache
-from nanozoo_core.nn.control import Angles, ControlBlock, ControlModel, init_input_matrix
+from nanozoo_core.nn.control import ControlModel, control_block, init_input_matrix
 from nanozoo_core.nn.feed_forward import ReluSquared
 from nanozoo_core.nn.norms import rms_norm
+from nanozoo_core.nn.rotary import Angles
 from nanozoo_mtm.config import MTMConfig
 
 
@@ -42,9 +43,7 @@ class PredictionModule(nn.Module):
         self.embed_norm = nn.RMSNorm(dim, eps=1e-6)
         self.fuse = nn.Linear(2 * dim, dim, bias=False)
         self.block: nn.Module = (
-            MLPBlock(dim)
-            if config.mtp_block == "mlp"
-            else ControlBlock(dim, config.num_heads, mlp_ratio=config.mlp_ratio)
+            MLPBlock(dim) if config.mtp_block == "mlp" else control_block(config)
         )
         self.out_norm = None if config.share_final_norm else nn.RMSNorm(dim, eps=1e-6)
         self.init_weights()

@@ -130,12 +130,18 @@ class MTPConfig(MultiTokenConfig):
 
     def check_training(self, training: TrainingConfig) -> list[str]:
         """Problems between these settings and the run's."""
+        problems = []
         if self.head_backward == "sequential" and training.distributed.strategy == "fsdp":
-            return [
+            problems.append(
                 "model_cfg.head_backward=sequential makes gradients in the forward pass, where "
                 "distributed.strategy=fsdp does not look for them; use checkpoint, or ddp"
-            ]
-        return []
+            )
+        if self.head_backward == "sequential" and training.dtype == "float16":
+            problems.append(
+                "model_cfg.head_backward=sequential makes gradients in the forward pass, where "
+                "dtype=float16 has not scaled the loss yet and would lose them; use checkpoint"
+            )
+        return problems
 
 
 Config = MTPConfig

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from nanozoo_core.contract import Batch
 from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.multi_token_adapter import horizon_loss, targets_of
-from nanozoo_core.nn.control import Angles
+from nanozoo_core.nn.rotary import Angles
 from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 from nanozoo_mtp.model import MTP
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nanozoo_core.nn.cache import KVCache
-from nanozoo_core.nn.control import Angles, ControlModel
+from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.nn.norms import rms_norm
+from nanozoo_core.nn.rotary import Angles
 from nanozoo_mtp.config import MTPConfig
 
 

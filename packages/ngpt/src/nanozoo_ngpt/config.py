@@ -61,11 +61,6 @@ class NGPTConfig(ControlConfig):
         p.require(self.rope_base > 0, f"model_cfg.rope_base={self.rope_base} must be positive")
 
     @property
-    def head_dim(self) -> int:
-        """Width of a head."""
-        return self.model_dim // self.num_heads
-
-    @property
     def mlp_dim(self) -> int:
         """Width of the MLP."""
         multiples = round(self.mlp_ratio * self.model_dim / MLP_MULTIPLE)

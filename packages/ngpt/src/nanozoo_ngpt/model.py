@@ -12,15 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import widened
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.cache import KVCache
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.padding import padded_size, padding_bias
-from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
+from nanozoo_core.nn.rotary import Angles, apply_rotary, rotary_angles
 from nanozoo_ngpt.config import NGPTConfig
 from nanozoo_ngpt.kernels.sphere_step import EPS, sphere_step, unit
-
-Angles = tuple[Tensor, Tensor]  # cosine and sine from rotary_angles(positions, head_dim)
 
 
 class Scale(nn.Module):
@@ -250,7 +249,7 @@ def project_(weight: Tensor, axis: int) -> None:
     resumed run projects once more than one that was never interrupted. A sharded weight gets its
     lengths from all ranks.
     """
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    wide = widened(weight)
     # Not vector_norm, which over columns takes three times as long on a CPU and adds one by one.
     norm = wide.square().sum(axis, keepdim=True).sqrt()
     is_unit = (norm - 1).abs() < 4 * torch.finfo(norm.dtype).eps

@@ -129,7 +129,7 @@ class NSAAdapter(DefaultModelAdapter):
             _, routings = self._encode(model, batch)
             counts = torch.stack([_distances(r.chosen, grid) for r in routings]).cpu().double()
             width = max(counts.shape[1], distances.shape[1])
-            distances = _widened(distances, width) + _widened(counts, width)
+            distances = _padded(distances, width) + _padded(counts, width)
             for number, routing in enumerate(routings):
                 gates[number] += (
                     batch.inputs.numel() * in_float64(routing.gates).mean((0, 1, 2)).cpu()
@@ -176,7 +176,7 @@ def _reads(blocks: Tensor, grid: Grid) -> list[float]:
     return (counts / len(last)).tolist()
 
 
-def _widened(x: Tensor, width: int) -> Tensor:
+def _padded(x: Tensor, width: int) -> Tensor:
     return nn.functional.pad(x, (0, width - x.shape[1]))
 
 

@@ -84,8 +84,6 @@ class NSAConfig(ControlConfig):
     num_kv_heads: int
     """Key and value heads, a divisor of num_heads; the query heads of one read the same blocks, so
     few are fast."""
-    head_dim: int | None
-    """Width of a head; null, and all that fits, is model_dim / num_heads."""
     preset: Literal["paper", "nano_1k"] | None
     """Block sizes of the paper or for 1024 tokens: sets the next five."""
     sliding_window_size: int | None
@@ -151,24 +149,16 @@ class NSAConfig(ControlConfig):
         p.require_at_least(self, {"num_kv_heads": 1})
         if min(self.num_heads, self.model_dim) < 1 or self.model_dim % self.num_heads:
             return  # said already
-        width = self.model_dim // self.num_heads
-        if self.head_dim is None:
-            object.__setattr__(self, "head_dim", width)
-        p.require(
-            self.head_dim == width,
-            f"model_cfg.head_dim={self.head_dim} times model_cfg.num_heads={self.num_heads} is "
-            f"not model_cfg.model_dim={self.model_dim}, the input width of the output "
-            f"projection; use {width} or null",
-        )
         p.require(
             self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads == 0,
             f"model_cfg.num_kv_heads={self.num_kv_heads} does not divide "
             f"model_cfg.num_heads={self.num_heads}",
         )
         p.require(
-            self.nsa_impl != "triton" or width in TRITON_HEADS,
+            self.nsa_impl != "triton" or self.head_dim in TRITON_HEADS,
             f"model_cfg.nsa_impl=triton needs heads of width "
-            f"{', '.join(map(str, TRITON_HEADS))}; model_dim / num_heads is {width}; use auto",
+            f"{', '.join(map(str, TRITON_HEADS))}; model_dim / num_heads is {self.head_dim}; "
+            f"use auto",
         )
 
     def _check_grid(self, p: Problems) -> None:

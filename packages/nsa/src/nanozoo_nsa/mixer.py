@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
@@ -30,6 +29,7 @@ from nanozoo_nsa.documents import by_document
 from nanozoo_nsa.selected.attention import selected_attention
 from nanozoo_nsa.selected.choice import all_blocks
 from nanozoo_nsa.state import NSAState, attend_step
+from nanozoo_nsa.window.attention import window_attention
 
 
 class Routing(NamedTuple):
@@ -54,7 +54,6 @@ class NSAMixer(nn.Module):
 
     def __init__(self, config: NSAConfig) -> None:
         super().__init__()
-        assert config.head_dim is not None
         assert config.sliding_window_size is not None
         self.config, self.grid = config, config.grid
         self.head_dim, self.num_kv_heads = config.head_dim, config.num_kv_heads
@@ -86,12 +85,9 @@ class NSAMixer(nn.Module):
     # -- the whole sequence -----------------------------------------------------------------------
 
     def forward(
-        self,
-        x: Tensor,
-        state: NSAState | None = None,
-        lengths: Tensor | None = None,
+        self, x: Tensor, state: NSAState | None = None, lengths: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """(B, L, D) -> (B, L, D).
 
         Args:
@@ -102,12 +98,9 @@ class NSAMixer(nn.Module):
         return self.mix(x, state, lengths, documents)[0]
 
     def mix(
-        self,
-        x: Tensor,
-        state: NSAState | None = None,
-        lengths: Tensor | None = None,
+        self, x: Tensor, state: NSAState | None = None, lengths: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> tuple[Tensor, Routing]:
+    ) -> tuple[Tensor, Routing]:  # fmt: skip
         """As `forward`, and what was read. Blocks chosen are counted from a document's start."""
         if documents is not None:
             if state is not None:
@@ -136,10 +129,8 @@ class NSAMixer(nn.Module):
         selected = selected_attention(
             heads.q, *heads.selected, chosen, self.grid, self.config.nsa_impl
         )
-        # Window attention has its heads in one axis.
-        q = heads.q.transpose(2, 3).flatten(1, 2)  # (B, H, L, K)
-        window = attend(q, *heads.window, window=self.window_size - 1).transpose(1, 2)
-        branches = (_join(compressed), _join(selected), window)
+        window = window_attention(heads.q, *heads.window, self.window_size)
+        branches = (_join(compressed), _join(selected), _join(window))
         return branches, chosen, (*heads.selected, *heads.window, *heads.raw, keys, values)
 
     def project(self, x: Tensor, positions: Tensor) -> Heads:

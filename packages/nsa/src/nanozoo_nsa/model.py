@@ -51,12 +51,9 @@ class NSABlock(nn.Module):
         nn.init.zeros_(self.mlp.down.weight)
 
     def forward(
-        self,
-        x: Tensor,
-        state: NSAState | None = None,
-        lengths: Tensor | None = None,
+        self, x: Tensor, state: NSAState | None = None, lengths: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> tuple[Tensor, Routing]:
+    ) -> tuple[Tensor, Routing]:  # fmt: skip
         """The stream (B, T, D) after the block, and what its positions read."""
         attended, routing = self.attention.mix(rms_norm(x), state, lengths, documents)
         return x + (attended + self.mlp(rms_norm(x + attended))), routing
@@ -114,10 +111,6 @@ class NSA(ControlModel):
                 x = block.step(x, state)
             columns.append(rms_norm(x))
         return torch.stack(columns, dim=1)
-
-    def forward(self, tokens: Tensor, cache: NSACache | None = None) -> Tensor:  # type: ignore[override]
-        """Logits (B, T, V) of the token after each of `tokens` (B, T)."""
-        return self.logits(self.features(tokens, cache))
 
     def init_cache(self, batch_size: int, max_length: int) -> NSACache:  # type: ignore[override]
         return NSACache([mixer.empty_state(batch_size, max_length) for mixer in self.mixers()])

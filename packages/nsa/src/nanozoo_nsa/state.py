@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanozoo_core.machine.precision import finest_dtype, wide_dtype
 from nanozoo_nsa.config import Grid
 from nanozoo_nsa.selected.choice import all_blocks, chosen_by
 
@@ -169,7 +170,8 @@ def attend_step(
     visible = ((positions + 1 - grid.window).div(grid.stride, rounding_mode="floor") + 1)[:, None]
     keys, values = (x[rows, :, : grid.num_windows(longest)].to(q.dtype) for x in state.compressed)
     is_visible = torch.arange(keys.shape[2], device=q.device) < visible  # (R, W)
-    compressed, probs = _attend(q_compressed, keys, values, is_visible[:, None])
+    fine_q = q_compressed.to(finest_dtype(q.device))  # as `chosen_by` asks
+    compressed, probs = _attend(fine_q, keys, values, is_visible[:, None])
 
     chosen = chosen_by(probs, positions[:, None], grid, grid.num_blocks(longest))
     blocks = all_blocks(chosen, positions[:, None], grid).long()
@@ -180,7 +182,7 @@ def attend_step(
 
     keys, values = (x[rows].to(q.dtype) for x in state.window)
     window, _ = _attend(q, keys, values, state.window_mask(rows)[:, None])
-    return compressed, selected, window
+    return compressed.to(q.dtype), selected, window
 
 
 def _block_rows(state: NSAState, rows: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,7 +198,7 @@ def _block_rows(state: NSAState, rows: Tensor, blocks: Tensor) -> tuple[Tensor, 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Attention of q (R, Hk, G, K) over k, v (R, Hk, keys, K) where `mask` (R, Hk, keys) holds, and
     its probabilities, float32 at least; zeros where it holds nowhere."""
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(q)
     scores = (q.to(wide) @ k.to(wide).mT) / math.sqrt(q.shape[-1])  # (R, Hk, G, keys)
     scores = scores.masked_fill(~mask[:, :, None], -torch.inf)
     probs = scores.softmax(-1).nan_to_num(0.0) if k.shape[2] else scores

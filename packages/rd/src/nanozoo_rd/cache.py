@@ -6,7 +6,7 @@ B batch, R rows of it, K head_dim.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,3 +89,11 @@ class DepthCache(KVCache):
                 for layer in range(self.num_core):
                     last = store[source + layer][rows, :, positions]  # (R, H, K)
                     store[target + layer][rows, :, positions] = last
+
+
+class Place(NamedTuple):
+    """Where a block keeps its keys and values while decoding, and for which rows it runs."""
+
+    cache: DepthCache
+    layer: int
+    rows: Tensor | None = None  # (R,); None is all of them

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
+from nanozoo_core.config.ranges import Layers
 from nanozoo_core.errors import Problems
 from nanozoo_rd.depth import DepthLaw
 
@@ -36,13 +37,13 @@ class RDConfig:
     """Longest text worth reading, the trained length; null is data.seq_len."""
     preset: Literal["rd_paper"] | None
     """rd_paper fills mean_recurrence, k_trunc and eval_recurrence with 32, 8 and 32."""
-    num_prelude_layers: int
+    num_prelude_layers: Layers
     """Layers that read the tokens, once."""
-    num_core_layers: int
+    num_core_layers: Layers
     """Layers of the core, iterated."""
-    num_coda_layers: int
+    num_coda_layers: Layers
     """Layers that decode the last state, once."""
-    num_layers: int | None
+    num_layers: Layers | None
     """Prelude, core and coda together; only to check that they add up."""
     model_dim: int
     """Width of the stream and of the latent state."""

@@ -7,7 +7,6 @@ the prelude's output is e.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -16,26 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nanozoo_core.machine.precision import in_float64
+from nanozoo_core.machine.precision import widened
 from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.feed_forward import SwiGLU
 from nanozoo_core.nn.norms import rms_norm
-from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
-from nanozoo_rd.cache import Decoding, DepthCache
+from nanozoo_core.nn.rotary import Angles, apply_rotary, rotary_angles
+from nanozoo_rd.cache import Decoding, DepthCache, Place
 from nanozoo_rd.config import RDConfig
+from nanozoo_rd.decoding import decode
 from nanozoo_rd.noise import truncated_normal
 
-Angles = tuple[Tensor, Tensor]  # cosine and sine, of all rows or of each
 EVAL_KEY = 0  # of the initial states of scores and text
-
-
-class Place(NamedTuple):
-    """Where a block keeps its keys and values while decoding, and for which rows it runs."""
-
-    cache: DepthCache
-    layer: int
-    rows: Tensor | None = None  # (R,); None is all of them
 
 
 class Norm(nn.Module):
@@ -46,7 +37,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        precise = widened(x)
         return rms_norm(precise).to(self.weight.dtype) * self.weight
 
 
@@ -264,96 +255,21 @@ class RecurrentDepth(nn.Module):
         is_prompt = cache is not None and tokens.shape[1] > 1
         in_parallel = is_prompt and decoding.prefill == "parallel"
         if decoding.is_sequential and not in_parallel:
-            return self.decode(tokens, cache)[0]
+            if cache is None:
+                cache = self.init_cache(*tokens.shape)
+            return decode(self, tokens, cache)[0]
         positions = self._positions(tokens, cache)
         angles = self.angles(positions)
         injected = self.read(tokens, angles, cache)
-        state = self._evaluation_state(positions).expand_as(injected)
+        state = self.evaluation_state(positions).expand_as(injected)
         state, _ = self.iterate(state, injected, angles, decoding.num_iterations, cache=cache)
         features = self.finish(state, angles, cache)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return features
 
-    @torch.no_grad()
-    def decode(self, tokens: Tensor, cache: DepthCache | None = None) -> tuple[Tensor, Tensor]:
-        """Reads tokens (B, T) one position at a time, rows leaving the recurrence when the
-        criterion says so -> features (B, T, D) and iterations (B, T)."""
-        if cache is None:
-            cache = self.init_cache(*tokens.shape)
-        read = [self._decode_one(new, cache) for new in tokens.split(1, dim=1)]
-        features, depths = zip(*read, strict=True)
-        return torch.cat(features, dim=1), torch.stack(depths, dim=1)
-
-    def _decode_one(self, tokens: Tensor, cache: DepthCache) -> tuple[Tensor, Tensor]:
-        """One token of each row (B, 1) -> features (B, 1, D) and iterations (B,)."""
-        decoding = cache.decoding
-        positions = cache.positions(1)  # (B, 1)
-        cos, sin = self.angles(positions)
-        injected = self.read(tokens, (cos, sin), cache)
-        state = self._evaluation_state(positions)
-        rows = torch.arange(tokens.shape[0], device=tokens.device)  # still in the recurrence
-        depths = torch.full_like(rows, decoding.num_iterations)
-        features = torch.empty_like(state)
-        has_settled = self._criterion(decoding, state)
-        for i in range(decoding.num_iterations):
-            angles = cos[rows], sin[rows]
-            place = Place(cache, cache.core_layer(i), rows)
-            before = state[rows]
-            after = self.step(before, injected[rows], angles, place)
-            state[rows] = after
-            if decoding.criterion == "kl":  # the last coda pass of a row is the one that stays
-                features[rows] = self.finish(after, angles, cache, rows)
-            if i + 1 == decoding.num_iterations:
-                settled = torch.ones_like(rows, dtype=torch.bool)
-            else:
-                settled = has_settled(before, after, features, rows)
-            if not settled.any():
-                continue
-            left = rows[settled]
-            if decoding.criterion != "kl":
-                where = cos[left], sin[left]
-                features[left] = self.finish(after[settled], where, cache, left)
-            cache.leave(left, i)
-            depths[left] = i + 1
-            rows = rows[~settled]
-            if not len(rows):
-                break
-        cache.advance(1)
-        return features, depths
-
-    def _criterion(
-        self, decoding: Decoding, state: Tensor
-    ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """(s_{i-1}, s_i, features, rows) -> (R,) bool: whether each row is done.
-
-        As in the published code, kl is that of the new prediction from the one before it, which at
-        first is uniform.
-        """
-        if decoding.criterion == "latent":
-
-            def latent(before: Tensor, after: Tensor, _: Tensor, __: Tensor) -> Tensor:
-                change = (after - before).norm(dim=-1) / after.norm(dim=-1)
-                return change[:, 0] < decoding.threshold
-
-            return latent
-        if decoding.criterion == "kl":
-            vocab_size = self.output_weight.shape[0]
-            uniform = state.new_full((state.shape[0], vocab_size), -math.log(vocab_size))
-            last = in_float64(uniform)
-
-            def kl(_: Tensor, __: Tensor, features: Tensor, rows: Tensor) -> Tensor:
-                now = in_float64(self.logits(features[rows, 0])).log_softmax(-1)  # (R, V)
-                places = rows.to(now.device)
-                before = last[places]
-                divergence = (before.exp() * (before - now)).sum(-1)  # KL(p_{i-1} || p_i)
-                last[places] = now
-                return (divergence < decoding.threshold).to(rows.device)
-
-            return kl
-        return lambda before, after, features, rows: torch.zeros_like(rows, dtype=torch.bool)
-
-    def _evaluation_state(self, positions: Tensor) -> Tensor:
+    def evaluation_state(self, positions: Tensor) -> Tensor:
+        """s_0 of scores and text, (T, D) or (B, T, D)."""
         if self.config.s0_mode_eval == "zero":
             dim = self.config.model_dim
             return self.embedding.weight.new_zeros(*positions.shape, dim)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nanozoo_core.diffusion.model import DiffusionModel
 from nanozoo_core.diffusion.schedules import Geometric, Linear, Schedule
+from nanozoo_core.machine.precision import widened
 from nanozoo_core.ops.log_mixture import log_mixture
 from nanozoo_sedd.config import SEDDConfig
 from nanozoo_sedd.kernels.score_sums import score_sums
@@ -86,21 +87,17 @@ class SEDD(DiffusionModel):
 
     def log_measure(self, features: Tensor) -> Tensor:
         """log u (N, V) of masked tokens from their features (N, D), float32 or wider."""
-        return _wide(self.net.logits(features)) - math.log(self.vocab_size)
+        # log s may be -18, where bfloat16 has steps of 1/8.
+        return widened(self.net.logits(features)) - math.log(self.vocab_size)
 
     def log_scores(self, features: Tensor, own: Tensor, sigma: float) -> Tensor:
         """log s (N, V) under uniform noise, from the features (N, D) of the tokens `own` (N,)."""
-        logits = _wide(self.net.logits(features))
+        logits = widened(self.net.logits(features))
         if self.config.score_param == "denoiser":
             spread = self.vocab_size / math.expm1(sigma)
             logits = torch.log1p(spread * logits.softmax(-1))
             logits = logits - logits.gather(-1, own[:, None])
         return logits.scatter(-1, own[:, None], 0.0)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """At least float32: log s may be -18, where bfloat16 has steps of 1/8."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 Model = SEDD

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.cache import KVCache
-from nanozoo_core.nn.control import Angles, init_input_matrix
+from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_core.nn.feed_forward import relu_squared
 from nanozoo_core.nn.norms import rms_norm
 from nanozoo_core.nn.padding import padding_bias
-from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
+from nanozoo_core.nn.rotary import Angles, apply_rotary, rotary_angles
 from nanozoo_vanilla.config import UNIT_EMBEDDING, VanillaConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

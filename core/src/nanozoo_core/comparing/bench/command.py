@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from nanozoo_core.comparing.bench.report import Entry, describe, write
+from nanozoo_core.comparing.bench.report import FILES, Entry, describe, write
 from nanozoo_core.comparing.bench.request import Request, parse
 from nanozoo_core.comparing.bench.worker import Worker, WorkerError
-from nanozoo_core.errors import ConfigError, NanozooError
+from nanozoo_core.errors import NanozooError
+from nanozoo_core.files import claim_output
 from nanozoo_core.machine.terminal import say
 from nanozoo_core.training import records
 
@@ -22,17 +23,14 @@ if TYPE_CHECKING:
     from nanozoo_core.comparing.bench.contestant import Block, Facts
 
 
-def bench(words: Sequence[str], *, profile: bool = False) -> None:
+def bench(words: Sequence[str], *, profile: bool = False, force: bool = False) -> None:
     """Measures what the request asks for and reports on it.
 
     Raises: ConfigError, CheckpointError before anything runs; NanozooError at the end when a model
         failed, the others being reported all the same, and when the user stops it.
     """
     request = parse(words)
-    try:
-        request.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"folder={request.folder} cannot be written: {error.strerror}") from error
+    claim_output(request.folder, "nanozoo bench", FILES, setting="folder", force=force)
     entries: list[Entry] = []
     failures: dict[str, str] = {}
     try:

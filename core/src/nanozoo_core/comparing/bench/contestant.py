@@ -65,8 +65,8 @@ class Contestant:
     def __init__(self, assignment: Assignment, setup: Setup) -> None:
         self.setup, self.device = setup, setup.device
         if assignment.run is not None:
-            newest = RunFolder(assignment.run).latest_checkpoint()
-            runs.read_weights(setup.model, newest, setup.config.model)
+            path = runs.find_checkpoint(RunFolder(assignment.run), "latest", setup.config)
+            runs.read_weights(setup.model, path, setup.config)
 
     def facts(self) -> Facts:
         setup = self.setup

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from nanozoo_core.comparing.bench.request import Assignment, Request
 from nanozoo_core.comparing.units import scaled
+from nanozoo_core.files import write_json
 from nanozoo_core.machine.terminal import text_table
 
 if TYPE_CHECKING:
     from nanozoo_core.comparing.bench.contestant import Block, Facts
+
+
+FILES = ("bench.json",)
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,7 @@ def write(
         for entry in entries
     ]
     path = request.folder / "bench.json"
-    text = json.dumps({**about, "results": results, "failures": failures}, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_json(path, {**about, "results": results, "failures": failures})
     return path
 
 

@@ -93,7 +93,7 @@ def parse(words: Sequence[str]) -> Request:
         tasks=tuple(dict.fromkeys(tasks)),
         seconds=seconds,
         rounds=rounds,
-        folder=Path(given.text("folder", f"runs/bench/{time.strftime('%Y-%m-%d_%H-%M-%S')}")),
+        folder=given.path("folder", f"runs/bench/{time.strftime('%Y-%m-%d_%H-%M-%S')}"),
         peak_flops=peak_flops,
         words=tuple(words),
     )

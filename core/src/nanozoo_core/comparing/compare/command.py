@@ -8,42 +8,46 @@ from pathlib import Path
 from nanozoo_core.comparing.compare.execute import run_members
 from nanozoo_core.comparing.compare.launch import launch_members
 from nanozoo_core.comparing.compare.plan import make_plan, write_plan
-from nanozoo_core.comparing.compare.report import Report, markdown, write_report
+from nanozoo_core.comparing.compare.report import FILES, Report, markdown, write_report
 from nanozoo_core.comparing.compare.request import Request, parse
 from nanozoo_core.comparing.compare.results import Entry, collect
 from nanozoo_core.errors import NanozooError
+from nanozoo_core.files import claim_output
 from nanozoo_core.machine.terminal import say
 
 
-def compare(words: Sequence[str]) -> None:
+def compare(words: Sequence[str], *, force: bool = False) -> None:
     """Trains what the request asks for and is not there yet, and writes the report.
 
     Raises: ConfigError, CheckpointError before anything runs; Interrupted; NanozooError at the end
-        when some runs failed, the report being written all the same.
+        when some runs failed, the report of the others being written all the same.
     """
     request = parse(words)
-    entries, failures = train(request)
-    report = Report(title(request), request.command, entries, failures)
-    write_report(request.folder, report)
-    say("\n" + _summary(report, request.folder))
+    entries, failures = train_members(request, force=force)
+    if entries:  # a report of nothing would take the place of one of something
+        report = Report(title(request), request.command, entries, failures)
+        write_report(request.folder, report)
+        say("\n" + _summary(report, request.folder))
     if failures:
         raise NanozooError("\n".join(f"{name}: {text}" for name, text in failures.items()))
 
 
-def train(request: Request) -> tuple[list[Entry], dict[str, str]]:
+def train_members(request: Request, *, force: bool = False) -> tuple[list[Entry], dict[str, str]]:
     """Trains what the request asks for and is not there yet.
 
     Returns: the entries with a finished run, and a sentence for everything that failed, by name.
     Raises: ConfigError, CheckpointError before anything runs; Interrupted.
     """
     members, failures = make_plan(request)
+    claim_output(request.folder, "nanozoo compare", FILES, setting="folder", force=force)
     if members:
         plan = write_plan(request.folder, members)
         if request.launcher:
             failures |= launch_members(plan, members, request.launcher)
         else:
             failures |= run_members(plan, members, jobs=request.jobs, command=request.command)
-    return collect(members, request.runs), failures
+    entries, diverged = collect(members, request.runs)
+    return entries, failures | diverged
 
 
 def title(request: Request) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,9 +27,10 @@ class Point:
 
 
 def curve(entry: Entry, key: str) -> list[Point]:
-    """Points at the steps that every seed logged; `key` is train_bpb or val_bpb."""
+    """Points at the steps for which every seed logged a number; `key` is train_bpb or val_bpb."""
     by_step: list[dict[int, dict[str, Any]]] = [
-        {row["step"]: row for row in run.rows if row.get(key) is not None} for run in entry.runs
+        {row["step"]: row for row in run.rows if math.isfinite(row.get(key) or math.nan)}
+        for run in entry.runs
     ]
     common = set(by_step[0]).intersection(*by_step[1:])
     points = []

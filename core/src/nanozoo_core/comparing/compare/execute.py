@@ -15,9 +15,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nanozoo_core.comparing.compare.plan import Member
-from nanozoo_core.errors import NanozooError
+from nanozoo_core.errors import NanozooError, NonFiniteError
 from nanozoo_core.machine.terminal import say
 from nanozoo_core.training.run_folder import RunFolder
+from nanozoo_core.training.signals import ending_signals
 
 POLL_SECONDS = 0.2
 TAIL_LINES = 3
@@ -38,14 +39,14 @@ def run_members(plan: Path, members: list[Member], *, jobs: int, command: str) -
     """Trains what is not done yet, `jobs` at a time, each with its share of the CPU's threads.
 
     Returns: one sentence for every member that failed, by name; a failure stops nothing else.
-    Raises: Interrupted on Ctrl-C or SIGTERM, after the trainings have written their checkpoints.
+    Raises: Interrupted on Ctrl-C, SIGTERM or SIGHUP, after the trainings have written checkpoints.
     """
     failures: dict[str, str] = {}
     waiting = [(n, m) for n, m in enumerate(members) if not is_done(m)]
     if len(waiting) < len(members):
         say(f"{len(members) - len(waiting)} of {len(members)} runs are there already")
     running: list[Running] = []
-    previous = signal.signal(signal.SIGTERM, _as_keyboard_interrupt)
+    previous = {s: signal.signal(s, _as_keyboard_interrupt) for s in ending_signals()}
     bar = tqdm(total=len(members), initial=len(members) - len(waiting), unit="run", smoothing=0)
     try:
         while waiting or running:
@@ -62,7 +63,8 @@ def run_members(plan: Path, members: list[Member], *, jobs: int, command: str) -
         raise Interrupted(f"stopped; the same command goes on where it was: {command}") from None
     finally:
         bar.close()
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return failures
 
 
@@ -124,7 +126,10 @@ def _conclude(one: Running, failures: dict[str, str]) -> None:
         failures[name] = failure_sentence(member, one.process.returncode)
         say(f"{name} failed: {failures[name]}")
         return
-    result = RunFolder(member.folder).read_result()
+    try:
+        result = RunFolder(member.folder).read_result()
+    except NonFiniteError:  # which the report names
+        return
     sign = "<= " if result["val_bound"] == "upper" else ""
     say(
         f"{name}: {sign}{result['val_bpb']:.4f} bits per byte, "

@@ -8,30 +8,31 @@ A lock keeps two processes off one run: after a kill the old process may still b
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from pathlib import Path
 
 from filelock import FileLock
 
-from nanozoo_core.comparing.compare.plan import Member, read_member
+from nanozoo_core.comparing.compare.plan import Member, is_in_use, read_member
 from nanozoo_core.comparing.entrants import compose_values
 from nanozoo_core.config import ResolvedConfig, resolve
 from nanozoo_core.config.overrides import quoted
+from nanozoo_core.errors import CheckpointError
+from nanozoo_core.files import write_json
 from nanozoo_core.machine.terminal import reported_errors
 from nanozoo_core.training.run_folder import RunFolder
 
 
 def settings_for(member: Member) -> ResolvedConfig | None:
     """What is to be trained: from the start, from the last checkpoint, or (None) nothing, since the
-    run is done. A run that died before its first checkpoint starts again."""
+    run is done. A run that died before its first checkpoint begins anew, as every run does."""
     run = RunFolder(member.folder)
     if run.is_finished:
         return None
     if run.has_checkpoint:
         return resolve(run.read_config() | {"resume": str(run)})
-    shutil.rmtree(member.folder, ignore_errors=True)
+    if is_in_use(member) and not member.beside("json").is_file():
+        raise CheckpointError(f"{member.folder} holds files that no comparison wrote; remove them")
     recipe = Path(member.source[1]) if member.source[0] == "--config" else None
     overrides = [*member.overrides, f"run_dir={quoted(str(member.folder))}"]
     return compose_values(overrides, model=member.model, recipe=recipe)
@@ -48,7 +49,7 @@ def train_member(member: Member) -> None:
         if settings is None:
             return
         note = {"settings": member.settings, "command": member.command}
-        member.beside("json").write_text(json.dumps(note, indent=1) + "\n")
+        write_json(member.beside("json"), note)
         result = train(settings)
     if result.signal is not None:
         sys.exit(128 + result.signal)

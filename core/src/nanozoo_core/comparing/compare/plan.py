@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nanozoo_core.comparing.compare.request import Request
 from nanozoo_core.comparing.compare.width import match_widths
 from nanozoo_core.comparing.entrants import Entrant, named
-from nanozoo_core.config import TrainingConfig, schema
-from nanozoo_core.errors import CheckpointError, ConfigError
+from nanozoo_core.config import ResolvedConfig, TrainingConfig, schema
+from nanozoo_core.config.overrides import as_written
+from nanozoo_core.errors import CheckpointError, ConfigError, NonFiniteError
+from nanozoo_core.files import read_json, write_json
+from nanozoo_core.training.resume import config_to_store
+from nanozoo_core.training.run_folder import RunFolder
 
 # Settings that leave a run's result as it is: a run that differs in these alone is reused.
 WITHOUT_EFFECT = ("seed", "resume", "run_dir", "log", "checkpoint", "distributed", "device")
@@ -58,52 +63,112 @@ def make_plan(request: Request) -> tuple[list[Member], dict[str, str]]:
     failures: dict[str, str] = {}
     if request.match is not None:
         entrants, failures = match_widths(request)
-    composed: list[tuple[Entrant, TrainingConfig]] = []
+    composed: list[tuple[Entrant, ResolvedConfig]] = []
     problems: list[str] = []
     for entrant in entrants:
         try:
-            composed.append((entrant, request.resolve(entrant).training))
+            composed.append((entrant, request.resolve(entrant)))
         except ConfigError as error:
             problems += named(entrant.label, error)
     if problems:
         raise ConfigError(problems)
-    members = [
-        _member(request, entrant, config, seed)
-        for seed in request.seeds
-        for entrant, config in composed
-    ]
-    for member in members:
-        check_settings(member)
+    members = []
+    for seed in request.seeds:
+        for entrant, config in composed:
+            members.append(_member(request, entrant, config.training, seed))
+            check_folder(members[-1], config)
+    check_runs(members, request.runs)
     return members, failures
 
 
 def _member(request: Request, entrant: Entrant, config: TrainingConfig, seed: int) -> Member:
-    settings = schema.to_dict(config)
-    kept = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
+    settings = as_written(schema.to_dict(config))
     return Member(
         label=entrant.label,
         model=config.model,
         seed=seed,
         source=tuple(entrant.source),
         overrides=(f"seed={seed}", *request.overrides_of(entrant)),
-        settings=kept,
+        settings=_kept(settings),
         folder=request.folder / "runs" / f"{entrant.label}_{seed}",
     )
 
 
-def check_settings(member: Member) -> None:
-    """Raises: CheckpointError when the member's folder was trained with other settings."""
-    note = member.beside("json")
-    if not member.folder.is_dir() or not note.is_file():
+def check_folder(member: Member, asked: ResolvedConfig) -> None:
+    """Raises: CheckpointError when the member's folder holds what this comparison would not have
+    put there: a run of other settings, or something else."""
+    if not is_in_use(member):
         return
-    then = json.loads(note.read_text())["settings"]
-    key = first_difference(then, member.settings)
-    if key is not None:
-        name, old, new = key
+    if not member.beside("json").is_file() and not RunFolder(member.folder).is_run:
         raise CheckpointError(
-            f"{member.folder} was trained with {name}={old}, and now {name}={new} is asked for; "
-            f"choose another folder= or remove that run"
+            f"{member.folder} holds files that no comparison wrote; choose another folder= or "
+            f"remove them"
         )
+    for then, now in _settings_then_and_now(member, asked):
+        key = first_difference(then, now)
+        if key is not None:
+            name, old, new = key
+            raise CheckpointError(
+                f"{member.folder} was trained with {name}={old}, and now {name}={new} is asked "
+                f"for; choose another folder= or remove that run"
+            )
+
+
+def is_in_use(member: Member) -> bool:
+    """Whether something lies at the member's place."""
+    return member.folder.is_dir() and any(member.folder.iterdir())
+
+
+def _settings_then_and_now(
+    member: Member, asked: ResolvedConfig
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Those noted beside the folder, and those that its run has itself."""
+    note = member.beside("json")
+    if note.is_file():
+        yield _noted_settings(note, member), member.settings
+    run = RunFolder(member.folder)
+    if run.is_run:
+        stored = run.read_config()
+        size = stored["model_cfg"].get("vocab_size") or asked.vocab_size
+        training = replace(asked.training, seed=member.seed)
+        wanted = config_to_store(training, asked.with_vocabulary(size).model_cfg)
+        yield _kept(as_written(stored), "seed"), _kept(as_written(wanted), "seed")
+
+
+def _kept(settings: dict[str, Any], *also: str) -> dict[str, Any]:
+    """The settings that decide a result, and `also`."""
+    return {k: v for k, v in settings.items() if k not in WITHOUT_EFFECT or k in also}
+
+
+def check_runs(members: Sequence[Member], folders: Sequence[Path]) -> None:
+    """Raises: CheckpointError for a run of runs= that is not finished, or that is there already:
+    the same run twice would pass for two seeds."""
+    places = {member.folder.resolve(): str(member.folder) for member in members}
+    known: dict[str, Path] = {}
+    for folder in folders:
+        try:
+            RunFolder(folder).read_result()
+        except NonFiniteError:  # the report lists it as failed
+            continue
+        place = folder.resolve()
+        if place in places:
+            raise CheckpointError(f"runs: {folder} takes part already, as {places[place]}")
+        places[place] = str(folder)
+        settings = json.dumps(_kept(as_written(RunFolder(folder).read_config()), "seed"))
+        if settings in known:
+            raise CheckpointError(
+                f"runs: {folder} has the settings and the seed of {known[settings]}, so that both "
+                f"say the same; give one of them"
+            )
+        known[settings] = folder
+
+
+def _noted_settings(note: Path, member: Member) -> dict[str, Any]:
+    return read_json(
+        note,
+        lambda stored: {str(key): value for key, value in stored["settings"].items()},
+        remedy=f"choose another folder=, or remove it and {member.folder}",
+    )
 
 
 def first_difference(
@@ -126,11 +191,14 @@ def write_plan(folder: Path, members: list[Member]) -> Path:
     path = folder / "plan.json"
     rows = [asdict(member) | {"folder": str(member.folder)} for member in members]
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(path, rows)
     return path
 
 
 def read_member(path: Path, number: int) -> Member:
-    row = json.loads(path.read_text())[number]
-    texts = {key: tuple(row[key]) for key in ("source", "overrides")}
-    return Member(**row | texts | {"folder": Path(row["folder"])})
+    def member(rows: list[dict[str, Any]]) -> Member:
+        row = rows[number]
+        texts = {key: tuple(row[key]) for key in ("source", "overrides")}
+        return Member(**row | texts | {"folder": Path(row["folder"])})
+
+    return read_json(path, member, remedy="give the command of the comparison again")

@@ -10,6 +10,7 @@ from typing import Any
 from nanozoo_core.comparing.compare.curves import AXES, baselines, curve
 from nanozoo_core.comparing.compare.ranking import Group
 from nanozoo_core.comparing.compare.results import Entry
+from nanozoo_core.files import whole_file
 
 AXIS_LABELS = {
     "bytes": ("training text read (MB)", 1e6),
@@ -39,7 +40,8 @@ def write_plots(folder: Path, groups: Sequence[Group], entries: Sequence[Entry])
         ("ranking", _ranking(plt, groups, entries, paint)),
         ("curves", _curves(plt, entries, paint)),
     ):
-        figure.savefig(folder / f"{name}.png", dpi=120)
+        with whole_file(folder / f"{name}.png") as file:
+            figure.savefig(file, format="png", dpi=120)
         plt.close(figure)
 
 

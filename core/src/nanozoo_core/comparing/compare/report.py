@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,9 @@ from nanozoo_core.comparing.compare.curves import as_rows, baselines, curve
 from nanozoo_core.comparing.compare.plots import colours, write_plots
 from nanozoo_core.comparing.compare.ranking import Group, rank, warnings
 from nanozoo_core.comparing.compare.results import Entry
+from nanozoo_core.files import to_json, write_text
+
+FILES = ("report.md", "results.csv", "report.html", "ranking.png", "curves.png")
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class Report:
 def write_report(folder: Path, report: Report) -> None:
     """Writes all files of the report into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
-    (folder / "results.csv").write_text(tables.results_csv(report.entries), encoding="utf-8")
-    (folder / "report.html").write_text(page(report), encoding="utf-8")
+    write_text(folder / "report.md", markdown(report))
+    write_text(folder / "results.csv", tables.results_csv(report.entries))
+    write_text(folder / "report.html", page(report))
     if report.entries:
         write_plots(folder, report.groups, report.entries)
 
@@ -74,28 +76,33 @@ METHOD = (
 
 def markdown(report: Report) -> str:
     """The report as Markdown."""
-    parts = [f"# {report.title}", f"`{report.command}`"]
+    text, code = tables.markdown_text, tables.markdown_code
+    parts = [f"# {text(report.title)}", code(report.command)]
     groups = report.groups
-    parts += [f"> {sentence}" for sentence in warnings(report.entries)] if groups else []
+    parts += [f"> {text(sentence)}" for sentence in warnings(report.entries)] if groups else []
     columns = tables.shown_columns(groups)
     for group in groups:
-        parts.append(f"## {tables.group_title(group, groups)}")
+        parts.append(f"## {text(tables.group_title(group, groups))}")
         parts.append(tables.markdown_table(group, columns))
     if groups:
         found = baselines(report.entries)
         if found:
-            names = ", ".join(f"{name} {bpb:.3f}" for name, bpb in found.items())
+            names = ", ".join(f"{text(name)} {bpb:.3f}" for name, bpb in found.items())
             parts.append(f"The same bytes compressed: {names}.")
         parts += ["![Scores](ranking.png)", "![Scores along training](curves.png)"]
     if report.failures:
         parts.append("## Failed")
-        parts.append("\n".join(f"- {name}: {text}" for name, text in report.failures.items()))
+        parts.append(
+            "\n".join(f"- {text(name)}: {text(why)}" for name, why in report.failures.items())
+        )
     parts += ["## How it was made", METHOD]
     if groups:
-        parts.append("\n".join(f"- {key}: {value}" for key, value in conditions(report.entries)))
+        parts.append(
+            "\n".join(f"- {key}: {text(value)}" for key, value in conditions(report.entries))
+        )
         commands = [run.command for entry in report.entries for run in entry.runs[:1]]
         parts.append("The first seed of each:")
-        parts.append("```sh\n" + "\n".join(commands) + "\n```")
+        parts.append(code("\n".join(commands), language="sh"))
     return "\n\n".join(parts) + "\n"
 
 
@@ -129,7 +136,7 @@ def page(report: Report) -> str:
         "samples": _samples(report.entries),
     }
     # "<" could end the script element; JSON reads the escape as the same character.
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
+    text = to_json(data, "report.html", is_compact=True).replace("<", "\\u003c")
     template = (
         files("nanozoo_core.comparing.compare").joinpath("report.html").read_text(encoding="utf-8")
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nanozoo_core.comparing.entrants import Entrant, compose_values, read_entrants
-from nanozoo_core.comparing.options import SETTING, Option, Words, usage
+from nanozoo_core.comparing.options import LARGEST_COUNT, SETTING, Option, Words, usage
 from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.errors import Problems, suggest
 
@@ -87,19 +89,19 @@ def parse(words: Sequence[str]) -> Request:
     rest = [word for word in words if word not in launcher]
     given = Words.read("compare", OPTIONS, rest, problems)
     problems.require(
-        "models" in given.own or "runs" in given.own,
+        bool(given.parts("models") or given.parts("runs")),
         f"nothing to compare: give models=A,B or runs=RUN,RUN; usage: {usage('compare', OPTIONS)}",
     )
     entrants, general = read_entrants(given, RESERVED)
     budget = _budget(given)
     request = Request(
         entrants=tuple(entrants),
-        folder=Path(given.text("folder", f"runs/compare/{_budget_name(budget)}")),
+        folder=given.path("folder", f"runs/compare/{_budget_name(budget)}"),
         budget=budget,
         seeds=_seeds(given),
         jobs=given.whole_number("jobs", 1),
         match=given.text("match", "") or None,
-        runs=tuple(map(Path, given.parts("runs"))),
+        runs=tuple(given.paths("runs")),
         overrides=tuple(general),
         launcher=tuple(launcher),
         words=tuple(words),
@@ -117,7 +119,7 @@ def _budget(words: Words) -> tuple[str, float] | None:
         number = float(amount)
     except ValueError:
         number = 0.0
-    if unit not in UNITS or not number > 0:
+    if unit not in UNITS or not 0 < number < math.inf:
         words.problems.add(
             f"budget={text} must be UNIT:AMOUNT with UNIT one of {', '.join(UNITS)}, as in "
             f"budget=bytes:2e6, or own for each model's own budget{suggest(unit, UNITS)}"
@@ -134,7 +136,11 @@ def _seeds(words: Words) -> tuple[int, ...]:
     """`3` is three seeds from 0; `[4]` and `4,5` are those seeds."""
     given = words.own.get("seeds")
     value = 2 if given is None else given.value
-    seeds = value if isinstance(value, list) else range(value) if isinstance(value, int) else ()
+    seeds: Sequence[Any] = ()
+    if isinstance(value, list):
+        seeds = value
+    elif isinstance(value, int) and value <= LARGEST_COUNT:
+        seeds = range(value)
     found = tuple(seed for seed in seeds if isinstance(seed, int) and seed >= 0)
     if not found or len(set(found)) < len(seeds):
         words.problems.add(

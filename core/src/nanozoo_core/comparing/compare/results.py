@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core.comparing.compare.plan import Member
+from nanozoo_core.errors import NonFiniteError
 from nanozoo_core.training.run_folder import RunFolder, Sample
 
 
@@ -87,7 +88,8 @@ class Entry:
 
 
 def read_run(folder: Path, label: str, command: str) -> Run:
-    """Raises: CheckpointError when the folder holds no finished run."""
+    """Raises: CheckpointError when the folder holds no finished run; NonFiniteError for one that
+    has diverged."""
     run = RunFolder(folder)
     result = run.read_result()
     return Run(
@@ -101,15 +103,21 @@ def read_run(folder: Path, label: str, command: str) -> Run:
     )
 
 
-def collect(members: list[Member], folders: tuple[Path, ...]) -> list[Entry]:
-    """Entries of the members that are done, then of other run folders, which must be.
+def collect(members: list[Member], folders: tuple[Path, ...]) -> tuple[list[Entry], dict[str, str]]:
+    """Entries of the members that are done, then of other run folders, which must be; and a
+    sentence for each that has diverged, by name.
 
     Folders of one model belong to one entry when they differ in their seed alone.
     """
     found: dict[str, list[Run]] = {}
+    failures: dict[str, str] = {}
     for member in members:
         if RunFolder(member.folder).is_finished:
-            run = read_run(member.folder, member.label, member.command)
+            try:
+                run = read_run(member.folder, member.label, member.command)
+            except NonFiniteError as error:
+                failures[member.name] = str(error)
+                continue
             found.setdefault(member.label, []).append(run)
     settings: dict[str, dict[str, Any]] = {}
     for folder in folders:
@@ -120,7 +128,12 @@ def collect(members: list[Member], folders: tuple[Path, ...]) -> list[Entry]:
         while label in found and settings.get(label) != config:
             taken += 1
             label = f"{config['model']}_{taken}"
-        settings[label] = config
         command = f"train --config {RunFolder(folder).config_path}"
-        found.setdefault(label, []).append(read_run(folder, label, command))
-    return [Entry(label, tuple(runs)) for label, runs in found.items()]
+        try:
+            run = read_run(folder, label, command)
+        except NonFiniteError as error:
+            failures[str(folder)] = str(error)
+            continue
+        settings[label] = config
+        found.setdefault(label, []).append(run)
+    return [Entry(label, tuple(runs)) for label, runs in found.items()], failures

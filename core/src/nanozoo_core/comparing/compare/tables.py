@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nanozoo_core.comparing.compare.ranking import Group, Place
 from nanozoo_core.comparing.compare.results import Entry
 from nanozoo_core.comparing.units import scaled
+from nanozoo_core.machine.terminal import harmless
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,33 @@ def shown_columns(groups: Sequence[Group]) -> list[Column]:
     return [column for column in COLUMNS if any(column.show(place) for place in places)]
 
 
+def markdown_text(text: str) -> str:
+    """A text that may come from somebody else, for the middle of a line of Markdown: no sign in it
+    begins an element of HTML, a link or another cell."""
+    text = harmless(" ".join(text.split()))
+    return re.sub(r"[`\[\]|]|<(?=[A-Za-z/!?])", lambda found: f"&#{ord(found[0])};", text)
+
+
+def markdown_code(text: str, *, language: str | None = None) -> str:
+    """A text as code, between more backticks than it has in a row: within a line, or as lines of a
+    language."""
+    text = harmless(text)
+    most = max((len(run) for run in re.findall("`+", text)), default=0)
+    if language is not None:
+        fence = "`" * max(3, most + 1)
+        return f"{fence}{language}\n{text}\n{fence}"
+    marks, line = "`" * (most + 1), " ".join(text.split())
+    return f"{marks} {line} {marks}" if most else f"{marks}{line}{marks}"
+
+
 def markdown_table(group: Group, columns: Sequence[Column]) -> str:
     lines = [
         "| " + " | ".join(column.title for column in columns) + " |",
         "|" + "---|" * len(columns),
     ]
     for place in group.places:
-        lines.append("| " + " | ".join(column.show(place) for column in columns) + " |")
+        cells = [markdown_text(column.show(place)) for column in columns]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -89,6 +112,12 @@ def group_title(group: Group, groups: Sequence[Group]) -> str:
     return f"{what} on text {fingerprint[:8]} ({num_bytes:,} bytes)"
 
 
+def _no_formula(value: Any) -> Any:
+    """A cell that no spreadsheet computes: behind an apostrophe it is text."""
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
+
+
 def results_csv(entries: Sequence[Entry]) -> str:
     """A row for every run: its label, and every number and name of its result.json."""
     rows = []
@@ -98,7 +127,8 @@ def results_csv(entries: Sequence[Entry]) -> str:
             for prefix in ("baselines_bpb", "diagnostics"):
                 for key, value in run.result.get(prefix, {}).items():
                     flat[f"{prefix}.{key}"] = value
-            rows.append({"label": entry.label, **flat, "folder": str(run.folder)})
+            row = {"label": entry.label, **flat, "folder": str(run.folder)}
+            rows.append({_no_formula(key): _no_formula(value) for key, value in row.items()})
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)))
     writer.writeheader()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 
 import torch
 
@@ -13,6 +14,7 @@ from nanozoo_core.comparing.entrants import Entrant
 from nanozoo_core.config import ResolvedConfig, model_config
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.memory import addressable
 
 TOLERANCE = 0.05
 LARGEST_FACTOR = 64.0
@@ -44,13 +46,11 @@ def _target(request: Request) -> float:
     for entrant in request.entrants:
         if entrant.label == text:
             return count(request.resolve(entrant), {})
-    try:
-        return float(text)
-    except ValueError:
-        labels = ", ".join(entrant.label for entrant in request.entrants)
-        raise ConfigError(
-            f"match={text} must be a number of parameters or one of {labels}"
-        ) from None
+    with contextlib.suppress(ValueError):
+        if 1 <= float(text) < math.inf:
+            return float(text)
+    labels = ", ".join(entrant.label for entrant in request.entrants)
+    raise ConfigError(f"match={text} must be a number of parameters or one of {labels}")
 
 
 def count(config: ResolvedConfig, changes: dict[str, object]) -> float:
@@ -66,7 +66,7 @@ def count(config: ResolvedConfig, changes: dict[str, object]) -> float:
         seq_len=training.data.seq_len,
         vocab_size=config.vocab_size,
     )
-    with torch.device("meta"):
+    with torch.device("meta"), addressable(f"{training.model} with {changes}"):
         model = adapter.make_model(model_cfg)
     return adapter.report(model)["params"]
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_core.ops.linear_recurrence import linear_recurrence
 from nanozoo_core.ops.optional_triton import jit, tl, triton
 
@@ -45,7 +46,7 @@ def dechunk(
 
 def smooth(values: Tensor, probs: Tensor, *, starts: Tensor | None = None) -> Tensor:
     """zb (B, M, D) in float32 (float64 if values is); arguments as in `dechunk`."""
-    probs = probs.to(_dtype(values))
+    probs = probs.to(wide_dtype(values))
     keep = 1 - probs if starts is None else (1 - probs).masked_fill(starts, 0.0)
     return linear_recurrence(keep, probs[..., None] * values)[0]
 
@@ -55,7 +56,7 @@ def dechunk_reference(
     starts: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """`dechunk` with all taps, as it is written, by autograd."""
-    values, probs = values.to(_dtype(values)), probs.to(_dtype(values))
+    values, probs = values.to(wide_dtype(values)), probs.to(wide_dtype(values))
     smoothed, last = [], torch.zeros_like(values[:, 0])
     for k, (value, prob) in enumerate(zip(values.unbind(1), probs.unbind(1), strict=True)):
         if starts is not None:
@@ -100,10 +101,6 @@ def _flat(index: Tensor, num_chunks: int) -> Tensor:
     """(B, L) chunk numbers as rows of (B * M, D)."""
     rows = torch.arange(index.shape[0], device=index.device)[:, None]
     return (rows * num_chunks + index).flatten()
-
-
-def _dtype(values: Tensor) -> torch.dtype:
-    return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
 def _on_gpu(values: Tensor) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nanozoo_core.machine.precision import finest_dtype, widened
 from nanozoo_nsa.config import Grid
 from nanozoo_nsa.selected.attention import Implementation, uses_triton
 from nanozoo_nsa.selected.choice import chosen_by
@@ -79,16 +80,19 @@ def _probabilities(
 
 class _CompressedAttention(torch.autograd.Function):
     """By hand, in chunks of queries: no (T, W) matrix is kept, and chunks stop at the last block
-    that they see. Everything is float32 (float64 for such inputs): rounded scores flip choices."""
+    that they see. Everything is float32 (float64 for such inputs), and the probabilities that
+    choose blocks are what `chosen_by` asks for."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, keys: Tensor, values: Tensor, grid: Grid
     ) -> tuple[Tensor, Tensor]:
         ctx.grid, ctx.dtypes = grid, (q.dtype, keys.dtype, values.dtype)
-        q, keys, values = (_widened(x) for x in (q, keys, values))
+        q, keys, values = (widened(x) for x in (q, keys, values))
         ctx.save_for_backward(q, keys, values)
-        flat_keys, flat_values = keys.flatten(0, 1), values.flatten(0, 1)
+        fine = finest_dtype(q.device)
+        fine_q, fine_keys = q.to(fine), keys.flatten(0, 1).to(fine)
+        flat_values = values.flatten(0, 1)
         batch, heads, length, _, width = q.shape
         out = torch.zeros_like(q)
         chosen = torch.empty(
@@ -101,8 +105,8 @@ class _CompressedAttention(torch.autograd.Function):
                 if visible == 0:  # then all blocks of the past are forced
                     chosen[:, :, start:stop] = -1
                     continue
-                probs = _probabilities(q, flat_keys, start, stop, grid, 1 / math.sqrt(width))
-                found = probs.flatten(1, 2) @ flat_values[:, :visible]
+                probs = _probabilities(fine_q, fine_keys, start, stop, grid, 1 / math.sqrt(width))
+                found = probs.to(q.dtype).flatten(1, 2) @ flat_values[:, :visible]
                 out[:, :, start:stop] = found.view_as(out[:, :, start:stop])
                 choice = chosen_by(probs, positions, grid, grid.num_blocks(stop))
                 chosen[:, :, start:stop] = choice.unflatten(0, (batch, heads))
@@ -114,7 +118,7 @@ class _CompressedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q, keys, values = ctx.saved_tensors
         grid, scale = ctx.grid, 1 / math.sqrt(q.shape[-1])
-        grad = _widened(grad)
+        grad = widened(grad)
         flat_keys, flat_values = keys.flatten(0, 1), values.flatten(0, 1)
         d_q, d_keys, d_values = (
             torch.zeros_like(x, memory_format=torch.contiguous_format)
@@ -142,7 +146,3 @@ class _CompressedAttention(torch.autograd.Function):
             d_values.view_as(values).to(types[2]),
             None,
         )
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

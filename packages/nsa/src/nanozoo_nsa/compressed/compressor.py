@@ -24,7 +24,6 @@ class Compressor(nn.Module):
 
     def __init__(self, config: NSAConfig) -> None:
         super().__init__()
-        assert config.head_dim is not None
         self.window, self.stride = config.grid.window, config.grid.stride
         self.mode, self.adds_mean = config.compress_mode, config.compress_residual_mean
         width, size = config.head_dim, self.window * config.head_dim

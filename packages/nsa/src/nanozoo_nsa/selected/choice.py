@@ -16,10 +16,14 @@ def chosen_by(probs: Tensor, positions: Tensor, grid: Grid, num_blocks: int) -> 
     """The free blocks of queries, from their attention over the compressed blocks.
 
     Whole sequences and decoding both ask here, so that they round at the same place: a score that
-    is rounded before eq. 9 in one and behind it in the other breaks ties in two ways.
+    is rounded before eq. 9 in one and behind it in the other breaks ties in two ways. Their sums
+    are taken in different orders, of one query and of many, which float64 makes too small to see in
+    float32; the Triton kernels, and devices without it, take them in float32, where equal blocks
+    may part.
 
     Args:
-        probs: (..., G, W) of the query heads of a group, without gradient.
+        probs: (..., G, W) of the query heads of a group, in float64 from the scores on, where the
+            device has it; without gradient.
         positions: (...) of the queries, or what broadcasts to it.
 
     Returns: (..., F) int32, -1 where there is no block left.

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nanozoo_core.machine.precision import widened
 from nanozoo_nsa.config import Grid
 
 # Of queries copied into tiles at a time: a few passes over them should hit the cache.
@@ -144,7 +145,8 @@ class _Gathered(torch.autograd.Function):
         ctx.grid, ctx.dtypes = grid, (q.dtype, k.dtype, v.dtype)
         shape = q.shape
         # (S, T, G, K), (S, T, K), (S, T, F)
-        q, k, v, chosen = (_widened(x).flatten(0, 1).contiguous() for x in (q, k, v, chosen))
+        q, k, v = (widened(x).flatten(0, 1).contiguous() for x in (q, k, v))
+        chosen = chosen.flatten(0, 1).contiguous()
         out = torch.empty_like(q)
         norms = q.new_empty(q.shape[:-1])  # (S, T, G)
         with torch.autocast(q.device.type, enabled=False):
@@ -159,7 +161,7 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, norms, chosen = ctx.saved_tensors
         grid, shape = ctx.grid, grad.shape
-        grad = _widened(grad).flatten(0, 1).contiguous()
+        grad = widened(grad).flatten(0, 1).contiguous()
         delta = torch.linalg.vecdot(grad, out)  # (S, T, G)
         d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         with torch.autocast(q.device.type, enabled=False):
@@ -304,7 +306,3 @@ def _gradients(
     d_scores = (upper @ values.mT).sub_(mean[..., None]).mul_(probs)
     scale = 1 / math.sqrt(keys.shape[-1])
     return (d_scores @ keys).mul_(scale), (d_scores.mT @ queries).mul_(scale), probs.mT @ upper
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float64, torch.int32) else x.float()

@@ -1,0 +1,123 @@
+"""Files of tensors in the safetensors format, and the gate that no NaN passes on its way to disk or
+back.
+
+A file is the length of a header as 8 little-endian bytes, the header as JSON, and the bytes of the
+tensors in the order of the header. It is written from the tensors as they lie in memory, without a
+copy of them, and a second thread digests it meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nanozoo_core.errors import NonFiniteError
+from nanozoo_core.files import whole_file
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+ALIGNMENT = 8  # of the first tensor, as the format asks
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Writes tensors as one file; what they share of memory is written for each.
+
+    Returns: the sha256 of the file, 64 hex digits.
+    Raises: WriteError.
+    """
+    parts = _parts(tensors)
+    with ThreadPoolExecutor(1) as pool, whole_file(path) as file:
+        digest = pool.submit(_sha256, parts)
+        for part in parts:
+            file.write(part)
+    return digest.result()
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of the file that `write_tensors` would write."""
+    return _sha256(_parts(tensors))
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> list[memoryview]:
+    # Wide types first, so that each tensor begins at a multiple of its element's size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    whole = {name: tensors[name].detach().cpu().contiguous() for name in names}
+    return [_head(whole), *(_bytes_of(tensor) for tensor in whole.values())]
+
+
+def _head(tensors: Mapping[str, Tensor]) -> memoryview:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        kind, shape = DTYPES[tensor.dtype], list(tensor.shape)
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % ALIGNMENT)
+    return memoryview(len(text).to_bytes(8, "little") + text)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """A view: numpy knows no bfloat16, but bytes of any type."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _sha256(parts: list[memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, on the CPU.
+
+    Raises: SafetensorError, OSError or ValueError when it is missing, truncated or of another kind.
+    """
+    return load_file(path)
+
+
+def require_finite(
+    tensors: Mapping[str, Tensor], what: object, *, logarithms: Set[str] = frozenset()
+) -> None:
+    """The gate.
+
+    Args:
+        what: holds the tensors, as the subject of the error.
+        logarithms: names of those that may hold the logarithm of 0, as a model's tables do.
+
+    Raises: NonFiniteError for the first tensor with a NaN or an infinity.
+    """
+    for name, tensor in tensors.items():
+        # A sum is finite only if all summands are, and takes one pass.
+        if not tensor.is_floating_point() or math.isfinite(float(tensor.sum())):
+            continue
+        wrong = tensor.isnan() | tensor.isposinf() if name in logarithms else ~tensor.isfinite()
+        if bool(wrong.any()):
+            count, first = int(wrong.sum()), float(tensor[wrong][0])
+            raise NonFiniteError(
+                f"{what} is not finite: {count} of the {tensor.numel()} values of {name} are "
+                f"{first} or the like"
+            )
+
+
+__all__ = ["SafetensorError", "read_tensors", "require_finite", "write_tensors"]
