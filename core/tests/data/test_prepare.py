@@ -16,7 +16,7 @@ from nanozoo_core.data import corpora
 from nanozoo_core.data.cache import build_once, cache_root
 from nanozoo_core.data.fineweb import download
 from nanozoo_core.data.prepare import PreparedData, prepare
-from nanozoo_core.data.shards import _mapped, write_shard
+from nanozoo_core.data.shards import write_shard
 from nanozoo_core.data.tokenizers import SEPARATOR, ByteTokenizer, save_tokenizer, train_bpe
 from nanozoo_core.errors import DataError
 
@@ -325,7 +325,6 @@ def test_a_changed_file_of_the_cache_is_noticed_and_one_removed_is_written_again
     with pytest.raises(DataError, match=f"{path.name} is not as it was written; remove the folder"):
         prepare(config)
     path.unlink()
-    _mapped.cache_clear()  # as in a new process
     assert prepare(config).train_bytes == before.train_bytes
 
 
