@@ -88,7 +88,8 @@ def attack(count: Count, number: int, seed: int, run: Path, cache: Path, work: P
     for (copy, path, name, command), outcome in at_once(damaged()):
         count.note((str(path), name, command[0]), problem_with(outcome, command, expected))
         shutil.rmtree(copy)
-    for path in draw.choices(files_of(cache), k=number // 4):
+    for _ in range(number // 4):
+        path = draw.choice(files_of(cache))
         name = draw.choice(["removed", "emptied", "cut in half", "random bytes", "null"])
         DAMAGES[name](cache / path, draw)
         outcome = start(["evaluate"], run, work).end()
