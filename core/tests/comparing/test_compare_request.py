@@ -80,6 +80,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     words = ["models=toy", "seeds=1", f"folder={tmp_path}"]
     (member,), _ = make_plan(parse(words))
     member.folder.mkdir(parents=True)
+    (member.folder / "metrics.jsonl").touch()
     member.beside("json").write_text(json.dumps({"settings": member.settings}))
     make_plan(parse([*words, "log.tensorboard=false"]))  # changes no result
     with pytest.raises(CheckpointError, match=r"with train.ema=0.0, and now train.ema=0.9"):
