@@ -16,7 +16,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from nanozoo_core.comparing.compare.command import train
+from nanozoo_core.comparing.compare.command import train_members
 from nanozoo_core.comparing.compare.report import conditions
 from nanozoo_core.comparing.compare.request import Entrant, Request
 from nanozoo_core.comparing.compare.results import Entry
@@ -159,7 +159,7 @@ def main() -> None:
         jobs=arguments.jobs,
         overrides=("eval.every=0", "log.tensorboard=false", *arguments.override),
     )
-    entries, failures = train(request)
+    entries, failures = train_members(request)
     if failures:
         sys.exit("\n".join(f"{name}: {text}" for name, text in failures.items()))
     rows = summary(names, entries)

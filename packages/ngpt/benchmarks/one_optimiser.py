@@ -14,7 +14,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from nanozoo_core.comparing.compare.command import train
+from nanozoo_core.comparing.compare.command import train_members
 from nanozoo_core.comparing.compare.report import conditions
 from nanozoo_core.comparing.compare.request import Entrant, Request
 from nanozoo_core.comparing.compare.results import Entry
@@ -22,7 +22,7 @@ from nanozoo_core.comparing.compare.results import Entry
 RATES = {
     "ngpt": ("7.5e-3", "1.5e-2", "3e-2", "6e-2"),
     "vanilla": ("6e-3", "1.2e-2", "2.4e-2", "4.8e-2"),
-    "gpt2": ("3e-3", "6e-3", "1.2e-2", "2.4e-2"),
+    "gpt2": ("1.5e-3", "3e-3", "6e-3", "1.2e-2"),
 }
 """AdamW's rates for each model, a factor of two apart."""
 
@@ -54,7 +54,7 @@ def trained(
             *arguments.override,
         ),
     )
-    entries, failures = train(request)
+    entries, failures = train_members(request)
     if failures:
         sys.exit("\n".join(f"{name}: {text}" for name, text in failures.items()))
     by_label = {entry.label: entry for entry in entries}
