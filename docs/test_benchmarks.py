@@ -12,8 +12,6 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = sorted(
     path for folder in ("core", "packages/*") for path in ROOT.glob(f"{folder}/benchmarks/*.py")
 )
-    p for folder in ("core", "packages/*") for p in ROOT.glob(f"{folder}/benchmarks/*.py")
-]
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: str(path.relative_to(ROOT)))
