@@ -20,7 +20,10 @@ from nanozoo_core.training.resume import config_to_store
 from nanozoo_core.training.run_folder import RunFolder
 
 # Settings that leave a run's result as it is: a run that differs in these alone is reused.
-WITHOUT_EFFECT = ("seed", "resume", "run_dir", "log", "checkpoint", "distributed", "device")
+WITHOUT_EFFECT = (
+    *("seed", "run_dir", "log", "checkpoint", "distributed", "device"),
+    *("resume", "resume_data", "resume_files"),
+)
 
 
 @dataclass(frozen=True)
