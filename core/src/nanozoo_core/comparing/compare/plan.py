@@ -128,7 +128,7 @@ def _settings_then_and_now(
     """Those noted beside the folder, and those that its run has itself."""
     note = member.beside("json")
     if note.is_file():
-        yield _noted_settings(note, member), member.settings
+        yield _kept(_noted_settings(note, member)), member.settings
     run = RunFolder(member.folder)
     if run.is_run:
         stored = run.read_config()
