@@ -140,7 +140,7 @@ def make_alone_session(model: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             train_from_wheels(session, model, Path(folder))
 
-    alone.__doc__ = f"Builds the wheels of {model}, installs them elsewhere and trains 20 steps."
+    alone.__doc__ = f"Builds the wheels of {model}, installs them elsewhere and trains five steps."
 
 
 @nox.session(venv_backend="none")
@@ -210,7 +210,7 @@ def train_from_wheels(session: nox.Session, model: str, folder: Path) -> None:
         session.error(f"expected only {expected} to be installed, found {names}")
     session.run(
         *(str(folder / "env" / "bin" / "train"), "--model", model),
-        *("train.max_steps=20", "eval.bytes=20000", "eval.draws=2"),
+        *("train.max_steps=5", "eval.bytes=20000", "eval.draws=2"),
         env=ONE_THREAD,
     )
     session.chdir(ROOT)
