@@ -188,6 +188,14 @@ def test_sigmoid_scores_are_divided_by_their_sum_before_they_are_balanced():
     torch.testing.assert_close(sequence_loss(halved), sequence_loss(routing))
 
 
+@pytest.mark.parametrize("loss", [balance_loss, sequence_loss], ids=lambda loss: loss.__name__)
+def test_balance_losses_teach_the_scores(loss):
+    """Which expert was chosen has no gradient; the scores behind the shares have that of the sum."""
+    routing = make_router(num_experts=8)(stream())
+    scores = routing.scores.detach().double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: loss(routing._replace(scores=s)), (scores,))
+
+
 def test_metrics_have_hand_computed_values():
     experts = torch.tensor([0, 0, 0, 1, 1, 2]).reshape(1, 6, 1)
     routing = routing_of(torch.zeros(1, 6, 4), experts)
