@@ -190,7 +190,7 @@ def test_sigmoid_scores_are_divided_by_their_sum_before_they_are_balanced():
 
 @pytest.mark.parametrize("loss", [balance_loss, sequence_loss], ids=lambda loss: loss.__name__)
 def test_balance_losses_teach_the_scores(loss):
-    """Which expert was chosen has no gradient; the scores behind the shares have that of the sum."""
+    """Which expert was chosen has no gradient; the scores behind the shares have the sum's."""
     routing = make_router(num_experts=8)(stream())
     scores = routing.scores.detach().double().requires_grad_()
     assert torch.autograd.gradcheck(lambda s: loss(routing._replace(scores=s)), (scores,))
