@@ -1,9 +1,10 @@
 import errno
+import itertools
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -342,47 +343,55 @@ def test_an_emptied_cache_is_built_again(texts: Path, own_folder: Path) -> None:
     assert training_texts(again) == training_texts(first)
 
 
+Pass = Callable[[int, list[bytes]], list[bytes]]
+
+
+@pytest.fixture
+def set_passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pass], None]:
+    """Lets the passes over a corpus, from 1, give what a function makes of its documents."""
+    plain = corpora.TextCorpus.documents
+    numbers = itertools.count(1)
+
+    def set_to(change: Pass) -> None:
+        def documents(self: corpora.TextCorpus) -> Iterator[bytes]:
+            yield from change(next(numbers), list(plain(self)))
+
+        monkeypatch.setattr(corpora.TextCorpus, "documents", documents)
+
+    return set_to
+
+
 @pytest.mark.parametrize("change", ["text", "shorter", "more"])
 def test_a_text_that_changes_while_it_is_read_is_refused(
-    texts: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, change: str
+    texts: Path, own_folder: Path, set_passes: Callable[[Pass], None], change: str
 ) -> None:
     """Between the pass that splits and the one that writes, with size and time as they were."""
-    plain = corpora.TextCorpus.documents
-    calls = 0
 
-    def documents(self: corpora.TextCorpus) -> Iterator[bytes]:
-        nonlocal calls
-        calls += 1
-        found = list(plain(self))
-        if calls > 1:
-            found = {
-                "text": [*found[:-1], found[-1].upper()],
-                "shorter": found[:-1],
-                "more": [*found, b"more"],
-            }[change]
-        yield from found
+    def changed(number: int, found: list[bytes]) -> list[bytes]:
+        others = {
+            "text": [*found[:-1], found[-1].upper()],
+            "shorter": found[:-1],
+            "more": [*found, b"more"],
+        }
+        return others[change] if number > 1 else found
 
-    monkeypatch.setattr(corpora.TextCorpus, "documents", documents)
+    set_passes(changed)
     with pytest.raises(DataError, match="has changed while it was read"):
         prepare(text_config(texts, tokenizer="bytes"))
     assert not list(own_folder.rglob("*.bin"))
 
 
 def test_a_file_that_is_written_meanwhile_is_noticed(
-    texts: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+    texts: Path, own_folder: Path, set_passes: Callable[[Pass], None]
 ) -> None:
     """The second pass read it before; the prepared data would go by its new time."""
-    plain = corpora.TextCorpus.documents
-    calls = 0
 
-    def documents(self: corpora.TextCorpus) -> Iterator[bytes]:
-        nonlocal calls
-        calls += 1
-        yield from plain(self)
-        if calls == 2:
+    def written(number: int, found: list[bytes]) -> list[bytes]:
+        if number == 2:
             (texts / "03.txt").write_text("written at last\n")
+        return found
 
-    monkeypatch.setattr(corpora.TextCorpus, "documents", documents)
+    set_passes(written)
     with pytest.raises(DataError, match="has changed while it was read"):
         prepare(text_config(texts, tokenizer="bytes"))
 
