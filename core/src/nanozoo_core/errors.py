@@ -174,6 +174,11 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, shortly; its class where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def divisors(number: int) -> str:
     """Names the divisors of `number`, for messages about a value that must divide another."""
     found = [str(d) for d in all_divisors(number)]

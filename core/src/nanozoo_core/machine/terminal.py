@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
-from nanozoo_core.errors import NanozooError
+from nanozoo_core.errors import NanozooError, first_line
 from nanozoo_core.machine.streams import steady, steady_output
 
 
@@ -23,7 +23,7 @@ def say(text: str) -> None:
     from tqdm import tqdm
 
     stream = steady(sys.stdout)
-    tqdm.write(showable(text, stream), file=stream)
+    tqdm.write(harmless(text), file=stream)
     stream.flush()
 
 
@@ -40,15 +40,8 @@ def warn(text: str) -> None:
 def write(text: str, *, to: TextIO | None = None) -> None:
     """A text, on stdout unless told otherwise, at once."""
     stream = steady(sys.stdout if to is None else to)
-    stream.write(showable(text, stream))
+    stream.write(harmless(text))
     stream.flush()
-
-
-def showable(text: str, stream: TextIO) -> str:
-    """A harmless text with a question mark for what the stream's encoding lacks, such as that of a
-    console of Windows."""
-    encoding = stream.encoding or "utf-8"
-    return harmless(text).encode(encoding, errors="replace").decode(encoding)
 
 
 def harmless(text: str) -> str:
@@ -149,10 +142,6 @@ def _reported() -> Iterator[None]:
             sys.exit(1)
         warn(f"error: {_fault(error)}")
         sys.exit(FAULT_STATUS)
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _fault(error: Exception) -> str:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nanozoo_core import tensor_files
-from nanozoo_core.errors import CheckpointError, NanozooError
+from nanozoo_core.errors import CheckpointError, NanozooError, first_line
 from nanozoo_core.files import UNFINISHED, remove_unfinished
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.sharding import gather_whole
@@ -336,4 +336,4 @@ def _flush(path: Path) -> None:
 def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)

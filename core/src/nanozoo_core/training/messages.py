@@ -10,11 +10,11 @@ from typing import Any
 from tqdm import tqdm
 
 from nanozoo_core.config import TrainingConfig
-from nanozoo_core.errors import OutOfMemoryError
+from nanozoo_core.errors import OutOfMemoryError, first_line
 from nanozoo_core.evaluation.inspection import describe
 from nanozoo_core.evaluation.score import Score
 from nanozoo_core.machine.device import device_name, is_out_of_memory
-from nanozoo_core.machine.terminal import first_line, harmless, say
+from nanozoo_core.machine.terminal import harmless, say
 from nanozoo_core.training.budget import Budget
 from nanozoo_core.training.finish import Finish
 from nanozoo_core.training.plan import describe_batch

@@ -14,7 +14,7 @@ from typing import Any
 
 from nanozoo_core.config.compose import as_config_error
 from nanozoo_core.config.overrides import all_literal, resolved_values
-from nanozoo_core.errors import CheckpointError, NonFiniteError
+from nanozoo_core.errors import CheckpointError, NonFiniteError, first_line
 from nanozoo_core.files import UNFINISHED, read_json, to_json, write_json, write_text
 
 STEP_PREFIX = "step_"
@@ -215,7 +215,7 @@ class RunFolder:
         except OmegaConfBaseException as error:
             raise CheckpointError(f"{path} cannot be read: {as_config_error(error)}") from error
         except Exception as error:
-            raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+            raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
         if not isinstance(data, dict) or "model" not in data:
             raise CheckpointError(f"{path} is not the config of a run: it names no model")
         return {str(key): value for key, value in data.items()}
