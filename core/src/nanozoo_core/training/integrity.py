@@ -52,7 +52,6 @@ def check_run(folder: RunFolder, state: TrainState) -> None:
 
     Raises: CheckpointError when they differ.
     """
-    check_config(folder)
     path = folder.path / TOKENIZER_FILE
     if state.tokenizer is not None and path.is_file() and file_digest(path) != state.tokenizer:
         raise CheckpointError(f"{path} is not the tokenizer that the run has used; {ON_PURPOSE}")

@@ -36,7 +36,8 @@ def begun_anew(resolved: ResolvedConfig) -> ResolvedConfig:
     """The settings of a run that begins in the folder of the one to go on with, where that one was
     killed before its first checkpoint; else those given."""
     config = resolved.training
-    assert config.resume is not None
+    if config.resume is None:
+        return resolved
     folder, step = parse_resume(config.resume)
     if step is not None or config.run_dir is not None or not folder.is_barely_begun:
         return resolved
@@ -58,6 +59,7 @@ def check_resumable(resolved: ResolvedConfig) -> None:
     check_settings(folder, config_to_store(config, resolved.model_cfg))
     state = integrity.newest_state(folder)
     if config.resume_files == "same" and state is not None:
+        integrity.check_config(folder)
         integrity.check_run(folder, state)
     if config.run_dir is not None:
         raise ConfigError(

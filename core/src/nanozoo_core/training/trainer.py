@@ -84,8 +84,7 @@ class Trainer:
     """One run: model, data, optimisers, and the state that checkpoints hold."""
 
     def __init__(self, resolved: ResolvedConfig, ranks: Ranks) -> None:
-        if resolved.training.resume is not None:
-            resolved = begun_anew(resolved)
+        resolved = begun_anew(resolved)
         if resolved.training.resume is not None:
             check_resumable(resolved)
         if resolved.training.log.wandb:
