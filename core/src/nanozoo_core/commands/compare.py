@@ -6,6 +6,8 @@ import argparse
 
 from nanozoo_core.commands.run_arguments import Commands, add_force, add_settings_command
 from nanozoo_core.comparing.compare.request import OPTIONS, OTHERS
+from nanozoo_core.errors import NanozooError
+from nanozoo_core.machine.terminal import say
 
 
 def add_to(commands: Commands) -> None:
@@ -24,6 +26,10 @@ def add_to(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nanozoo_core.comparing.compare.command import compare
+    from nanozoo_core.comparing.compare.command import compare_words
 
-    compare(arguments.overrides, force=arguments.force)
+    found = compare_words(arguments.overrides, force=arguments.force)
+    if found.report is not None:
+        say(f"\n{found}")
+    if found.failures:
+        raise NanozooError("\n".join(f"{name}: {text}" for name, text in found.failures.items()))
