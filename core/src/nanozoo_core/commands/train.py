@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanozoo_core import registry
+from nanozoo_core import __version__, registry
+from nanozoo_core.commands import completion
 from nanozoo_core.config import compose, resolve
 from nanozoo_core.config.foreign import refuse_hydra_settings
 from nanozoo_core.config.overrides import parse_override, quoted
@@ -107,8 +108,12 @@ def parse(argv: Sequence[str]) -> CommandLine:
 
 def main() -> None:
     """Entry point of `train` and of `python -m nanozoo_core.train`."""
+    completion.answer(completion.train_parser)
     with reported_errors():
         line = parse(sys.argv[1:])
+        if "--version" in line.flags:  # of ours, not Hydra's
+            out(f"nanozoo-core {__version__}")
+            return
         if "--help" in line.flags or "-h" in line.flags:
             write(help_text())
             return

@@ -79,13 +79,12 @@ def fresh_hydra() -> Iterator[None]:
     program that calls nanozoo from Python, finds it as it was."""
     from hydra.core.global_hydra import GlobalHydra
 
-    instance = GlobalHydra.instance()
-    before = instance.hydra
-    instance.clear()
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
     try:
         yield
     finally:
-        instance.hydra = before
+        GlobalHydra.instance().hydra = before  # of another instance: composing replaces it
 
 
 @contextmanager
