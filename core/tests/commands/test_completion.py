@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pty
+import re
 import select
 import shutil
 import subprocess
@@ -17,6 +18,12 @@ import pytest
 from nanozoo_core.commands import cli, completion
 
 PATIENCE_SECONDS = 120  # before a shell that answers nothing fails a test
+CONTROL = re.compile(r"\x1b(?:\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07|[()][A-Z0-9]|[=>])|\r|\x0f")
+OWN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""  # a shell that has its terminal is one that somebody sits at
 SHELLS = {
     "bash": (["bash", "--norc", "--noprofile", "-i"], 'eval "$(nanozoo completion bash)"'),
     "zsh": (["zsh", "-f", "-i"], 'eval "$(nanozoo completion zsh)"'),
@@ -68,12 +75,12 @@ def test_a_shell_completes(shell: str, typed: str, expected: str, tmp_path: Path
         )
         program.chmod(0o755)
     path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
-    environment = os.environ | {"PATH": path, "TERM": "dumb", "HOME": str(tmp_path), "PS1": "> "}
+    environment = os.environ | {"PATH": path, "TERM": "xterm", "HOME": str(tmp_path), "PS1": "> "}
     # READY stands in the line as two words, so that its echo is not taken for the answer.
     shown = on_a_terminal(
         command, environment, [f"{install}\necho REA''DY\n", "READY", f"{typed}\t", expected]
     )
-    assert expected in shown, shown
+    assert expected in shown, repr(shown)
 
 
 def on_a_terminal(command: list[str], environment: dict[str, str], talk: list[str]) -> str:
@@ -81,7 +88,7 @@ def on_a_terminal(command: list[str], environment: dict[str, str], talk: list[st
     was shown behind the last that was typed."""
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
-        command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment,
+        [sys.executable, "-c", OWN_TERMINAL, *command], stdin=terminal, stdout=terminal, stderr=terminal, env=environment,
         start_new_session=True, cwd=environment["HOME"],
     )  # fmt: skip
     os.close(terminal)
@@ -94,6 +101,7 @@ def on_a_terminal(command: list[str], environment: dict[str, str], talk: list[st
             while awaited not in shown and time.monotonic() < deadline:
                 if select.select([controller], [], [], 1)[0]:
                     shown += os.read(controller, 4096).decode(errors="replace")
+                    shown = CONTROL.sub("", shown)
     finally:
         process.kill()
         process.wait()
