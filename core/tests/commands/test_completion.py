@@ -88,9 +88,14 @@ def on_a_terminal(command: list[str], environment: dict[str, str], talk: list[st
     was shown behind the last that was typed."""
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", OWN_TERMINAL, *command], stdin=terminal, stdout=terminal, stderr=terminal, env=environment,
-        start_new_session=True, cwd=environment["HOME"],
-    )  # fmt: skip
+        [sys.executable, "-c", OWN_TERMINAL, *command],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=environment,
+        start_new_session=True,
+        cwd=environment["HOME"],
+    )
     os.close(terminal)
     shown = ""
     try:

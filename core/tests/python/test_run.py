@@ -110,6 +110,18 @@ def test_a_bound_has_no_bits_of_tokens(
         run.bits_per_byte("word")
 
 
+def test_running_out_of_memory_is_a_sentence(
+    run: nanozoo_core.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("of 8 GiB")
+
+    monkeypatch.setattr(DefaultModelAdapter, "token_nats", fail)
+    for use in (lambda: run.evaluate("word"), lambda: run.bits_per_byte("word")):
+        with pytest.raises(nanozoo_core.OutOfMemoryError, match="takes a smaller batch_tokens=N"):
+            use()
+
+
 def test_metrics_are_columns(run: nanozoo_core.Run) -> None:
     found = run.metrics()
     assert {len(column) for column in found.values()} == {4}  # three steps and a validation

@@ -28,7 +28,23 @@ def brief(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, 3, -0.5, 1e-9, "text", "null", "True", "1e3", "a b'c\\", "${x}", [1, "b"], [], ""],
+    [
+        "a:b/c-d+e",
+        None,
+        True,
+        3,
+        -0.5,
+        1e-9,
+        "text",
+        "null",
+        "True",
+        "1e3",
+        "a b'c\\",
+        "${x}",
+        [1, "b"],
+        [],
+        "",
+    ],
     ids=repr,
 )
 def test_a_setting_of_python_is_what_the_command_line_says(value: object) -> None:

@@ -114,7 +114,7 @@ def as_words(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
     return words
 
 
-_BARE_WORD = re.compile(r"[A-Za-z_][\w./-]*")
+_BARE_WORD = re.compile(r"[A-Za-z_][\w./:+-]*")
 
 
 def _as_text(value: Any, key: str) -> str:

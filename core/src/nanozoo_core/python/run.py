@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
     from nanozoo_core.training.runs import Evaluation, LoadedRun
 
 AnyPath = str | os.PathLike[str]
+
+
+@contextmanager
+def told_out_of_memory() -> Iterator[None]:
+    """Raises: OutOfMemoryError, in the sentence of the commands, for what fails so inside."""
+    from nanozoo_core.machine.device import is_out_of_memory, out_of_memory
+
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(error) from error
+        raise
 
 
 def load_run(
@@ -163,7 +177,8 @@ class Run:
             use_cache=use_cache,
             speculative=speculative,
         )
-        text = "".join(write_pieces(self.loaded, request))
+        with told_out_of_memory():
+            text = "".join(write_pieces(self.loaded, request))
         return Generated(prompt, text, suffix, seed)
 
     def stream(self, prompt: str = "", **settings: Any) -> Iterator[str]:
@@ -187,7 +202,8 @@ class Run:
         """
         from nanozoo_core.training import runs
 
-        return runs.score(self.loaded, settings, as_texts(texts))
+        with told_out_of_memory():
+            return runs.score(self.loaded, settings, as_texts(texts))
 
     def evaluate_tasks(
         self,
@@ -228,7 +244,8 @@ class Run:
         Raises: ConfigError for an empty text, or a model that bounds the likelihood of a whole
             window and gives no single token a probability.
         """
-        return text_bits(self.loaded, text)
+        with told_out_of_memory():
+            return text_bits(self.loaded, text)
 
 
 def as_texts(texts: str | bytes | Sequence[str | bytes] | None) -> Sequence[str | bytes] | None:

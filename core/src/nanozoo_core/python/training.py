@@ -142,7 +142,8 @@ def _alone_in_this_process() -> Iterator[None]:
             "another training runs in this process; wait for it, or start a process for each, as "
             "nanozoo_core.compare does with jobs=N"
         )
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    is_cuda_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = [torch.cuda.current_device()] if is_cuda_used else []
     try:
         with torch.random.fork_rng(devices=devices):
             yield
