@@ -10,6 +10,8 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 
+from nanozoo_core.training import finish
+
 NOTEBOOKS = sorted((Path(__file__).parent / "notebooks").glob("*.ipynb"))
 
 
@@ -37,6 +39,7 @@ def execute(path: Path) -> list[Any]:
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NANOZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(finish, "SAMPLE_TOKENS", 2)  # which shortens the samples of a training
     monkeypatch.setitem(mpl.rcParams, "backend", "agg")
     values = execute(path)
     assert values
