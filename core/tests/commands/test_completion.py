@@ -17,7 +17,7 @@ import pytest
 
 from nanozoo_core.commands import cli, completion
 
-PATIENCE_SECONDS = 12  # before a shell that answers nothing fails a test
+PATIENCE_SECONDS = 120  # before a shell that answers nothing fails a test
 CONTROL = re.compile(r"\x1b(?:\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07|[()][A-Z0-9]|[=>])|\r|\x0f")
 OWN_TERMINAL = """
 import fcntl, os, sys, termios
