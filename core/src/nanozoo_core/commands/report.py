@@ -13,7 +13,7 @@ def add_to(commands: Commands) -> None:
         "report",
         help="write a report of finished runs",
         description="Writes report.html, report.md, results.csv and plots of finished runs, "
-        "whoever has trained them. Runs of one model that differ in their seed alone are one entry.",
+        "whoever has trained them. Runs that differ in their seed alone are one entry.",
     )
     parser.add_argument(
         "runs",

@@ -98,8 +98,14 @@ def _entrant(name: str, others: Mapping[str, Entrant], problems: Problems) -> En
     return Entrant(label, model=None if recipe is not None else target, recipe=recipe)
 
 
+def as_label(name: str) -> str:
+    """A name from a file of somebody else as a label, which is a file's name too."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:100] or "model"
+
+
 def labelled(text: str) -> tuple[str | None, Path]:
-    """The name and the folder of a finished run, from RUN or NAME:RUN. A drive's letter is no name."""
+    """The name and the folder of a finished run, from RUN or NAME:RUN; a drive's letter is no
+    name."""
     label, colon, run = text.partition(":")
     if colon and len(label) > 1 and LABEL.fullmatch(label) and not Path(text).exists():
         return label, Path(run)

@@ -1,5 +1,5 @@
-"""Finished runs that a comparison's folder takes in from elsewhere, without their weights: a folder that
-grows run by run, as in a git repository to which several people add theirs."""
+"""Finished runs that a comparison's folder takes in from elsewhere, without their weights: a folder
+that grows run by run, as in a git repository to which several people add theirs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanozoo_core.comparing.compare.plan import first_difference, kept_settings
-from nanozoo_core.comparing.entrants import labelled
+from nanozoo_core.comparing.entrants import as_label, labelled
 from nanozoo_core.config.overrides import as_written
 from nanozoo_core.errors import CheckpointError, ConfigError, WriteError
 from nanozoo_core.training.run_folder import RunFolder
@@ -18,21 +18,22 @@ TAKEN = ("config_path", "result_path", "metrics_path", "samples_path")
 
 
 def add_run(board: Path, text: str) -> Path:
-    """Copies what a report needs of a finished run into the board's folder; one that is there already
-    is left as it is.
+    """Copies what a report needs of a finished run into the board's folder, unless it is there.
 
     Args: text: RUN or LABEL:RUN.
-    Raises: CheckpointError when the run is not finished, or other settings have that label and seed;
-        WriteError.
+    Returns: the copy.
+    Raises: CheckpointError when the run is not finished, or other settings have that label and
+        seed; WriteError.
     """
     label, folder = labelled(text)
     run = RunFolder(folder)
     config, result = run.read_config(), run.read_result()
-    label = label or str(config["model"])
+    label = label or as_label(str(config["model"]))
     copy = board / ADDED / f"{label}_{result['seed']}"
     if copy.exists():
         there = RunFolder(copy).read_config()
-        different = first_difference(*(kept_settings(as_written(each)) for each in (there, config)))
+        old_settings, new_settings = (kept_settings(as_written(each)) for each in (there, config))
+        different = first_difference(old_settings, new_settings)
         if different is None:
             return copy
         key, old, new = different
@@ -62,8 +63,8 @@ def runs_of(board: Path, parts: Sequence[str] = ("runs", ADDED)) -> dict[Path, s
 
 
 def finished_runs(texts: Sequence[str]) -> dict[Path, str | None]:
-    """The runs that are meant by RUN, LABEL:RUN, or a folder with runs below it, each with its label
-    where it has one.
+    """The runs that are meant by RUN, LABEL:RUN, or a folder with runs below it, each with its
+    label where it has one.
 
     Raises: ConfigError for a folder in which there is none.
     """

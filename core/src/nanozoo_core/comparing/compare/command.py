@@ -8,8 +8,8 @@ from pathlib import Path
 from nanozoo_core.comparing.compare.board import ADDED, add_run, finished_runs, runs_of
 from nanozoo_core.comparing.compare.execute import run_members
 from nanozoo_core.comparing.compare.launch import launch_members
-from nanozoo_core.comparing.compare.plan import make_plan, write_plan
 from nanozoo_core.comparing.compare.outputs import FILES, write_report
+from nanozoo_core.comparing.compare.plan import make_plan, write_plan
 from nanozoo_core.comparing.compare.report import Report, markdown
 from nanozoo_core.comparing.compare.request import Request, parse
 from nanozoo_core.comparing.compare.results import Entry, collect
@@ -22,7 +22,7 @@ from nanozoo_core.machine.terminal import say
 def compare(words: Sequence[str], *, add: Sequence[str] = (), force: bool = False) -> None:
     """Trains what the request asks for and is not there yet, and writes the report.
 
-    Args: add: finished runs, RUN or NAME:RUN, that the folder takes in for this report and later ones.
+    Args: add: finished runs, RUN or NAME:RUN, that the folder takes in for this report and later.
     Raises: ConfigError, CheckpointError before anything runs; Interrupted; NanozooError at the end
         when some runs failed, the report of the others being written all the same.
     """

@@ -1,5 +1,5 @@
-"""The files of a report: report.md, report.html, results.csv, two plots, and the settings of each entry
-in configs/."""
+"""The files of a report: report.md, report.html, results.csv, two plots, and the settings of each
+entry in configs/."""
 
 from __future__ import annotations
 

@@ -32,8 +32,9 @@ def write_plots(folder: Path, groups: Sequence[Group]) -> None:
 
     entries = [place.entry for group in groups for place in group.places]
     appearance = looks(entries)
-    ink = {"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK}
-    with plt.rc_context(ink | {"axes.edgecolor": FAINT, "hatch.linewidth": 0.6}):
+    texts = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
+    style: Any = dict.fromkeys(texts, INK) | {"axes.edgecolor": FAINT}
+    with plt.rc_context(style):
         for name, draw in (("ranking", _ranking), ("curves", _curves)):
             figure = draw(plt, groups, entries, appearance)
             with whole_file(folder / f"{name}.png") as file:

@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nanozoo_core.comparing.compare.plan import Member
+from nanozoo_core.comparing.compare.plan import Member, kept_settings
+from nanozoo_core.comparing.entrants import as_label
+from nanozoo_core.config.overrides import as_written
 from nanozoo_core.errors import CheckpointError, NonFiniteError
 from nanozoo_core.training.run_folder import RunFolder, Sample
 
@@ -134,7 +136,8 @@ def collect(
     """Entries of the members that are done, then of other run folders, which must be; and a
     sentence for each that has diverged, by name.
 
-    Folders of one label belong to one entry when they differ in their seed alone.
+    Folders of one label belong to one entry when they differ in nothing but their seed that decides
+    a result.
 
     Args: labels: of folders that are not called after their model.
     """
@@ -152,10 +155,10 @@ def collect(
     settings: dict[str, dict[str, Any]] = {}
     for folder in folders:
         config = RunFolder(folder).read_config()
-        config = {key: value for key, value in config.items() if key != "seed"}
-        label = first = labels.get(folder, str(config["model"]))
+        label = first = labels.get(folder) or as_label(str(config["model"]))
         taken = 1
-        while label in found and settings.get(label) != config:
+        own = kept_settings(as_written(config))
+        while label in found and settings.get(label) != own:
             taken += 1
             label = f"{first}_{taken}"
         command = f"train --config {RunFolder(folder).config_path}"
@@ -164,6 +167,6 @@ def collect(
         except NonFiniteError as error:
             failures[str(folder)] = str(error)
             continue
-        settings[label] = config
+        settings[label] = own
         found.setdefault(label, []).append(run)
     return [Entry(label, tuple(runs)) for label, runs in found.items()], failures

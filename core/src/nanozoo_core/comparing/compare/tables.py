@@ -14,7 +14,6 @@ from nanozoo_core.comparing.compare.results import Entry
 from nanozoo_core.comparing.units import scaled
 from nanozoo_core.machine.terminal import harmless
 
-
 CONFIGS = "configs"  # the folder with the settings behind each score, beside the report
 
 
