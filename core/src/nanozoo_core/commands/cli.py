@@ -20,12 +20,13 @@ from nanozoo_core.commands import (
     models,
     new,
     prepare,
+    report,
     show,
 )
 from nanozoo_core.machine.terminal import reported_errors
 
 COMMANDS = (
-    *(models, show, prepare, evaluate, inspect, generate, compare, bench, export, new),
+    *(models, show, prepare, evaluate, inspect, generate, compare, report, bench, export, new),
     completion,
 )
 

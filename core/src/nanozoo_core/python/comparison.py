@@ -17,6 +17,7 @@ def compare(
     models: Sequence[str | os.PathLike[str]] = (),
     *,
     runs: Sequence[str | os.PathLike[str]] = (),
+    add: Sequence[str | os.PathLike[str]] = (),
     budget: str = "bytes:2e6",
     seeds: int | Sequence[int] = 2,
     jobs: int = 1,
@@ -31,6 +32,7 @@ def compare(
     Args:
         models: models, recipe files, or variants "NAME:MODEL".
         runs: folders of finished runs that the report includes as well.
+        add: such folders, or "NAME:FOLDER", that the comparison's folder takes in for later, too.
         budget: "UNIT:N" with bytes, tokens, flops, steps or seconds; "own" is each model's own.
         seeds: how many, or which.
         jobs: how many runs train at the same time, and share the CPU's threads.
@@ -48,11 +50,11 @@ def compare(
     given = {"models": list(models), "runs": list(runs), "match": match, "folder": folder}
     options = {key: value for key, value in given.items() if value not in (None, [])}
     words = as_words({**options, "budget": budget, "jobs": jobs, "seeds": seeds, **settings})
-    from nanozoo_core.comparing.compare.command import compare_words
+    from nanozoo_core.comparing.compare import command
     from nanozoo_core.comparing.compare.execute import Interrupted
 
     try:
-        return compare_words(words, force=force)
+        return command.compare(words, add=[os.fspath(run) for run in add], force=force)
     except Interrupted as error:
         warn(str(error))
         raise KeyboardInterrupt from error
