@@ -11,7 +11,7 @@ from typing import Any
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.machine.terminal import conceal
 
-PATHS = ("data.path", "run_dir", "resume", "folder")
+PATHS = ("data.path", "run_dir", "resume", "init_from", "folder")
 """Settings and options that are paths: these may hold any sign without quotes."""
 LISTS_OF_PATHS = ("models", "runs")
 PLAIN = "-_./:+%@*?|, \\"  # signs that the grammar takes without quotes

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nanozoo_core.config import (
     EvalConfig,
@@ -100,6 +101,22 @@ def read_weights(model: nn.Module, path: Path, config: TrainingConfig) -> TrainS
     return state
 
 
+def stored_tensors(folder: RunFolder, step: int | None, *, tables: Set[str]) -> dict[str, Tensor]:
+    """The weights of a run, averaged where there are any, and its buffers, without its model.
+
+    Args: step: of the checkpoint; None is the newest. tables: buffers that may hold the logarithm
+        of 0.
+
+    Raises: CheckpointError as `load_run`.
+    """
+    integrity.check_config(folder)
+    config = training_config(folder.read_config())
+    path = find_checkpoint(folder, "latest" if step is None else str(step), config)
+    integrity.check_run(folder, read_state(path))
+    tensors = checkpoint.read_tensors(path, "model", tables=tables)
+    return tensors | (checkpoint.read_tensors(path, "ema") if config.train.ema > 0 else {})
+
+
 def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
     """The run's validation score under its own eval settings, changed by `overrides`."""
     settings = schema.to_dict(run.config.eval) | overrides
@@ -179,7 +196,7 @@ def find_checkpoint(
     if path is None or not path.is_dir():
         steps = ", ".join(map(str, folder.checkpoint_steps())) or "none"
         raise CheckpointError(
-            f"--checkpoint={which} is not in {folder}; use latest, best or one of: {steps}"
+            f"checkpoint {which} is not in {folder}; use latest, best or one of: {steps}"
         )
     checkpoint.check_whole(path, stems, verify=verify)
     return path

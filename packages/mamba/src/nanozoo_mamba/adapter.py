@@ -20,7 +20,13 @@ from nanozoo_core.machine.device import require_gpu
 from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.optim.groups import Own, ParameterGroup, default_roles, make_groups
 from nanozoo_mamba.config import MambaConfig
-from nanozoo_mamba.huggingface import to_hf_config, to_hf_state_dict
+from nanozoo_mamba.huggingface import (
+    from_authors_config,
+    from_hf_config,
+    from_hf_state_dict,
+    to_hf_config,
+    to_hf_state_dict,
+)
 from nanozoo_mamba.model import Mamba, MambaCache
 
 # AdamW's by what they are, not by their shape, and with decay like the matrices.
@@ -112,6 +118,15 @@ class MambaAdapter(DefaultModelAdapter):
         have not."""
         assert isinstance(model, Mamba)
         return to_hf_config(model.config), to_hf_state_dict(model)
+
+    def config_from_hf(self, theirs: dict[str, Any]) -> MambaConfig:
+        """Of transformers' config.json or of the authors' own. Raises: CheckpointError."""
+        return from_hf_config(from_authors_config(theirs) if "d_model" in theirs else theirs)
+
+    def weights_from_hf(
+        self, theirs: dict[str, Tensor], config_json: dict[str, Any], config: MambaConfig
+    ) -> dict[str, Tensor]:
+        return from_hf_state_dict(theirs, config.variant)
 
 
 Adapter = MambaAdapter
