@@ -24,6 +24,7 @@ from nanozoo_core.contract import (
     DataStage,
     Drafter,
     Draw,
+    GGUFModel,
     Inspection,
     Likelihood,
     Loss,
@@ -336,6 +337,11 @@ class DefaultModelAdapter:
         """The config.json and the weights with which a class of transformers computes the same
         logits; None where there is no such class. Raises: ConfigError for a model whose settings
         that class lacks."""
+        return None
+
+    def to_gguf(self, model: nn.Module) -> GGUFModel | None:
+        """The model for llama.cpp; None where no architecture there computes the same. Raises:
+        ConfigError for a model whose settings that architecture lacks."""
         return None
 
     def config_from_hf(self, theirs: dict[str, Any]) -> Any | None:

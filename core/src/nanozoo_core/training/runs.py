@@ -24,7 +24,7 @@ from nanozoo_core.data.prepare import prepare
 from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import CheckpointError, NonFiniteError
-from nanozoo_core.evaluation.inspection import inspect_model
+from nanozoo_core.evaluation.inspection import inspect_model, shown_text
 from nanozoo_core.evaluation.score import evaluate
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.process import tune_process
@@ -146,11 +146,13 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def inspect_run(run: LoadedRun) -> Inspection | None:
-    """What is peculiar to the run's model, also written to its folder; None where nothing is."""
+def inspect_run(run: LoadedRun, *, text: str | None = None) -> tuple[Inspection | None, str | None]:
+    """What is peculiar to the run's model, also written to its folder, and what it shows on `text`,
+    or on the beginning of a validation document; None where there is nothing."""
     validation, _ = validation_set(run, run.config.eval.bytes)
     folder = RunFolder(run.folder)
-    return inspect_model(
+    shown_on = shown_text(validation.documents) if text is None else text
+    found = inspect_model(
         run.adapter,
         run.model,
         validation,
@@ -159,6 +161,7 @@ def inspect_run(run: LoadedRun) -> Inspection | None:
         device=run.device,
         write_to=(folder.inspection_path, folder.inspection_picture_path),
     )
+    return found, run.adapter.show_sample(run.model, run.vocabulary, shown_on)
 
 
 def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
