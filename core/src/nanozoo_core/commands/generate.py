@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load, model_values
@@ -25,15 +28,29 @@ MIDDLE_TOKENS = 32
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("generate", help="generate text from a run")
     add_run_arguments(parser)
-    parser.add_argument("--prompt", default="", help="text to continue; empty starts a document")
+    parser.add_argument(
+        "--prompt",
+        default="",
+        help="text to continue; empty starts a document, and - is what stands on standard input, "
+        "without a line break at its end",
+    )
+    parser.add_argument(
+        "--interactive",
+        action="store_true",
+        help="go on with each line that is typed; an empty one lets the model write on, Ctrl-C "
+        "stops its text and Ctrl-D ends",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="write each sample as a line of JSON, when it is whole"
+    )
     parser.add_argument(
         "--suffix", default="", help="text that follows: fill the middle (diffusion models)"
     )
     parser.add_argument(
         "--max-tokens",
         type=int,
-        help=f"the most new tokens ({CONTINUATION_TOKENS}), or with --suffix their exact number "
-        f"({MIDDLE_TOKENS})",
+        help=f"the most new tokens (default: {CONTINUATION_TOKENS}), or with --suffix their exact "
+        f"number (default: {MIDDLE_TOKENS})",
     )
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
     parser.add_argument(
@@ -85,10 +102,12 @@ def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]
     Args: load_run: loads the run, once the arguments have been found to make sense.
     Raises: ConfigError for flags that do not go together or that the model cannot serve.
     """
+    from nanozoo_core.commands.interactive import continue_lines
     from nanozoo_core.generation.speculative import Tally
     from nanozoo_core.generation.text import check_settings
     from nanozoo_core.generation.trace import Trace, trace_page
 
+    _check_flags(arguments)
     if arguments.speculative and arguments.no_cache:
         raise ConfigError("--speculative decodes with the cache; leave out --no-cache")
     seeds = range(arguments.seed, arguments.seed + arguments.num_samples)
@@ -109,14 +128,29 @@ def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]
             f"with these settings does not; leave it out"
         )
     tally = Tally() if arguments.speculative else None
-    for number, setting in enumerate(settings):
+    if arguments.prompt == "-":
+        arguments.prompt = _standard_input()
+    if arguments.interactive:
+        continue_lines(
+            arguments.prompt,
+            lambda text, seed: continuation(
+                run, text, replace(settings[0], seed=settings[0].seed + seed), tally
+            ),
+        )
+    for number, setting in enumerate(() if arguments.interactive else settings):
+        if arguments.suffix:
+            pieces = iter([_middle(run, arguments, setting), arguments.suffix])
+        else:
+            pieces = continuation(run, arguments.prompt, setting, tally)
+        if arguments.json:
+            _write_json(arguments, setting.seed, "".join(pieces))
+            continue
         if number:
             out("-" * 80)
         write(arguments.prompt)
-        if arguments.suffix:
-            _write_middle(run, arguments, setting)
-        else:
-            _write_continuation(run, arguments, setting, tally)
+        for piece in pieces:
+            write(piece)
+        out("")
     if tally is not None:
         warn(tally.describe())
     if arguments.trace is not None:
@@ -154,30 +188,59 @@ def _refuse_denoising(arguments: argparse.Namespace, model: str) -> None:
         )
 
 
-def _write_middle(run: LoadedRun, arguments: argparse.Namespace, setting: SamplingSettings) -> None:
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Raises: ConfigError for flags that --interactive leaves without effect."""
+    others = {
+        "--prompt -": arguments.prompt == "-",
+        "--suffix": bool(arguments.suffix),
+        "--json": arguments.json,
+        "--trace": arguments.trace is not None,
+        "--num-samples": arguments.num_samples != 1,
+    }
+    given = [flag for flag, is_given in others.items() if is_given]
+    if arguments.interactive and given:
+        raise ConfigError(f"--interactive does not go with {' and '.join(given)}; leave out one")
+
+
+def _standard_input() -> str:
+    """Raises: ConfigError when it is no text."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--prompt -: standard input is no UTF-8 ({error.reason})") from error
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _write_json(arguments: argparse.Namespace, seed: int, text: str) -> None:
+    """Args: text: without the prompt."""
+    sample = {"prompt": arguments.prompt, "text": text, "seed": seed}
+    out(json.dumps(sample))
+
+
+def _middle(run: LoadedRun, arguments: argparse.Namespace, setting: SamplingSettings) -> str:
     from nanozoo_core.generation.text import infill_tokens
 
     middle = infill_tokens(
         run.adapter, run.model, run.vocabulary, arguments.prompt, arguments.suffix, setting
     )
-    out(run.vocabulary.decode(middle) + arguments.suffix)
+    return run.vocabulary.decode(middle)
 
 
-def _write_continuation(
-    run: LoadedRun, arguments: argparse.Namespace, setting: SamplingSettings, tally: Tally | None
-) -> None:
+def continuation(
+    run: LoadedRun, prompt: str, setting: SamplingSettings, tally: Tally | None
+) -> Iterator[str]:
+    """The text that follows a prompt, as it is written: a character may need several tokens."""
     from nanozoo_core.generation.text import generate_tokens
 
     pieces: list[int] = []
     shown = ""
-    stream = generate_tokens(
-        run.adapter, run.model, run.vocabulary, arguments.prompt, setting, tally=tally
-    )
-    for new in stream:
+    for new in generate_tokens(
+        run.adapter, run.model, run.vocabulary, prompt, setting, tally=tally
+    ):
         pieces += new
         text = run.vocabulary.decode(pieces)
         stable = text[: len(text) - 1] if text.endswith("\ufffd") else text
-        if stable.startswith(shown):  # a character may need several tokens
-            write(stable[len(shown) :])
+        if stable.startswith(shown):
+            yield stable[len(shown) :]
             shown = stable
-    out(run.vocabulary.decode(pieces)[len(shown) :])
+    yield run.vocabulary.decode(pieces)[len(shown) :]

@@ -25,8 +25,9 @@ FILE_NAME = "model.gguf"
 OF_GPT2, OF_LLAMA3 = "gpt-2", "llama-bpe"  # llama.cpp's names for ways to cut a text
 CUTS = (
     "llama.cpp cuts a text into words by patterns of its own, of which none is that of this "
-    "vocabulary; it uses the nearest, that of Llama 3. Some words, above all line breaks with the "
-    "indentation behind them, become other tokens there than in training."
+    "vocabulary; it uses the nearest, that of Llama 3. Of Python source about one "
+    "token in thirteen is another there than in training, above all line breaks with the "
+    "indentation behind them."
 )
 
 
@@ -98,7 +99,8 @@ def _add_tokenizer(writer: Any, ours: Tokenizer) -> bool:
         " ".join("".join(signs[byte] for byte in part) for part in pair)
         for pair in find_merges(ranks)
     ]
-    writer.add_token_merges(merges)
+    # llama.cpp wants at least one; the byte 255 stands in no UTF-8, so this one joins nothing.
+    writer.add_token_merges(merges or [f"{signs[255]} {signs[255]}"])
     for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_pad_token_id):
         add(ours.separator)
     writer.add_add_bos_token(True)
