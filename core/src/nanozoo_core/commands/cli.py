@@ -18,12 +18,13 @@ from nanozoo_core.commands import (
     models,
     new,
     prepare,
+    report,
     show,
 )
 from nanozoo_core.commands.run_arguments import CommandParser
 from nanozoo_core.machine.terminal import reported_errors
 
-COMMANDS = (models, show, prepare, evaluate, inspect, generate, compare, bench, export, new)
+COMMANDS = (models, show, prepare, evaluate, inspect, generate, compare, report, bench, export, new)
 UNSTOPPED = ("prepare", "compare", "bench")  # their work goes on when nobody reads what they say
 
 
