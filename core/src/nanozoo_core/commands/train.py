@@ -21,12 +21,14 @@ from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.errors import ConfigError, NanozooError
 from nanozoo_core.machine.terminal import out, reported_errors, warn, write
 from nanozoo_core.python.training import run_to_continue, train_resolved
+from nanozoo_core.training.initial_weights import find_weights, with_weights
 from nanozoo_core.training.run_folder import parse_resume
 
 USAGE = """\
 usage: train --model NAME [key=value ...]           train a model on the default data
        train --config PATH [key=value ...]          train by a recipe (also --hydra_model_cfg)
        train resume=RUN[@STEP] [key=value ...]      continue a run
+       train init_from=RUN[@STEP] [key=value ...]   begin a new run with given weights
        train --model NAME resume=auto               continue the newest unfinished one
        train -m model=A,B seed=1,2 [key=value ...]  a sweep: one run for every combination; with
                                                     resume=auto it goes on where it stopped
@@ -172,7 +174,10 @@ def _prepared(line: CommandLine, quiet: Sequence[str]) -> Iterator[list[str]]:
             yield [*line.flags, *source, *quiet, *more, *normalised]
         return
     if not source and line.value("model") is None and "--hydra-help" not in line.flags:
-        raise ConfigError(no_model_message())
+        init_from = line.value("init_from")
+        if init_from in (None, "", "null"):
+            raise ConfigError(no_model_message())
+        normalised.append(f"model={find_weights(str(init_from), None).model}")
     yield [*line.flags, *source, *quiet, *normalised]
 
 
@@ -197,7 +202,8 @@ def run_hydra(arguments: list[str]) -> None:
         with open_dict(composed):
             composed.hydra = {"runtime": {"choices": HydraConfig.get().runtime.choices}}
         try:
-            return run(compose.plain(composed))
+            overrides = list(HydraConfig.get().overrides.task)
+            return run(compose.plain(composed), overrides)
         except NanozooError as error:  # Hydra would print more about it; a sweep goes on
             failures.append(error)
             return None
@@ -233,8 +239,12 @@ def is_composition_error(error: BaseException) -> bool:
     return isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
 
 
-def run(settings: dict[str, Any]) -> float | None:
-    """Trains one composed run; returns its validation bits per byte (for Hydra's sweepers)."""
+def run(settings: dict[str, Any], overrides: Sequence[str] = ()) -> float | None:
+    """Trains one composed run; returns its validation bits per byte (for Hydra's sweepers).
+
+    Args: overrides: those that it was composed with.
+    """
+    settings = with_weights(settings, overrides)
     if settings["resume"] == "auto":  # one of a sweep
         from nanozoo_core.commands.sweep import earlier_run
 

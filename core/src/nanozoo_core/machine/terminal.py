@@ -99,13 +99,15 @@ class _HarmlessFormatter(logging.Formatter):
 
 
 @contextmanager
-def reported_errors() -> Iterator[None]:
+def reported_errors(*, ends_with_reader: bool = False) -> Iterator[None]:
     """Prints what the user can mend as plain sentences and exits with status 1; on Ctrl-C with one
     and status 130; any other exception is a fault of ours, of which the traceback goes to a file,
-    and the status is 70. Inside it a lost terminal stops nothing."""
+    and the status is 70. Inside it a lost terminal stops nothing. A pipe that nobody reads, as
+    behind `| head`, ends the process with status 141, as other programs, but only with
+    `ends_with_reader`."""
     if logging.lastResort is not None:  # what prints our warnings
         logging.lastResort.setFormatter(_HarmlessFormatter())
-    with steady_output():
+    with steady_output(ends_with_reader=ends_with_reader):
         yield from _reported()
 
 

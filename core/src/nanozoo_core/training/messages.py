@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,13 +29,14 @@ def introduce(setup: Setup, state: TrainState, groups: str, folder: RunFolder) -
     world_size = setup.ranks.world_size
     processes = f" x {world_size}" if world_size > 1 else ""
     verb = f"continuing at step {state.step}" if state.step else "writing to"
+    notes = "".join(f"{note}\n" for note in setup.notes)
     say(
         f"{setup.config.model}: {report['params'] / 1e6:.2f} M parameters on "
         f"{device_name(setup.device)}{processes}, {str(setup.dtype).removeprefix('torch.')}\n"
         f"{setup.data.summary()}\n"
         f"batch: {describe_batch(setup.loader.stage(state.step))}; "
         f"budget: {plan.budget.describe()}\n"
-        f"{groups}\n"
+        f"{notes}{groups}\n"
         f"{verb} {folder}"
     )
 
@@ -149,11 +151,13 @@ def say_farewell(model: str, state: TrainState, end: Finish, folder: RunFolder) 
     sign = "at most " if score.bound == "upper" else ""
     files = [folder.result_path, folder.metrics_path, folder.loss_picture_path]
     names = ", ".join(path.name for path in (*files, folder.samples_text_path))
+    begun = folder.read_samples().prompt
+    prompt = f" --prompt {shlex.quote(harmless(begun))}" if begun else ""
     say(
         f"\n{model}: {sign}{score.bits_per_byte:.4f} bits per byte on "
         f"{score.num_bytes:,} bytes (the same bytes compressed: {others})\n"
         f"{state.tokens:,} tokens in {state.seconds:.0f} s, "
         f"{state.tokens / state.seconds:,.0f} tokens/s\n"
         f"all files are in {folder}: {names}, {folder.checkpoints_path.name}/\n"
-        f"more text: nanozoo generate {folder} --prompt 'def '"
+        f"more text: nanozoo generate {shlex.quote(str(folder))}{prompt}"
     )

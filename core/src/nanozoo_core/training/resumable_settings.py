@@ -28,6 +28,8 @@ RULES = {
     "resume_data": START,
     "resume_files": START,
     "run_dir": START,
+    "init_from": KEPT,
+    "init_digest": KEPT,
     "data.corpus": KEPT,
     "data.path": FREE,  # what is found there is compared with what the run began with
     "data.tokenizer": KEPT,
@@ -46,6 +48,7 @@ RULES = {
     "train.grad_clip": FREE,
     "train.ema": KEPT,
     "train.log_every": FREE,
+    "train.freeze": KEPT,  # what is frozen has no optimiser state
     "optim.name": KEPT,
     "optim.lr": FREE,
     "optim.weight_decay": FREE,
