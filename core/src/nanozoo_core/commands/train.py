@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core import registry
+from nanozoo_core.commands.train_output import FLAGS, Output, muted, print_end, print_row
 from nanozoo_core.config import compose, resolve
 from nanozoo_core.config.foreign import refuse_hydra_settings
 from nanozoo_core.config.overrides import parse_override, quoted
@@ -32,6 +33,9 @@ usage: train --model NAME [key=value ...]           train a model on the default
                                                     resume=auto it goes on where it stopped
        torchrun --nproc-per-node N -m nanozoo_core.train --model NAME ...
 
+Where the output is no terminal, progress is told in lines. --quiet prints the result alone;
+--json a JSON object for each row of metrics.jsonl, and the result as the last one.
+
 installed models: {models}
 
 The settings, with their defaults before the model's own YAML changes them:
@@ -48,6 +52,7 @@ class CommandLine:
     flags: list[str]
     overrides: list[str]
     recipe: Path | None = None
+    output: Output = "words"
 
     @property
     def is_sweep(self) -> bool:
@@ -79,7 +84,7 @@ HYDRA_FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--c
 def parse(argv: Sequence[str]) -> CommandLine:
     """Splits the arguments into our flags, Hydra's flags and overrides.
 
-    Raises: ConfigError for a flag without its value, or two recipes.
+    Raises: ConfigError for a flag without its value, two recipes, or two ways of output.
     """
     line = CommandLine([], [])
     rest = list(argv)
@@ -97,6 +102,10 @@ def parse(argv: Sequence[str]) -> CommandLine:
                 raise ConfigError(f"two recipes are given, {line.recipe} and {value}; give one")
             else:
                 line.recipe = Path(value)
+        elif word in FLAGS:
+            if line.output not in ("words", FLAGS[word]):
+                raise ConfigError("--quiet and --json exclude each other; give one")
+            line.output = FLAGS[word]
         elif word.startswith("-"):
             line.flags.append(word)
             if word in HYDRA_FLAGS_WITH_VALUE and rest:
@@ -115,7 +124,7 @@ def main() -> None:
             return
         try:
             with hydra_arguments(line) as arguments:
-                run_hydra(arguments)
+                run_hydra(arguments, line.output)
         except KeyboardInterrupt:  # while the run was being prepared; later it is handled there
             warn("stopped by Ctrl-C before the first step")
             sys.exit(128 + signal.SIGINT)
@@ -204,7 +213,7 @@ def check_resumable(run: RunFolder, line: CommandLine) -> None:
         )
 
 
-def run_hydra(arguments: list[str]) -> None:
+def run_hydra(arguments: list[str], output: Output) -> None:
     """Hands over to Hydra, which composes and calls `run` once per job."""
     import hydra
 
@@ -225,7 +234,7 @@ def run_hydra(arguments: list[str]) -> None:
         with open_dict(composed):
             composed.hydra = {"runtime": {"choices": HydraConfig.get().runtime.choices}}
         try:
-            return run(compose.plain(composed))
+            return run(compose.plain(composed), output)
         except NanozooError as error:  # Hydra would print more about it; a sweep goes on
             failures.append(error)
             return None
@@ -261,20 +270,24 @@ def is_composition_error(error: BaseException) -> bool:
     return isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
 
 
-def run(settings: dict[str, Any]) -> float | None:
+def run(settings: dict[str, Any], output: Output = "words") -> float | None:
     """Trains one composed run; returns its validation bits per byte (for Hydra's sweepers)."""
     if settings["resume"] == "auto":  # one of a sweep
         from nanozoo_core.commands.sweep import earlier_run
 
         earlier = earlier_run(settings)
         if earlier is not None and earlier.is_finished:
-            out(f"{earlier} is finished already")
+            if output == "words":
+                out(f"{earlier} is finished already")
+            print_end(output, earlier)
             return float(earlier.read_result()["val_bpb"])
         settings = settings | {"resume": None if earlier is None else str(earlier)}
     config = resolve(settings)
     from nanozoo_core.training.trainer import train
 
-    result = train(config)
+    with muted(output):
+        result = train(config, on_row=print_row if output == "json" else None)
+    print_end(output, RunFolder(result.folder), result.signal)
     if result.signal is not None:
         sys.exit(128 + result.signal)
     return result.val_bpb
