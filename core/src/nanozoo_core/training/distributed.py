@@ -6,6 +6,8 @@ whole loss, from outside.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 
@@ -58,9 +60,17 @@ def parallelize(
         device_ids = [device.index] if device.type == "cuda" else None
         # Buffers are each rank's own: what a model counts there it sums itself.
         wrapped = nn.parallel.DistributedDataParallel(
-            module, device_ids=device_ids, broadcast_buffers=False
+            module, device_ids=device_ids, **{_syncs_buffers(): False}
         )
     return wrapped
+
+
+def _syncs_buffers() -> str:
+    """The option of DistributedDataParallel by which every forward pass copies the buffers of rank
+    0. In newer versions of torch it has another name, and the old one warns on every rank."""
+    options = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+    new = "forward_sync_buffers"
+    return new if new in options else "broadcast_buffers"
 
 
 def set_gradient_sync(wrapped: nn.Module, enabled: bool) -> None:
