@@ -20,8 +20,8 @@ from nanozoo_core.config.overrides import parse_override, quoted
 from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
 from nanozoo_core.machine.paths import checked_path
-from nanozoo_core.machine.terminal import out, reported_errors, warn, write
-from nanozoo_core.training.claim import newest_unfinished
+from nanozoo_core.machine.terminal import concealed, out, reported_errors, warn, write
+from nanozoo_core.training.claim import RUNS, make_folder, newest_unfinished
 from nanozoo_core.training.run_folder import RunFolder, parse_resume
 
 USAGE = """\
@@ -137,8 +137,11 @@ def hydra_arguments(line: CommandLine) -> Iterator[list[str]]:
         yield [*line.flags, *line.overrides]
     elif line.is_sweep:
         with ExitStack() as stack:
-            # Hydra notes the sweep in a file there, which nobody reads.
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            if (line.value("hydra/launcher") or "").startswith("submitit"):
+                folder = line.value("hydra.sweep.dir") or str(make_folder(RUNS / "sweeps"))
+                warn(f"what the jobs of this sweep print is in {folder}/.submitit/JOB/")
+            else:  # Hydra notes the sweep in a file there, which nobody reads
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
             quiet = [*compose.QUIET, f"hydra.sweep.dir={quoted(folder)}"]
             yield stack.enter_context(_prepared(line, quiet))
     else:
@@ -222,7 +225,7 @@ def run_hydra(arguments: list[str], output: Output) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
     failures: list[NanozooError] = []
-
+    here = os.getpid()
     started = False
 
     def job(composed: Any) -> float | None:
@@ -236,6 +239,9 @@ def run_hydra(arguments: list[str], output: Output) -> None:
         try:
             return run(compose.plain(composed), output)
         except NanozooError as error:  # Hydra would print more about it; a sweep goes on
+            if os.getpid() != here:  # of a launcher, which brings back one error alone
+                warn(f"error: {concealed(str(error))}")
+                raise
             failures.append(error)
             return None
 

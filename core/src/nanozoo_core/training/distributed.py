@@ -7,6 +7,7 @@ whole loss, from outside.
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +58,11 @@ def parallelize(
     if compiled:
         module.compile()
     if ranks.world_size > 1 and strategy == "ddp":
-        device_ids = [device.index] if device.type == "cuda" else None
         # Buffers are each rank's own: what a model counts there it sums itself.
-        wrapped = nn.parallel.DistributedDataParallel(
-            module, device_ids=device_ids, **{_syncs_buffers(): False}
-        )
+        options: dict[str, Any] = {_syncs_buffers(): False}
+        if device.type == "cuda":
+            options["device_ids"] = [device.index]
+        wrapped = nn.parallel.DistributedDataParallel(module, **options)
     return wrapped
 
 

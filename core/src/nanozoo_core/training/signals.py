@@ -42,9 +42,9 @@ def catch_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    for number in sorted({*received} - {signal.SIGINT}):
-        if callable(previous[signal.Signals(number)]):
-            signal.raise_signal(number)
+    for one in sorted({*received} - {signal.SIGINT}):
+        if callable(previous[signal.Signals(one)]):
+            signal.raise_signal(one)
 
 
 @contextmanager
