@@ -45,7 +45,7 @@ def test_two_nodes_train_as_one_process(corpus: Path, tmp_path: Path) -> None:
         )
         for _ in range(2)
     ]
-    said = [node.communicate(timeout=300)[0] for node in nodes]
+    said = [node.communicate(timeout=900)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     torch.testing.assert_close(losses(together), losses(alone), rtol=1e-5, atol=0)
     assert "FutureWarning" not in "".join(said)
