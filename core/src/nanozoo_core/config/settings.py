@@ -272,6 +272,10 @@ class LogConfig:
     """Log to Weights & Biases (extra `nanozoo-core[wandb]`)."""
     wandb_project: str | None
     """The project there; null is $WANDB_PROJECT, or else nanozoo."""
+    wandb_entity: str | None
+    """The user or team whose project it is; null is $WANDB_ENTITY, or else one's own."""
+    wandb_group: str | None
+    """Gathers runs there, such as those of a sweep; null is $WANDB_RUN_GROUP, or else none."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,32 @@ from typing import TextIO
 from nanozoo_core.errors import NanozooError
 from nanozoo_core.machine.streams import steady, steady_output
 
+_is_silent = False
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Inside it nothing is said and no bar shown; what `out` and `warn` tell still is."""
+    global _is_silent
+    before, _is_silent = _is_silent, True
+    try:
+        yield
+    finally:
+        _is_silent = before
+
+
+def has_bars() -> bool:
+    """Whether progress is shown by bars, which move the cursor of a terminal; where the output goes
+    to a file or a pipe it is told in lines, or not at all."""
+    streams = (steady(sys.stdout), steady(sys.stderr))
+    return not _is_silent and all(stream.isatty() for stream in streams)
+
 
 def say(text: str) -> None:
-    """A line on stdout, clear of the progress bar."""
+    """A line on stdout, clear of the progress bar, about what a command does; `out` tells what it
+    has been asked for."""
+    if _is_silent:
+        return
     from tqdm import tqdm
 
     stream = steady(sys.stdout)

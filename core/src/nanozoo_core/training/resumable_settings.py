@@ -93,6 +93,8 @@ RULES = {
     "log.tensorboard": FREE,
     "log.wandb": FREE,
     "log.wandb_project": KEPT,  # the run on Weights & Biases lies there
+    "log.wandb_entity": FREE,  # another than that of a run which is there already is refused
+    "log.wandb_group": FREE,
 }
 
 
