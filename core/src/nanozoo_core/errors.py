@@ -31,6 +31,10 @@ class DataError(NanozooError, ValueError):
     """A corpus, shard or tokenizer cannot be used as asked."""
 
 
+class MissingDataError(DataError):
+    """What data.path names is not there."""
+
+
 class CheckpointError(NanozooError, ValueError):
     """A run folder or checkpoint cannot be read, written or resumed."""
 

@@ -30,6 +30,7 @@ RULES = {
     "run_dir": START,
     "data.corpus": KEPT,
     "data.path": FREE,  # what is found there is compared with what the run began with
+    "data.text_key": FREE,  # so is what it finds
     "data.tokenizer": KEPT,
     "data.vocab_size": KEPT,
     "data.seq_len": KEPT,
