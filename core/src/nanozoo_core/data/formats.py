@@ -13,6 +13,7 @@ import zlib
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import IO, Any
 
@@ -76,26 +77,58 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             with gzip.open(path, "rb") as file:
                 yield file
         elif path.suffix.lower() == ".zst":
-            with needed("zstandard", path).open(path, "rb") as file:
-                yield file
+            with path.open("rb") as file, BufferedReader(_Zstandard(file, path)) as content:
+                yield content
         else:
             with path.open("rb") as file:
                 yield file
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(path, error) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile, _DamagedError) as error:
+        raise DataError(
+            f"data.path: {path} cannot be decompressed ({error}); write or download it again"
+        ) from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"data.path: {path} cannot be read: {reason}") from error
-    except Exception as error:
-        if type(error).__module__.startswith("zstandard"):
-            raise _damaged(path, error) from error
-        raise
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"data.path: {path} cannot be decompressed ({error}); write or download it again"
-    )
+class _DamagedError(Exception):
+    pass
+
+
+class _Zstandard(RawIOBase):
+    """The content of a file of zstandard frames; the package's own stream takes a file that is cut
+    short for a whole one."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        zstandard = needed("zstandard", path)
+        self._file, self._error = file, zstandard.ZstdError
+        # As long as the format allows, such as corpora are packed with.
+        self._packer = zstandard.ZstdDecompressor(max_window_size=2**31)
+        self._frame = self._packer.decompressobj()
+        self._packed, self._content = b"", memoryview(b"")
+        self._is_within = False  # whether a frame has begun and not ended
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._content:
+            packed = self._packed or self._file.read(BLOCK_BYTES)
+            if not packed and self._is_within:
+                raise _DamagedError("it is cut short")
+            if not packed:
+                return 0
+            if not self._is_within:
+                self._frame = self._packer.decompressobj()
+            try:
+                self._content = memoryview(self._frame.decompress(packed))
+            except self._error as error:
+                raise _DamagedError(str(error)) from error
+            self._packed, self._is_within = self._frame.unused_data, not self._frame.eof
+        size = min(len(buffer), len(self._content))
+        buffer[:size] = self._content[:size]
+        self._content = self._content[size:]
+        return size
 
 
 def blocks(path: Path) -> Iterator[bytes]:
@@ -196,7 +229,9 @@ def _batches(path: Path, kind: str, text_key: str) -> Iterator[Any]:
         return
     arrow = needed("pyarrow", path)
     with arrow.memory_map(str(path)) as source:
-        if path.open("rb").read(6) == b"ARROW1":
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        if is_file:
             table = arrow.ipc.open_file(source)
             found = map(table.get_batch, range(table.num_record_batches))
         else:

@@ -34,6 +34,8 @@ from nanozoo_core.data.corpora import (
     utf8_prefix,
 )
 from nanozoo_core.data.fineweb import fineweb_folder
+from nanozoo_core.data.hub import hub_corpus
+from nanozoo_core.data.packages import packages_corpus
 from nanozoo_core.data.shards import Shard, ShardWriter, documents, open_shard, shard_content
 from nanozoo_core.data.tokenizers import (
     TOKENIZER_FILE,
@@ -49,7 +51,7 @@ from nanozoo_core.files import read_json
 
 logger = logging.getLogger(__name__)
 
-CORPORA = ("stdlib", "text", "bin", "fineweb10B", "fineweb100B")
+CORPORA = ("stdlib", "packages", "text", "huggingface", "bin", "fineweb10B", "fineweb100B")
 BPE_TRAINING_BYTES = 200_000_000  # of a larger corpus a sample of the documents is as good
 MANIFEST = "shards.json"  # the digests of a folder's shards and tokenizer, by name
 _FORMAT = 3  # part of every folder's name: raise it when the stored layout changes
@@ -174,17 +176,21 @@ def _source(data: DataConfig, say: Progress) -> Source:
             f"data.corpus={data.corpus} is unknown; use {', '.join(CORPORA[:-1])} or {CORPORA[-1]}"
             + suggest(data.corpus, CORPORA)
         )
-    if data.path and data.corpus not in ("text", "bin"):
+    if data.path and data.corpus not in ("text", "huggingface", "bin"):
         raise DataError(
             f"data.path={data.path} has no effect with data.corpus={data.corpus}; use "
             "data.corpus=text for files of text, or data.corpus=bin for shards"
         )
     if data.corpus == "stdlib":
         return _import_text(stdlib_corpus(), data, say)
+    if data.corpus == "packages":
+        return _import_text(packages_corpus(), data, say)
     if data.corpus == "text":
         allow = data.tokenizer == "bytes"
         found = text_corpus(data.path, allow_invalid_utf8=allow, text_key=data.text_key)
         return _import_text(found, data, say)
+    if data.corpus == "huggingface":
+        return _import_text(hub_corpus(data.path, data.text_key), data, say)
     if data.corpus == "bin":
         return _shard_source(data, _shards_at(data.path))
     folder = fineweb_folder(data.corpus)

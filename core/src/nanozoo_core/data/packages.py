@@ -1,0 +1,2 @@
+def packages_corpus():
+    raise NotImplementedError
