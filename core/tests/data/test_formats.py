@@ -32,7 +32,12 @@ def test_every_row_of_json_lines_is_a_document(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize(
     "content",
-    [b'{\n "text": 1\n}\n', b'{"name": "one line"}\n', b'[{"text": "a"},\n{"text": "b"}]', b"1\n2\n"],
+    [
+        b'{\n "text": 1\n}\n',
+        b'{"name": "one line"}\n',
+        b'[{"text": "a"},\n{"text": "b"}]',
+        b"1\n2\n",
+    ],
     ids=["indented", "one line", "array", "numbers"],
 )
 def test_other_json_is_plain_text(tmp_path: Path, content: bytes) -> None:
@@ -61,7 +66,10 @@ def test_the_key_of_the_text_is_a_setting(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (b'{"body": "x", "id": 1}', r"data\.text_key=text is not in line 4 of .*a\.jsonl; .*body, id"),
+        (
+            b'{"body": "x", "id": 1}',
+            r"data\.text_key=text is not in line 4 of .*a\.jsonl; .*body, id",
+        ),
         (b'{"text": ["x"]}', r"data\.text_key=text holds a list and no text in line 4 of"),
         (b'{"text": "cut', r"a\.jsonl is no JSON object in line 4;"),
         (b"[1]", r"a\.jsonl is no JSON object in line 4;"),

@@ -60,8 +60,7 @@ class HubCorpus(Corpus):
             from datasets import load_dataset
         except ImportError as error:
             raise DataError(
-                "data.corpus=huggingface needs the package datasets; install "
-                "nanozoo-core[datasets]"
+                "data.corpus=huggingface needs the package datasets; install nanozoo-core[datasets]"
             ) from error
         name, _, configuration = self.path.partition(":")
         try:

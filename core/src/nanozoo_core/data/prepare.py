@@ -34,6 +34,7 @@ from nanozoo_core.data.corpora import (
     utf8_prefix,
 )
 from nanozoo_core.data.fineweb import fineweb_folder
+from nanozoo_core.data.foreign_shards import open_foreign
 from nanozoo_core.data.hub import hub_corpus
 from nanozoo_core.data.packages import packages_corpus
 from nanozoo_core.data.shards import Shard, ShardWriter, documents, open_shard, shard_content
@@ -46,7 +47,7 @@ from nanozoo_core.data.tokenizers import (
     save_tokenizer,
     train_bpe,
 )
-from nanozoo_core.errors import DataError, suggest
+from nanozoo_core.errors import DataError, MissingDataError, suggest
 from nanozoo_core.files import read_json
 
 logger = logging.getLogger(__name__)
@@ -192,14 +193,14 @@ def _source(data: DataConfig, say: Progress) -> Source:
     if data.corpus == "huggingface":
         return _import_text(hub_corpus(data.path, data.text_key), data, say)
     if data.corpus == "bin":
-        return _shard_source(data, _shards_at(data.path))
+        return _shard_source(data, _shards_at(data.path), say)
     folder = fineweb_folder(data.corpus)
     if not any(folder.glob("*.bin")):
         raise DataError(
             f"data.corpus={data.corpus} is not on this machine; run "
             f"`nanozoo prepare {data.corpus}` once (looked in {folder})"
         )
-    return _shard_source(data, _shards_at(str(folder)))
+    return _shard_source(data, _shards_at(str(folder)), say)
 
 
 # -- text ---------------------------------------------------------------------------------------
@@ -343,11 +344,11 @@ def _trained_vocabulary(source: Source, data: DataConfig, say: Progress) -> Toke
 # -- shards -------------------------------------------------------------------------------------
 
 
-def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
+def _shard_source(data: DataConfig, paths: list[Path], say: Progress) -> Source:
     """Shards that are there already, with the vocabulary they were written in.
 
     FineWeb's are GPT-2's; those of `data.corpus=bin` are what `data.tokenizer` says, a trained one
-    being read from the tokenizer.json beside the first shard.
+    being read from the tokenizer.json beside the first shard. Some have no header.
     """
     where = f"data.path={data.path}" if data.corpus == "bin" else f"{paths[0].parent}"
     for part in ("train", "val"):
@@ -366,8 +367,10 @@ def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
         vocabulary = load_tokenizer(paths[0].parent, data)
     else:
         vocabulary = gpt2_tokenizer()
-    validation = _open_all((path for path in paths if "val" in path.name), vocabulary)
-    train = _open_all((path for path in paths if "train" in path.name), vocabulary)
+    validation, train = (
+        _checked((open_foreign(path, vocabulary, say) for path in of_part), vocabulary)
+        for of_part in (sorted(p for p in paths if part in p.name) for part in ("val", "train"))
+    )
     contents = [
         {shard_content(shard, vocabulary.byte_counts).content: shard.path for shard in shards}
         for shards in (train, validation)
@@ -389,7 +392,7 @@ def _shards_at(path: str | list[str] | None) -> list[Path]:
         place = Path(name).expanduser().absolute()
         found += sorted(place.glob("*.bin")) if place.is_dir() else [place]
         if not place.exists():
-            raise DataError(
+            raise MissingDataError(
                 f"data.path={name} does not exist (looked from {Path.cwd()}); give a folder of "
                 ".bin shards, or their files"
             )
@@ -398,13 +401,13 @@ def _shards_at(path: str | list[str] | None) -> list[Path]:
     return found
 
 
-def _open_all(paths: Iterable[Path], vocabulary: Tokenizer) -> tuple[Shard, ...]:
-    """Opens shards by name, each checked whole the first time that it is seen.
+def _checked(shards: Iterable[Shard], vocabulary: Tokenizer) -> tuple[Shard, ...]:
+    """The shards, each read through the first time that it is seen.
 
     Raises: DataError when a shard is damaged, or has an id that the vocabulary has not.
     """
-    shards = tuple(open_shard(path) for path in sorted(paths))
-    for shard in shards:
+    checked = tuple(shards)
+    for shard in checked:
         largest = shard_content(shard, vocabulary.byte_counts).largest_id
         if largest >= vocabulary.size:
             raise DataError(
@@ -412,7 +415,7 @@ def _open_all(paths: Iterable[Path], vocabulary: Tokenizer) -> tuple[Shard, ...]
                 f"{vocabulary.name} knows only 0 to {vocabulary.size - 1}; use the tokenizer that "
                 "wrote it"
             )
-    return shards
+    return checked
 
 
 def _tokenizer_digest(folder: Path) -> dict[str, str]:
@@ -431,7 +434,7 @@ def _open_written(folder: Path, name: str, vocabulary: Tokenizer) -> tuple[Shard
     expected = {key: value for key, value in written.items() if key.startswith(f"{name}_")}
     if _tokenizer_digest(folder) != {k: v for k, v in written.items() if k == TOKENIZER_FILE}:
         raise DataError(f"{folder / TOKENIZER_FILE} is not as it was written; {remedy}")
-    shards = _open_all((folder / key for key in expected), vocabulary)
+    shards = _checked((open_shard(folder / key) for key in sorted(expected)), vocabulary)
     for shard in shards:
         content = shard_content(shard, vocabulary.byte_counts).content
         if content != expected[shard.path.name]:

@@ -93,13 +93,17 @@ def test_zstandard_that_is_cut_short_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_saved_data_set_is_read(tmp_path: Path) -> None:
-    data = datasets.Dataset.from_dict({"text": [*VALUES, "more"]}).filter(lambda row: "caf" in row["text"])
+    data = datasets.Dataset.from_dict({"text": [*VALUES, "more"]}).filter(
+        lambda row: "caf" in row["text"]
+    )
     data.save_to_disk(tmp_path / "one")
     saved = datasets.load_from_disk(tmp_path / "one")
     saved.map(lambda row: {"text": "cached"})  # beside the tables
     assert len(list((tmp_path / "one").glob("*.arrow"))) == 2
     assert read(tmp_path / "one") == TEXTS
-    splits = datasets.DatasetDict({"train": data, "test": datasets.Dataset.from_dict({"text": ["t"]})})
+    splits = datasets.DatasetDict(
+        {"train": data, "test": datasets.Dataset.from_dict({"text": ["t"]})}
+    )
     splits.save_to_disk(tmp_path / "two")
     assert read(tmp_path / "two") == TEXTS
     assert read(tmp_path / "two" / "test") == [b"t"]
@@ -128,9 +132,7 @@ def hub_config(path: object, **changes: object) -> DataConfig:
     )  # type: ignore[arg-type]
 
 
-def test_a_data_set_by_name_is_loaded_once(
-    named: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_data_set_by_name_is_loaded_once(named: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = prepare(hub_config(f"{named}:small"))
     texts = [*data.source.texts(data.source.train), *data.validation_text(10**6)]
     assert sorted(texts) == TEXTS[:4]
