@@ -145,7 +145,7 @@ def test_pieces_do_not_depend_on_the_blocks_that_a_file_is_read_in(
     assert b"".join(whole) == text.encode()
 
 
-# -- saved data sets --------------------------------------------------------------------------------
+# -- saved data sets ------------------------------------------------------------------------------
 
 
 def save_table(folder: Path, *, stray: bool = False) -> None:

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
-datasets = pytest.importorskip("datasets")
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
-zstandard = pytest.importorskip("zstandard")
+pytest.importorskip("datasets")
+pytest.importorskip("pyarrow")
+pytest.importorskip("zstandard")
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
 
 from nanozoo_core.config import DataConfig, from_defaults
 from nanozoo_core.data import formats
@@ -109,7 +113,7 @@ def test_a_saved_data_set_is_read(tmp_path: Path) -> None:
     assert read(tmp_path / "two" / "test") == [b"t"]
 
 
-# -- by name ----------------------------------------------------------------------------------------
+# -- by name --------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Files of text, of lines of JSON, and of tables with a column of text, plain or compressed.
 
-A file's name says what it is: .jsonl, .ndjson, .parquet and .arrow hold rows, each with a text; .json
-does where its lines are objects; any other is one text. Behind these may stand .gz or .zst.
+A file's name says what it is: .jsonl, .ndjson, .parquet and .arrow hold rows, each with a text;
+.json does where its lines are objects; any other is one text. Behind these may stand .gz or .zst.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import zlib
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from io import BufferedReader, RawIOBase
+from io import BufferedIOBase, BufferedReader, RawIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from nanozoo_core.errors import DataError
 
@@ -67,21 +67,14 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[BufferedIOBase]:
     """A file's content, decompressed as it is read.
 
     Raises: DataError when it cannot be read or is damaged.
     """
     try:
-        if path.suffix.lower() == ".gz":
-            with gzip.open(path, "rb") as file:
-                yield file
-        elif path.suffix.lower() == ".zst":
-            with path.open("rb") as file, BufferedReader(_Zstandard(file, path)) as content:
-                yield content
-        else:
-            with path.open("rb") as file:
-                yield file
+        with path.open("rb") as file:
+            yield _unpacked(file, path)
     except (EOFError, zlib.error, gzip.BadGzipFile, _DamagedError) as error:
         raise DataError(
             f"data.path: {path} cannot be decompressed ({error}); write or download it again"
@@ -89,6 +82,14 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"data.path: {path} cannot be read: {reason}") from error
+
+
+def _unpacked(file: BufferedReader, path: Path) -> BufferedIOBase:
+    if path.suffix.lower() == ".gz":
+        return gzip.GzipFile(fileobj=file)
+    if path.suffix.lower() == ".zst":
+        return BufferedReader(_Zstandard(file, path))
+    return file
 
 
 class _DamagedError(Exception):
@@ -99,7 +100,7 @@ class _Zstandard(RawIOBase):
     """The content of a file of zstandard frames; the package's own stream takes a file that is cut
     short for a whole one."""
 
-    def __init__(self, file: IO[bytes], path: Path) -> None:
+    def __init__(self, file: BufferedReader, path: Path) -> None:
         zstandard = needed("zstandard", path)
         self._file, self._error = file, zstandard.ZstdError
         # As long as the format allows, such as corpora are packed with.

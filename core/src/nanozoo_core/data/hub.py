@@ -1,7 +1,7 @@
 """A data set by its name on the Hugging Face hub, read through the package `datasets`.
 
-It is downloaded once. What is prepared of it is then read from the cache folder alone, so that a run
-goes on without a connection, and does not change when the data set does.
+It is downloaded once. What is prepared of it is then read from the cache folder alone, so that a
+run goes on without a connection, and does not change when the data set does.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ HEADER_BYTES = 256 * 4
 TOKENS_PER_SHARD = 100_000_000  # as the published shards
 _CHUNK = 1 << 22  # tokens per read of a whole shard: 8 MiB, so that any shard fits in memory
 
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Tokens = npt.NDArray[np.unsignedinteger]
 Counts = npt.NDArray[np.int64]
 
 
