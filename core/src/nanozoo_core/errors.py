@@ -32,7 +32,11 @@ class DataError(NanozooError, ValueError):
 
 
 class MissingDataError(DataError):
-    """What data.path names is not there."""
+    """What data.path names is not there; `what` says so without advice."""
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        self.what = what
+        super().__init__(f"{what}; {advice}" if advice else what)
 
 
 class CheckpointError(NanozooError, ValueError):

@@ -284,8 +284,8 @@ def _matches(name: str) -> list[Path]:
     if not found:
         what = "matches no file" if any(c in name for c in "*?[") else "does not exist"
         raise MissingDataError(
-            f"data.path={name} {what} (looked from {Path.cwd()}); give a file, a folder or a "
-            "glob such as 'src/**/*.py'"
+            f"data.path={name} {what} (looked from {Path.cwd()})",
+            "give a file, a folder or a glob such as 'src/**/*.py'",
         )
     return found
 

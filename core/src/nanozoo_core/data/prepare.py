@@ -393,8 +393,8 @@ def _shards_at(path: str | list[str] | None) -> list[Path]:
         found += sorted(place.glob("*.bin")) if place.is_dir() else [place]
         if not place.exists():
             raise MissingDataError(
-                f"data.path={name} does not exist (looked from {Path.cwd()}); give a folder of "
-                ".bin shards, or their files"
+                f"data.path={name} does not exist (looked from {Path.cwd()})",
+                "give a folder of .bin shards, or their files",
             )
     if not found:
         raise DataError(f"data.path={path} has no .bin shard")
