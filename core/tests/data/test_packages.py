@@ -153,7 +153,7 @@ def test_a_chain_of_likeness_is_one_group() -> None:
 
 
 @pytest.mark.slow
-def test_the_corpus_is_about_a_hundred_megabytes() -> None:
+def test_the_corpus_is_about_ninety_megabytes() -> None:
     documents = list(packages_corpus().documents())
-    assert 70e6 < sum(map(len, documents)) < 150e6
+    assert 60e6 < sum(map(len, documents)) < 130e6
     assert len(documents) > 3000

@@ -1,5 +1,5 @@
-"""The Python source of packages that are always installed with this one: a hundred megabytes
-without a download, for runs that would read the standard library several times.
+"""The Python source of packages that are always installed with this one: ninety megabytes without a
+download, for runs that would read the standard library several times.
 
 Their versions are those of the installation, so two machines have the same corpus where they have
 the same lock; the fingerprint of the text tells.
@@ -26,7 +26,7 @@ from nanozoo_core.data.near_duplicates import leaders, sketch
 from nanozoo_core.errors import DataError
 
 PACKAGES = (
-    *("torch", "sympy", "scipy", "numpy", "matplotlib", "networkx", "fontTools", "mpmath"),
+    *("torch", "sympy", "numpy", "matplotlib", "networkx", "fontTools", "mpmath"),
     *("setuptools", "PIL", "jinja2", "omegaconf"),
 )
 _TESTS = re.compile(r"test_.*|.*_test\.py|conftest\.py")
