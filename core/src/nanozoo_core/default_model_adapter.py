@@ -6,7 +6,6 @@ methods that differ. Shapes: B batch, T sequence, K new tokens, D model_dim, V v
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -354,8 +353,8 @@ def load_adapter(name: str) -> DefaultModelAdapter:
     """The adapter of an installed model: its own where it has one, else the default."""
     config_class = registry.config_class(name)
     module = registry.model_modules()[name]
-    model_class = importlib.import_module(f"{module}.model").Model
+    model_class = registry.named_object(name, "model", "Model", "the network")
     adapter_class = DefaultModelAdapter
     if importlib.util.find_spec(f"{module}.adapter") is not None:
-        adapter_class = importlib.import_module(f"{module}.adapter").Adapter
+        adapter_class = registry.named_object(name, "adapter", "Adapter", "its adapter")
     return adapter_class(config_class, model_class)
