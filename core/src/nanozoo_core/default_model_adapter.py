@@ -34,7 +34,7 @@ from nanozoo_core.contract import (
 )
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.machine.precision import in_float64
-from nanozoo_core.nn.accounting import cache_growth, count_parameters, decoder_flops_per_token
+from nanozoo_core.nn.accounting import cache_growth, count_parameters, counted_flops_per_token
 from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
 
@@ -45,7 +45,7 @@ class NextTokenModel(Protocol):
     Only `config`, `__call__` and `max_context` must be there. `features`, `logits` and
     `output_weight` go together: with them the loss never builds the logits whole, and decoding
     scores the last position alone. `output_bias` and `logit_softcap` then say what else turns
-    features into logits. `init_cache` is for cached decoding.
+    features into logits. `init_cache` is for cached decoding; without it `cache` is never given.
     """
 
     config: Any
@@ -236,6 +236,12 @@ class DefaultModelAdapter:
 
     # -- decoding -------------------------------------------------------------------------------
 
+    def has_cache(self, model: nn.Module) -> bool:
+        """Whether decoding keeps a state; without one every new token reads the whole text again,
+        which is right but slow."""
+        has_own = type(self).init_cache is not DefaultModelAdapter.init_cache
+        return has_own or hasattr(model, "init_cache")
+
     def init_cache(self, model: nn.Module, batch_size: int, max_length: int) -> Any:
         """An empty decoding state for `batch_size` rows of at most `max_length` tokens."""
         return cast(NextTokenModel, model).init_cache(batch_size, max_length)
@@ -300,10 +306,16 @@ class DefaultModelAdapter:
     # -- accounting -----------------------------------------------------------------------------
 
     def flops_per_token(self, config: Any, seq_len: int) -> float:
-        """Training FLOPs per token: 6 per weight that multiplies it, plus attention in full."""
-        with torch.device("meta"):
-            model = self.make_model(config)
-        return decoder_flops_per_token(model, self.parameter_roles(model), config, seq_len)
+        """Training FLOPs per token: three times a forward pass, whose products torch counts, with
+        attention in full."""
+        try:
+            with torch.device("meta"):
+                model = self.make_model(config)
+            return counted_flops_per_token(model, seq_len)
+        except (NotImplementedError, RuntimeError):  # a forward pass that looks at values
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                model = self.make_model(config)
+            return counted_flops_per_token(model, seq_len)
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Counts for result.json: params, params_non_embedding, what decoding keeps in memory for
@@ -315,7 +327,7 @@ class DefaultModelAdapter:
         """`cache_bytes_per_token`, by which the decoding state grows with every token, and
         `state_bytes`, what it holds from the start, from `cache_lengths`; empty where the cache has
         no `num_bytes`."""
-        if not hasattr(model, "init_cache"):
+        if not self.has_cache(model):
             return {}
         caches = [self.init_cache(model, 1, length) for length in self.cache_lengths]
         if not all(hasattr(cache, "num_bytes") for cache in caches):
