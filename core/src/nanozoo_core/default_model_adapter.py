@@ -45,7 +45,10 @@ class NextTokenModel(Protocol):
     Only `config`, `__call__` and `max_context` must be there. `features`, `logits` and
     `output_weight` go together: with them the loss never builds the logits whole, and decoding
     scores the last position alone. `output_bias` and `logit_softcap` then say what else turns
-    features into logits. `init_cache` is for cached decoding; without it `cache` is never given.
+    features into logits. `reads_lengths` says that `features` also takes `lengths` (B,) of
+    right-padded rows, which a recurrent state needs: it cannot forget padding that it has read, as
+    `crop` makes a cache of keys do. `init_cache` is for cached decoding; without it `cache` is
+    never given.
     """
 
     config: Any
@@ -252,6 +255,10 @@ class DefaultModelAdapter:
         Returns: logits (B, V) after each row's last token.
         """
         rows = torch.arange(tokens.shape[0], device=tokens.device)
+        if getattr(model, "reads_lengths", False):
+            valid = lengths.to(tokens.device)
+            features = cast(Any, model).features(tokens, cache=cache, lengths=valid)  # (B, T, D)
+            return cast(NextTokenModel, model).logits(features[rows, lengths - 1])
         if hasattr(model, "features") and hasattr(model, "logits"):
             decoder = cast(NextTokenModel, model)
             last = decoder.features(tokens, cache=cache)[rows, lengths - 1]  # (B, D)
