@@ -65,6 +65,8 @@ def test_a_package_without_what_it_must_define_is_named(announce: Announce) -> N
     announce("odd", __init__="", config="Config = int\n", model="Model = int\n", adapter="")
     with pytest.raises(ConfigError, match=r"odd/adapter\.py defines no Adapter"):
         load_adapter("odd")
+    with pytest.raises(ConfigError, match=r"odd has no conf/model/odd\.yaml in its package nanoz"):
+        model_config("odd")
 
 
 def test_an_error_of_the_package_s_own_stays_one(announce: Announce) -> None:

@@ -34,12 +34,20 @@ class AccountsContract:
         return 0.0
 
     def build(
-        self, vocabulary: Vocabulary, seq_len: int | None = None, **changes: Any
+        self, vocabulary: Vocabulary, seq_len: int | None = None, *, seed: int = 0, **changes: Any
     ) -> tuple[DefaultModelAdapter, nn.Module]:
         raise NotImplementedError
 
-    def random_tokens(self, vocab_size: int, num_windows: int, *, seed: int = 1, **of: Any
-                      ) -> Tensor:  # fmt: skip
+    def random_tokens(
+        self,
+        vocab_size: int,
+        num_windows: int,
+        seq_len: int | None = None,
+        *,
+        adapter: DefaultModelAdapter | None = None,
+        config: Any = None,
+        seed: int = 1,
+    ) -> Tensor:
         raise NotImplementedError
 
     def test_flops_are_those_that_torch_counts(self) -> None:
