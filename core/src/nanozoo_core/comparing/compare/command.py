@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from nanozoo_core.comparing.compare import rates
 from nanozoo_core.comparing.compare.execute import run_members
 from nanozoo_core.comparing.compare.launch import launch_members
 from nanozoo_core.comparing.compare.plan import make_plan, write_plan
 from nanozoo_core.comparing.compare.report import FILES, Report, markdown, write_report
 from nanozoo_core.comparing.compare.request import Request, parse
 from nanozoo_core.comparing.compare.results import Entry, collect
+from nanozoo_core.comparing.compare.width import match_widths
 from nanozoo_core.errors import NanozooError
 from nanozoo_core.files import claim_output
 from nanozoo_core.machine.terminal import say
@@ -33,11 +36,27 @@ def compare(words: Sequence[str], *, force: bool = False) -> None:
 
 
 def train_members(request: Request, *, force: bool = False) -> tuple[list[Entry], dict[str, str]]:
-    """Trains what the request asks for and is not there yet.
+    """Trains what the request asks for and is not there yet; with rate factors, each entrant at the
+    best of them.
 
     Returns: the entries with a finished run, and a sentence for everything that failed, by name.
     Raises: ConfigError, CheckpointError before anything runs; Interrupted.
     """
+    if not request.rate_factors:
+        return _train(request, force=force)
+    unmatched: dict[str, str] = {}
+    if request.match is not None:
+        entrants, unmatched = match_widths(request)
+        request = replace(request, entrants=entrants, match=None)
+    tried, failures = _train(rates.first_tries(request), force=force)
+    scores = rates.scores_by_factor(request, tried)
+    for label, found in scores.items():
+        say(f"{label}: best at {rates.best(found):g} times its learning rates")
+    entries, failed = _train(rates.at_best(request, scores), force=force)
+    return rates.relabelled(entries, scores), unmatched | failures | failed
+
+
+def _train(request: Request, *, force: bool) -> tuple[list[Entry], dict[str, str]]:
     members, failures = make_plan(request)
     claim_output(request.folder, "nanozoo compare", FILES, setting="folder", force=force)
     if members:
@@ -57,6 +76,8 @@ def title(request: Request) -> str:
     if names and request.budget is not None:
         unit, amount = request.budget
         parts.append(f"{amount:g} {unit} of training each")
+    if request.rate_factors:
+        parts.append(f"each at the best of {len(request.rate_factors)} learning rates")
     return ", ".join(parts)
 
 

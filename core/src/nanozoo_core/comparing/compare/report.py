@@ -14,7 +14,8 @@ from pathlib import Path
 from nanozoo_core.comparing.compare import tables
 from nanozoo_core.comparing.compare.curves import as_rows, baselines, curve
 from nanozoo_core.comparing.compare.plots import colours, write_plots
-from nanozoo_core.comparing.compare.ranking import Group, rank, warnings
+from nanozoo_core.comparing.compare.ranking import Group, by_optimizer, rank, warnings
+from nanozoo_core.comparing.compare.rates import best
 from nanozoo_core.comparing.compare.results import Entry
 from nanozoo_core.files import to_json, write_text
 
@@ -33,6 +34,15 @@ class Report:
     @cached_property
     def groups(self) -> list[Group]:
         return rank(self.entries)
+
+    @cached_property
+    def tables(self) -> list[Group]:
+        """Each group, and below it the groups of one optimiser among its entries."""
+        return [table for group in self.groups for table in (group, *by_optimizer(group))]
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        return [*warnings(self.entries), *unequal_training(self.entries)] if self.entries else []
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -66,6 +76,31 @@ def conditions(entries: Sequence[Entry]) -> list[tuple[str, str]]:
     return [row for row in rows if row[1]]
 
 
+def unequal_training(entries: Sequence[Entry]) -> list[str]:
+    """What a reader must know of the optimisers and the learning rates."""
+    found = []
+    used = sorted({tables.optimizer_name(entry.optimizer) for entry in entries})
+    if len(used) > 1:
+        found.append(
+            f"The models were trained by different optimisers, {' and '.join(used)}, each by that "
+            f"of its recipe, so the first ranking is one of recipes. Those below it compare models "
+            f"under one optimiser."
+        )
+    for entry in entries:
+        if len(entry.tried) > 1 and best(entry.tried) in (min(entry.tried), max(entry.tried)):
+            end = "lowest" if best(entry.tried) == min(entry.tried) else "highest"
+            found.append(
+                f"The best learning rate of {entry.label} is the {end} tried, so that one beyond "
+                f"it may be better."
+            )
+    return found
+
+
+TUNING = (
+    "The first seed of each model tried several multiples of the learning rates of its recipe, as "
+    "many for each, and the best trained the other seeds. That run of the first seed counts in the "
+    "score."
+)
 METHOD = (
     "Every model trains by its own recipe within the budget; all are scored on the same validation "
     "bytes, each byte once, in bits per byte. The interval is the 95 percent interval of the mean "
@@ -79,11 +114,15 @@ def markdown(report: Report) -> str:
     text, code = tables.markdown_text, tables.markdown_code
     parts = [f"# {text(report.title)}", code(report.command)]
     groups = report.groups
-    parts += [f"> {text(sentence)}" for sentence in warnings(report.entries)] if groups else []
+    parts += [f"> {text(sentence)}" for sentence in report.warnings]
     columns = tables.shown_columns(groups)
-    for group in groups:
-        parts.append(f"## {text(tables.group_title(group, groups))}")
-        parts.append(tables.markdown_table(group, columns))
+    for group in report.tables:
+        marks = "##" if group.optimizer is None else "###"
+        parts.append(f"{marks} {text(tables.group_title(group, groups))}")
+        parts.append(tables.markdown_table(group, tables.columns_of(group, columns)))
+    tuned = tables.rates_table(report.entries)
+    if tuned:
+        parts += ["## Learning rates tried", tables.markdown_rows(*tuned)]
     if groups:
         found = baselines(report.entries)
         if found:
@@ -95,7 +134,7 @@ def markdown(report: Report) -> str:
         parts.append(
             "\n".join(f"- {text(name)}: {text(why)}" for name, why in report.failures.items())
         )
-    parts += ["## How it was made", METHOD]
+    parts += ["## How it was made", METHOD, *([TUNING] if tuned else [])]
     if groups:
         parts.append(
             "\n".join(f"- {key}: {text(value)}" for key, value in conditions(report.entries))
@@ -109,6 +148,7 @@ def markdown(report: Report) -> str:
 def page(report: Report) -> str:
     """The report as one HTML file that needs nothing else."""
     groups = report.groups
+    tuned = tables.rates_table(report.entries)
     paint = colours(len(report.entries))
     data = {
         "entries": [
@@ -143,10 +183,10 @@ def page(report: Report) -> str:
     fields = {
         "title": html.escape(report.title),
         "command": html.escape(report.command),
-        "warnings": _list(warnings(report.entries) if groups else []),
-        "tables": "".join(_table(group, groups) for group in groups),
+        "warnings": _list(report.warnings),
+        "tables": "".join(_table(group, groups) for group in report.tables) + _rates(tuned),
         "failures": _failures(report.failures),
-        "method": html.escape(METHOD),
+        "method": html.escape(f"{METHOD} {TUNING}" if tuned else METHOD),
         "conditions": "".join(
             f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
             for key, value in (conditions(report.entries) if groups else [])
@@ -169,7 +209,8 @@ def _list(sentences: Sequence[str]) -> str:
 
 
 def _table(group: Group, groups: Sequence[Group]) -> str:
-    columns = tables.shown_columns(groups)
+    columns = tables.columns_of(group, tables.shown_columns(groups))
+    level = "h3" if group.optimizer is None else "h4"
     head = "".join(
         f'<th scope="col" title="{html.escape(column.help)}">'
         f'<button type="button">{html.escape(column.title)}</button></th>'
@@ -184,9 +225,22 @@ def _table(group: Group, groups: Sequence[Group]) -> str:
             cells += f"<td{order}>{html.escape(column.show(place))}</td>"
         body += f'<tr data-label="{html.escape(place.entry.label)}">{cells}</tr>'
     return (
-        f"<h3>{html.escape(tables.group_title(group, groups))}</h3>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        f"</div>"
+        f"<{level}>{html.escape(tables.group_title(group, groups))}</{level}>"
+        f'<div class="scroll"><table class="ranking"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _rates(lines: Sequence[Sequence[str]]) -> str:
+    if not lines:
+        return ""
+    head, *rows = [
+        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>"
+        for tag, line in zip(("th", *["td"] * (len(lines) - 1)), lines, strict=True)
+    ]
+    return (
+        f'<h3>Learning rates tried</h3><div class="scroll"><table><thead>{head}</thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
