@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from nanozoo_core.comparing.compare.member import settings_for
 from nanozoo_core.comparing.compare.plan import Member
 from nanozoo_core.comparing.compare.ranking import by_optimizer, rank
 from nanozoo_core.comparing.compare.report import Report, markdown, page
-from nanozoo_core.comparing.compare.request import parse
+from nanozoo_core.comparing.compare.request import Request, parse
 from nanozoo_core.comparing.compare.results import Entry, collect
 from nanozoo_core.comparing.compare.tables import results_csv
-from nanozoo_core.errors import ConfigError, NanozooError
+from nanozoo_core.comparing.entrants import Entrant
+from nanozoo_core.errors import ConfigError
 from nanozoo_core.training.resume import config_to_store
 from nanozoo_core.training.run_folder import RunFolder
 
@@ -139,13 +141,13 @@ def test_a_factor_acts_on_the_rates_that_the_optimiser_uses() -> None:
         *("models=toy,adam:toy", "optim.lr=0.01", "optim.muon.lr=0.02", "rate_factors=0.5,1"),
         *("adam.optim.name=adamw", "optim.adamw.embedding_lr=0.3"),
     ]
-    request = parse(words)
-    muon, same, adam, _ = rates.first_tries(request).entrants
-    assert [e.label for e in (muon, same, adam)] == ["toy.x0.5", "toy.x1", "adam.x0.5"]
+    muon, adam = rates.first_tries(parse(words))
+    assert [e.label for e in muon.at_factor.values()] == ["toy.x0.5", "toy.x1"]
     halved = ("optim.lr=0.005", "optim.adamw.embedding_lr=0.15")
-    assert muon.overrides == (*halved, "optim.muon.lr=0.01")
-    assert same.overrides == ()
-    assert adam.overrides == ("optim.name=adamw", *halved)
+    own = ("optim.lr=0.01", "optim.adamw.embedding_lr=0.3")
+    assert muon.at_factor[0.5].overrides == (*halved, "optim.muon.lr=0.01")
+    assert muon.at_factor[1.0].overrides == (*own, "optim.muon.lr=0.02")
+    assert adam.at_factor[0.5].overrides == ("optim.name=adamw", *halved)
 
 
 def train_at_once(
@@ -194,7 +196,9 @@ def tuned_words(folder: Path) -> list[str]:
 def test_the_first_seed_tries_all_rates_and_the_best_trains_the_others(
     tmp_path: Path, trained: list[str]
 ) -> None:
-    found, failures = command.train_members(parse(tuned_words(tmp_path)))
+    request = parse(tuned_words(tmp_path))
+    assert command.title(request).endswith("each at the best of 3 learning rates")
+    found, failures = command.train_members(request)
     assert trained == [
         *("toy.x0.5_0", "toy.x1_0", "toy.x2_0", "wide.x0.5_0", "wide.x1_0"),
         *("toy.x1_3", "wide.x0.5_3"),
@@ -207,43 +211,40 @@ def test_the_first_seed_tries_all_rates_and_the_best_trains_the_others(
     assert wide.bpbs == pytest.approx([1.7, 1.73])
     assert {run.label for entry in found for run in entry.runs} == {"toy", "wide"}
     assert "optim.lr=0.01" in wide.runs[1].command
-    trained.clear()
-    again, _ = command.train_members(parse(tuned_words(tmp_path)))
-    assert trained == []
-    assert [entry.bpbs for entry in again] == [entry.bpbs for entry in found]
 
-
-def test_the_report_has_what_was_tried_and_warns_of_the_ends(
-    tmp_path: Path, trained: list[str]
-) -> None:
-    with pytest.raises(NanozooError, match=r"wide\.x2_0: it broke"):
-        command.compare(tuned_words(tmp_path))
-    text = (tmp_path / "report.md").read_text()
-    assert "each at the best of 3 learning rates" in text
+    text = markdown(Report("x", "nanozoo compare x", found, failures))
     tried = text.split("## Learning rates tried")[1].split("\n\n")[1].splitlines()
     assert tried[2:] == [
         "| toy | 0.02 | 2.000 | 1.800 | 1.900 |", "| wide | 0.01 | 1.700 | 1.750 | failed |"
     ]  # fmt: skip
     assert "The best learning rate of wide is the lowest tried" in text
     assert "learning rate of toy is" not in text
-    html = (tmp_path / "report.html").read_text()
+    html = page(Report("x", "nanozoo compare x", found, failures))
     assert "<td>failed</td>" in html
     assert "The best learning rate of wide is the lowest tried" in html
-    assert set(html.split('class="ranking"')[1].split("</table>")[0].split()) >= {"<th"}
 
 
 def test_a_model_that_fails_at_every_rate_leaves_the_others(
     tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SCORES, ("toy", 0.02), 1.8)
     for key in (("wide", 0.01), ("wide", 0.02)):
         monkeypatch.delitem(SCORES, key)
-    found, failures = command.train_members(parse(tuned_words(tmp_path)))
+    found, failures = command.train_members(parse([*tuned_words(tmp_path), "seeds=1"]))
     assert [entry.label for entry in found] == ["toy"]
     assert set(failures) == {"wide.x0.5_0", "wide.x1_0", "wide.x2_0"}
 
 
-def test_widths_are_matched_before_rates_are_tried(tmp_path: Path, trained: list[str]) -> None:
-    request = parse([*tuned_words(tmp_path), "match=wide"])
-    found, _ = command.train_members(request)
-    assert [entry.config["model_cfg"]["model_dim"] for entry in found] == [32, 32]
+def test_widths_are_matched_once_before_rates_are_tried(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def matched(request: Request) -> tuple[tuple[Entrant, ...], dict[str, str]]:
+        assert request.match == "wide"
+        toy, _ = request.entrants
+        return (replace(toy, overrides=("model_cfg.model_dim=48",)),), {"wide": "no width"}
+
+    monkeypatch.setattr(command, "match_widths", matched)
+    found, failures = command.train_members(
+        parse([*tuned_words(tmp_path), "match=wide", "seeds=1"])
+    )
+    assert [entry.config["model_cfg"]["model_dim"] for entry in found] == [48]
+    assert failures == {"wide": "no width"}

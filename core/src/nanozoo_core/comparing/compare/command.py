@@ -48,12 +48,15 @@ def train_members(request: Request, *, force: bool = False) -> tuple[list[Entry]
     if request.match is not None:
         entrants, unmatched = match_widths(request)
         request = replace(request, entrants=entrants, match=None)
-    tried, failures = _train(rates.first_tries(request), force=force)
-    scores = rates.scores_by_factor(request, tried)
-    for label, found in scores.items():
-        say(f"{label}: best at {rates.best(found):g} times its learning rates")
-    entries, failed = _train(rates.at_best(request, scores), force=force)
-    return rates.relabelled(entries, scores), unmatched | failures | failed
+    tries = rates.first_tries(request)
+    first = tuple(entrant for one in tries for entrant in one.at_factor.values())
+    tried, failures = _train(replace(request, entrants=first, seeds=request.seeds[:1]), force=force)
+    tunings = rates.with_scores(tries, tried)
+    for one in tunings:
+        say(f"{one.label}: best at {rates.best(one.bpbs):g} times its learning rates")
+    chosen = tuple(one.best for one in tunings)
+    entries, failed = _train(replace(request, entrants=chosen), force=force)
+    return rates.relabelled(entries, tunings), unmatched | failures | failed
 
 
 def _train(request: Request, *, force: bool) -> tuple[list[Entry], dict[str, str]]:
