@@ -19,9 +19,9 @@ def bits(seed: int, **changes: Any) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_it_is_as_good_as_the_dense_model_and_better_than_random_routes(seed, monkeypatch):
+def test_it_beats_the_dense_model_and_random_routes(seed, monkeypatch):
     learned = bits(seed)
-    assert learned < 1.01 * bits(seed, num_experts=1)
+    assert learned < bits(seed, num_experts=1)
     generator, route = torch.Generator().manual_seed(seed), Router.forward
 
     def at_random(self, h, generators=None):
