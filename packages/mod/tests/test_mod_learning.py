@@ -20,8 +20,8 @@ def bits(seed: int, **changes: Any) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_learned_choices_beat_random_ones_and_stay_near_the_control(seed: int) -> None:
-    """The control reads every token in every block; routed blocks read a quarter. Its lead, 2 percent
-    after the run of the README, is 4 to 5 so early."""
+    """The control reads every token in every block; routed blocks read a quarter. Its lead, 2
+    percent after the run of the README, is 4 to 5 so early."""
     adapter, model = trained("mod", seed, STEPS, MUON)
     learned = held_out_bits(adapter, model)
     assert learned < 1.07 * bits(seed, capacity=1.0, router_gate="one")

@@ -1,4 +1,4 @@
-"""What a short training reaches beside gpt2 and the control, all with the optimiser of the paper."""
+"""What a short training by the optimiser of the paper reaches beside gpt2 and the control."""
 
 import pytest
 
