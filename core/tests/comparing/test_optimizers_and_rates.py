@@ -13,9 +13,10 @@ import pytest
 
 from nanozoo_core.comparing.compare import command, rates
 from nanozoo_core.comparing.compare.member import settings_for
+from nanozoo_core.comparing.compare.page import page
 from nanozoo_core.comparing.compare.plan import Member
 from nanozoo_core.comparing.compare.ranking import by_optimizer, rank
-from nanozoo_core.comparing.compare.report import Report, markdown, page
+from nanozoo_core.comparing.compare.report import Report, markdown
 from nanozoo_core.comparing.compare.request import Request, parse
 from nanozoo_core.comparing.compare.results import Entry, collect
 from nanozoo_core.comparing.compare.tables import results_csv
@@ -197,7 +198,7 @@ def test_the_first_seed_tries_all_rates_and_the_best_trains_the_others(
     tmp_path: Path, trained: list[str]
 ) -> None:
     request = parse(tuned_words(tmp_path))
-    assert command.title(request).endswith("each at the best of 3 learning rates")
+    assert command.title(request).endswith("each, at the best of 3 learning rates")
     found, failures = command.train_members(request)
     assert trained == [
         *("toy.x0.5_0", "toy.x1_0", "toy.x2_0", "wide.x0.5_0", "wide.x1_0"),

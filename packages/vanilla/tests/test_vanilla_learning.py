@@ -14,9 +14,9 @@ def bits(model, seed, rate, **changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_four_layers_of_2017_learn_as_fast_as_gpt2(seed):
-    """Norms before the layers pay with depth; gpt2's small embeddings start slowly. Either has the
-    better of two rates."""
+def test_four_layers_of_2017_start_faster_than_gpt2(seed):
+    """Norms before the layers pay with depth, and gpt2's small embeddings start slowly. Either has
+    the better of two rates."""
     pytest.importorskip("nanozoo_gpt2", reason="needs gpt2 as well, as `nox -s slow` installs it")
     first = min(bits("vanilla", seed, rate, preset="v0") for rate in (3e-3, 1e-2))
-    assert first < min(bits("gpt2", seed, rate) for rate in (3e-3, 1e-2)) + 0.1
+    assert first < min(bits("gpt2", seed, rate) for rate in (3e-3, 1e-2)) - 0.2
