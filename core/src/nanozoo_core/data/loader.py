@@ -11,6 +11,7 @@ import lzma
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from nanozoo_core.contract import Batch
 from nanozoo_core.data.prepare import PreparedData
+from nanozoo_core.data.tokenizers import Tokenizer
 from nanozoo_core.data.windows import Align, Windows
 from nanozoo_core.errors import DataError
 from nanozoo_core.randomness import hash_integers
@@ -118,6 +120,28 @@ class TrainLoader:
         )
 
 
+class ValidationText(Protocol):
+    """What a `ValidationSet` is made of: prepared data, or `GivenTexts`."""
+
+    @property
+    def vocabulary(self) -> Tokenizer: ...
+
+    def validation_text(self, num_bytes: int) -> list[bytes]:
+        """The documents, of `num_bytes` in all."""
+        ...
+
+
+@dataclass(frozen=True)
+class GivenTexts:
+    """Documents in the place of prepared data, to be scored whole."""
+
+    documents: tuple[bytes, ...]
+    vocabulary: Tokenizer
+
+    def validation_text(self, num_bytes: int) -> list[bytes]:
+        return list(self.documents)
+
+
 class ValidationSet:
     """The first `num_bytes` bytes of the validation split as windows in which each token is scored
     once.
@@ -129,7 +153,7 @@ class ValidationSet:
     """
 
     def __init__(
-        self, prepared: PreparedData, *, seq_len: int, lookahead: int = 1, num_bytes: int
+        self, prepared: ValidationText, *, seq_len: int, lookahead: int = 1, num_bytes: int
     ) -> None:
         vocabulary = prepared.vocabulary
         self.documents = prepared.validation_text(num_bytes)
