@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -28,3 +29,6 @@ def test_learned_choices_beat_random_ones_and_stay_near_the_control(seed: int) -
     assert learned < bits(seed, router_type="random") - 0.01
     found = adapter.inspect(model, [windows(0, 64, held_out=True)], ToyVocabulary(256)).metrics
     assert found["nll"] == pytest.approx(found["diag/nll_topk"], rel=0.015)
+    for block in model.routed_blocks:  # which nothing then reads
+        block.threshold.fill_(math.inf)
+    assert learned < held_out_bits(adapter, model) - 0.03
