@@ -24,6 +24,7 @@ from nanozoo_core.contract import (
     DataStage,
     Drafter,
     Draw,
+    GGUFModel,
     Inspection,
     Likelihood,
     Loss,
@@ -350,6 +351,24 @@ class DefaultModelAdapter:
         logits; None where there is no such class. Raises: ConfigError for a model whose settings
         that class lacks."""
         return None
+
+    def to_gguf(self, model: nn.Module) -> GGUFModel | None:
+        """The model for llama.cpp; None where no architecture there computes the same. Raises:
+        ConfigError for a model whose settings that architecture lacks."""
+        return None
+
+    def config_from_hf(self, theirs: dict[str, Any]) -> Any | None:
+        """The config of this model that computes what the config.json of a folder of transformers
+        describes; None where it reads no such folders. Raises: NanozooError for one that it cannot
+        be."""
+        return None
+
+    def weights_from_hf(
+        self, theirs: dict[str, Tensor], config_json: dict[str, Any], config: Any
+    ) -> dict[str, Tensor]:
+        """The weights of that folder under the names of this model. Args: config: what
+        `config_from_hf` made of `config_json`. Raises: NanozooError when they do not fit."""
+        raise NotImplementedError(f"{type(self).__name__} reads no folders of transformers")
 
     def show_sample(self, model: nn.Module, vocabulary: Vocabulary, text: str) -> str | None:
         """What is peculiar to this model on `text`, for samples.txt (hnet marks its chunks)."""

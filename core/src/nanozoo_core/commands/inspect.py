@@ -24,9 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     from nanozoo_core.training.run_folder import RunFolder
 
     loaded = load(arguments, model_values(arguments))
-    found = runs.inspect_run(loaded)
-    text = inspection.SHOWN_TEXT if arguments.text is None else arguments.text
-    shown = loaded.adapter.show_sample(loaded.model, loaded.vocabulary, text)
+    found, shown = runs.inspect_run(loaded, text=arguments.text)
     if found is None and shown is None:
         model = loaded.config.model
         out(f"{model} has no diagnostics; nanozoo show {arguments.run} tells its result")

@@ -22,6 +22,7 @@ from nanozoo_core.training.run_folder import RunFolder, parse_resume
 
 if TYPE_CHECKING:
     from nanozoo_core.config import ResolvedConfig
+    from nanozoo_core.training.records import OnRow
     from nanozoo_core.training.trainer import Result
 
 _at_work = threading.Lock()
@@ -54,16 +55,21 @@ def train(
     config = composed(model, recipe=recipe, resume=resume, settings=settings)
     with _alone_in_this_process():
         result = train_resolved(config)
-    if result.signal is not None:
-        signal.raise_signal(result.signal)
+    received = result.signal
+    # A handler of the user's has been called already, by `catch_signals`.
+    if received == signal.SIGINT or (received and not callable(signal.getsignal(received))):
+        signal.raise_signal(received)
     return result
 
 
-def train_resolved(config: ResolvedConfig) -> Result:
-    """Trains by settings that are complete. What the command `train` and its sweeps call."""
+def train_resolved(config: ResolvedConfig, *, on_row: OnRow | None = None) -> Result:
+    """Trains by settings that are complete. What the command `train` and its sweeps call.
+
+    Args: on_row: is told each row of metrics that is logged.
+    """
     from nanozoo_core.training import trainer
 
-    return trainer.train(config)
+    return trainer.train(config, on_row=on_row)
 
 
 def composed(

@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,19 @@ from nanozoo_core.training.tracking import WeightsAndBiases
 log = logging.getLogger(__name__)
 
 
+OnRow = Callable[[dict[str, Any]], None]
+
+
 class RunRecords:
     """Writes one run's files; every method does nothing on ranks other than 0."""
 
-    def __init__(self, folder: RunFolder, log: LogConfig, *, is_main: bool) -> None:
+    def __init__(
+        self, folder: RunFolder, log: LogConfig, *, is_main: bool, on_row: OnRow | None = None
+    ) -> None:
+        """Args: on_row: is told each row that is logged."""
         self.folder = folder
         self.is_main = is_main
+        self._on_row = on_row
         self._log = log
         self._metrics: JsonLines | None = None
         self._sinks: list[Sink] = []
@@ -89,7 +97,10 @@ class RunRecords:
         if not self.is_main:
             return
         assert self._metrics is not None
-        self._metrics.append(null_if_not_finite(row))
+        finite = null_if_not_finite(row)
+        self._metrics.append(finite)
+        if self._on_row is not None:
+            self._on_row(finite)
         numbers = {k: v for k, v in row.items() if k != "step" and isinstance(v, int | float)}
         for sink in self._sinks:
             sink.log(numbers, row["step"])

@@ -14,13 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core.config import OptimConfig
-from nanozoo_core.contract import Batch, Loss, Step
+from nanozoo_core.contract import Batch, GGUFModel, Loss, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.device import require_gpu
 from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.optim.groups import Own, ParameterGroup, default_roles, make_groups
 from nanozoo_mamba.config import MambaConfig
-from nanozoo_mamba.huggingface import to_hf_config, to_hf_state_dict
+from nanozoo_mamba.gguf import to_gguf
+from nanozoo_mamba.huggingface import (
+    from_authors_config,
+    from_hf_config,
+    from_hf_state_dict,
+    to_hf_config,
+    to_hf_state_dict,
+)
 from nanozoo_mamba.model import Mamba, MambaCache
 
 # AdamW's by what they are, not by their shape, and with decay like the matrices.
@@ -113,6 +120,20 @@ class MambaAdapter(DefaultModelAdapter):
         have not."""
         assert isinstance(model, Mamba)
         return to_hf_config(model.config), to_hf_state_dict(model)
+
+    def to_gguf(self, model: nn.Module) -> GGUFModel:
+        """For llama.cpp's mamba or mamba2. Raises: ConfigError for settings that they lack."""
+        assert isinstance(model, Mamba)
+        return to_gguf(model)
+
+    def config_from_hf(self, theirs: dict[str, Any]) -> MambaConfig:
+        """Of transformers' config.json or of the authors' own. Raises: CheckpointError."""
+        return from_hf_config(from_authors_config(theirs) if "d_model" in theirs else theirs)
+
+    def weights_from_hf(
+        self, theirs: dict[str, Tensor], config_json: dict[str, Any], config: MambaConfig
+    ) -> dict[str, Tensor]:
+        return from_hf_state_dict(theirs, config.variant)
 
 
 Adapter = MambaAdapter

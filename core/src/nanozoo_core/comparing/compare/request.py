@@ -45,6 +45,7 @@ RESERVED = {
     "model": "the models are those of models=",
     "seed": "the seeds are those of seeds=",
     "resume": "a comparison resumes its own runs; give the same command again",
+    "init_from": "a comparison trains every model from its start",
     "run_dir": "the runs lie under folder=",
 }
 
