@@ -10,68 +10,23 @@ validation text is decoded from them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanozoo_core.config import DataConfig
-from nanozoo_core.data.cache import (
-    build_once,
-    cache_root,
-    digest,
-    file_digest,
-    is_whole,
-    write_record,
-)
-from nanozoo_core.data.corpora import (
-    TextCorpus,
-    document_digest,
-    is_utf8,
-    stdlib_corpus,
-    text_corpus,
-    utf8_prefix,
-    validation_digests,
-)
+from nanozoo_core.data.cache import digest
+from nanozoo_core.data.corpora import stdlib_corpus, text_corpus, utf8_prefix
 from nanozoo_core.data.fineweb import fineweb_folder
-from nanozoo_core.data.shards import Shard, ShardWriter, documents, open_shard, shard_content
-from nanozoo_core.data.tokenizers import (
-    TOKENIZER_FILE,
-    ByteTokenizer,
-    Tokenizer,
-    gpt2_tokenizer,
-    load_tokenizer,
-    save_tokenizer,
-    train_bpe,
-)
+from nanozoo_core.data.progress import Say
+from nanozoo_core.data.shards import Shard, shard_content
+from nanozoo_core.data.sources import Source, import_text, num_text_bytes, open_shards
+from nanozoo_core.data.token_shards import tokenized
+from nanozoo_core.data.tokenizers import TOKENIZER_FILE, Tokenizer, gpt2_tokenizer, load_tokenizer
 from nanozoo_core.errors import DataError, suggest
-from nanozoo_core.files import read_json
 
 logger = logging.getLogger(__name__)
 
 CORPORA = ("stdlib", "text", "bin", "fineweb10B", "fineweb100B")
-BPE_TRAINING_BYTES = 200_000_000  # of a larger corpus a sample of the documents is as good
-MANIFEST = "shards.json"  # the digests of a folder's shards and tokenizer, by name
-_FORMAT = 2  # part of every folder's name: raise it when the stored layout changes
-
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A split corpus as shards of some vocabulary."""
-
-    name: str
-    train: tuple[Shard, ...]
-    validation: tuple[Shard, ...]
-    vocabulary: Tokenizer
-    fingerprint: str  # of the text and its split, whatever the tokenizer
-    identity: str  # of the shards themselves
-
-    def texts(self, shards: tuple[Shard, ...]) -> Iterator[bytes]:
-        """The documents of some shards as text."""
-        for shard in shards:
-            for document in documents(shard, self.vocabulary.separator):
-                yield self.vocabulary.decode_bytes(document)
 
 
 @dataclass(frozen=True)
@@ -133,18 +88,18 @@ class PreparedData:
 
 
 def prepare(
-    data: DataConfig, *, vocabulary: Tokenizer | None = None, progress: Progress | None = None
+    data: DataConfig, *, vocabulary: Tokenizer | None = None, progress: Say | None = None
 ) -> PreparedData:
     """Builds whatever of the prepared data is not in the cache folder yet, and opens it.
 
     Args:
         vocabulary: a trained one to use instead of training one on this corpus.
-        progress: called with a line of text before each piece of work.
+        progress: called with a line of text before each piece of work, and during a long one where
+            no terminal shows a bar; None is silent.
 
     Raises: DataError when the corpus or the tokenizer cannot be had, or the cache not written.
     """
-    say = progress or logger.info
-    source = _source(data, say)
+    source = _source(data, progress)
     if data.tokenizer == source.vocabulary.name:
         if vocabulary is not None and not vocabulary.equals(source.vocabulary):
             raise DataError(
@@ -153,18 +108,18 @@ def prepare(
             )
         vocabulary, train = source.vocabulary, source.train
     else:
-        vocabulary, train = _tokenized(source, data, vocabulary, say)
+        vocabulary, train = tokenized(source, data, vocabulary, progress)
     return PreparedData(
         source=source,
         vocabulary=vocabulary,
         train=train,
         train_tokens=sum(shard.num_tokens for shard in train),
-        train_bytes=_num_bytes(train, vocabulary),
-        validation_bytes=_num_bytes(source.validation, source.vocabulary),
+        train_bytes=num_text_bytes(train, vocabulary),
+        validation_bytes=num_text_bytes(source.validation, source.vocabulary),
     )
 
 
-def _source(data: DataConfig, say: Progress) -> Source:
+def _source(data: DataConfig, say: Say | None) -> Source:
     if data.corpus not in CORPORA:
         raise DataError(
             f"data.corpus={data.corpus} is unknown; use {', '.join(CORPORA[:-1])} or {CORPORA[-1]}"
@@ -176,10 +131,10 @@ def _source(data: DataConfig, say: Progress) -> Source:
             "data.corpus=text for files of text, or data.corpus=bin for shards"
         )
     if data.corpus == "stdlib":
-        return _import_text(stdlib_corpus(), data, say)
+        return import_text(stdlib_corpus(), data, say)
     if data.corpus == "text":
         corpus = text_corpus(data.path, allow_invalid_utf8=data.tokenizer == "bytes")
-        return _import_text(corpus, data, say)
+        return import_text(corpus, data, say)
     if data.corpus == "bin":
         return _shard_source(data, _shards_at(data.path))
     folder = fineweb_folder(data.corpus)
@@ -189,124 +144,6 @@ def _source(data: DataConfig, say: Progress) -> Source:
             f"`nanozoo prepare {data.corpus}` once (looked in {folder})"
         )
     return _shard_source(data, _shards_at(str(folder)))
-
-
-# -- text ---------------------------------------------------------------------------------------
-
-
-def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
-    """Splits a corpus by document and writes both sides as bytes shards.
-
-    Validation documents are ordered by digest: their first bytes are a sample of the whole corpus,
-    and the same ones for every `data.val_fraction` that holds enough of them.
-    """
-
-    def build(folder: Path) -> None:
-        say(f"reading {len(corpus.files)} files of {corpus.name}")
-        digests = [document_digest(document) for document in corpus.documents()]
-        all_utf8 = True
-        chosen = validation_digests(digests, data.val_fraction)
-        validation: list[tuple[str, bytes]] = []
-        with ShardWriter(folder, "train") as train:
-            for name, document in _unchanged(digests, corpus):
-                all_utf8 = all_utf8 and is_utf8(document)
-                if name in chosen:
-                    validation.append((name, document))
-                else:
-                    train.write(vocabulary.separator, vocabulary.encode_array(document))
-        with ShardWriter(folder, "val") as val:
-            for _, document in sorted(validation):
-                val.write(vocabulary.separator, vocabulary.encode_array(document))
-        fingerprint = digest([sorted(digests), sorted(chosen)])
-        if corpus.identity != corpus_identity:
-            raise _changed(corpus)
-        write_record(folder / "corpus.json", {"fingerprint": fingerprint, "is_utf8": all_utf8})
-        write_record(folder / MANIFEST, train.contents | val.contents)
-
-    vocabulary = ByteTokenizer()
-    corpus_identity = corpus.identity
-    identity = digest([_FORMAT, corpus.name, corpus_identity, data.val_fraction])
-    folder = build_once(cache_root() / "text" / identity, build)
-    stored = read_json(
-        folder / "corpus.json",
-        lambda about: {"fingerprint": str(about["fingerprint"]), "is_utf8": about["is_utf8"]},
-        remedy=f"remove the folder {folder}, which is then built again",
-        error=DataError,
-    )
-    if not (stored["is_utf8"] or corpus.allow_invalid_utf8):
-        for _ in corpus.documents():  # prepared for bytes: reading it again names the file
-            pass
-    return Source(
-        name=corpus.name,
-        train=_open_written(folder, "train", vocabulary),
-        validation=_open_written(folder, "val", vocabulary),
-        vocabulary=vocabulary,
-        fingerprint=stored["fingerprint"],
-        identity=identity,
-    )
-
-
-def _unchanged(digests: list[str], corpus: TextCorpus) -> Iterator[tuple[str, bytes]]:
-    """The documents, read a second time, with their digests.
-
-    Raises: DataError when they are others than the first time.
-    """
-    documents = corpus.documents()
-    for name in digests:
-        document = next(documents, None)
-        if document is None or document_digest(document) != name:
-            raise _changed(corpus)
-        yield name, document
-    if next(documents, None) is not None:
-        raise _changed(corpus)
-
-
-def _changed(corpus: TextCorpus) -> DataError:
-    return DataError(
-        f"the text of data.corpus={corpus.name} has changed while it was read; give the command "
-        "again once nothing writes to its files"
-    )
-
-
-def _tokenized(
-    source: Source, data: DataConfig, given: Tokenizer | None, say: Progress
-) -> tuple[Tokenizer, tuple[Shard, ...]]:
-    """The training split in another vocabulary than the source's: the one given, or one that is
-    known by name or trained on it."""
-
-    def build(folder: Path) -> None:
-        if given is not None:
-            vocabulary = given
-        elif data.tokenizer == "bpe":
-            vocabulary = _trained_vocabulary(source, data, say)
-        else:
-            vocabulary = load_tokenizer(folder, data)
-        save_tokenizer(vocabulary, folder)
-        say(f"tokenizing {source.name} with {vocabulary.name}")
-        with ShardWriter(folder, "train") as writer:
-            for document in source.texts(source.train):
-                writer.write(vocabulary.separator, vocabulary.encode_array(document))
-        write_record(folder / MANIFEST, writer.contents | _tokenizer_digest(folder))
-
-    vocab_size = data.vocab_size if data.tokenizer == "bpe" else None
-    key: list[object] = [_FORMAT, source.identity, data.tokenizer, vocab_size]
-    folder = cache_root() / "tokens" / digest(key)
-    if given is not None and not (is_whole(folder) and given.equals(load_tokenizer(folder, data))):
-        folder = cache_root() / "tokens" / digest([*key, given.identity])
-    build_once(folder, build)
-    vocabulary = load_tokenizer(folder, data)
-    return vocabulary, _open_written(folder, "train", vocabulary)
-
-
-def _trained_vocabulary(source: Source, data: DataConfig, say: Progress) -> Tokenizer:
-    say(f"learning a vocabulary of {data.vocab_size} ids")
-    share = BPE_TRAINING_BYTES / max(1, _num_bytes(source.train, source.vocabulary))
-    texts = (
-        document.decode("utf-8", errors="replace")
-        for document in source.texts(source.train)
-        if share >= 1 or int(document_digest(document)[16:], 16) / 16**16 < share
-    )
-    return train_bpe(texts, vocab_size=data.vocab_size)
 
 
 # -- shards -------------------------------------------------------------------------------------
@@ -335,8 +172,8 @@ def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
         vocabulary = load_tokenizer(paths[0].parent, data)
     else:
         vocabulary = gpt2_tokenizer()
-    validation = _open_all((path for path in paths if "val" in path.name), vocabulary)
-    train = _open_all((path for path in paths if "train" in path.name), vocabulary)
+    validation = open_shards((path for path in paths if "val" in path.name), vocabulary)
+    train = open_shards((path for path in paths if "train" in path.name), vocabulary)
     contents = [
         {shard_content(shard, vocabulary.byte_counts).content: shard.path for shard in shards}
         for shards in (train, validation)
@@ -365,48 +202,3 @@ def _shards_at(path: str | list[str] | None) -> list[Path]:
     if not found:
         raise DataError(f"data.path={path} has no .bin shard")
     return found
-
-
-def _open_all(paths: Iterable[Path], vocabulary: Tokenizer) -> tuple[Shard, ...]:
-    """Opens shards by name, each checked whole the first time that it is seen.
-
-    Raises: DataError when a shard is damaged, or has an id that the vocabulary has not.
-    """
-    shards = tuple(open_shard(path) for path in sorted(paths))
-    for shard in shards:
-        largest = shard_content(shard, vocabulary.byte_counts).largest_id
-        if largest >= vocabulary.size:
-            raise DataError(
-                f"the shard {shard.path} has the id {largest}, but data.tokenizer="
-                f"{vocabulary.name} knows only 0 to {vocabulary.size - 1}; use the tokenizer that "
-                "wrote it"
-            )
-    return shards
-
-
-def _tokenizer_digest(folder: Path) -> dict[str, str]:
-    """That of a trained vocabulary; nothing where there is none."""
-    path = folder / TOKENIZER_FILE
-    return {path.name: file_digest(path)} if path.is_file() else {}
-
-
-def _open_written(folder: Path, name: str, vocabulary: Tokenizer) -> tuple[Shard, ...]:
-    """The shards of a split that `ShardWriter` has written into a folder of the cache.
-
-    Raises: DataError when one is not as it was written.
-    """
-    remedy = f"remove the folder {folder}, which is then built again"
-    written = read_json(folder / MANIFEST, dict, remedy=remedy, error=DataError)
-    expected = {key: value for key, value in written.items() if key.startswith(f"{name}_")}
-    if _tokenizer_digest(folder) != {k: v for k, v in written.items() if k == TOKENIZER_FILE}:
-        raise DataError(f"{folder / TOKENIZER_FILE} is not as it was written; {remedy}")
-    shards = _open_all((folder / key for key in expected), vocabulary)
-    for shard in shards:
-        content = shard_content(shard, vocabulary.byte_counts).content
-        if content != expected[shard.path.name]:
-            raise DataError(f"{shard.path} is not as it was written; {remedy}")
-    return shards
-
-
-def _num_bytes(shards: tuple[Shard, ...], vocabulary: Tokenizer) -> int:
-    return sum(shard_content(shard, vocabulary.byte_counts).num_bytes for shard in shards)

@@ -47,6 +47,7 @@ PATTERN = (
 # The patterns look ahead from the end of white space, and the libraries that apply them keep a
 # place for each of its characters: from about a million on they panic.
 LONGEST_SPACE = 100_000
+TEXTS_AT_ONCE = 64  # that are counted together; the library's own 8192 may be gigabytes
 _PLACE_TO_CUT = re.compile(rf"\s{{{LONGEST_SPACE}}}(?=\s)")
 
 
@@ -54,11 +55,17 @@ def cut_long_spaces(text: str) -> Iterator[str]:
     """The parts of a text cut within white space longer than `LONGEST_SPACE` characters, which both
     training and encoding see one by one: every other text is whole."""
     start = 0
-    if len(text) > LONGEST_SPACE:
+    if _may_have_long_space(text):
         for found in _PLACE_TO_CUT.finditer(text):
             yield text[start : found.end()]
             start = found.end()
     yield text[start:]
+
+
+def _may_have_long_space(text: str) -> bool:
+    """Whether one of the blocks is white space, of which a longer one would hold a whole."""
+    size = LONGEST_SPACE // 2
+    return any(text[n : n + size].isspace() for n in range(0, len(text) - size, size))
 
 
 class Tokenizer:
@@ -107,8 +114,20 @@ class Tokenizer:
         return tokens
 
     def encode_array(self, text: bytes) -> npt.NDArray[np.uint16]:
-        """Ids of a text as they stand in a shard."""
-        return np.array(self.encode(text), dtype=np.uint16)
+        """Ids of a text as they stand in a shard: those of `encode`, without a list of them."""
+        try:
+            parts = [
+                self.encoding.encode_to_numpy(part, disallowed_special=()).astype(np.uint16)
+                for part in cut_long_spaces(text.decode("utf-8"))
+            ]
+        except UnicodeDecodeError:
+            return np.array(self.encode(text), dtype=np.uint16)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is computed when it is asked for, which may be a tensor."""
+        kept = ("name", "encoding", "size", "separator")
+        return {key: value for key, value in vars(self).items() if key in kept}
 
     def decode_bytes(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
         """The text of `tokens`; ids that have none (separator, pad, a model's own) vanish."""
@@ -169,6 +188,8 @@ class ByteTokenizer(Tokenizer):
         return np.frombuffer(text, dtype=np.uint8).astype(np.uint16)
 
     def decode_bytes(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
+        if isinstance(tokens, np.ndarray) and tokens.dtype == np.uint16:  # those of a shard
+            return tokens[tokens < 256].astype(np.uint8).tobytes()
         return self._with_text(tokens).astype(np.uint8).tobytes()
 
 
@@ -181,7 +202,9 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
     trainer = rustbpe.Tokenizer()
     parts = (part for text in texts for part in cut_long_spaces(text))
-    trainer.train_from_iterator(parts, vocab_size=vocab_size - 1, pattern=PATTERN)
+    trainer.train_from_iterator(
+        parts, vocab_size=vocab_size - 1, pattern=PATTERN, buffer_size=TEXTS_AT_ONCE
+    )
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < vocab_size - 1:
         logger.warning(
