@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.machine.terminal import conceal
 
-PATHS = ("data.path", "run_dir", "resume", "folder")
+PATHS = ("data.path", "data.sources.*.path", "data.tokenizer", "run_dir", "resume", "folder")
 """Settings and options that are paths: these may hold any sign without quotes."""
 LISTS_OF_PATHS = ("models", "runs")
 PLAIN = "-_./:+%@*?|, \\"  # signs that the grammar takes without quotes
@@ -39,7 +40,7 @@ def parse_override(word: str) -> Override:
         parsed = OverridesParser.create().parse_override(word)
         value = list(parsed.sweep_iterator()) if parsed.is_sweep_override() else parsed.value()
     except HydraException as error:
-        if (name := key.lstrip("+")) in PATHS:
+        if _is_path(name := key.lstrip("+")):
             return Override(name, text, text)
         if name in LISTS_OF_PATHS and not set(text) & set("'\"[]{}"):
             return Override(name, text.split(","), text)
@@ -53,12 +54,16 @@ def with_quoted_path(word: str) -> str:
     from hydra.errors import HydraException
 
     key, _, text = word.partition("=")
-    if key.lstrip("+") in PATHS:
+    if _is_path(key.lstrip("+")):
         try:
             OverridesParser.create().parse_override(word)
         except HydraException:
             return f"{key}={quoted(text)}"
     return word
+
+
+def _is_path(key: str) -> bool:
+    return any(fnmatch(key, path) for path in PATHS)
 
 
 def unreadable(word: str) -> ConfigError:

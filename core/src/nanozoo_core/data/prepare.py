@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanozoo_core.config import DataConfig
+from nanozoo_core.config.settings import MIXTURE
 from nanozoo_core.data.cache import digest
 from nanozoo_core.data.corpora import stdlib_corpus, text_corpus, utf8_prefix
 from nanozoo_core.data.fineweb import fineweb_folder
 from nanozoo_core.data.progress import Say
 from nanozoo_core.data.shards import Shard, shard_content
 from nanozoo_core.data.sources import Source, import_text, num_text_bytes, open_shards
-from nanozoo_core.data.token_shards import tokenized
+from nanozoo_core.data.token_shards import mixed_vocabulary, tokenized
 from nanozoo_core.data.tokenizers import TOKENIZER_FILE, Tokenizer, gpt2_tokenizer, load_tokenizer
+from nanozoo_core.data.vocabulary_file import named_vocabulary
 from nanozoo_core.errors import DataError, suggest
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,15 @@ class PreparedData:
     train_tokens: int  # separators included
     train_bytes: int
     validation_bytes: int
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The sources with their shares: this one alone."""
+        return (Part(self.name, 1.0, self),)
 
     @property
     def fingerprint(self) -> str:
@@ -67,8 +78,9 @@ class PreparedData:
             if left <= 0:
                 return found
         logger.warning(
-            "eval.bytes=%d is more than the validation split holds; all %d bytes are scored",
+            "eval.bytes=%d is more than the validation split of %s holds; all %d bytes are scored",
             num_bytes,
+            self.name,
             sum(map(len, found)),
         )
         return found
@@ -87,28 +99,82 @@ class PreparedData:
         )
 
 
+@dataclass(frozen=True)
+class Part:
+    """One source of the data, with its share of the training windows and of the scored bytes."""
+
+    name: str
+    share: float
+    data: PreparedData
+
+
+@dataclass(frozen=True)
+class MixedData:
+    """Several sources in one vocabulary, as `PreparedData` for what they are together."""
+
+    vocabulary: Tokenizer
+    parts: tuple[Part, ...]
+    name: str = MIXTURE
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the sources and their shares, whatever their names."""
+        return digest(sorted([part.data.fingerprint, part.share] for part in self.parts))
+
+    @property
+    def bytes_per_token(self) -> float:
+        """The mean over a training that reads each source by its share."""
+        return sum(part.share * part.data.bytes_per_token for part in self.parts)
+
+    def summary(self) -> str:
+        """A few lines for the terminal."""
+        lines = [
+            f"corpus       {self.name} ({self.fingerprint})",
+            f"tokenizer    {self.vocabulary.name}, {self.vocabulary.size} ids",
+        ]
+        for part in self.parts:
+            data = part.data
+            lines.append(
+                f"  {part.name}: {part.share:.1%} from {data.name}, {data.train_bytes:,} bytes of "
+                f"training in {data.train_tokens:,} tokens, {data.validation_bytes:,} of validation"
+            )
+        return "\n".join(lines)
+
+
+AnyData = PreparedData | MixedData
+
+
 def prepare(
     data: DataConfig, *, vocabulary: Tokenizer | None = None, progress: Say | None = None
-) -> PreparedData:
+) -> AnyData:
     """Builds whatever of the prepared data is not in the cache folder yet, and opens it.
 
     Args:
-        vocabulary: a trained one to use instead of training one on this corpus.
+        vocabulary: one to use instead of what `data.tokenizer` says, such as a run's own.
         progress: called with a line of text before each piece of work, and during a long one where
             no terminal shows a bar; None is silent.
 
     Raises: DataError when the corpus or the tokenizer cannot be had, or the cache not written.
     """
-    source = _source(data, progress)
-    if data.tokenizer == source.vocabulary.name:
-        if vocabulary is not None and not vocabulary.equals(source.vocabulary):
-            raise DataError(
-                f"the shards of data.path={data.path} are written in another vocabulary than the "
-                f"run's own; give shards of its {TOKENIZER_FILE}"
-            )
+    vocabulary = vocabulary or named_vocabulary(data)
+    if data.corpus == MIXTURE:
+        return _mixture(data, vocabulary, progress)
+    return _in_tokens(_source(data, progress), data, vocabulary, progress)
+
+
+def _in_tokens(
+    source: Source, data: DataConfig, vocabulary: Tokenizer | None, say: Say | None
+) -> PreparedData:
+    is_its_own = vocabulary is None and data.tokenizer == source.vocabulary.name
+    if is_its_own or (vocabulary is not None and vocabulary.equals(source.vocabulary)):
         vocabulary, train = source.vocabulary, source.train
+    elif data.corpus == "bin" and data.tokenizer == source.vocabulary.name:
+        raise DataError(
+            f"the shards of data.path={data.path} are written in another vocabulary than the "
+            f"run's own; give shards of its {TOKENIZER_FILE}"
+        )
     else:
-        vocabulary, train = tokenized(source, data, vocabulary, progress)
+        vocabulary, train = tokenized(source, data, vocabulary, say)
     return PreparedData(
         source=source,
         vocabulary=vocabulary,
@@ -117,6 +183,20 @@ def prepare(
         train_bytes=num_text_bytes(train, vocabulary),
         validation_bytes=num_text_bytes(source.validation, source.vocabulary),
     )
+
+
+def _mixture(data: DataConfig, vocabulary: Tokenizer | None, say: Say | None) -> MixedData:
+    """All sources in one vocabulary: the one given, known by name, or trained on all of them."""
+    settings = {name: data.of_source(name) for name in data.sources}
+    sources = {name: _source(own, say) for name, own in settings.items()}
+    weights = [source.weight for source in data.sources.values()]
+    shares = [weight / sum(weights) for weight in weights]
+    if vocabulary is None and data.tokenizer == "bpe":
+        vocabulary = mixed_vocabulary(list(sources.values()), shares, data, say)
+    parts = []
+    for (name, source), share in zip(sources.items(), shares, strict=True):
+        parts.append(Part(name, share, _in_tokens(source, settings[name], vocabulary, say)))
+    return MixedData(parts[0].data.vocabulary, tuple(parts))
 
 
 def _source(data: DataConfig, say: Say | None) -> Source:
@@ -169,7 +249,7 @@ def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
             "rename it"
         )
     if data.corpus == "bin":
-        vocabulary = load_tokenizer(paths[0].parent, data)
+        vocabulary = named_vocabulary(data) or load_tokenizer(paths[0].parent, data)
     else:
         vocabulary = gpt2_tokenizer()
     validation = open_shards((path for path in paths if "val" in path.name), vocabulary)

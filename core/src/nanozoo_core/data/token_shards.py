@@ -6,7 +6,8 @@ A build that was interrupted goes on behind the last document that its shards ar
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def tokenized(
     known by name or trained on it."""
 
     def build(folder: Path) -> None:
-        vocabulary = given or _kept(folder, data)
+        vocabulary = given or kept_vocabulary(folder, data)
         if vocabulary is None and data.tokenizer == "bpe":
             vocabulary = _trained(source, data, say)
         elif vocabulary is None:
@@ -55,7 +56,8 @@ def tokenized(
         write_record(folder / MANIFEST, contents | tokenizer_digest(folder))
 
     vocab_size = data.vocab_size if data.tokenizer == "bpe" else None
-    key: list[object] = [FORMAT, source.identity, data.tokenizer, vocab_size]
+    kind = "file" if data.names_tokenizer_file else data.tokenizer
+    key: list[object] = [FORMAT, source.identity, kind, vocab_size]
     folder = cache_root() / "tokens" / digest(key)
     if given is not None and not (is_whole(folder) and given.equals(load_tokenizer(folder, data))):
         folder = cache_root() / "tokens" / digest([*key, given.identity])
@@ -89,7 +91,7 @@ def write_tokens(
     return writer.contents
 
 
-def _kept(folder: Path, data: DataConfig) -> Tokenizer | None:
+def kept_vocabulary(folder: Path, data: DataConfig) -> Tokenizer | None:
     """The vocabulary that an interrupted build has trained."""
     if not (folder / TOKENIZER_FILE).is_file():
         return None
@@ -100,15 +102,42 @@ def _kept(folder: Path, data: DataConfig) -> Tokenizer | None:
 
 
 def _trained(source: Source, data: DataConfig, say: Say | None) -> Tokenizer:
-    said_by(say)(f"learning a vocabulary of {data.vocab_size} ids")
+    """A vocabulary of a source's training text, or of a sample of so much of it."""
     num_bytes = num_text_bytes(source.train, source.vocabulary)
-    share = BPE_TRAINING_BYTES / max(1, num_bytes)
+    return _learned([(source, min(1.0, BPE_TRAINING_BYTES / max(1, num_bytes)))], data, say)
+
+
+def mixed_vocabulary(
+    sources: Sequence[Source], shares: Sequence[float], data: DataConfig, say: Say | None
+) -> Tokenizer:
+    """A vocabulary trained on sources by their shares, each read as often as that takes."""
+    sizes = [num_text_bytes(source.train, source.vocabulary) for source in sources]
+    num_bytes = min(BPE_TRAINING_BYTES, sum(sizes))
+    times = [share * num_bytes / size for share, size in zip(shares, sizes, strict=True)]
+
+    def build(folder: Path) -> None:
+        parts = list(zip(sources, times, strict=True))
+        save_tokenizer(_learned(parts, data, say), folder)
+
+    identities = [[source.identity, share] for source, share in zip(sources, shares, strict=True)]
+    key = digest([FORMAT, data.vocab_size, identities])
+    return load_tokenizer(build_once(cache_root() / "vocabularies" / key, build), data)
+
+
+def _learned(parts: Sequence[tuple[Source, float]], data: DataConfig, say: Say | None) -> Tokenizer:
+    """Args: parts: sources, and how often the training reads each: 2.3 is twice, and then the
+    documents whose digest, as a number from 0 to 1, is below 0.3."""
+    said_by(say)(f"learning a vocabulary of {data.vocab_size} ids")
 
     def texts() -> Iterator[str]:
-        for document in source.texts(source.train):
-            if share >= 1 or int(document_digest(document)[16:], 16) / 16**16 < share:
-                yield document.decode("utf-8", errors="replace")
-                progress.update(len(document))
+        for source, times in parts:
+            for reading in range(math.ceil(times)):
+                share = times - reading
+                for document in source.texts(source.train):
+                    if share >= 1 or int(document_digest(document)[16:], 16) / 16**16 < share:
+                        yield document.decode("utf-8", errors="replace")
+                        progress.update(len(document))
 
-    with ByteProgress("learning a vocabulary", min(num_bytes, BPE_TRAINING_BYTES), say) as progress:
+    total = sum(times * num_text_bytes(s.train, s.vocabulary) for s, times in parts)
+    with ByteProgress("learning a vocabulary", round(total), say) as progress:
         return train_bpe(texts(), vocab_size=data.vocab_size)

@@ -1,4 +1,4 @@
-"""The three tokenizers: bytes, a byte-pair vocabulary trained on the corpus, and GPT-2's.
+"""The three tokenizers: bytes, a byte-pair vocabulary that a run keeps, and GPT-2's.
 
 All are tiktoken Encodings underneath and implement `contract.Vocabulary`. Text never becomes a
 special token: "<|endoftext|>" in a document is thirteen ordinary characters.
@@ -71,7 +71,7 @@ def _may_have_long_space(text: str) -> bool:
 class Tokenizer:
     """A tiktoken Encoding with a separator, as models and the metric see it.
 
-    Attributes: name, as in `data.tokenizer`; size, ids are 0 .. size - 1; separator, the id that
+    Attributes: name, bytes, bpe or gpt2; size, ids are 0 .. size - 1; separator, the id that
     starts every document.
     """
 
@@ -226,7 +226,8 @@ def _bpe_tokenizer(ranks: dict[bytes, int], pattern: str) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes a trained vocabulary as tokenizer.json: the pattern, and its tokens by rank in base64.
+    """Writes a byte-pair vocabulary as tokenizer.json: the pattern, and its tokens by rank in
+    base64.
 
     The other two are known by name and leave no file.
     """
@@ -241,7 +242,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path, data: DataConfig) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names; a trained one from what `save_tokenizer` wrote.
+    """The tokenizer that `data.tokenizer` names; one that is trained or comes from a file is read
+    from what `save_tokenizer` wrote into the folder.
 
     Raises: DataError when the file is missing or is not such a vocabulary.
     """
@@ -252,16 +254,18 @@ def load_tokenizer(folder: Path, data: DataConfig) -> Tokenizer:
     path = folder / TOKENIZER_FILE
     if not path.is_file():
         raise DataError(
-            f"data.tokenizer=bpe finds no {TOKENIZER_FILE} in {folder}; put the trained vocabulary "
-            "there, or use the tokenizer that wrote these tokens"
+            f"data.tokenizer={data.tokenizer} finds no {TOKENIZER_FILE} in {folder}; put the "
+            "trained vocabulary there, or use the tokenizer that wrote these tokens"
         )
 
-    def vocabulary(stored: dict[str, Any]) -> Tokenizer:
-        ranks = {base64.b64decode(token): rank for rank, token in enumerate(stored["tokens"])}
-        return _bpe_tokenizer(ranks, stored["pattern"])
-
     remedy = "put the vocabulary there that nanozoo wrote"
-    return read_json(path, vocabulary, remedy=remedy, error=DataError)
+    return read_json(path, trained_vocabulary, remedy=remedy, error=DataError)
+
+
+def trained_vocabulary(stored: dict[str, Any]) -> Tokenizer:
+    """What `save_tokenizer` has written. Raises: what wrong types and missing keys raise."""
+    ranks = {base64.b64decode(token): rank for rank, token in enumerate(stored["tokens"])}
+    return _bpe_tokenizer(ranks, stored["pattern"])
 
 
 def gpt2_tokenizer() -> Tokenizer:

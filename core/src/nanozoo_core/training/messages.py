@@ -34,9 +34,19 @@ def introduce(setup: Setup, state: TrainState, groups: str, folder: RunFolder) -
         f"{setup.data.summary()}\n"
         f"batch: {describe_batch(setup.loader.stage(state.step))}; "
         f"budget: {plan.budget.describe()}\n"
+        f"{_sources(setup)}"
         f"{groups}\n"
         f"{verb} {folder}"
     )
+
+
+def _sources(setup: Setup) -> str:
+    """A line on how often the budget reads each source of a mixture, where it is in steps."""
+    steps = setup.plan.budget.steps
+    if steps is None or len(setup.data.parts) == 1:
+        return ""
+    epochs = setup.loader.epochs_of_sources(steps)
+    return f"epochs: {', '.join(f'{name} {times:.2g}' for name, times in epochs.items())}\n"
 
 
 class Progress:
@@ -82,7 +92,8 @@ def validation_bar(num_windows: int, *, is_shown: bool) -> tqdm[Any]:
 
 
 def say_score(step: int, score: Score) -> None:
-    say(f"step {step}: validation {score} bits per byte")
+    of_each = ", ".join(f"{name} {bpb:.4f}" for name, bpb in score.sources.items())
+    say(f"step {step}: validation {score} bits per byte" + (f" ({of_each})" if of_each else ""))
 
 
 def say_stopped(step: int, received: int | None, folder: RunFolder, *, is_trained: bool) -> None:

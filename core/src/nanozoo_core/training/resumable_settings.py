@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from fnmatch import fnmatch
 from typing import Any
 
 from nanozoo_core.errors import CheckpointError, show_value
@@ -30,6 +31,8 @@ RULES = {
     "run_dir": START,
     "data.corpus": KEPT,
     "data.path": FREE,  # what is found there is compared with what the run began with
+    "data.sources": KEPT,
+    "data.sources.*.path": FREE,  # as data.path
     "data.tokenizer": KEPT,
     "data.vocab_size": KEPT,
     "data.seq_len": KEPT,
@@ -122,7 +125,8 @@ def kept_digest(stored: dict[str, Any]) -> str:
 
 def _ruled(key: str) -> str:
     """The entry of RULES that a key belongs to; unknown keys are those of another version."""
-    return next((rule for rule in RULES if key == rule or key.startswith(f"{rule}.")), "model_cfg")
+    fitting = [rule for rule in RULES if fnmatch(key, rule) or key.startswith(f"{rule}.")]
+    return max(fitting, key=len, default="model_cfg")
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

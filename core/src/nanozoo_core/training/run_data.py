@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from nanozoo_core.config import TrainingConfig
 from nanozoo_core.data.cache import digest
-from nanozoo_core.data.prepare import PreparedData
+from nanozoo_core.data.prepare import AnyData
 from nanozoo_core.data.shards import shard_content
 from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
 from nanozoo_core.errors import CheckpointError
@@ -23,8 +23,15 @@ class RunData:
     """Of the training tokens and the validation text as they are read."""
 
     @classmethod
-    def of(cls, data: PreparedData) -> RunData:
-        parts = ((data.train, data.vocabulary), (data.source.validation, data.source.vocabulary))
+    def of(cls, data: AnyData) -> RunData:
+        parts = [
+            pair
+            for part in data.parts
+            for pair in (
+                (part.data.train, data.vocabulary),
+                (part.data.source.validation, part.data.source.vocabulary),
+            )
+        ]
         contents = [
             [shard_content(shard, vocabulary.byte_counts).content for shard in shards]
             for shards, vocabulary in parts
@@ -42,14 +49,15 @@ class RunData:
 
 
 def own_vocabulary(folder: RunFolder, config: TrainingConfig) -> Tokenizer | None:
-    """The tokenizer that a run has trained; None where its tokenizer is known by name.
+    """The byte-pair vocabulary that a run keeps; None where its tokenizer is known by name.
 
     Raises: DataError when the run has lost it.
     """
-    return load_tokenizer(folder.path, config.data) if config.data.tokenizer == "bpe" else None
+    vocabulary = load_tokenizer(folder.path, config.data)
+    return vocabulary if vocabulary.name == "bpe" else None
 
 
-def check_same_data(folder: RunFolder, data: PreparedData, *, accept: bool) -> None:
+def check_same_data(folder: RunFolder, data: AnyData, *, accept: bool) -> None:
     """Compares the data of a run that goes on with those that it began with.
 
     Raises: CheckpointError when they differ, unless the change is accepted.
@@ -61,12 +69,12 @@ def check_same_data(folder: RunFolder, data: PreparedData, *, accept: bool) -> N
         what = f"{folder} does not say which data it has read"
     elif then.fingerprint != now.fingerprint:
         what = (
-            f"the text of {data.source.name} has changed since the run in {folder} began "
+            f"the text of {data.name} has changed since the run in {folder} began "
             f"(fingerprint {then.fingerprint} then, {now.fingerprint} now)"
         )
     else:
         what = (
-            f"the documents of {data.source.name} come in another order than when the run in "
+            f"the documents of {data.name} come in another order than when the run in "
             f"{folder} began, since their files have other names or sizes"
         )
     raise CheckpointError(

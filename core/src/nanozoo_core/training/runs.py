@@ -125,6 +125,7 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
         "run": str(run.folder),
         "step": run.state.step,
         **result.values,
+        **({"sources_bpb": result.sources} if result.sources else {}),
         "data_fingerprint": fingerprint,
     }
 
@@ -146,7 +147,7 @@ def inspect_run(run: LoadedRun) -> Inspection | None:
 
 def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
     """The run's validation text, and the fingerprint of its data."""
-    own = run.vocabulary if run.config.data.tokenizer == "bpe" else None
+    own = run.vocabulary if run.vocabulary.name == "bpe" else None
     data = prepare(run.config.data, vocabulary=own)
     validation = ValidationSet(
         data,
@@ -159,7 +160,7 @@ def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
         log.warning(
             "the text of %s has changed since the run in %s read it (fingerprint %s then, %s now): "
             "its score is on other text",
-            *(data.source.name, run.folder, known.fingerprint, data.fingerprint),
+            *(data.name, run.folder, known.fingerprint, data.fingerprint),
         )
     return validation, data.fingerprint
 

@@ -15,7 +15,7 @@ from torch import nn
 from nanozoo_core.config import ResolvedConfig, TrainingConfig
 from nanozoo_core.contract import Batch
 from nanozoo_core.data.loader import TrainLoader, ValidationSet
-from nanozoo_core.data.prepare import PreparedData, prepare
+from nanozoo_core.data.prepare import AnyData, prepare
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.ranks import Ranks
@@ -37,7 +37,7 @@ class Setup:
     ranks: Ranks
     device: torch.device
     dtype: torch.dtype
-    data: PreparedData
+    data: AnyData
     adapter: DefaultModelAdapter
     plan: RunPlan
     loader: TrainLoader
@@ -99,7 +99,7 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
     )
 
 
-def _prepare_data(config: TrainingConfig, ranks: Ranks) -> PreparedData:
+def _prepare_data(config: TrainingConfig, ranks: Ranks) -> AnyData:
     """Rank 0 prepares, the others then find it done. A run that goes on keeps its tokenizer."""
     own = None
     if config.resume is not None:
