@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -87,19 +87,25 @@ def _reason(value: str) -> str:
     return "its value has no such form" if odd is None else f"it has the sign {odd} without quotes"
 
 
-def section_values(words: Sequence[str], *, section: str) -> dict[str, Any]:
+def section_values(
+    words: Sequence[str], *, section: str, subsections: Collection[str] = ()
+) -> dict[str, Any]:
     """The values of `section.key=value` or `key=value` words by key, without the section.
 
+    Args: subsections: keys that hold sections, whose own keys may be given too.
     Raises: ConfigError as `parse_override`, and for a key of another section.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for override in map(parse_override, words):
-        key = override.key.removeprefix(f"{section}.")
-        if "." in key:
+        *outer, key = override.key.removeprefix(f"{section}.").split(".")
+        if outer and outer[0] not in subsections:
             raise ConfigError(
                 f"'{override.key}' does not apply here; only {section}.key=value does"
             )
-        values[key] = override.value
+        place = values
+        for name in outer:
+            place = place.setdefault(name, {})
+        place[key] = override.value
     return values
 
 
