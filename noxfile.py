@@ -289,6 +289,7 @@ def figures(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Builds the pages of docs/ as a site in docs/site; a broken link fails."""
+    """Builds the pages of docs/ and the models' READMEs as a site; a broken link fails."""
     sync(session, "--only-group", "docs")
+    session.run("python", "docs/stage_pages.py")
     session.run("zensical", "build", "--strict", "--config-file", "docs/mkdocs.yml")

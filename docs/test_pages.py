@@ -12,6 +12,9 @@ import pytest
 
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 
+sys.path.insert(0, str(Path(__file__).parent))
+import stage_pages
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     *ROOT.glob("*.md"),
@@ -91,3 +94,16 @@ def test_the_map_shows_the_imports_of_today() -> None:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+def test_the_site_lists_every_page_and_none_takes_the_place_of_a_file() -> None:
+    found = stage_pages.sources()
+    pages = {place.as_posix() for place in found if place.suffix == ".md"}
+    config = (ROOT / "docs/mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"^ +- (?:.*: )?(\S+\.md)$", config, re.MULTILINE)
+    assert sorted(listed) == sorted(pages)
+    models = {path.parent.name for path in ROOT.glob("packages/*/pyproject.toml")}
+    assert {f"models/{model}.md" for model in models} <= pages
+    rendered = {Path(page).with_suffix(".html") for page in pages}
+    assert not rendered & set(found)
+    assert Path("report/report.html") in found

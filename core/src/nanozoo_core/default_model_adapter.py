@@ -95,6 +95,8 @@ class DefaultModelAdapter:
     """
 
     likelihood: Likelihood = "exact"
+    family = "decoder"
+    """What kind of model it is, in a word or two: reports draw a family in one colour."""
     cache_lengths = (1, 2)
     """Tokens between which the decoding state grows evenly, for `report`; a model with windows
     names two beyond them."""

@@ -32,6 +32,7 @@ class DiffusionAdapter(DefaultModelAdapter):
     """A subclass gives the training loss, the bound and the sampler's `steps`."""
 
     likelihood: Likelihood = "upper"
+    family = "diffusion"
 
     @torch.no_grad()
     def denoise(

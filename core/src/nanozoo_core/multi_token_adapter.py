@@ -32,6 +32,8 @@ class MultiTokenModel(Protocol):
 class MultiTokenAdapter(DefaultModelAdapter):
     """A subclass gives the training loss and the drafter."""
 
+    family = "several tokens"
+
     def lookahead(self, config: Any) -> int:
         """n: every input of a window then has a target at every horizon."""
         return config.num_horizons

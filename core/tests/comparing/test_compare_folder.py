@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nanozoo_core.comparing.compare import command
+from nanozoo_core.comparing.compare.outputs import FILES
 from nanozoo_core.comparing.compare.plan import Member, make_plan
-from nanozoo_core.comparing.compare.report import FILES
 from nanozoo_core.comparing.compare.request import parse
 from nanozoo_core.comparing.compare.results import Entry
 from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scipy.stats import tukey_hsd
+from scipy.stats import studentized_range, t, tukey_hsd
 
 from nanozoo_core.comparing.compare.ranking import half_width, rank, warnings
 from nanozoo_core.comparing.compare.results import Entry, Run
+from nanozoo_core.comparing.compare.studentized_range import student_quantile, survival
 
 
 def entry(label: str, *bpbs: float, **changes: Any) -> Entry:
@@ -94,3 +95,10 @@ def test_unequal_terms_are_named() -> None:
     assert "different amounts of text, 2.0 to 4.0 MB" in said
     assert "different machines: cpu, gpu" in said
     assert warnings([entry("a", 1.5, 1.6), entry("b", 1.4, 1.5)]) == []
+
+
+@pytest.mark.parametrize(("k", "v"), [(2, 1), (3, 4), (18, 2), (40, 100)])
+def test_the_studentized_range_is_that_of_scipy(k: int, v: int) -> None:
+    for q in (0.5, 3.5, 6.0):
+        assert survival(q, k, v) == pytest.approx(studentized_range.sf(q, k, v), abs=1e-6)
+    assert student_quantile(0.05, v) == pytest.approx(t.ppf(0.975, v), rel=1e-10)

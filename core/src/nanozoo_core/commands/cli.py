@@ -18,11 +18,12 @@ from nanozoo_core.commands import (
     models,
     new,
     prepare,
+    report,
     show,
 )
 from nanozoo_core.machine.terminal import reported_errors
 
-COMMANDS = (models, show, prepare, evaluate, inspect, generate, compare, bench, export, new)
+COMMANDS = (models, show, prepare, evaluate, inspect, generate, compare, report, bench, export, new)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,6 +19,13 @@ def add_to(commands: Commands) -> None:
         "report.html, report.md, results.csv and plots. The same command, given again, goes on "
         "where it stopped.",
     )
+    parser.add_argument(
+        "--add",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="take a finished run into the folder, without its weights; RUN or NAME:RUN",
+    )
     add_force(parser)
     parser.set_defaults(handler=run)
 
@@ -26,4 +33,4 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from nanozoo_core.comparing.compare.command import compare
 
-    compare(arguments.overrides, force=arguments.force)
+    compare(arguments.overrides, add=arguments.add, force=arguments.force)

@@ -13,6 +13,8 @@ from nanozoo_core.config.compose import SETTINGS
 from nanozoo_core.errors import ConfigError, Problems, suggest
 from nanozoo_core.machine.paths import require_path, shortened
 
+LABEL = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
 
 @dataclass(frozen=True)
 class Entrant:
@@ -83,7 +85,7 @@ def _entrant(name: str, others: Mapping[str, Entrant], problems: Problems) -> En
     target = target if colon else label
     recipe = Path(target) if target.endswith((".yaml", ".yml")) else None
     label = label if colon else Path(label).stem
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", label):
+    if not LABEL.fullmatch(label):
         problems.add(f"models: '{shortened(label)}' must be letters, digits, _ and -, at most 100")
     require_path(problems, "models", target)
     if label in SETTINGS:
@@ -94,6 +96,20 @@ def _entrant(name: str, others: Mapping[str, Entrant], problems: Problems) -> En
             f"models={label},wide:{label} wide.model_cfg.model_dim=256"
         )
     return Entrant(label, model=None if recipe is not None else target, recipe=recipe)
+
+
+def as_label(name: str) -> str:
+    """A name from a file of somebody else as a label, which is a file's name too."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:100] or "model"
+
+
+def labelled(text: str) -> tuple[str | None, Path]:
+    """The name and the folder of a finished run, from RUN or NAME:RUN; a drive's letter is no
+    name."""
+    label, colon, run = text.partition(":")
+    if colon and len(label) > 1 and LABEL.fullmatch(label) and not Path(text).exists():
+        return label, Path(run)
+    return None, Path(text)
 
 
 def named(label: str, error: ConfigError) -> list[str]:

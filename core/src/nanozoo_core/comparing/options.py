@@ -90,13 +90,6 @@ class Words:
         require_path(self.problems, key, text)
         return Path(text)
 
-    def paths(self, key: str) -> list[Path]:
-        """An option that is a list of paths, or a problem."""
-        texts = self.parts(key)
-        for text in texts:
-            require_path(self.problems, key, text)
-        return [Path(text) for text in texts]
-
     def whole_number(self, key: str, default: int) -> int:
         """An option that is a whole number of at least 1, or a problem."""
         given = self.own.get(key)

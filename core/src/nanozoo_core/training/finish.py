@@ -87,6 +87,7 @@ def make_result(
     peak = devices.peak_flops(setup.device)
     return {
         "model": config.model,
+        "family": setup.adapter.family,
         **setup.adapter.report(setup.model),
         **score.values,
         "baselines_bpb": baselines,

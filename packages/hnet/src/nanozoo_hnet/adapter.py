@@ -46,6 +46,8 @@ LONGEST_SHOWN = 16  # bytes of a chunk
 
 
 class HNetAdapter(DefaultModelAdapter):
+    family = "bytes"
+
     def batch_totals(self, model: nn.Module, batch: Batch, step: Step) -> Tensor:
         """(S, 2): the boundaries and positions of every chunking, whose shares the ratio loss
         multiplies."""

@@ -28,6 +28,8 @@ DECAYING_VECTORS = ("conv.weight", "x_proj.weight", "dt_proj.weight")
 
 
 class MambaAdapter(DefaultModelAdapter):
+    family = "recurrence"
+
     def prepare_model(self, model: nn.Module, batches: Iterable[Batch]) -> None:
         """Raises: ConfigError when kernels are asked for that cannot run."""
         assert isinstance(model, Mamba)

@@ -27,6 +27,8 @@ GLOBAL_PARTS = ("global_", "position", "convolutions")
 
 
 class MegabyteAdapter(DefaultModelAdapter):
+    family = "bytes"
+
     def prepare_model(self, model: nn.Module, batches: Iterable[Batch]) -> None:
         """Raises: ConfigError when the kernel is asked for and cannot run."""
         assert isinstance(model, Megabyte)

@@ -24,6 +24,8 @@ NUM_STRETCHES = 16  # of the window, in the picture of the choices
 
 
 class MoDAdapter(DefaultModelAdapter):
+    family = "routing"
+
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """Cross-entropy under top-k routing + a coefficient times the causal choice's own loss."""
         assert isinstance(model, MoD)

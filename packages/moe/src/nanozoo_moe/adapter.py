@@ -29,6 +29,8 @@ from nanozoo_moe.routing import (
 
 
 class MoEAdapter(DefaultModelAdapter):
+    family = "routing"
+
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """Mean next-token cross-entropy plus the balance losses, each the mean over layers.
 

@@ -34,6 +34,7 @@ BRANCHES = ("compressed", "selected", "window")
 
 
 class NSAAdapter(DefaultModelAdapter):
+    family = "sparse attention"
     cache_lengths = (4096, 8192)  # beyond all windows, in whole blocks
 
     def prepare_model(self, model: nn.Module, batches: Iterable[Batch]) -> None:

@@ -32,6 +32,8 @@ INSPECTED_SEEDS = 4
 
 
 class RDAdapter(DefaultModelAdapter):
+    family = "recurrence"
+
     # The depth decides the graph: what is compiled is the parts that it calls.
     @uncompiled(with_callees=False)
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:

@@ -5,31 +5,70 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from nanozoo_core.comparing.compare.board import ADDED, add_run, finished_runs, runs_of
 from nanozoo_core.comparing.compare.execute import run_members
 from nanozoo_core.comparing.compare.launch import launch_members
+from nanozoo_core.comparing.compare.outputs import FILES, write_report
 from nanozoo_core.comparing.compare.plan import make_plan, write_plan
-from nanozoo_core.comparing.compare.report import FILES, Report, markdown, write_report
+from nanozoo_core.comparing.compare.report import Report, markdown
 from nanozoo_core.comparing.compare.request import Request, parse
 from nanozoo_core.comparing.compare.results import Entry, collect
+from nanozoo_core.comparing.units import scaled
 from nanozoo_core.errors import NanozooError
 from nanozoo_core.files import claim_output
 from nanozoo_core.machine.terminal import say
 
 
-def compare(words: Sequence[str], *, force: bool = False) -> None:
+def compare(words: Sequence[str], *, add: Sequence[str] = (), force: bool = False) -> None:
     """Trains what the request asks for and is not there yet, and writes the report.
 
+    Args: add: finished runs, RUN or NAME:RUN, that the folder takes in for this report and later.
     Raises: ConfigError, CheckpointError before anything runs; Interrupted; NanozooError at the end
         when some runs failed, the report of the others being written all the same.
     """
-    request = parse(words)
+    request = parse(words, needs_entrants=not add)
+    if add:
+        _claim(request.folder, force=force)
+        for text in add:
+            say(f"added: {add_run(request.folder, text)}")
+    whole = bool(request.entrants or request.runs)  # else the report is of what the folder holds
+    request = request.with_runs(runs_of(request.folder, (ADDED,) if whole else ("runs", ADDED)))
     entries, failures = train_members(request, force=force)
+    _write(request, entries, failures)
+
+
+def report(texts: Sequence[str], folder: Path, *, force: bool = False) -> None:
+    """Writes a report of finished runs.
+
+    Args: texts: RUN, NAME:RUN, or a folder with runs in it. folder: of the report.
+    Raises: ConfigError, CheckpointError before anything is written; NanozooError at the end when
+        some have diverged, the report of the others being written all the same.
+    """
+    request = Request(
+        entrants=(),
+        folder=folder,
+        budget=None,
+        seeds=(),
+        jobs=1,
+        words=(*texts, "--folder", str(folder)),
+        program="report",
+    )
+    request = request.with_runs(finished_runs(texts))
+    entries, failures = train_members(request, force=force)
+    _write(request, entries, failures)
+
+
+def _write(request: Request, entries: list[Entry], failures: dict[str, str]) -> None:
     if entries:  # a report of nothing would take the place of one of something
-        report = Report(title(request), request.command, entries, failures)
-        write_report(request.folder, report)
-        say("\n" + _summary(report, request.folder))
+        found = Report(title(request), request.command, entries, failures)
+        write_report(request.folder, found)
+        say("\n" + _summary(found, request.folder))
     if failures:
         raise NanozooError("\n".join(f"{name}: {text}" for name, text in failures.items()))
+
+
+def _claim(folder: Path, *, force: bool) -> None:
+    claim_output(folder, "nanozoo compare", FILES, setting="folder", force=force)
 
 
 def train_members(request: Request, *, force: bool = False) -> tuple[list[Entry], dict[str, str]]:
@@ -39,28 +78,36 @@ def train_members(request: Request, *, force: bool = False) -> tuple[list[Entry]
     Raises: ConfigError, CheckpointError before anything runs; Interrupted.
     """
     members, failures = make_plan(request)
-    claim_output(request.folder, "nanozoo compare", FILES, setting="folder", force=force)
+    _claim(request.folder, force=force)
     if members:
         plan = write_plan(request.folder, members)
         if request.launcher:
             failures |= launch_members(plan, members, request.launcher)
         else:
             failures |= run_members(plan, members, jobs=request.jobs, command=request.command)
-    entries, diverged = collect(members, request.runs)
+    entries, diverged = collect(members, request.runs, request.labels)
     return entries, failures | diverged
 
 
 def title(request: Request) -> str:
     names = [entrant.label for entrant in request.entrants]
     shown = ", ".join(names) if len(names) <= 6 else f"{len(names)} models"
-    parts = [f"Comparison of {shown}" if names else "Comparison of finished runs"]
-    if names and request.budget is not None:
-        unit, amount = request.budget
-        parts.append(f"{amount:g} {unit} of training each")
-    return ", ".join(parts)
+    if not names:
+        return "Comparison of finished runs"
+    if request.budget is None:
+        return f"Comparison of {shown}, each within its own budget"
+    return f"Comparison of {shown} after {_in_words(*request.budget)} each"
+
+
+def _in_words(unit: str, amount: float) -> str:
+    """A budget as people say it."""
+    if unit == "bytes":
+        return f"{scaled(amount, 'B')} of text"
+    names = {"tokens": "tokens", "flops": "FLOPs", "steps": "steps", "seconds": "seconds"}
+    return f"{scaled(amount)} {names[unit]}"
 
 
 def _summary(report: Report, folder: Path) -> str:
-    tables = markdown(report).split("## How it was made")[0]
+    tables = markdown(report, links=False).split("## How it was made")[0]
     shown = [line for line in tables.splitlines() if not line.startswith(("![", "# "))]
     return "\n".join(shown).strip() + f"\n\nthe report: {folder / 'report.html'}"

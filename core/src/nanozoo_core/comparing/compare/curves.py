@@ -44,6 +44,19 @@ def curve(entry: Entry, key: str) -> list[Point]:
     return points
 
 
+def smoothed(points: Sequence[Point]) -> list[float]:
+    """The scores of a curve without the noise of single batches: their exponential mean over about
+    a tenth of the points, at the start over as many as there are."""
+    decay = 1 - 1 / max(2.0, len(points) / 10)
+    total = weight = 0.0
+    found = []
+    for point in points:
+        total = decay * total + (1 - decay) * point.bpb
+        weight = decay * weight + (1 - decay)
+        found.append(total / weight)
+    return found
+
+
 def baselines(entries: Sequence[Entry]) -> dict[str, float]:
     """What compressors reach on the same text; empty where the texts differ."""
     if len({entry.text for entry in entries}) > 1:

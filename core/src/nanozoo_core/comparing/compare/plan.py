@@ -92,7 +92,7 @@ def _member(request: Request, entrant: Entrant, config: TrainingConfig, seed: in
         seed=seed,
         source=tuple(entrant.source),
         overrides=(f"seed={seed}", *request.overrides_of(entrant)),
-        settings=_kept(settings),
+        settings=kept_settings(settings),
         folder=request.folder / "runs" / f"{entrant.label}_{seed}",
     )
 
@@ -128,17 +128,17 @@ def _settings_then_and_now(
     """Those noted beside the folder, and those that its run has itself."""
     note = member.beside("json")
     if note.is_file():
-        yield _kept(_noted_settings(note, member)), member.settings
+        yield kept_settings(_noted_settings(note, member)), member.settings
     run = RunFolder(member.folder)
     if run.is_run:
         stored = run.read_config()
         size = stored["model_cfg"].get("vocab_size") or asked.vocab_size
         training = replace(asked.training, seed=member.seed)
         wanted = config_to_store(training, asked.with_vocabulary(size).model_cfg)
-        yield _kept(as_written(stored), "seed"), _kept(as_written(wanted), "seed")
+        yield kept_settings(as_written(stored), "seed"), kept_settings(as_written(wanted), "seed")
 
 
-def _kept(settings: dict[str, Any], *also: str) -> dict[str, Any]:
+def kept_settings(settings: dict[str, Any], *also: str) -> dict[str, Any]:
     """The settings that decide a result, and `also`."""
     return {k: v for k, v in settings.items() if k not in WITHOUT_EFFECT or k in also}
 
@@ -157,7 +157,7 @@ def check_runs(members: Sequence[Member], folders: Sequence[Path]) -> None:
         if place in places:
             raise CheckpointError(f"runs: {folder} takes part already, as {places[place]}")
         places[place] = str(folder)
-        settings = json.dumps(_kept(as_written(RunFolder(folder).read_config()), "seed"))
+        settings = json.dumps(kept_settings(as_written(RunFolder(folder).read_config()), "seed"))
         if settings in known:
             raise CheckpointError(
                 f"runs: {folder} has the settings and the seed of {known[settings]}, so that both "

@@ -75,7 +75,7 @@ def _significant(entries: list[Entry]) -> list[list[bool]] | None:
         return None
     if len(entries) == 1:
         return [[False]]
-    from scipy.stats import studentized_range
+    from nanozoo_core.comparing.compare.studentized_range import survival
 
     size, freedom = len(entries), degrees_of_freedom(entries)
     variance = pooled_variance(entries)
@@ -83,7 +83,7 @@ def _significant(entries: list[Entry]) -> list[list[bool]] | None:
     for (n, one), (m, other) in combinations(enumerate(entries), 2):
         error = (variance / 2 * (1 / len(one.runs) + 1 / len(other.runs))) ** 0.5
         gap = abs(one.mean - other.mean)
-        chance = studentized_range.sf(gap / error, size, freedom) if error else float(gap == 0)
+        chance = survival(gap / error, size, freedom) if error else float(gap == 0)
         table[n][m] = table[m][n] = bool(chance < LEVEL)
     return table
 
@@ -100,10 +100,10 @@ def pooled_variance(entries: Sequence[Entry]) -> float:
 
 def half_width(entry: Entry, entries: Sequence[Entry]) -> float:
     """Of the 95 percent interval of an entry's mean, from the group's pooled spread."""
-    from scipy.stats import t
+    from nanozoo_core.comparing.compare.studentized_range import student_quantile
 
     error = (pooled_variance(entries) / len(entry.runs)) ** 0.5
-    return float(t.ppf(1 - LEVEL / 2, degrees_of_freedom(entries)) * error)
+    return student_quantile(LEVEL, degrees_of_freedom(entries)) * error
 
 
 def warnings(entries: Sequence[Entry]) -> list[str]:

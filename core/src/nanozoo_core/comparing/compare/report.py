@@ -1,24 +1,17 @@
-"""report.html, report.md, results.csv and the plots of a comparison."""
+"""What a comparison found out, and report.md, which tells it."""
 
 from __future__ import annotations
 
-import html
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
-from importlib.resources import files
-from pathlib import Path
 
 from nanozoo_core.comparing.compare import tables
-from nanozoo_core.comparing.compare.curves import as_rows, baselines, curve
-from nanozoo_core.comparing.compare.plots import colours, write_plots
+from nanozoo_core.comparing.compare.curves import baselines
 from nanozoo_core.comparing.compare.ranking import Group, rank, warnings
 from nanozoo_core.comparing.compare.results import Entry
-from nanozoo_core.files import to_json, write_text
-
-FILES = ("report.md", "results.csv", "report.html", "ranking.png", "curves.png")
 
 
 @dataclass(frozen=True)
@@ -34,15 +27,10 @@ class Report:
     def groups(self) -> list[Group]:
         return rank(self.entries)
 
-
-def write_report(folder: Path, report: Report) -> None:
-    """Writes all files of the report into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "report.md", markdown(report))
-    write_text(folder / "results.csv", tables.results_csv(report.entries))
-    write_text(folder / "report.html", page(report))
-    if report.entries:
-        write_plots(folder, report.groups, report.entries)
+    @property
+    def ranked(self) -> list[Entry]:
+        """All entries in the order of the tables."""
+        return [place.entry for group in self.groups for place in group.places]
 
 
 def conditions(entries: Sequence[Entry]) -> list[tuple[str, str]]:
@@ -74,8 +62,8 @@ METHOD = (
 )
 
 
-def markdown(report: Report) -> str:
-    """The report as Markdown."""
+def markdown(report: Report, *, links: bool = True) -> str:
+    """The report as Markdown, with `links` from each score to the settings behind it."""
     text, code = tables.markdown_text, tables.markdown_code
     parts = [f"# {text(report.title)}", code(report.command)]
     groups = report.groups
@@ -83,7 +71,7 @@ def markdown(report: Report) -> str:
     columns = tables.shown_columns(groups)
     for group in groups:
         parts.append(f"## {text(tables.group_title(group, groups))}")
-        parts.append(tables.markdown_table(group, columns))
+        parts.append(tables.markdown_table(group, columns, links=links))
     if groups:
         found = baselines(report.entries)
         if found:
@@ -104,106 +92,3 @@ def markdown(report: Report) -> str:
         parts.append("The first seed of each:")
         parts.append(code("\n".join(commands), language="sh"))
     return "\n\n".join(parts) + "\n"
-
-
-def page(report: Report) -> str:
-    """The report as one HTML file that needs nothing else."""
-    groups = report.groups
-    paint = colours(len(report.entries))
-    data = {
-        "entries": [
-            {
-                "label": entry.label,
-                "colour": colour,
-                "bound": entry.is_bound,
-                "train": as_rows(curve(entry, "train_bpb")),
-                "val": as_rows(curve(entry, "val_bpb")),
-            }
-            for entry, colour in zip(report.entries, paint, strict=True)
-        ],
-        "places": [
-            {
-                "label": place.entry.label,
-                "mean": place.entry.mean,
-                "half": place.half_width,
-                "seeds": place.entry.bpbs,
-                "bound": place.entry.is_bound,
-            }
-            for group in groups
-            for place in group.places
-        ],
-        "baselines": baselines(report.entries) if groups else {},
-        "samples": _samples(report.entries),
-    }
-    # "<" could end the script element; JSON reads the escape as the same character.
-    text = to_json(data, "report.html", is_compact=True).replace("<", "\\u003c")
-    template = (
-        files("nanozoo_core.comparing.compare").joinpath("report.html").read_text(encoding="utf-8")
-    )
-    fields = {
-        "title": html.escape(report.title),
-        "command": html.escape(report.command),
-        "warnings": _list(warnings(report.entries) if groups else []),
-        "tables": "".join(_table(group, groups) for group in groups),
-        "failures": _failures(report.failures),
-        "method": html.escape(METHOD),
-        "conditions": "".join(
-            f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
-            for key, value in (conditions(report.entries) if groups else [])
-        ),
-        "commands": "\n".join(
-            html.escape(run.command) for entry in report.entries for run in entry.runs
-        ),
-        "data": text,
-    }
-    for key, value in fields.items():
-        template = template.replace("{{" + key + "}}", value)
-    return template
-
-
-def _list(sentences: Sequence[str]) -> str:
-    if not sentences:
-        return ""
-    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
-    return f'<ul class="warnings">{items}</ul>'
-
-
-def _table(group: Group, groups: Sequence[Group]) -> str:
-    columns = tables.shown_columns(groups)
-    head = "".join(
-        f'<th scope="col" title="{html.escape(column.help)}">'
-        f'<button type="button">{html.escape(column.title)}</button></th>'
-        for column in columns
-    )
-    body = ""
-    for place in group.places:
-        cells = ""
-        for column in columns:
-            key = column.key(place)
-            order = "" if key is None else f' data-key="{key!r}"'
-            cells += f"<td{order}>{html.escape(column.show(place))}</td>"
-        body += f'<tr data-label="{html.escape(place.entry.label)}">{cells}</tr>'
-    return (
-        f"<h3>{html.escape(tables.group_title(group, groups))}</h3>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        f"</div>"
-    )
-
-
-def _failures(failures: dict[str, str]) -> str:
-    if not failures:
-        return ""
-    items = "".join(
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>"
-        for name, text in failures.items()
-    )
-    return f"<section><h2>Failed</h2><dl>{items}</dl></section>"
-
-
-def _samples(entries: Sequence[Entry]) -> list[dict[str, object]]:
-    """What each model wrote after each prompt, in its first run."""
-    prompts: dict[str, dict[str, str]] = {}
-    for entry in entries:
-        for sample in entry.runs[0].samples:
-            prompts.setdefault(repr(sample.prompt), {})[entry.label] = sample.text
-    return [{"prompt": prompt, "texts": texts} for prompt, texts in prompts.items()]

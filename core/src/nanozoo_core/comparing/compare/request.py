@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nanozoo_core.comparing.entrants import Entrant, compose_values, read_entrants
+from nanozoo_core.comparing.entrants import Entrant, compose_values, labelled, read_entrants
 from nanozoo_core.comparing.options import LARGEST_COUNT, SETTING, Option, Words, usage
 from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.errors import Problems, suggest
+from nanozoo_core.machine.paths import require_path
 
 UNITS = ("steps", "tokens", "bytes", "flops", "seconds")
 OPTIONS = (
@@ -26,7 +27,7 @@ OPTIONS = (
     Option("jobs", "N", "how many runs train at the same time (1) and share the CPU's threads"),
     Option("folder", "PATH", "where the runs and the report are written (runs/compare/UNIT_N)"),
     Option("match", "A|N", "scale widths until all have the parameters of model A, or N of them"),
-    Option("runs", "RUN,RUN", "finished runs that the report includes as well"),
+    Option("runs", "RUN,RUN", "finished runs, RUN or NAME:RUN, that the report includes as well"),
 )
 OTHERS = (
     SETTING,
@@ -53,14 +54,23 @@ class Request:
     jobs: int
     match: str | None = None
     runs: tuple[Path, ...] = ()
+    labels: Mapping[Path, str] = field(default_factory=dict)
+    """Of runs that are not called after their model."""
     overrides: tuple[str, ...] = ()
     launcher: tuple[str, ...] = ()
     words: tuple[str, ...] = field(default=(), compare=False)
+    program: str = "compare"
 
     @property
     def command(self) -> str:
         """The command to type for the same comparison."""
-        return shlex.join(["nanozoo", "compare", *self.words])
+        return shlex.join(["nanozoo", self.program, *self.words])
+
+    def with_runs(self, found: Mapping[Path, str | None]) -> Request:
+        """With more finished runs, each with its label where it has one."""
+        labels = {run: label for run, label in found.items() if label is not None}
+        runs = dict.fromkeys((*self.runs, *found))
+        return replace(self, runs=tuple(runs), labels={**labels, **self.labels})
 
     def overrides_of(self, entrant: Entrant) -> list[str]:
         """All overrides of an entrant: the one budget in place of its own, those of all, its own
@@ -79,9 +89,10 @@ class Request:
         return compose_values(overrides, model=entrant.model, recipe=entrant.recipe)
 
 
-def parse(words: Sequence[str]) -> Request:
+def parse(words: Sequence[str], *, needs_entrants: bool = True) -> Request:
     """Reads the arguments of `nanozoo compare`.
 
+    Args: needs_entrants: whether it must name what to compare.
     Raises: ConfigError with a sentence for every argument that makes no sense.
     """
     problems = Problems()
@@ -89,10 +100,13 @@ def parse(words: Sequence[str]) -> Request:
     rest = [word for word in words if word not in launcher]
     given = Words.read("compare", OPTIONS, rest, problems)
     problems.require(
-        bool(given.parts("models") or given.parts("runs")),
+        bool(given.parts("models") or given.parts("runs") or not needs_entrants),
         f"nothing to compare: give models=A,B or runs=RUN,RUN; usage: {usage('compare', OPTIONS)}",
     )
     entrants, general = read_entrants(given, RESERVED)
+    runs = [labelled(text) for text in given.parts("runs")]
+    for _, run in runs:
+        require_path(problems, "runs", str(run))
     budget = _budget(given)
     request = Request(
         entrants=tuple(entrants),
@@ -101,7 +115,8 @@ def parse(words: Sequence[str]) -> Request:
         seeds=_seeds(given),
         jobs=given.whole_number("jobs", 1),
         match=given.text("match", "") or None,
-        runs=tuple(given.paths("runs")),
+        runs=tuple(run for _, run in runs),
+        labels={run: label for label, run in runs if label is not None},
         overrides=tuple(general),
         launcher=tuple(launcher),
         words=tuple(words),

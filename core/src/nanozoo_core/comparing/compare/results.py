@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nanozoo_core.comparing.compare.plan import Member
+from nanozoo_core.comparing.compare.plan import Member, kept_settings
+from nanozoo_core.comparing.entrants import as_label
+from nanozoo_core.config.overrides import as_written
 from nanozoo_core.errors import CheckpointError, NonFiniteError
 from nanozoo_core.training.run_folder import RunFolder, Sample
 
@@ -82,6 +85,17 @@ class Entry:
         """The settings that all runs share: those of the first."""
         return RunFolder(self.runs[0].folder).read_config()
 
+    @cached_property
+    def config_text(self) -> str:
+        """The same as the file of the run has them."""
+        path = RunFolder(self.runs[0].folder).config_path
+        return path.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def family(self) -> str:
+        """What kind of model it is; a result of an older version tells the model alone."""
+        return str(self.first.get("family") or self.first.get("model") or self.label)
+
     @property
     def optimizer(self) -> str:
         return str(self.config["optim"]["name"])
@@ -116,12 +130,18 @@ def read_run(folder: Path, label: str, command: str) -> Run:
     )
 
 
-def collect(members: list[Member], folders: tuple[Path, ...]) -> tuple[list[Entry], dict[str, str]]:
+def collect(
+    members: Sequence[Member], folders: Sequence[Path], labels: Mapping[Path, str] | None = None
+) -> tuple[list[Entry], dict[str, str]]:
     """Entries of the members that are done, then of other run folders, which must be; and a
     sentence for each that has diverged, by name.
 
-    Folders of one model belong to one entry when they differ in their seed alone.
+    Folders of one label belong to one entry when they differ in nothing but their seed that decides
+    a result.
+
+    Args: labels: of folders that are not called after their model.
     """
+    labels = labels or {}
     found: dict[str, list[Run]] = {}
     failures: dict[str, str] = {}
     for member in members:
@@ -135,18 +155,18 @@ def collect(members: list[Member], folders: tuple[Path, ...]) -> tuple[list[Entr
     settings: dict[str, dict[str, Any]] = {}
     for folder in folders:
         config = RunFolder(folder).read_config()
-        config = {key: value for key, value in config.items() if key != "seed"}
-        label = str(config["model"])
+        label = first = labels.get(folder) or as_label(str(config["model"]))
         taken = 1
-        while label in found and settings.get(label) != config:
+        own = kept_settings(as_written(config))
+        while label in found and settings.get(label) != own:
             taken += 1
-            label = f"{config['model']}_{taken}"
+            label = f"{first}_{taken}"
         command = f"train --config {RunFolder(folder).config_path}"
         try:
             run = read_run(folder, label, command)
         except NonFiniteError as error:
             failures[str(folder)] = str(error)
             continue
-        settings[label] = config
+        settings[label] = own
         found.setdefault(label, []).append(run)
     return [Entry(label, tuple(runs)) for label, runs in found.items()], failures

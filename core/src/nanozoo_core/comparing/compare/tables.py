@@ -14,6 +14,8 @@ from nanozoo_core.comparing.compare.results import Entry
 from nanozoo_core.comparing.units import scaled
 from nanozoo_core.machine.terminal import harmless
 
+CONFIGS = "configs"  # the folder with the settings behind each score, beside the report
+
 
 @dataclass(frozen=True)
 class Column:
@@ -39,15 +41,16 @@ def active(entry: Entry) -> float | None:
     return entry.median("params_active") or entry.median("params")
 
 
+SCORE = Column(
+    "bits per byte",
+    "mean over the seeds, with its 95 percent interval; <= marks an upper bound",
+    score,
+    lambda p: p.entry.mean,
+)
 COLUMNS = (
     Column("rank", "where the seeds leave it", lambda p: p.rank, lambda p: float(p.best)),
     Column("model", "", lambda p: p.entry.label, lambda p: None),
-    Column(
-        "bits per byte",
-        "mean over the seeds, with its 95 percent interval; <= marks an upper bound",
-        score,
-        lambda p: p.entry.mean,
-    ),
+    SCORE,
     Column("seeds", "", lambda p: str(len(p.entry.runs)), lambda p: float(len(p.entry.runs))),
     Column("optimiser", "`optim.name`", lambda p: p.entry.optimizer, lambda p: None),
     _number("parameters", "of the model in training", lambda e: e.median("params")),
@@ -58,9 +61,15 @@ COLUMNS = (
     _number("bytes/s", "read in training", lambda e: e.bytes_per_second, "B"),
     _number("memory", "most that the process held", lambda e: e.median("peak_memory_bytes"), "B"),
     _number(
-        "cache per token",
-        "by which the decoding state grows",
+        "state per token",
+        "by which the state of decoding grows",
         lambda e: e.median("cache_bytes_per_token"),
+        "B",
+    ),
+    _number(
+        "fixed state",
+        "of decoding, whatever the length of the text",
+        lambda e: e.median("state_bytes"),
         "B",
     ),
     _number("context", "text that a window holds on average", lambda e: e.context_bytes, "B"),
@@ -92,13 +101,16 @@ def markdown_code(text: str, *, language: str | None = None) -> str:
     return f"{marks} {line} {marks}" if most else f"{marks}{line}{marks}"
 
 
-def markdown_table(group: Group, columns: Sequence[Column]) -> str:
+def markdown_table(group: Group, columns: Sequence[Column], *, links: bool) -> str:
     lines = [
         "| " + " | ".join(column.title for column in columns) + " |",
         "|" + "---|" * len(columns),
     ]
     for place in group.places:
         cells = [markdown_text(column.show(place)) for column in columns]
+        if links:
+            number = columns.index(SCORE)
+            cells[number] = f"[{cells[number]}]({CONFIGS}/{place.entry.label}.yaml)"
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
