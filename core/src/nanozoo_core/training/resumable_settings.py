@@ -1,9 +1,9 @@
 """Which settings a run may change when it is resumed.
 
-`RULES` names every setting. Those that are KEPT decide what the stored weights, the optimiser's
-state, the order of the windows or the scores so far mean: a resumed run that changes one is
-refused. Those that are FREE hold from the resumed step on. Those of the START belong to one start
-of the run and are not stored.
+`RULES` names every setting, a * standing for a name of the user's. Those that are KEPT decide what
+the stored weights, the optimiser's state, the order of the windows or the scores so far mean: a
+resumed run that changes one is refused. Those that are FREE hold from the resumed step on. Those of
+the START belong to one start of the run and are not stored.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ RULES = {
     "run_dir": START,
     "data.corpus": KEPT,
     "data.path": FREE,  # what is found there is compared with what the run began with
-    "data.sources": KEPT,
-    "data.sources.*.path": FREE,  # as data.path
+    "data.sources.*.corpus": KEPT,
+    "data.sources.*.path": FREE,
+    "data.sources.*.weight": KEPT,
     "data.tokenizer": KEPT,
     "data.vocab_size": KEPT,
     "data.seq_len": KEPT,

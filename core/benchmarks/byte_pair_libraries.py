@@ -1,6 +1,6 @@
 """Compares rustbpe, tiktoken and tokenizers, which learn and apply byte-pair vocabularies.
 
-    uv run --with tokenizers python core/benchmarks/tokenizers.py --megabytes 30
+    uv run --with tokenizers python core/benchmarks/byte_pair_libraries.py --megabytes 30
 
 Prints the megabytes of text that each learns from or encodes in a second of CPU time, on one
 thread; whether they learn the same merges and give the same ids; and the longest runs of white
@@ -20,12 +20,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# This file's own folder holds its name, which the library has too.
-sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).parent]
+# One thread each, told before the libraries start.
 os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-from nanozoo_core.data.hf_tokenizer import byte_signs, find_merges, hf_tokenizer  # noqa: E402
-from nanozoo_core.data.tokenizers import (  # noqa: E402
+from nanozoo_core.data.hf_tokenizer import byte_signs, find_merges, hf_tokenizer
+from nanozoo_core.data.tokenizers import (
     PATTERN,
     Tokenizer,
     cut_long_spaces,
