@@ -9,7 +9,7 @@ from pathlib import Path
 from nanozoo_core.commands.run_arguments import Commands
 from nanozoo_core.errors import ConfigError, suggest
 from nanozoo_core.machine.paths import path_argument
-from nanozoo_core.machine.terminal import out, say
+from nanozoo_core.machine.terminal import out, warn
 
 KNOWN = ("stdlib", "mixture", "fineweb10B", "fineweb100B")
 
@@ -48,4 +48,4 @@ def run(arguments: argparse.Namespace) -> None:
         from nanozoo_core.data.fineweb import download
 
         download(name, num_shards=arguments.shards)
-    out(prepare(data, progress=say).summary())
+    out(prepare(data, progress=warn).summary())
