@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load
+from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load, split_moved_data
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.files import null_if_not_finite, to_json
 from nanozoo_core.machine.paths import path_argument
@@ -37,8 +37,9 @@ def run(arguments: argparse.Namespace) -> None:
     from nanozoo_core.training import runs
 
     changes, others = split_model_values(arguments.overrides)
+    moved, others = split_moved_data(others)
     overrides = section_values(others, section="eval")
-    loaded = load(arguments, changes)
+    loaded = load(arguments, changes, moved)
     found = (
         runs.score(loaded, overrides) if arguments.tasks is None else _on_tasks(loaded, arguments)
     )

@@ -37,6 +37,8 @@ class SourceConfig:
     """As data.corpus."""
     path: str | list[str] | None = None
     """As data.path."""
+    text_key: str | None = None
+    """As data.text_key, which null takes."""
     weight: Positive = 1.0
     """How much of it is read beside the others: its share is its weight over the sum of all."""
 
@@ -44,9 +46,13 @@ class SourceConfig:
 @dataclass(frozen=True)
 class DataConfig:
     corpus: str
-    """stdlib, text, bin, fineweb10B or fineweb100B, or mixture for data.sources."""
+    """stdlib, packages, text, huggingface, bin, fineweb10B or fineweb100B, or mixture for
+    data.sources."""
     path: str | list[str] | None
-    """Files, folders or globs for `text`; the folder or files of shards for `bin`."""
+    """Files, folders or globs for `text`; the folder or files of shards for `bin`; the name of a
+    data set, or NAME:CONFIGURATION, for `huggingface`."""
+    text_key: str
+    """The key or the column of the text, where the data are JSON lines, tables or a data set."""
     sources: dict[str, SourceConfig]
     """Of a mixture, by names of your own: what each reads, and its weight, such as
     data.sources.code.corpus=stdlib data.sources.code.weight=3."""
@@ -117,7 +123,8 @@ class DataConfig:
     def of_source(self, name: str) -> DataConfig:
         """The settings of one source of a mixture alone."""
         source = self.sources[name]
-        return replace(self, corpus=source.corpus, path=source.path, sources={})
+        text_key = self.text_key if source.text_key is None else source.text_key
+        return replace(self, corpus=source.corpus, path=source.path, text_key=text_key, sources={})
 
     @property
     def names_tokenizer_file(self) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from nanozoo_core.contract import Batch
 from nanozoo_core.data.mixing import MixedWindows
 from nanozoo_core.data.prepare import AnyData
+from nanozoo_core.data.shards import Tokens
 from nanozoo_core.data.tokenizers import Tokenizer
 from nanozoo_core.data.windows import Align, Windows
 from nanozoo_core.errors import DataError
@@ -189,11 +190,9 @@ class ValidationSet:
         sizes = np.array([stream.size for stream in streams])
         self._offsets = np.cumsum(sizes) - sizes
 
-    def _stream_of(
-        self, documents: list[bytes], vocabulary: Tokenizer
-    ) -> tuple[npt.NDArray[np.uint16], int]:
+    def _stream_of(self, documents: list[bytes], vocabulary: Tokenizer) -> tuple[Tokens, int]:
         """The tokens of a source, padded behind, and how many of them are scored."""
-        separator = np.array([self.separator], dtype=np.uint16)
+        separator = np.array([self.separator], dtype=vocabulary.dtype)
         parts = [part for d in documents for part in (separator, vocabulary.encode_array(d))]
         tokens = np.concatenate(parts)
         padding = max(0, self.seq_len - (tokens.size - 1)) + self.lookahead - 1
@@ -236,7 +235,7 @@ class ValidationSet:
 
 
 def make_batch(
-    tokens: npt.NDArray[np.uint16],
+    tokens: Tokens,
     rows: npt.NDArray[np.int64],
     *,
     separator: int,

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from nanozoo_core.data.shards import Tokens
 from nanozoo_core.data.windows import Ints, Windows
 from nanozoo_core.randomness import hash_integers
 
@@ -60,13 +60,13 @@ class MixedWindows:
             rest -= before
         return part, within
 
-    def visit(self, indices: Ints, seed: int) -> npt.NDArray[np.uint16]:
+    def visit(self, indices: Ints, seed: int) -> Tokens:
         """The tokens of the windows visited at `indices`, (B, seq_len + lookahead)."""
         part, within = self.places(indices)
-        first = self.parts[0]
-        tokens = np.empty((indices.size, first.seq_len + first.lookahead), dtype=np.uint16)
-        for number, windows in enumerate(self.parts):
-            rows = part == number
-            if rows.any():
-                tokens[rows] = windows.visit(within[rows], hash_integers(seed, number))
-        return tokens
+        rows = [np.flatnonzero(part == number) for number in range(len(self.parts))]
+        read = [
+            windows.visit(within[mine], hash_integers(seed, number))
+            for number, (windows, mine) in enumerate(zip(self.parts, rows, strict=True))
+        ]
+        tokens: Tokens = np.concatenate(read)
+        return tokens[np.argsort(np.concatenate(rows))]

@@ -18,17 +18,20 @@ from nanozoo_core.config.settings import MIXTURE
 from nanozoo_core.data.cache import digest
 from nanozoo_core.data.corpora import stdlib_corpus, text_corpus, utf8_prefix
 from nanozoo_core.data.fineweb import fineweb_folder
-from nanozoo_core.data.progress import Say
+from nanozoo_core.data.foreign_shards import open_foreign
+from nanozoo_core.data.hub import hub_corpus
+from nanozoo_core.data.packages import packages_corpus
+from nanozoo_core.data.progress import Say, said_by
 from nanozoo_core.data.shards import Shard, shard_content
-from nanozoo_core.data.sources import Source, import_text, num_text_bytes, open_shards
+from nanozoo_core.data.sources import Source, checked, import_text, num_text_bytes
 from nanozoo_core.data.token_shards import mixed_vocabulary, tokenized
 from nanozoo_core.data.tokenizers import TOKENIZER_FILE, Tokenizer, gpt2_tokenizer, load_tokenizer
 from nanozoo_core.data.vocabulary_file import named_vocabulary
-from nanozoo_core.errors import DataError, suggest
+from nanozoo_core.errors import DataError, MissingDataError, suggest
 
 logger = logging.getLogger(__name__)
 
-CORPORA = ("stdlib", "text", "bin", "fineweb10B", "fineweb100B")
+CORPORA = ("stdlib", "packages", "text", "huggingface", "bin", "fineweb10B", "fineweb100B", MIXTURE)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class PreparedData:
 
     def summary(self) -> str:
         """A few lines for the terminal."""
+        left_out = self.source.left_out
         return "\n".join(
             [
                 f"corpus       {self.source.name} ({self.fingerprint})",
@@ -95,6 +99,7 @@ class PreparedData:
                 f"({self.bytes_per_token:.2f} bytes per token)",
                 f"validation   {self.validation_bytes:,} bytes",
                 f"shards       {len(self.train)} in {self.train[0].path.parent}",
+                *([f"left out     {left_out}"] if left_out else []),
             ]
         )
 
@@ -205,35 +210,37 @@ def _source(data: DataConfig, say: Say | None) -> Source:
             f"data.corpus={data.corpus} is unknown; use {', '.join(CORPORA[:-1])} or {CORPORA[-1]}"
             + suggest(data.corpus, CORPORA)
         )
-    if data.path and data.corpus not in ("text", "bin"):
+    if data.path and data.corpus not in ("text", "huggingface", "bin"):
         raise DataError(
             f"data.path={data.path} has no effect with data.corpus={data.corpus}; use "
             "data.corpus=text for files of text, or data.corpus=bin for shards"
         )
     if data.corpus == "stdlib":
         return import_text(stdlib_corpus(), data, say)
+    if data.corpus == "packages":
+        return import_text(packages_corpus(), data, say)
     if data.corpus == "text":
-        corpus = text_corpus(data.path, allow_invalid_utf8=data.tokenizer == "bytes")
-        return import_text(corpus, data, say)
+        allow = data.tokenizer == "bytes"
+        found = text_corpus(data.path, allow_invalid_utf8=allow, text_key=data.text_key)
+        return import_text(found, data, say)
+    if data.corpus == "huggingface":
+        return import_text(hub_corpus(data.path, data.text_key), data, say)
     if data.corpus == "bin":
-        return _shard_source(data, _shards_at(data.path))
+        return _shard_source(data, _shards_at(data.path), say)
     folder = fineweb_folder(data.corpus)
     if not any(folder.glob("*.bin")):
         raise DataError(
             f"data.corpus={data.corpus} is not on this machine; run "
             f"`nanozoo prepare {data.corpus}` once (looked in {folder})"
         )
-    return _shard_source(data, _shards_at(str(folder)))
+    return _shard_source(data, _shards_at(str(folder)), say)
 
 
-# -- shards -------------------------------------------------------------------------------------
-
-
-def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
+def _shard_source(data: DataConfig, paths: list[Path], say: Say | None) -> Source:
     """Shards that are there already, with the vocabulary they were written in.
 
     FineWeb's are GPT-2's; those of `data.corpus=bin` are what `data.tokenizer` says, a trained one
-    being read from the tokenizer.json beside the first shard.
+    being read from the tokenizer.json beside the first shard. Some have no header.
     """
     where = f"data.path={data.path}" if data.corpus == "bin" else f"{paths[0].parent}"
     for part in ("train", "val"):
@@ -252,8 +259,10 @@ def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
         vocabulary = named_vocabulary(data) or load_tokenizer(paths[0].parent, data)
     else:
         vocabulary = gpt2_tokenizer()
-    validation = open_shards((path for path in paths if "val" in path.name), vocabulary)
-    train = open_shards((path for path in paths if "train" in path.name), vocabulary)
+    validation, train = (
+        checked((open_foreign(path, vocabulary, said_by(say)) for path in of_part), vocabulary)
+        for of_part in (sorted(p for p in paths if part in p.name) for part in ("val", "train"))
+    )
     contents = [
         {shard_content(shard, vocabulary.byte_counts).content: shard.path for shard in shards}
         for shards in (train, validation)
@@ -275,9 +284,9 @@ def _shards_at(path: str | list[str] | None) -> list[Path]:
         place = Path(name).expanduser().absolute()
         found += sorted(place.glob("*.bin")) if place.is_dir() else [place]
         if not place.exists():
-            raise DataError(
-                f"data.path={name} does not exist (looked from {Path.cwd()}); give a folder of "
-                ".bin shards, or their files"
+            raise MissingDataError(
+                f"data.path={name} does not exist (looked from {Path.cwd()})",
+                "give a folder of .bin shards, or their files",
             )
     if not found:
         raise DataError(f"data.path={path} has no .bin shard")

@@ -9,10 +9,11 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanozoo_core.config import DataConfig
 from nanozoo_core.data.cache import build_once, cache_root, digest, file_digest, write_record
-from nanozoo_core.data.corpora import TextCorpus, document_digest, is_utf8, validation_digests
+from nanozoo_core.data.corpora import NOT_UTF8_FILES, Corpus, document_digest, is_utf8
 from nanozoo_core.data.progress import ByteProgress, Say, said_by
 from nanozoo_core.data.shards import Shard, ShardWriter, documents, open_shard, shard_content
 from nanozoo_core.data.tokenizers import TOKENIZER_FILE, ByteTokenizer, Tokenizer
@@ -20,7 +21,7 @@ from nanozoo_core.errors import DataError
 from nanozoo_core.files import read_json
 
 MANIFEST = "shards.json"  # the digests of a folder's shards and tokenizer, by name
-FORMAT = 2  # part of every folder's name: raise it when the stored layout changes
+FORMAT = 3  # part of every folder's name: raise it when the stored layout changes
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Source:
     vocabulary: Tokenizer
     fingerprint: str  # of the text and its split, whatever the tokenizer
     identity: str  # of the shards themselves
+    left_out: str = ""  # of the corpus: what and how much, for people
 
     def texts(self, shards: tuple[Shard, ...]) -> Iterator[bytes]:
         """The documents of some shards as text."""
@@ -41,7 +43,7 @@ class Source:
                 yield self.vocabulary.decode_bytes(document)
 
 
-def import_text(corpus: TextCorpus, data: DataConfig, say: Say | None) -> Source:
+def import_text(corpus: Corpus, data: DataConfig, say: Say | None) -> Source:
     """Splits a corpus by document and writes both sides as bytes shards.
 
     Validation documents are ordered by digest: their first bytes are a sample of the whole corpus,
@@ -49,13 +51,9 @@ def import_text(corpus: TextCorpus, data: DataConfig, say: Say | None) -> Source
     """
 
     def build(folder: Path) -> None:
-        said_by(say)(f"reading {len(corpus.files)} files of {corpus.name}")
-        digests: list[str] = []
+        said_by(say)(f"reading {corpus.description}")
         with ByteProgress("reading", None, say) as progress:
-            for document in corpus.documents():
-                digests.append(document_digest(document))
-                progress.update(len(document))
-        chosen = validation_digests(digests, data.val_fraction)
+            digests, chosen = corpus.split(data.val_fraction, progress.update)
         all_utf8 = True
         with (
             ByteProgress("splitting", progress.done, say) as progress,
@@ -75,22 +73,27 @@ def import_text(corpus: TextCorpus, data: DataConfig, say: Say | None) -> Source
         fingerprint = digest([sorted(digests), sorted(chosen)])
         if corpus.identity != corpus_identity:
             raise _changed(corpus)
-        write_record(folder / "corpus.json", {"fingerprint": fingerprint, "is_utf8": all_utf8})
+        about = {
+            "fingerprint": fingerprint,
+            "has_other_codings": not all_utf8,
+            "skipped_other_codings": NOT_UTF8_FILES in corpus.left_out.counts,
+            "left_out": str(corpus.left_out),
+        }
+        write_record(folder / "corpus.json", about)
         write_record(folder / MANIFEST, train.contents | val.contents)
 
     vocabulary = ByteTokenizer()
     corpus_identity = corpus.identity
     identity = digest([FORMAT, corpus.name, corpus_identity, data.val_fraction])
     folder = build_once(cache_root() / "text" / identity, build)
-    stored = read_json(
-        folder / "corpus.json",
-        lambda about: {"fingerprint": str(about["fingerprint"]), "is_utf8": about["is_utf8"]},
-        remedy=f"remove the folder {folder}, which is then built again",
-        error=DataError,
-    )
-    if not (stored["is_utf8"] or corpus.allow_invalid_utf8):
-        for _ in corpus.documents():  # prepared for bytes: reading it again names the file
-            pass
+    stored = _read_about(folder)
+    is_other = "skipped_other_codings" if corpus.allow_invalid_utf8 else "has_other_codings"
+    if stored[is_other]:  # it was built for a tokenizer that takes other text
+        identity = digest([identity, corpus.allow_invalid_utf8])
+        folder = build_once(cache_root() / "text" / identity, build)
+        stored = _read_about(folder)
+    if stored["left_out"]:
+        said_by(say)(f"left out of {corpus.name}: {stored['left_out']}")
     return Source(
         name=corpus.name,
         train=open_written(folder, "train", vocabulary),
@@ -98,6 +101,22 @@ def import_text(corpus: TextCorpus, data: DataConfig, say: Say | None) -> Source
         vocabulary=vocabulary,
         fingerprint=stored["fingerprint"],
         identity=identity,
+        left_out=stored["left_out"],
+    )
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    """What is known of the text in a folder of the cache."""
+    return read_json(
+        folder / "corpus.json",
+        lambda about: {
+            "fingerprint": str(about["fingerprint"]),
+            "left_out": str(about["left_out"]),
+            "has_other_codings": bool(about["has_other_codings"]),
+            "skipped_other_codings": bool(about["skipped_other_codings"]),
+        },
+        remedy=f"remove the folder {folder}, which is then built again",
+        error=DataError,
     )
 
 
@@ -125,7 +144,7 @@ class _Sorted:
         self._file.close()
 
 
-def _unchanged(digests: list[str], corpus: TextCorpus) -> Iterator[tuple[str, bytes]]:
+def _unchanged(digests: list[str], corpus: Corpus) -> Iterator[tuple[str, bytes]]:
     """The documents, read a second time, with their digests.
 
     Raises: DataError when they are others than the first time.
@@ -140,20 +159,20 @@ def _unchanged(digests: list[str], corpus: TextCorpus) -> Iterator[tuple[str, by
         raise _changed(corpus)
 
 
-def _changed(corpus: TextCorpus) -> DataError:
+def _changed(corpus: Corpus) -> DataError:
     return DataError(
         f"the text of data.corpus={corpus.name} has changed while it was read; give the command "
         "again once nothing writes to its files"
     )
 
 
-def open_shards(paths: Iterable[Path], vocabulary: Tokenizer) -> tuple[Shard, ...]:
-    """Opens shards by name, each checked whole the first time that it is seen.
+def checked(shards: Iterable[Shard], vocabulary: Tokenizer) -> tuple[Shard, ...]:
+    """The shards, each read through the first time that it is seen.
 
     Raises: DataError when a shard is damaged, or has an id that the vocabulary has not.
     """
-    shards = tuple(open_shard(path) for path in sorted(paths))
-    for shard in shards:
+    found = tuple(shards)
+    for shard in found:
         largest = shard_content(shard, vocabulary.byte_counts).largest_id
         if largest >= vocabulary.size:
             raise DataError(
@@ -161,7 +180,7 @@ def open_shards(paths: Iterable[Path], vocabulary: Tokenizer) -> tuple[Shard, ..
                 f"{vocabulary.name} knows only 0 to {vocabulary.size - 1}; use the tokenizer that "
                 "wrote it"
             )
-    return shards
+    return found
 
 
 def tokenizer_digest(folder: Path) -> dict[str, str]:
@@ -180,7 +199,7 @@ def open_written(folder: Path, name: str, vocabulary: Tokenizer) -> tuple[Shard,
     expected = {key: value for key, value in written.items() if key.startswith(f"{name}_")}
     if tokenizer_digest(folder) != {k: v for k, v in written.items() if k == TOKENIZER_FILE}:
         raise DataError(f"{folder / TOKENIZER_FILE} is not as it was written; {remedy}")
-    shards = open_shards((folder / key for key in expected), vocabulary)
+    shards = checked((open_shard(folder / key) for key in sorted(expected)), vocabulary)
     for shard in shards:
         content = shard_content(shard, vocabulary.byte_counts).content
         if content != expected[shard.path.name]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from nanozoo_core.config import DataConfig
 from nanozoo_core.data.cache import digest
+from nanozoo_core.data.shards import Tokens
 from nanozoo_core.errors import DataError
 from nanozoo_core.files import read_json, write_json
 
@@ -71,14 +72,15 @@ def _may_have_long_space(text: str) -> bool:
 class Tokenizer:
     """A tiktoken Encoding with a separator, as models and the metric see it.
 
-    Attributes: name, bytes, bpe or gpt2; size, ids are 0 .. size - 1; separator, the id that
-    starts every document.
+    Attributes: name, bytes, bpe or gpt2; size, ids are 0 .. size - 1; dtype, of ids in arrays;
+    separator, the id that starts every document.
     """
 
     def __init__(self, name: str, encoding: tiktoken.Encoding, *, separator: int) -> None:
         self.name = name
         self.encoding = encoding
         self.size = encoding.max_token_value + 1
+        self.dtype = np.dtype(np.uint16 if self.size <= 65536 else np.uint32)
         self.separator = separator
 
     @cached_property
@@ -113,20 +115,20 @@ class Tokenizer:
             tokens += self.encoding.encode_ordinary(part)
         return tokens
 
-    def encode_array(self, text: bytes) -> npt.NDArray[np.uint16]:
+    def encode_array(self, text: bytes) -> Tokens:
         """Ids of a text as they stand in a shard: those of `encode`, without a list of them."""
         try:
             parts = [
-                self.encoding.encode_to_numpy(part, disallowed_special=()).astype(np.uint16)
+                self.encoding.encode_to_numpy(part, disallowed_special=()).astype(self.dtype)
                 for part in cut_long_spaces(text.decode("utf-8"))
             ]
         except UnicodeDecodeError:
-            return np.array(self.encode(text), dtype=np.uint16)
+            return np.array(self.encode(text), dtype=self.dtype)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is computed when it is asked for, which may be a tensor."""
-        kept = ("name", "encoding", "size", "separator")
+        kept = ("name", "encoding", "size", "dtype", "separator")
         return {key: value for key, value in vars(self).items() if key in kept}
 
     def decode_bytes(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
@@ -184,7 +186,7 @@ class ByteTokenizer(Tokenizer):
         """The UTF-8 bytes of a text, or any bytes."""
         return list(text.encode("utf-8", errors="replace") if isinstance(text, str) else text)
 
-    def encode_array(self, text: bytes) -> npt.NDArray[np.uint16]:
+    def encode_array(self, text: bytes) -> Tokens:
         return np.frombuffer(text, dtype=np.uint8).astype(np.uint16)
 
     def decode_bytes(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> bytes:

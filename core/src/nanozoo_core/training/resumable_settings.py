@@ -31,8 +31,10 @@ RULES = {
     "run_dir": START,
     "data.corpus": KEPT,
     "data.path": FREE,  # what is found there is compared with what the run began with
+    "data.text_key": FREE,  # so is what it finds
     "data.sources.*.corpus": KEPT,
     "data.sources.*.path": FREE,
+    "data.sources.*.text_key": FREE,
     "data.sources.*.weight": KEPT,
     "data.tokenizer": KEPT,
     "data.vocab_size": KEPT,

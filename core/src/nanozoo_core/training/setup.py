@@ -6,6 +6,7 @@ Training, timing and decoding start from it alike.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,14 @@ from nanozoo_core.config import ResolvedConfig, TrainingConfig
 from nanozoo_core.contract import Batch
 from nanozoo_core.data.loader import TrainLoader, ValidationSet
 from nanozoo_core.data.prepare import AnyData, prepare
+from nanozoo_core.data.tokenizers import Tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.machine.terminal import say
 from nanozoo_core.training import memory
 from nanozoo_core.training.plan import RunPlan, plan_run
-from nanozoo_core.training.run_data import check_same_data, own_vocabulary
+from nanozoo_core.training.run_data import check_same_data, own_vocabulary, told_where_to_look
 from nanozoo_core.training.run_folder import parse_resume
 
 STATISTICS_BATCHES = 32  # training batches shown to prepare_model and finalize
@@ -101,11 +103,14 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
 
 def _prepare_data(config: TrainingConfig, ranks: Ranks) -> AnyData:
     """Rank 0 prepares, the others then find it done. A run that goes on keeps its tokenizer."""
-    own = None
+    own: Tokenizer | None = None
+    place: AbstractContextManager[None] = nullcontext()
     if config.resume is not None:
-        own = own_vocabulary(parse_resume(config.resume)[0], config)
+        run, _ = parse_resume(config.resume)
+        own, place = own_vocabulary(run, config), told_where_to_look(run)
     if ranks.is_main:
-        data = prepare(config.data, vocabulary=own, progress=say)
+        with place:
+            data = prepare(config.data, vocabulary=own, progress=say)
     ranks.barrier()
     return data if ranks.is_main else prepare(config.data, vocabulary=own)
 
