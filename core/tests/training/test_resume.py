@@ -109,7 +109,8 @@ def test_a_resumed_run_reads_the_same_mixture(corpus: Path, tmp_path: Path) -> N
     assert results[0]["val_bpb"] == pytest.approx(nats / num_bytes, rel=1e-12)
     last = whole.read_metrics()[-1]
     assert {last[f"val_bpb/{name}"] for name in found} == {p["val_bpb"] for p in found.values()}
-    scored = runs.score(runs.load_run(half.path, device="cpu"), {})
+    place = {"sources": {"b": {"path": str(moved)}}}
+    scored = runs.score(runs.with_moved_data(runs.load_run(whole.path, device="cpu"), place), {})
     assert scored["sources_bpb"] == {name: part["val_bpb"] for name, part in found.items()}
 
 

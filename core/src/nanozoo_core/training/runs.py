@@ -18,6 +18,7 @@ from nanozoo_core.config import (
     schema,
     training_config,
 )
+from nanozoo_core.config.defaults import merged
 from nanozoo_core.contract import Inspection
 from nanozoo_core.data.loader import ValidationSet
 from nanozoo_core.data.prepare import prepare
@@ -96,7 +97,7 @@ def with_moved_data(run: LoadedRun, moved: dict[str, Any]) -> LoadedRun:
 
     Args: moved: settings of `data` that say where. Raises: ConfigError.
     """
-    data = schema.from_dict(DataConfig, schema.to_dict(run.config.data) | moved, "data")
+    data = schema.from_dict(DataConfig, merged(schema.to_dict(run.config.data), moved), "data")
     return replace(run, config=replace(run.config, data=data), has_moved_data=True)
 
 
