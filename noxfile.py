@@ -32,6 +32,7 @@ nox.options.sessions = [
     *(f"test-{model}" for model in MODELS),
     "alone",
     "attack-quick",
+    "gpu-rehearsal",
 ]
 
 
@@ -227,6 +228,23 @@ def slow(session: nox.Session) -> None:
     sync(session, "--all-packages", "--all-groups")
     folders = ["core/tests", *(f"packages/{model}/tests" for model in MODELS)]
     session.run("pytest", "-m", "slow", *folders, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Tests, kernels and recipes on a GPU, in ten minutes: a page and its numbers."""
+    run_on_a_gpu(session, *session.posargs)
+
+
+@nox.session(name="gpu-rehearsal")
+def gpu_rehearsal(session: nox.Session) -> None:
+    """A small part of what `gpu` does, on the CPU."""
+    run_on_a_gpu(session, "--rehearse", *session.posargs)
+
+
+def run_on_a_gpu(session: nox.Session, *arguments: str) -> None:
+    sync(session, "--all-packages", "--all-groups")
+    session.run("python", "core/benchmarks/on_a_gpu.py", *arguments, env=ONE_THREAD)
 
 
 @nox.session

@@ -163,8 +163,19 @@ class DefaultModelAdapter:
     def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
         """Summed nats per window, exact or an upper bound as `likelihood` says; never under
         dropout, never a training loss."""
-        nll = in_float64(self._cross_entropy(model, batch, reduction="none"))  # (B, T)
-        return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
+        return Nll(nats=self.token_nats(model, batch).sum(1), num_tokens=batch.num_scored)
+
+    def token_nats(self, model: nn.Module, batch: Batch) -> Tensor:
+        """-log p of every target given what stands before it, float64 (B, T), unscored ones at 0:
+        what `nll` sums, unless the model scores a window as a whole."""
+        return in_float64(self._cross_entropy(model, batch, reduction="none"))
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Whether `token_nats` is what `nll` sums: a bound has no such parts."""
+        of_windows, of_tokens = type(self).nll, type(self).token_nats
+        default = DefaultModelAdapter
+        return of_windows is default.nll or of_tokens is not default.token_nats
 
     def _cross_entropy(
         self,

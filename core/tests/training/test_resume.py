@@ -110,7 +110,8 @@ def test_a_resumed_run_reads_the_same_mixture(corpus: Path, tmp_path: Path) -> N
     last = whole.read_metrics()[-1]
     assert {last[f"val_bpb/{name}"] for name in found} == {p["val_bpb"] for p in found.values()}
     place = {"sources": {"b": {"path": str(moved)}}}
-    scored = runs.score(runs.with_moved_data(runs.load_run(whole.path, device="cpu"), place), {})
+    run = runs.with_moved_data(runs.load_run(whole.path, device="cpu"), place)
+    scored = runs.score(run, {}).values
     assert scored["sources_bpb"] == {name: part["val_bpb"] for name, part in found.items()}
 
 

@@ -11,15 +11,15 @@ from nanozoo_core.errors import ConfigError
 from nanozoo_core.files import write_text
 from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import out, warn, write
+from nanozoo_core.python.generation import (
+    CONTINUATION_TOKENS,
+    MIDDLE_TOKENS,
+    TextRequest,
+    write_pieces,
+)
 
 if TYPE_CHECKING:
-    from nanozoo_core.contract import SamplingSettings
-    from nanozoo_core.generation.speculative import Tally
-    from nanozoo_core.generation.trace import Trace
     from nanozoo_core.training.runs import LoadedRun
-
-CONTINUATION_TOKENS = 256
-MIDDLE_TOKENS = 32
 
 
 def add_to(commands: Commands) -> None:
@@ -86,98 +86,41 @@ def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]
     Raises: ConfigError for flags that do not go together or that the model cannot serve.
     """
     from nanozoo_core.generation.speculative import Tally
-    from nanozoo_core.generation.text import check_settings
     from nanozoo_core.generation.trace import Trace, trace_page
 
-    if arguments.speculative and arguments.no_cache:
-        raise ConfigError("--speculative decodes with the cache; leave out --no-cache")
     seeds = range(arguments.seed, arguments.seed + arguments.num_samples)
+    requests = [_request(arguments, seed) for seed in seeds]
     traces = [Trace(f"seed {seed}") for seed in seeds]
-    settings = [_sampling_settings(arguments, *pair) for pair in zip(seeds, traces, strict=True)]
-    for setting in settings:
-        check_settings(setting)
-    if arguments.trace is not None and not arguments.trace.absolute().parent.is_dir():
+    is_traced = arguments.trace is not None
+    if is_traced and not arguments.trace.absolute().parent.is_dir():
         raise ConfigError(f"--trace {arguments.trace}: there is no folder {arguments.trace.parent}")
     run = load_run()
-    if arguments.num_steps is not None and not run.adapter.takes_steps:
-        raise ConfigError(f"{run.config.model} draws each token at once: leave out --num-steps")
-    if not run.adapter.can_denoise:
-        _refuse_denoising(arguments, run.config.model)
-    if arguments.speculative and run.adapter.drafter(run.model) is None:
-        raise ConfigError(
-            f"--speculative needs a model that proposes tokens ahead, which {run.config.model} "
-            f"with these settings does not; leave it out"
-        )
     tally = Tally() if arguments.speculative else None
-    for number, setting in enumerate(settings):
+    for number, (request, trace) in enumerate(zip(requests, traces, strict=True)):
+        pieces = write_pieces(run, request, tally=tally, on_step=trace.add if is_traced else None)
         if number:
             out("-" * 80)
-        write(arguments.prompt)
-        if arguments.suffix:
-            _write_middle(run, arguments, setting)
-        else:
-            _write_continuation(run, arguments, setting, tally)
+        write(request.prompt)
+        for piece in pieces:
+            write(piece)
+        out(request.suffix)
     if tally is not None:
         warn(tally.describe())
-    if arguments.trace is not None:
+    if is_traced:
         title = f"{run.config.model}: {arguments.run}"
         write_text(arguments.trace, trace_page(title, traces, run.vocabulary))
 
 
-def _sampling_settings(arguments: argparse.Namespace, seed: int, trace: Trace) -> SamplingSettings:
-    from nanozoo_core.contract import SamplingSettings
-
-    usual = MIDDLE_TOKENS if arguments.suffix else CONTINUATION_TOKENS
-    return SamplingSettings(
-        max_tokens=usual if arguments.max_tokens is None else arguments.max_tokens,
+def _request(arguments: argparse.Namespace, seed: int) -> TextRequest:
+    return TextRequest(
+        prompt=arguments.prompt,
+        suffix=arguments.suffix,
+        max_tokens=arguments.max_tokens,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         seed=seed,
         num_steps=arguments.num_steps,
         use_cache=not arguments.no_cache,
-        on_step=None if arguments.trace is None else trace.add,
+        speculative=arguments.speculative,
     )
-
-
-def _refuse_denoising(arguments: argparse.Namespace, model: str) -> None:
-    """Raises: ConfigError when flags are given that only models that denoise understand."""
-    flags = {
-        "--suffix": bool(arguments.suffix),
-        "--trace": arguments.trace is not None,
-    }
-    used = " and ".join(flag for flag, given in flags.items() if given)
-    if used:
-        raise ConfigError(
-            f"{model} writes from left to right, one token after another: {used} needs a diffusion "
-            "model, which draws a whole window step by step"
-        )
-
-
-def _write_middle(run: LoadedRun, arguments: argparse.Namespace, setting: SamplingSettings) -> None:
-    from nanozoo_core.generation.text import infill_tokens
-
-    middle = infill_tokens(
-        run.adapter, run.model, run.vocabulary, arguments.prompt, arguments.suffix, setting
-    )
-    out(run.vocabulary.decode(middle) + arguments.suffix)
-
-
-def _write_continuation(
-    run: LoadedRun, arguments: argparse.Namespace, setting: SamplingSettings, tally: Tally | None
-) -> None:
-    from nanozoo_core.generation.text import generate_tokens
-
-    pieces: list[int] = []
-    shown = ""
-    stream = generate_tokens(
-        run.adapter, run.model, run.vocabulary, arguments.prompt, setting, tally=tally
-    )
-    for new in stream:
-        pieces += new
-        text = run.vocabulary.decode(pieces)
-        stable = text[: len(text) - 1] if text.endswith("\ufffd") else text
-        if stable.startswith(shown):  # a character may need several tokens
-            write(stable[len(shown) :])
-            shown = stable
-    out(run.vocabulary.decode(pieces)[len(shown) :])

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanozoo_core import registry
+from nanozoo_core import __version__, registry
+from nanozoo_core.commands import completion
 from nanozoo_core.config import compose, resolve
 from nanozoo_core.config.foreign import refuse_hydra_settings
 from nanozoo_core.config.overrides import parse_override, quoted
 from nanozoo_core.config.resolved import no_model_message
-from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
-from nanozoo_core.machine.paths import checked_path
+from nanozoo_core.errors import ConfigError, NanozooError
 from nanozoo_core.machine.terminal import out, reported_errors, warn, write
-from nanozoo_core.training.claim import newest_unfinished
-from nanozoo_core.training.run_folder import RunFolder, parse_resume
+from nanozoo_core.python.training import run_to_continue, train_resolved
+from nanozoo_core.training.run_folder import parse_resume
 
 USAGE = """\
 usage: train --model NAME [key=value ...]           train a model on the default data
@@ -108,8 +108,12 @@ def parse(argv: Sequence[str]) -> CommandLine:
 
 def main() -> None:
     """Entry point of `train` and of `python -m nanozoo_core.train`."""
+    completion.answer(completion.train_parser)
     with reported_errors():
         line = parse(sys.argv[1:])
+        if "--version" in line.flags:  # of ours, not Hydra's
+            out(f"nanozoo-core {__version__}")
+            return
         if "--help" in line.flags or "-h" in line.flags:
             write(help_text())
             return
@@ -146,19 +150,19 @@ def _prepared(line: CommandLine, quiet: Sequence[str]) -> Iterator[list[str]]:
     resume = line.value("resume")
     overrides = line.overrides
     source: list[str] = []
-    if resume is not None:
-        checked_path(str(resume), "resume")
     if resume not in (None, "", "null") and not (line.is_sweep and resume == "auto"):
-        name = find_run(str(resume), line)
+        if line.is_sweep:
+            raise ConfigError(
+                "resume=RUN works on one run: leave out -m; resume=auto goes on with a whole sweep"
+            )
+        name = run_to_continue(str(resume), model=line.value("model"), recipe=line.recipe)
         if name is not None:
             run = parse_resume(name)[0]
-            check_resumable(run, line)
             refuse_hydra_settings(run.config_path, run.path.resolve(), "config")
             source = ["--config-dir", str(run.path.resolve()), "--config-name", "config"]
             overrides = [*line.without("resume", "model"), f"resume={quoted(name)}"]
         else:
             overrides = [*line.without("resume", "resume_data", "resume_files"), "resume=null"]
-            warn("resume=auto finds no unfinished run; starting a new one")
     normalised = [compose.normalise_override(o) for o in overrides]
     compose.check_overrides(normalised)
     if not source and line.recipe is not None:
@@ -170,38 +174,6 @@ def _prepared(line: CommandLine, quiet: Sequence[str]) -> Iterator[list[str]]:
     if not source and line.value("model") is None and "--hydra-help" not in line.flags:
         raise ConfigError(no_model_message())
     yield [*line.flags, *source, *quiet, *normalised]
-
-
-def find_run(resume: str, line: CommandLine) -> str | None:
-    """What `resume` names, auto made out; None when auto finds nothing to continue."""
-    if line.is_sweep:
-        raise ConfigError(
-            "resume=RUN works on one run: leave out -m; resume=auto goes on with a whole sweep"
-        )
-    if resume != "auto":
-        return resume
-    model = line.value("model")
-    if model is None:
-        raise ConfigError("resume=auto needs --model NAME to know which runs to look at")
-    found = newest_unfinished(model)
-    return None if found is None else str(found)
-
-
-def check_resumable(run: RunFolder, line: CommandLine) -> None:
-    """Raises: CheckpointError for a folder that is no run, or one of another model; ConfigError for
-    a recipe, which could not change the run's own settings."""
-    stored = run.read_config()
-    if line.recipe is not None:
-        raise ConfigError(
-            f"--config={line.recipe} has no effect with resume={run}, which has its settings from "
-            f"the run; leave it out"
-        )
-    asked = line.value("model")
-    if asked is not None and asked != stored["model"]:
-        raise CheckpointError(
-            f"resume={run} is a run of model {stored['model']}, not {asked}; "
-            f"leave out --model or name the right run"
-        )
 
 
 def run_hydra(arguments: list[str]) -> None:
@@ -271,10 +243,7 @@ def run(settings: dict[str, Any]) -> float | None:
             out(f"{earlier} is finished already")
             return float(earlier.read_result()["val_bpb"])
         settings = settings | {"resume": None if earlier is None else str(earlier)}
-    config = resolve(settings)
-    from nanozoo_core.training.trainer import train
-
-    result = train(config)
+    result = train_resolved(resolve(settings))
     if result.signal is not None:
         sys.exit(128 + result.signal)
     return result.val_bpb

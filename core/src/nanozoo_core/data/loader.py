@@ -11,6 +11,7 @@ import lzma
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -152,6 +153,28 @@ def _find_windows(
     return MixedWindows.of(found, [part.share for part in prepared.parts])
 
 
+class ValidationText(Protocol):
+    """What a `ValidationSet` is made of: prepared data, or `GivenTexts`."""
+
+    @property
+    def vocabulary(self) -> Tokenizer: ...
+
+    def validation_texts(self, num_bytes: int) -> dict[str, list[bytes]]:
+        """The documents of each source, by its name, of `num_bytes` in all."""
+        ...
+
+
+@dataclass(frozen=True)
+class GivenTexts:
+    """Documents in the place of prepared data, to be scored whole."""
+
+    documents: tuple[bytes, ...]
+    vocabulary: Tokenizer
+
+    def validation_texts(self, num_bytes: int) -> dict[str, list[bytes]]:
+        return {"given": list(self.documents)}
+
+
 class ValidationSet:
     """The first `num_bytes` bytes of the validation split as windows in which each token is scored
     once; of several sources each gives its share of the bytes, one after the other.
@@ -163,20 +186,19 @@ class ValidationSet:
     """
 
     def __init__(
-        self, prepared: AnyData, *, seq_len: int, lookahead: int = 1, num_bytes: int
+        self, prepared: ValidationText, *, seq_len: int, lookahead: int = 1, num_bytes: int
     ) -> None:
         self.seq_len, self.lookahead = seq_len, lookahead
         self.separator = prepared.vocabulary.separator
         self.documents: list[bytes] = []
         self.source_bytes: dict[str, int] = {}
         streams, num_tokens, num_windows = [], [], []
-        for part in prepared.parts:
-            documents = part.data.validation_text(max(1, round(part.share * num_bytes)))
+        for name, documents in prepared.validation_texts(num_bytes).items():
             stream, count = self._stream_of(documents, prepared.vocabulary)
             if count < 1:
                 raise DataError(f"eval.bytes={num_bytes} leaves no validation text; use more")
             self.documents += documents
-            self.source_bytes[part.name] = sum(map(len, documents))
+            self.source_bytes[name] = sum(map(len, documents))
             streams.append(stream)
             num_tokens.append(count)
             num_windows.append(-(-count // seq_len))

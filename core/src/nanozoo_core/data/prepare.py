@@ -67,6 +67,10 @@ class PreparedData:
         """Mean over the training split; the separators count as tokens without bytes."""
         return self.train_bytes / self.train_tokens
 
+    def validation_texts(self, num_bytes: int) -> dict[str, list[bytes]]:
+        """`validation_text` by the name of its source."""
+        return {self.name: self.validation_text(num_bytes)}
+
     def validation_text(self, num_bytes: int) -> list[bytes]:
         """The documents that make up the first `num_bytes` bytes of the validation split, the last
         one cut before the character that would pass them: the same for every tokenizer.
@@ -130,6 +134,13 @@ class MixedData:
     def bytes_per_token(self) -> float:
         """The mean over a training that reads each source by its share."""
         return sum(part.share * part.data.bytes_per_token for part in self.parts)
+
+    def validation_texts(self, num_bytes: int) -> dict[str, list[bytes]]:
+        """The documents of each source, by its name: its share of the bytes, one at least."""
+        return {
+            part.name: part.data.validation_text(max(1, round(part.share * num_bytes)))
+            for part in self.parts
+        }
 
     def summary(self) -> str:
         """A few lines for the terminal."""

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
-from nanozoo_core.errors import NanozooError, first_line
+from nanozoo_core.errors import NanozooError
 from nanozoo_core.machine.streams import steady, steady_output
 
 
@@ -132,13 +132,10 @@ def _reported() -> Iterator[None]:
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        from nanozoo_core.machine.device import is_out_of_memory
+        from nanozoo_core.machine.device import is_out_of_memory, out_of_memory
 
         if is_out_of_memory(error):
-            warn(
-                f"error: out of memory; nanozoo evaluate takes a smaller batch_tokens=N, and "
-                f"--device names another device ({first_line(error)})"
-            )
+            warn(f"error: {out_of_memory(error)}")
             sys.exit(1)
         warn(f"error: {_fault(error)}")
         sys.exit(FAULT_STATUS)

@@ -118,17 +118,15 @@ def plot_if_possible(folder: RunFolder) -> None:
 
 def plot_losses(folder: RunFolder) -> None:
     """Plots training and validation bits per byte against bytes read, into the run's folder."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot, whose backend belongs to the user
 
     rows = folder.read_metrics()
     train, val = (
         [(r["bytes"] / 1e6, r[key]) for r in rows if math.isfinite(r.get(key) or math.nan)]
         for key in ("train_bpb", "val_bpb")
     )
-    figure, axes = plt.subplots(figsize=(7, 4.5), dpi=120)
+    figure = Figure(figsize=(7, 4.5), dpi=120)
+    axes = figure.subplots()
     if train:
         axes.plot(*zip(*train, strict=True), color="tab:blue", alpha=0.6, label="training")
     if val:
@@ -146,7 +144,6 @@ def plot_losses(folder: RunFolder) -> None:
     figure.tight_layout()
     with whole_file(folder.loss_picture_path) as file:
         figure.savefig(file, format="png")
-    plt.close(figure)
 
 
 def git_commit() -> str | None:

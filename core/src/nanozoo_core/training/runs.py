@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ from nanozoo_core.config import (
 )
 from nanozoo_core.config.defaults import merged
 from nanozoo_core.contract import Inspection
-from nanozoo_core.data.loader import ValidationSet
+from nanozoo_core.data.loader import GivenTexts, ValidationSet
 from nanozoo_core.data.prepare import prepare
 from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
-from nanozoo_core.errors import CheckpointError, DataError, NonFiniteError
+from nanozoo_core.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from nanozoo_core.evaluation.inspection import inspect_model
-from nanozoo_core.evaluation.score import evaluate
+from nanozoo_core.evaluation.score import Score, evaluate
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
@@ -113,11 +114,52 @@ def read_weights(model: nn.Module, path: Path, config: TrainingConfig) -> TrainS
     return state
 
 
-def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The run's validation score under its own eval settings, changed by `overrides`."""
+@dataclass(frozen=True)
+class Evaluation:
+    """A score, and of what."""
+
+    model: str
+    run: Path
+    step: int
+    score: Score
+    data_fingerprint: str | None
+    """Of the run's data; None where texts were given."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.score.bits_per_byte
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The numbers under the names that result.json gives them."""
+        return {
+            "model": self.model,
+            "run": str(self.run),
+            "step": self.step,
+            **self.score.values,
+            **({"sources_bpb": self.score.sources} if self.score.sources else {}),
+            "data_fingerprint": self.data_fingerprint,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.score} bits per byte on {self.score.num_bytes:,} bytes"
+
+
+def score(
+    run: LoadedRun, overrides: dict[str, Any], texts: Sequence[str | bytes] | None = None
+) -> Evaluation:
+    """The run's score under its own eval settings, changed by `overrides`.
+
+    Args: texts: documents to score; None is the run's validation text.
+
+    Raises: ConfigError for settings that do not fit, or texts without a byte.
+    """
     settings = schema.to_dict(run.config.eval) | overrides
     evaluation = schema.from_dict(EvalConfig, settings, "eval")
-    validation, fingerprint = validation_set(run, evaluation.bytes)
+    if texts is None:
+        validation, fingerprint = validation_set(run, evaluation.bytes)
+    else:
+        validation, fingerprint = own_text(run, texts), None
     try:
         result = evaluate(
             LossModule(run.model, run.adapter),
@@ -133,14 +175,25 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
         raise NonFiniteError(
             f"{error} at step {run.state.step} of {run.folder}; use an earlier --checkpoint"
         ) from error
-    return {
-        "model": run.config.model,
-        "run": str(run.folder),
-        "step": run.state.step,
-        **result.values,
-        **({"sources_bpb": result.sources} if result.sources else {}),
-        "data_fingerprint": fingerprint,
-    }
+    return Evaluation(run.config.model, run.folder, run.state.step, result, fingerprint)
+
+
+def own_text(run: LoadedRun, texts: Sequence[str | bytes]) -> ValidationSet:
+    """Texts of the user's own, each a document, in windows as the run's validation text.
+
+    Raises: ConfigError for texts without a byte.
+    """
+    documents = [
+        text.encode("utf-8", errors="replace") if isinstance(text, str) else text for text in texts
+    ]
+    if not any(documents):
+        raise ConfigError("there is no text to score; give one with at least one byte")
+    return ValidationSet(
+        GivenTexts(tuple(documents), run.vocabulary),
+        seq_len=run.config.data.seq_len,
+        lookahead=run.adapter.lookahead(run.model_cfg),
+        num_bytes=sum(map(len, documents)),
+    )
 
 
 def inspect_run(run: LoadedRun) -> Inspection | None:

@@ -43,6 +43,25 @@ def catch_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
+def ending_as_keyboard_interrupt() -> Iterator[None]:
+    """Inside it what `ending_signals` lists interrupts as Ctrl-C does."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        previous = {s: signal.signal(s, interrupt) for s in ending_signals()}
+    except ValueError:  # not the main thread: whoever owns it handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def without_interrupts() -> Iterator[None]:
     """Ctrl-C waits for the end of this block, and then does what it would have done."""
     waiting: list[int] = []

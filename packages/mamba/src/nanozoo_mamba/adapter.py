@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core.config import OptimConfig
-from nanozoo_core.contract import Batch, Draw, Loss, Nll, Step
+from nanozoo_core.contract import Batch, Loss, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.device import require_gpu
 from nanozoo_core.machine.precision import in_float64
@@ -42,11 +42,10 @@ class MambaAdapter(DefaultModelAdapter):
         """Mean next-token cross-entropy; with reset_at_documents each document starts afresh."""
         return Loss(self._cross_entropy(model, batch, "mean", self._features(model, batch)))
 
-    def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
+    def token_nats(self, model: nn.Module, batch: Batch) -> Tensor:
         """Exact; the state before a window is zero."""
         features = self._features(model, batch)
-        nll = in_float64(self._cross_entropy(model, batch, "none", features))  # (B, T)
-        return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
+        return in_float64(self._cross_entropy(model, batch, "none", features))  # (B, T)
 
     @staticmethod
     def _features(model: nn.Module, batch: Batch) -> Tensor:
