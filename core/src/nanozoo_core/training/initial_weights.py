@@ -107,7 +107,9 @@ class HFWeights(InitialWeights):
 
     def tensors(self, adapter: DefaultModelAdapter, tables: Collection[str]) -> dict[str, Tensor]:
         theirs = _read_folder(Path(self.place), tables)
-        config = schema.from_dict(adapter.config_class, self.model_cfg, "model_cfg", self.model)
+        config: Any = schema.from_dict(
+            adapter.config_class, self.model_cfg, "model_cfg", self.model
+        )
         return adapter.weights_from_hf(theirs, _read_hf_config(Path(self.place)), config)
 
     def accepts_tokenizer(self, name: str) -> bool:
@@ -167,7 +169,7 @@ def _find_hf(folder: Path, model: str | None) -> InitialWeights:
             f"init_from={folder}: {model} does not read folders of transformers; start from a run"
         )
     model_cfg = schema.to_dict(config)
-    data = {"tokenizer": None}
+    data: dict[str, Any] = {"tokenizer": None}
     found = HFWeights(str(folder), model, model_cfg, data)
     if found.vocabulary is not None:
         data |= {"tokenizer": "bpe", "vocab_size": found.vocabulary.size}
