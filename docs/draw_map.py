@@ -26,6 +26,7 @@ PICTURE = ROOT / "docs" / "pages" / "architecture.svg"
 CORE = "nanozoo_core"
 MODELS = "models"
 TESTS = "testing"
+STARTERS = ["train", "__main__"]  # which only call commands
 ROW, BOX, EDGE = 70, 38, 24  # pixels: from row to row, a box's height, the picture's edge
 SIDE, WIDE = 150, 540  # pixels: the width of the box for testing, and of that for the models
 
@@ -54,7 +55,7 @@ def layers() -> list[list[str]]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     rows = project["tool"]["importlinter"]["contracts"][0]["layers"]
     split = [[name.strip().removeprefix(f"{CORE}.") for name in row.split("|")] for row in rows]
-    return [[MODELS], *(row for row in split if row != ["train"])]  # train.py only calls commands
+    return [[MODELS], *(row for row in split if row != STARTERS)]
 
 
 def imported_rooms(path: Path) -> set[str]:
@@ -190,7 +191,7 @@ def draw() -> str:
     rooms = layers()
     edges, sizes = imports()
     level = {room: number for number, row in enumerate(rooms) for room in row}
-    if unknown := set(sizes) - set(level) - {TESTS, "train", "__init__"}:
+    if unknown := set(sizes) - set(level) - {TESTS, *STARTERS, "__init__"}:
         sys.exit(f"pyproject.toml gives no layer to {', '.join(sorted(unknown))}")
     arrows = without_implied(edges, level)
     chains = [chain(a, b, level) for a, b in arrows if level[b] > level[a]]

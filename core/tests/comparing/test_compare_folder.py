@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nanozoo_core.commands.compare import tell
 from nanozoo_core.comparing.compare import command
 from nanozoo_core.comparing.compare.outputs import FILES
 from nanozoo_core.comparing.compare.plan import Member, make_plan
@@ -143,5 +144,5 @@ def test_when_all_fails_the_report_of_before_stays(
     monkeypatch.setattr(command, "train_members", train_members)
     (tmp_path / "report.md").write_text("before")
     with pytest.raises(NanozooError, match="toy_0: it broke"):
-        command.compare(words(tmp_path))
+        tell(command.compare(words(tmp_path)))
     assert (tmp_path / "report.md").read_text() == "before"

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from nanozoo_core import __version__
 from nanozoo_core.commands import (
     bench,
     compare,
+    completion,
     evaluate,
     export,
     generate,
@@ -24,12 +26,16 @@ from nanozoo_core.commands import (
 from nanozoo_core.commands.run_arguments import CommandParser
 from nanozoo_core.machine.terminal import reported_errors
 
-COMMANDS = (models, show, prepare, evaluate, inspect, generate, compare, report, bench, export, new)
+COMMANDS = (
+    *(models, show, prepare, evaluate, inspect, generate, compare, report, bench, export, new),
+    completion,
+)
 UNSTOPPED = ("prepare", "compare", "bench")  # their work goes on when nobody reads what they say
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `nanozoo`."""
+    completion.answer(build_parser)
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest:  # settings may also stand behind flags
@@ -44,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nanozoo", description="Small language-model architectures under one trainer."
     )
+    parser.add_argument("--version", action="version", version=f"nanozoo-core {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=CommandParser)
     for command in COMMANDS:
         command.add_to(commands)

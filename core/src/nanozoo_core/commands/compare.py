@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from nanozoo_core.commands.run_arguments import Commands, add_force, add_settings_command
 from nanozoo_core.comparing.compare.request import OPTIONS, OTHERS
+from nanozoo_core.errors import NanozooError
+from nanozoo_core.machine.terminal import say
+
+if TYPE_CHECKING:
+    from nanozoo_core.comparing.compare.command import Comparison
 
 
 def add_to(commands: Commands) -> None:
@@ -33,4 +39,13 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from nanozoo_core.comparing.compare.command import compare
 
-    compare(arguments.overrides, add=arguments.add, force=arguments.force)
+    tell(compare(arguments.overrides, add=arguments.add, force=arguments.force))
+
+
+def tell(found: Comparison) -> None:
+    """Prints the tables of a report. Raises: NanozooError with a sentence for each run that
+    failed."""
+    if found.report is not None:
+        say(f"\n{found}")
+    if found.failures:
+        raise NanozooError("\n".join(f"{name}: {text}" for name, text in found.failures.items()))

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load
-from nanozoo_core.errors import ConfigError
+from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load, split_moved_data
 from nanozoo_core.files import null_if_not_finite, to_json
 from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import out
-
-if TYPE_CHECKING:
-    from nanozoo_core.training.runs import LoadedRun
 
 
 def add_to(commands: Commands) -> None:
@@ -34,28 +30,20 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from nanozoo_core.config.overrides import section_values, split_model_values
-    from nanozoo_core.training import runs
+    from nanozoo_core.python.run import Run
 
     changes, others = split_model_values(arguments.overrides)
-    overrides = section_values(others, section="eval")
-    loaded = load(arguments, changes)
-    found = (
-        runs.score(loaded, overrides) if arguments.tasks is None else _on_tasks(loaded, arguments)
-    )
+    moved, others = split_moved_data(others)
+    settings = section_values(others, section="eval")
+    loaded = Run(load(arguments, changes, moved))
+    found: dict[str, Any]
+    if arguments.tasks is None:
+        found = loaded.evaluate(**settings).values
+    else:
+        found = loaded.evaluate_tasks(
+            arguments.tasks.split(","),
+            num_fewshot=arguments.num_fewshot,
+            limit=arguments.limit,
+            include_path=arguments.include_path,
+        )
     out(to_json(null_if_not_finite(found), "the score", indent=2))
-
-
-def _on_tasks(run: LoadedRun, arguments: argparse.Namespace) -> dict[str, Any]:
-    try:
-        from nanozoo_core.training.harness import evaluate_tasks
-    except ImportError as error:
-        raise ConfigError(
-            f"--tasks needs lm-evaluation-harness; install nanozoo-core[tasks] ({error})"
-        ) from error
-    return evaluate_tasks(
-        run,
-        arguments.tasks.split(","),
-        num_fewshot=arguments.num_fewshot,
-        limit=arguments.limit,
-        include_path=arguments.include_path,
-    )

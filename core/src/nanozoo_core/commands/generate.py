@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,15 +14,15 @@ from nanozoo_core.errors import ConfigError
 from nanozoo_core.files import write_text
 from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import out, warn, write
+from nanozoo_core.python.generation import (
+    CONTINUATION_TOKENS,
+    MIDDLE_TOKENS,
+    TextRequest,
+    write_pieces,
+)
 
 if TYPE_CHECKING:
-    from nanozoo_core.contract import SamplingSettings
-    from nanozoo_core.generation.speculative import Tally
-    from nanozoo_core.generation.trace import Trace
     from nanozoo_core.training.runs import LoadedRun
-
-CONTINUATION_TOKENS = 256
-MIDDLE_TOKENS = 32
 
 
 def add_to(commands: Commands) -> None:
@@ -104,88 +104,60 @@ def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]
     """
     from nanozoo_core.commands.interactive import continue_lines
     from nanozoo_core.generation.speculative import Tally
-    from nanozoo_core.generation.text import check_settings
     from nanozoo_core.generation.trace import Trace, trace_page
 
     _check_flags(arguments)
-    if arguments.speculative and arguments.no_cache:
-        raise ConfigError("--speculative decodes with the cache; leave out --no-cache")
     seeds = range(arguments.seed, arguments.seed + arguments.num_samples)
+    requests = [_request(arguments, seed) for seed in seeds]
     traces = [Trace(f"seed {seed}") for seed in seeds]
-    settings = [_sampling_settings(arguments, *pair) for pair in zip(seeds, traces, strict=True)]
-    for setting in settings:
-        check_settings(setting)
-    if arguments.trace is not None and not arguments.trace.absolute().parent.is_dir():
+    is_traced = arguments.trace is not None
+    if is_traced and not arguments.trace.absolute().parent.is_dir():
         raise ConfigError(f"--trace {arguments.trace}: there is no folder {arguments.trace.parent}")
     run = load_run()
-    if arguments.num_steps is not None and not run.adapter.takes_steps:
-        raise ConfigError(f"{run.config.model} draws each token at once: leave out --num-steps")
-    if not run.adapter.can_denoise:
-        _refuse_denoising(arguments, run.config.model)
-    if arguments.speculative and run.adapter.drafter(run.model) is None:
-        raise ConfigError(
-            f"--speculative needs a model that proposes tokens ahead, which {run.config.model} "
-            f"with these settings does not; leave it out"
-        )
     tally = Tally() if arguments.speculative else None
     if arguments.prompt == "-":
-        arguments.prompt = _standard_input()
+        requests = [replace(request, prompt=_standard_input()) for request in requests]
     if arguments.interactive:
+        first = requests.pop()
         continue_lines(
             arguments.prompt,
-            lambda text, seed: continuation(
-                run, text, replace(settings[0], seed=settings[0].seed + seed), tally
+            lambda text, turn: write_pieces(
+                run, replace(first, prompt=text, seed=first.seed + turn), tally=tally
             ),
         )
-    for number, setting in enumerate(() if arguments.interactive else settings):
-        if arguments.suffix:
-            pieces = iter([_middle(run, arguments, setting), arguments.suffix])
-        else:
-            pieces = continuation(run, arguments.prompt, setting, tally)
+    for number, request in enumerate(requests):
+        on_step = traces[number].add if is_traced else None
+        pieces = write_pieces(run, request, tally=tally, on_step=on_step)
         if arguments.json:
-            _write_json(arguments, setting.seed, "".join(pieces))
+            text = "".join(pieces) + request.suffix
+            out(json.dumps({"prompt": request.prompt, "text": text, "seed": request.seed}))
             continue
         if number:
             out("-" * 80)
-        write(arguments.prompt)
+        write(request.prompt)
         for piece in pieces:
             write(piece)
-        out("")
+        out(request.suffix)
     if tally is not None:
         warn(tally.describe())
-    if arguments.trace is not None:
+    if is_traced:
         title = f"{run.config.model}: {arguments.run}"
         write_text(arguments.trace, trace_page(title, traces, run.vocabulary))
 
 
-def _sampling_settings(arguments: argparse.Namespace, seed: int, trace: Trace) -> SamplingSettings:
-    from nanozoo_core.contract import SamplingSettings
-
-    usual = MIDDLE_TOKENS if arguments.suffix else CONTINUATION_TOKENS
-    return SamplingSettings(
-        max_tokens=usual if arguments.max_tokens is None else arguments.max_tokens,
+def _request(arguments: argparse.Namespace, seed: int) -> TextRequest:
+    return TextRequest(
+        prompt=arguments.prompt,
+        suffix=arguments.suffix,
+        max_tokens=arguments.max_tokens,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         seed=seed,
         num_steps=arguments.num_steps,
         use_cache=not arguments.no_cache,
-        on_step=None if arguments.trace is None else trace.add,
+        speculative=arguments.speculative,
     )
-
-
-def _refuse_denoising(arguments: argparse.Namespace, model: str) -> None:
-    """Raises: ConfigError when flags are given that only models that denoise understand."""
-    flags = {
-        "--suffix": bool(arguments.suffix),
-        "--trace": arguments.trace is not None,
-    }
-    used = " and ".join(flag for flag, given in flags.items() if given)
-    if used:
-        raise ConfigError(
-            f"{model} writes from left to right, one token after another: {used} needs a diffusion "
-            "model, which draws a whole window step by step"
-        )
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
@@ -209,38 +181,3 @@ def _standard_input() -> str:
     except UnicodeDecodeError as error:
         raise ConfigError(f"--prompt -: standard input is no UTF-8 ({error.reason})") from error
     return text.removesuffix("\n").removesuffix("\r")
-
-
-def _write_json(arguments: argparse.Namespace, seed: int, text: str) -> None:
-    """Args: text: without the prompt."""
-    sample = {"prompt": arguments.prompt, "text": text, "seed": seed}
-    out(json.dumps(sample))
-
-
-def _middle(run: LoadedRun, arguments: argparse.Namespace, setting: SamplingSettings) -> str:
-    from nanozoo_core.generation.text import infill_tokens
-
-    middle = infill_tokens(
-        run.adapter, run.model, run.vocabulary, arguments.prompt, arguments.suffix, setting
-    )
-    return run.vocabulary.decode(middle)
-
-
-def continuation(
-    run: LoadedRun, prompt: str, setting: SamplingSettings, tally: Tally | None
-) -> Iterator[str]:
-    """The text that follows a prompt, as it is written: a character may need several tokens."""
-    from nanozoo_core.generation.text import generate_tokens
-
-    pieces: list[int] = []
-    shown = ""
-    for new in generate_tokens(
-        run.adapter, run.model, run.vocabulary, prompt, setting, tally=tally
-    ):
-        pieces += new
-        text = run.vocabulary.decode(pieces)
-        stable = text[: len(text) - 1] if text.endswith("\ufffd") else text
-        if stable.startswith(shown):
-            yield stable[len(shown) :]
-            shown = stable
-    yield run.vocabulary.decode(pieces)[len(shown) :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from nanozoo_core.commands.compare import tell
 from nanozoo_core.commands.run_arguments import Commands, add_force
 from nanozoo_core.machine.paths import path_argument
 
@@ -34,4 +35,4 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from nanozoo_core.comparing.compare.command import report
 
-    report(arguments.runs, arguments.folder, force=arguments.force)
+    tell(report(arguments.runs, arguments.folder, force=arguments.force))

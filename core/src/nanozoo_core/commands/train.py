@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanozoo_core import registry
+from nanozoo_core import __version__, registry
+from nanozoo_core.commands import completion
+from nanozoo_core.commands.train_output import FLAGS, Output, muted, print_end, print_row
 from nanozoo_core.config import compose, resolve
 from nanozoo_core.config.foreign import refuse_hydra_settings
 from nanozoo_core.config.overrides import parse_override, quoted
 from nanozoo_core.config.resolved import no_model_message
-from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
-from nanozoo_core.machine.paths import checked_path
-from nanozoo_core.machine.terminal import out, reported_errors, warn, write
-from nanozoo_core.training.claim import newest_unfinished
+from nanozoo_core.errors import ConfigError, NanozooError
+from nanozoo_core.machine.terminal import concealed, out, reported_errors, warn, write
+from nanozoo_core.python.training import run_to_continue, train_resolved
+from nanozoo_core.training.claim import RUNS, make_folder
 from nanozoo_core.training.initial_weights import find_weights, with_weights
 from nanozoo_core.training.run_folder import RunFolder, parse_resume
 
@@ -33,6 +35,9 @@ usage: train --model NAME [key=value ...]           train a model on the default
        train -m model=A,B seed=1,2 [key=value ...]  a sweep: one run for every combination; with
                                                     resume=auto it goes on where it stopped
        torchrun --nproc-per-node N -m nanozoo_core.train --model NAME ...
+
+Where the output is no terminal, progress is told in lines. --quiet prints the result alone;
+--json a JSON object for each row of metrics.jsonl, and the result as the last one.
 
 installed models: {models}
 
@@ -50,6 +55,7 @@ class CommandLine:
     flags: list[str]
     overrides: list[str]
     recipe: Path | None = None
+    output: Output = "words"
 
     @property
     def is_sweep(self) -> bool:
@@ -81,7 +87,7 @@ HYDRA_FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--c
 def parse(argv: Sequence[str]) -> CommandLine:
     """Splits the arguments into our flags, Hydra's flags and overrides.
 
-    Raises: ConfigError for a flag without its value, or two recipes.
+    Raises: ConfigError for a flag without its value, two recipes, or two ways of output.
     """
     line = CommandLine([], [])
     rest = list(argv)
@@ -99,6 +105,10 @@ def parse(argv: Sequence[str]) -> CommandLine:
                 raise ConfigError(f"two recipes are given, {line.recipe} and {value}; give one")
             else:
                 line.recipe = Path(value)
+        elif word in FLAGS:
+            if line.output not in ("words", FLAGS[word]):
+                raise ConfigError("--quiet and --json exclude each other; give one")
+            line.output = FLAGS[word]
         elif word.startswith("-"):
             line.flags.append(word)
             if word in HYDRA_FLAGS_WITH_VALUE and rest:
@@ -110,14 +120,18 @@ def parse(argv: Sequence[str]) -> CommandLine:
 
 def main() -> None:
     """Entry point of `train` and of `python -m nanozoo_core.train`."""
+    completion.answer(completion.train_parser)
     with reported_errors():
         line = parse(sys.argv[1:])
+        if "--version" in line.flags:  # of ours, not Hydra's
+            out(f"nanozoo-core {__version__}")
+            return
         if "--help" in line.flags or "-h" in line.flags:
             write(help_text())
             return
         try:
             with hydra_arguments(line) as arguments:
-                run_hydra(arguments)
+                run_hydra(arguments, line.output)
         except KeyboardInterrupt:  # while the run was being prepared; later it is handled there
             warn("stopped by Ctrl-C before the first step")
             sys.exit(128 + signal.SIGINT)
@@ -130,8 +144,11 @@ def hydra_arguments(line: CommandLine) -> Iterator[list[str]]:
         yield [*line.flags, *line.overrides]
     elif line.is_sweep:
         with ExitStack() as stack:
-            # Hydra notes the sweep in a file there, which nobody reads.
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            if (line.value("hydra/launcher") or "").startswith("submitit"):
+                folder = line.value("hydra.sweep.dir") or str(make_folder(RUNS / "sweeps"))
+                warn(f"what the jobs of this sweep print is in {folder}/.submitit/JOB/")
+            else:  # Hydra notes the sweep in a file there, which nobody reads
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
             quiet = [*compose.QUIET, f"hydra.sweep.dir={quoted(folder)}"]
             yield stack.enter_context(_prepared(line, quiet))
     else:
@@ -148,19 +165,19 @@ def _prepared(line: CommandLine, quiet: Sequence[str]) -> Iterator[list[str]]:
     resume = line.value("resume")
     overrides = line.overrides
     source: list[str] = []
-    if resume is not None:
-        checked_path(str(resume), "resume")
     if resume not in (None, "", "null") and not (line.is_sweep and resume == "auto"):
-        name = find_run(str(resume), line)
+        if line.is_sweep:
+            raise ConfigError(
+                "resume=RUN works on one run: leave out -m; resume=auto goes on with a whole sweep"
+            )
+        name = run_to_continue(str(resume), model=line.value("model"), recipe=line.recipe)
         if name is not None:
             run = parse_resume(name)[0]
-            check_resumable(run, line)
             refuse_hydra_settings(run.config_path, run.path.resolve(), "config")
             source = ["--config-dir", str(run.path.resolve()), "--config-name", "config"]
             overrides = [*line.without("resume", "model"), f"resume={quoted(name)}"]
         else:
             overrides = [*line.without("resume", "resume_data", "resume_files"), "resume=null"]
-            warn("resume=auto finds no unfinished run; starting a new one")
     normalised = [compose.normalise_override(o) for o in overrides]
     compose.check_overrides(normalised)
     if not source and line.recipe is not None:
@@ -177,39 +194,7 @@ def _prepared(line: CommandLine, quiet: Sequence[str]) -> Iterator[list[str]]:
     yield [*line.flags, *source, *quiet, *normalised]
 
 
-def find_run(resume: str, line: CommandLine) -> str | None:
-    """What `resume` names, auto made out; None when auto finds nothing to continue."""
-    if line.is_sweep:
-        raise ConfigError(
-            "resume=RUN works on one run: leave out -m; resume=auto goes on with a whole sweep"
-        )
-    if resume != "auto":
-        return resume
-    model = line.value("model")
-    if model is None:
-        raise ConfigError("resume=auto needs --model NAME to know which runs to look at")
-    found = newest_unfinished(model)
-    return None if found is None else str(found)
-
-
-def check_resumable(run: RunFolder, line: CommandLine) -> None:
-    """Raises: CheckpointError for a folder that is no run, or one of another model; ConfigError for
-    a recipe, which could not change the run's own settings."""
-    stored = run.read_config()
-    if line.recipe is not None:
-        raise ConfigError(
-            f"--config={line.recipe} has no effect with resume={run}, which has its settings from "
-            f"the run; leave it out"
-        )
-    asked = line.value("model")
-    if asked is not None and asked != stored["model"]:
-        raise CheckpointError(
-            f"resume={run} is a run of model {stored['model']}, not {asked}; "
-            f"leave out --model or name the right run"
-        )
-
-
-def run_hydra(arguments: list[str]) -> None:
+def run_hydra(arguments: list[str], output: Output) -> None:
     """Hands over to Hydra, which composes and calls `run` once per job."""
     import hydra
 
@@ -218,7 +203,7 @@ def run_hydra(arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
     failures: list[NanozooError] = []
-
+    here = os.getpid()
     started = False
 
     def job(composed: Any) -> float | None:
@@ -231,8 +216,11 @@ def run_hydra(arguments: list[str]) -> None:
             composed.hydra = {"runtime": {"choices": HydraConfig.get().runtime.choices}}
         try:
             overrides = list(HydraConfig.get().overrides.task)
-            return run(compose.plain(composed), overrides)
+            return run(compose.plain(composed), overrides, output)
         except NanozooError as error:  # Hydra would print more about it; a sweep goes on
+            if os.getpid() != here:  # of a launcher, which brings back one error alone
+                warn(f"error: {concealed(str(error))}")
+                raise
             failures.append(error)
             return None
 
@@ -267,7 +255,9 @@ def is_composition_error(error: BaseException) -> bool:
     return isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
 
 
-def run(settings: dict[str, Any], overrides: Sequence[str] = ()) -> float | None:
+def run(
+    settings: dict[str, Any], overrides: Sequence[str] = (), output: Output = "words"
+) -> float | None:
     """Trains one composed run; returns its validation bits per byte (for Hydra's sweepers).
 
     Args: overrides: those that it was composed with.
@@ -278,13 +268,14 @@ def run(settings: dict[str, Any], overrides: Sequence[str] = ()) -> float | None
 
         earlier = earlier_run(settings)
         if earlier is not None and earlier.is_finished:
-            out(f"{earlier} is finished already")
+            if output == "words":
+                out(f"{earlier} is finished already")
+            print_end(output, earlier)
             return float(earlier.read_result()["val_bpb"])
         settings = settings | {"resume": None if earlier is None else str(earlier)}
-    config = resolve(settings)
-    from nanozoo_core.training.trainer import train
-
-    result = train(config)
+    with muted(output):
+        result = train_resolved(resolve(settings), on_row=print_row if output == "json" else None)
+    print_end(output, RunFolder(result.folder), result.signal)
     if result.signal is not None:
         sys.exit(128 + result.signal)
     return result.val_bpb

@@ -53,12 +53,11 @@ def compose_config(overrides: Sequence[str] = (), *, recipe: Path | None = None)
     Raises: ConfigError when Hydra refuses, in one sentence.
     """
     from hydra import compose, initialize_config_dir, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
 
     normalised = [normalise_override(o) for o in overrides]
     check_overrides(normalised)
-    GlobalHydra.instance().clear()
     with ExitStack() as stack:
+        stack.enter_context(fresh_hydra())
         if recipe is not None:
             folder, name, more = stack.enter_context(recipe_source(recipe))
             normalised = [*more, *normalised]
@@ -72,6 +71,20 @@ def compose_config(overrides: Sequence[str] = (), *, recipe: Path | None = None)
         except Exception as error:
             raise as_config_error(error) from error
         return plain(composed)
+
+
+@contextmanager
+def fresh_hydra() -> Iterator[None]:
+    """Inside it Hydra composes as if nothing else in this process used it; what did, such as a
+    program that calls nanozoo from Python, finds it as it was."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = before  # of another instance: composing replaces it
 
 
 @contextmanager
@@ -173,6 +186,12 @@ def as_config_error(error: BaseException) -> ConfigError:
             registry.check_model_name(missing.group(1))
         except ConfigError as unknown:
             return unknown
+    launcher = re.search(r"Could not find 'hydra/launcher/([^']+)'", " ".join(kept))
+    if launcher:
+        return ConfigError(
+            f"hydra/launcher={launcher[1]} is not installed; nanozoo-core[submitit] brings "
+            f"submitit_slurm and submitit_local, and other plugins of Hydra bring others"
+        )
     if "model=<OPTION>" in str(error) or "You must specify 'model'" in str(error):
         return ConfigError(no_model_message())
     sentence = "; ".join(kept[:3]) or type(error).__name__

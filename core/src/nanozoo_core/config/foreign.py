@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nanozoo_core.config.compose import as_config_error
+from nanozoo_core.config.compose import as_config_error, fresh_hydra
 from nanozoo_core.errors import ConfigError
 
 NOTED = {"overrides", "runtime"}
@@ -32,11 +32,9 @@ def refuse_hydra_settings(
     Raises: ConfigError when the file, or one that it builds on, changes any, or Hydra refuses it.
     """
     from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
 
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(folder), version_base=None):
+        with fresh_hydra(), initialize_config_dir(str(folder), version_base=None):
             found = _settings(compose(name, list(overrides), return_hydra_config=True))
     except Exception as error:
         raise as_config_error(error) from error
@@ -51,10 +49,8 @@ def refuse_hydra_settings(
 
 def _own_settings(overrides: Sequence[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
 
-    GlobalHydra.instance().clear()
-    with initialize_config_module("nanozoo_core.config", version_base=None):
+    with fresh_hydra(), initialize_config_module("nanozoo_core.config", version_base=None):
         return _settings(compose(None, list(overrides), return_hydra_config=True))
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanozoo_core.errors import ConfigError
+from nanozoo_core.errors import ConfigError, show_value
 from nanozoo_core.machine.terminal import conceal
 
 PATHS = ("data.path", "run_dir", "resume", "init_from", "folder")
 """Settings and options that are paths: these may hold any sign without quotes."""
 LISTS_OF_PATHS = ("models", "runs")
+NOT_TEXTS = ("null", "true", "false", "nan", "inf")  # words that the grammar reads as values
 PLAIN = "-_./:+%@*?|, \\"  # signs that the grammar takes without quotes
 
 
@@ -96,6 +98,47 @@ def section_values(words: Sequence[str], *, section: str) -> dict[str, Any]:
             )
         values[key] = override.value
     return values
+
+
+def as_words(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The words `key=value` that say the same as nested settings of Python.
+
+    Raises: ConfigError for a value that no setting has.
+    """
+    words: list[str] = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            words += as_words(value, f"{prefix}{key}.")
+        else:
+            words.append(f"{prefix}{key}={_as_text(value, f'{prefix}{key}')}")
+    return words
+
+
+_BARE_WORD = re.compile(r"[A-Za-z_][\w./:+-]*")
+
+
+def _as_text(value: Any, key: str) -> str:
+    """A value in Hydra's grammar, which gives it back with its type."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if value is None or isinstance(value, bool):
+        return show_value(value)
+    if isinstance(value, numbers.Integral):
+        return str(int(value))
+    if isinstance(value, numbers.Real):
+        return repr(float(value))
+    if isinstance(value, str):
+        is_bare = _BARE_WORD.fullmatch(value) and value.lower() not in NOT_TEXTS
+        return value if is_bare else quoted(value)
+    if isinstance(value, Mapping):
+        parts = (f"{_as_text(k, key)}:{_as_text(part, key)}" for k, part in value.items())
+        return f"{{{','.join(parts)}}}"
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return f"[{','.join(_as_text(part, key) for part in value)}]"
+    raise ConfigError(
+        f"{key}={value!r} is of type {type(value).__name__}; a setting is a number, a text, True, "
+        f"False, None, or a list of these"
+    )
 
 
 def split_model_values(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -172,6 +172,12 @@ def _out_of_range(hint: Any, value: Any) -> str | None:
     return found or _first(r.problem(value) for r in ranges)
 
 
+def choices(hint: Any) -> list[str]:
+    """The values of a setting that takes one of a few texts; empty for every other."""
+    texts = [text for option in _options(hint) for text in typing.get_args(option)]
+    return [text for text in texts if isinstance(text, str)] if "Literal" in str(hint) else []
+
+
 def _options(hint: Any) -> tuple[Any, ...]:
     union = typing.get_origin(hint) in (Union, types.UnionType)
     return typing.get_args(hint) if union else (hint,)

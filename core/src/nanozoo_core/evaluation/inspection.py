@@ -98,14 +98,10 @@ def _table(picture: Curves | HeatMap) -> str:
 
 
 def _plot(path: Path, pictures: tuple[Curves | HeatMap, ...]) -> None:
-    import matplotlib as mpl
+    from matplotlib.figure import Figure  # not pyplot, whose backend belongs to the user
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, grid = plt.subplots(
-        len(pictures), 1, figsize=(7, 3.6 * len(pictures)), dpi=120, squeeze=False
-    )
+    figure = Figure(figsize=(7, 3.6 * len(pictures)), dpi=120)
+    grid = figure.subplots(len(pictures), 1, squeeze=False)
     for axes, picture in zip(grid[:, 0], pictures, strict=True):
         axes.set_title(picture.title)
         if isinstance(picture, HeatMap):
@@ -115,7 +111,6 @@ def _plot(path: Path, pictures: tuple[Curves | HeatMap, ...]) -> None:
     figure.tight_layout()
     with whole_file(path) as file:
         figure.savefig(file, format="png")
-    plt.close(figure)
 
 
 def _plot_heat_map(figure: Any, axes: Any, picture: HeatMap) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from nanozoo_core.errors import ConfigError
+from nanozoo_core.errors import ConfigError, OutOfMemoryError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +176,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     said = str(error).lower()
     words = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, RuntimeError) and any(each in said for each in words)
+
+
+def out_of_memory(error: BaseException) -> OutOfMemoryError:
+    """What is said of one, where no training tells which of its settings to lower."""
+    return OutOfMemoryError(
+        f"out of memory; nanozoo evaluate takes a smaller batch_tokens=N, and --device names "
+        f"another device ({first_line(error)})"
+    )
 
 
 def device_name(device: torch.device) -> str:

@@ -14,12 +14,35 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
-from nanozoo_core.errors import NanozooError, first_line
+from nanozoo_core.errors import NanozooError
 from nanozoo_core.machine.streams import steady, steady_output
+
+_is_silent = False
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Inside it nothing is said and no bar shown; what `out` and `warn` tell still is."""
+    global _is_silent
+    before, _is_silent = _is_silent, True
+    try:
+        yield
+    finally:
+        _is_silent = before
+
+
+def has_bars() -> bool:
+    """Whether progress is shown by bars, which move the cursor of a terminal; where the output goes
+    to a file or a pipe it is told in lines, or not at all."""
+    streams = (steady(sys.stdout), steady(sys.stderr))
+    return not _is_silent and all(stream.isatty() for stream in streams)
 
 
 def say(text: str) -> None:
-    """A line on stdout, clear of the progress bar."""
+    """A line on stdout, clear of the progress bar, about what a command does; `out` tells what it
+    has been asked for."""
+    if _is_silent:
+        return
     from tqdm import tqdm
 
     stream = steady(sys.stdout)
@@ -134,13 +157,10 @@ def _reported() -> Iterator[None]:
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        from nanozoo_core.machine.device import is_out_of_memory
+        from nanozoo_core.machine.device import is_out_of_memory, out_of_memory
 
         if is_out_of_memory(error):
-            warn(
-                f"error: out of memory; nanozoo evaluate takes a smaller batch_tokens=N, and "
-                f"--device names another device ({first_line(error)})"
-            )
+            warn(f"error: {out_of_memory(error)}")
             sys.exit(1)
         warn(f"error: {_fault(error)}")
         sys.exit(FAULT_STATUS)

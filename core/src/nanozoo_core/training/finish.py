@@ -92,6 +92,7 @@ def make_result(
         "steps": state.step,
         "train_tokens": state.tokens,
         "train_bytes": state.bytes,
+        "epochs": setup.loader.epochs(state.step),
         "train_seconds": seconds,
         "tokens_per_second": state.tokens / seconds,
         "train_flops": state.flops,

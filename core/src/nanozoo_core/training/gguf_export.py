@@ -60,12 +60,9 @@ def export_gguf(run: LoadedRun, folder: Path, *, force: bool = False) -> str:
         writer.add_name(f"{run.config.model} by nanozoo")
         writer.add_file_type(gguf.LlamaFileType.ALL_F32)
         for key, value in found.settings.items():
-            adders: dict[type, Any] = {
-                bool: writer.add_bool,
-                int: writer.add_uint32,
-                float: writer.add_float32,
-            }
-            adders[type(value)](f"{found.architecture}.{key}", value)
+            add: Any = writer.add_bool if isinstance(value, bool) else writer.add_uint32
+            add = writer.add_float32 if isinstance(value, float) else add
+            add(f"{found.architecture}.{key}", value)
         exact = _add_tokenizer(writer, run.vocabulary)
         for name, tensor in found.tensors.items():
             writer.add_tensor(name, tensor.detach().cpu().float().contiguous().numpy())

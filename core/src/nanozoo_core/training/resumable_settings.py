@@ -32,6 +32,7 @@ RULES = {
     "init_digest": KEPT,
     "data.corpus": KEPT,
     "data.path": FREE,  # what is found there is compared with what the run began with
+    "data.text_key": FREE,  # so is what it finds
     "data.tokenizer": KEPT,
     "data.vocab_size": KEPT,
     "data.seq_len": KEPT,
@@ -93,6 +94,8 @@ RULES = {
     "log.tensorboard": FREE,
     "log.wandb": FREE,
     "log.wandb_project": KEPT,  # the run on Weights & Biases lies there
+    "log.wandb_entity": FREE,  # another than that of a run which is there already is refused
+    "log.wandb_group": FREE,
 }
 
 

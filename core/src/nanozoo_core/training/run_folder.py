@@ -23,7 +23,7 @@ LOCK_NAME = ".lock"  # held while a process trains in the folder
 # What a run writes before its first checkpoint.
 BEGINNING = (
     *("config.yaml", "data.json", "metrics.jsonl", "tokenizer.json", "wandb.json"),
-    *("checkpoints", LOCK_NAME),
+    *("checkpoints", "wandb", LOCK_NAME),
 )
 DIGEST_LINE = "# sha256 of what stands above: "  # in config.yaml
 PROMPT_WORDS, PROMPT_LETTERS = 3, 24  # of a prompt in an example

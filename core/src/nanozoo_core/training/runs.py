@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core.config import (
+    DataConfig,
     EvalConfig,
     TrainingConfig,
     resolve,
@@ -19,20 +20,20 @@ from nanozoo_core.config import (
     training_config,
 )
 from nanozoo_core.contract import Inspection
-from nanozoo_core.data.loader import ValidationSet
+from nanozoo_core.data.loader import GivenTexts, ValidationSet
 from nanozoo_core.data.prepare import prepare
 from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
-from nanozoo_core.errors import CheckpointError, NonFiniteError
+from nanozoo_core.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from nanozoo_core.evaluation.inspection import inspect_model, shown_text
-from nanozoo_core.evaluation.score import evaluate
+from nanozoo_core.evaluation.score import Score, evaluate
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training import checkpoint, integrity
 from nanozoo_core.training.distributed import LossModule
 from nanozoo_core.training.memory import WEIGHTS, require_room_for_model
-from nanozoo_core.training.run_data import RunData
+from nanozoo_core.training.run_data import RunData, told_where_to_look
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class LoadedRun:
     model: nn.Module
     vocabulary: Tokenizer
     device: torch.device
+    has_moved_data: bool = False
+    """Whether its data are read from another place than `config.yaml` says."""
 
 
 def load_run(
@@ -89,6 +92,15 @@ def load_run(
     return LoadedRun(folder, config, model_cfg, state, adapter, model, vocabulary, place)
 
 
+def with_moved_data(run: LoadedRun, moved: dict[str, Any]) -> LoadedRun:
+    """The run with its data at another place, where they must be the same text.
+
+    Args: moved: settings of `data` that say where. Raises: ConfigError.
+    """
+    data = schema.from_dict(DataConfig, schema.to_dict(run.config.data) | moved, "data")
+    return replace(run, config=replace(run.config, data=data), has_moved_data=True)
+
+
 def read_weights(model: nn.Module, path: Path, config: TrainingConfig) -> TrainState:
     """Fills `model` from what `find_checkpoint` has found, averaged weights where there are any."""
     state = read_state(path, of=config.model, verify=False)
@@ -117,11 +129,51 @@ def stored_tensors(folder: RunFolder, step: int | None, *, tables: Set[str]) -> 
     return tensors | (checkpoint.read_tensors(path, "ema") if config.train.ema > 0 else {})
 
 
-def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The run's validation score under its own eval settings, changed by `overrides`."""
+@dataclass(frozen=True)
+class Evaluation:
+    """A score, and of what."""
+
+    model: str
+    run: Path
+    step: int
+    score: Score
+    data_fingerprint: str | None
+    """Of the run's data; None where texts were given."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.score.bits_per_byte
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The numbers under the names that result.json gives them."""
+        return {
+            "model": self.model,
+            "run": str(self.run),
+            "step": self.step,
+            **self.score.values,
+            "data_fingerprint": self.data_fingerprint,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.score} bits per byte on {self.score.num_bytes:,} bytes"
+
+
+def score(
+    run: LoadedRun, overrides: dict[str, Any], texts: Sequence[str | bytes] | None = None
+) -> Evaluation:
+    """The run's score under its own eval settings, changed by `overrides`.
+
+    Args: texts: documents to score; None is the run's validation text.
+
+    Raises: ConfigError for settings that do not fit, or texts without a byte.
+    """
     settings = schema.to_dict(run.config.eval) | overrides
     evaluation = schema.from_dict(EvalConfig, settings, "eval")
-    validation, fingerprint = validation_set(run, evaluation.bytes)
+    if texts is None:
+        validation, fingerprint = validation_set(run, evaluation.bytes)
+    else:
+        validation, fingerprint = own_text(run, texts), None
     try:
         result = evaluate(
             LossModule(run.model, run.adapter),
@@ -137,13 +189,25 @@ def score(run: LoadedRun, overrides: dict[str, Any]) -> dict[str, Any]:
         raise NonFiniteError(
             f"{error} at step {run.state.step} of {run.folder}; use an earlier --checkpoint"
         ) from error
-    return {
-        "model": run.config.model,
-        "run": str(run.folder),
-        "step": run.state.step,
-        **result.values,
-        "data_fingerprint": fingerprint,
-    }
+    return Evaluation(run.config.model, run.folder, run.state.step, result, fingerprint)
+
+
+def own_text(run: LoadedRun, texts: Sequence[str | bytes]) -> ValidationSet:
+    """Texts of the user's own, each a document, in windows as the run's validation text.
+
+    Raises: ConfigError for texts without a byte.
+    """
+    documents = [
+        text.encode("utf-8", errors="replace") if isinstance(text, str) else text for text in texts
+    ]
+    if not any(documents):
+        raise ConfigError("there is no text to score; give one with at least one byte")
+    return ValidationSet(
+        GivenTexts(tuple(documents), run.vocabulary),
+        seq_len=run.config.data.seq_len,
+        lookahead=run.adapter.lookahead(run.model_cfg),
+        num_bytes=sum(map(len, documents)),
+    )
 
 
 def inspect_run(run: LoadedRun, *, text: str | None = None) -> tuple[Inspection | None, str | None]:
@@ -167,7 +231,8 @@ def inspect_run(run: LoadedRun, *, text: str | None = None) -> tuple[Inspection 
 def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
     """The run's validation text, and the fingerprint of its data."""
     own = run.vocabulary if run.config.data.tokenizer == "bpe" else None
-    data = prepare(run.config.data, vocabulary=own)
+    with told_where_to_look(RunFolder(run.folder)):
+        data = prepare(run.config.data, vocabulary=own)
     validation = ValidationSet(
         data,
         seq_len=run.config.data.seq_len,
@@ -176,6 +241,12 @@ def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
     )
     known = RunData.read(RunFolder(run.folder))
     if known is not None and known.fingerprint != data.fingerprint:
+        if run.has_moved_data:
+            raise DataError(
+                f"data.path={run.config.data.path} holds another text than the run in {run.folder} "
+                f"has read (fingerprint {known.fingerprint} then, {data.fingerprint} here); name "
+                "the place of the same text"
+            )
         log.warning(
             "the text of %s has changed since the run in %s read it (fingerprint %s then, %s now): "
             "its score is on other text",

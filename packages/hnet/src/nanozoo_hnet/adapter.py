@@ -16,10 +16,8 @@ from nanozoo_core.config import OptimConfig
 from nanozoo_core.contract import (
     Batch,
     Curves,
-    Draw,
     Inspection,
     Loss,
-    Nll,
     Step,
     Vocabulary,
 )
@@ -74,12 +72,11 @@ class HNetAdapter(DefaultModelAdapter):
         metrics |= self._chunk_metrics(model, batch.inputs, routings)
         return Loss(loss, metrics)
 
-    def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
+    def token_nats(self, model: nn.Module, batch: Batch) -> Tensor:
         """The exact likelihood: a boundary depends only on what stands before it."""
         assert isinstance(model, HNet)
         features, _ = model.encode(batch.inputs, batch.documents[:, : -batch.lookahead])
-        nll = in_float64(self._cross_entropy(model, batch, "none", features))  # (B, T)
-        return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
+        return in_float64(self._cross_entropy(model, batch, "none", features))  # (B, T)
 
     @torch.no_grad()
     def _chunk_metrics(

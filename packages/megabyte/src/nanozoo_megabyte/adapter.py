@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core.config import OptimConfig
-from nanozoo_core.contract import Batch, Curves, Draw, Inspection, Nll, Vocabulary
+from nanozoo_core.contract import Batch, Curves, Inspection, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.likelihood import in_bits
 from nanozoo_core.machine.device import require_gpu
-from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.optim.groups import ParameterGroup, make_groups
 from nanozoo_megabyte.config import MegabyteConfig
 from nanozoo_megabyte.model import CONV_KERNELS, Megabyte
@@ -37,17 +36,12 @@ class MegabyteAdapter(DefaultModelAdapter):
 
     # -- score ----------------------------------------------------------------------------------
 
-    def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
-        """Summed nats per window, exact; with eval_strided each token's from the pass in which it
-        stands in the first half of its patch."""
+    def token_nats(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Exact; with eval_strided each token's from the pass in which it stands in the first half
+        of its patch."""
         assert isinstance(model, Megabyte)
-        nll = self._token_nats(model, batch)
-        if model.config.eval_strided:
-            nll = self._strided_nats(model, batch, nll)
-        return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
-
-    def _token_nats(self, model: Megabyte, batch: Batch) -> Tensor:
-        return in_float64(self._cross_entropy(model, batch, reduction="none"))  # (B, T)
+        nll = super().token_nats(model, batch)
+        return self._strided_nats(model, batch, nll) if model.config.eval_strided else nll
 
     def _strided_nats(self, model: Megabyte, batch: Batch, nll: Tensor) -> Tensor:
         """Replaces the nats of the second half of every patch by those of a second pass over the
@@ -62,7 +56,7 @@ class MegabyteAdapter(DefaultModelAdapter):
             documents=batch.documents[:, half:],
             scored=None if batch.scored is None else batch.scored[:, half:],
         )
-        shifted = torch.cat([nll[:, :half], self._token_nats(model, later)], dim=1)
+        shifted = torch.cat([nll[:, :half], super().token_nats(model, later)], dim=1)
         is_late = torch.arange(length, device=nll.device) % size >= half
         return torch.where(is_late, shifted, nll)
 
@@ -129,7 +123,7 @@ class MegabyteAdapter(DefaultModelAdapter):
         size = model.patch_size
         totals, counts = torch.zeros(2, size, dtype=torch.float64)
         for batch in batches:
-            nll = self._token_nats(model, batch).cpu()
+            nll = super().token_nats(model, batch).cpu()
             scored = torch.ones_like(nll) if batch.scored is None else batch.scored.cpu().double()
             places = (torch.arange(nll.shape[1]) % size).expand(nll.shape)
             totals.index_add_(0, places.flatten(), nll.flatten())

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from nanozoo_core.contract import (
     Batch,
     Curves,
-    Draw,
     HeatMap,
     Inspection,
     Loss,
-    Nll,
     Step,
     Vocabulary,
 )
@@ -54,12 +52,11 @@ class NSAAdapter(DefaultModelAdapter):
         }
         return Loss(self._cross_entropy(model, batch, "mean", features), metrics)
 
-    def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
+    def token_nats(self, model: nn.Module, batch: Batch) -> Tensor:
         """The exact likelihood: what a position reads depends only on what stands before it."""
         assert isinstance(model, NSA)
         features, _ = self._encode(model, batch)
-        nll = in_float64(self._cross_entropy(model, batch, "none", features))  # (B, T)
-        return Nll(nats=nll.sum(1), num_tokens=batch.num_scored)
+        return in_float64(self._cross_entropy(model, batch, "none", features))  # (B, T)
 
     def _encode(self, model: NSA, batch: Batch) -> tuple[Tensor, list[Routing]]:
         return model.encode(batch.inputs, documents=batch.documents[:, : -batch.lookahead])

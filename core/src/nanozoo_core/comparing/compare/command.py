@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from nanozoo_core.comparing.compare import rates, tables
 from nanozoo_core.comparing.compare.board import ADDED, add_run, finished_runs, runs_of
 from nanozoo_core.comparing.compare.execute import run_members
 from nanozoo_core.comparing.compare.launch import launch_members
@@ -13,18 +16,51 @@ from nanozoo_core.comparing.compare.plan import make_plan, write_plan
 from nanozoo_core.comparing.compare.report import Report, markdown
 from nanozoo_core.comparing.compare.request import Request, parse
 from nanozoo_core.comparing.compare.results import Entry, collect
+from nanozoo_core.comparing.compare.width import match_widths
 from nanozoo_core.comparing.units import scaled
-from nanozoo_core.errors import NanozooError
 from nanozoo_core.files import claim_output
 from nanozoo_core.machine.terminal import say
 
 
-def compare(words: Sequence[str], *, add: Sequence[str] = (), force: bool = False) -> None:
-    """Trains what the request asks for and is not there yet, and writes the report.
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison came to."""
+
+    folder: Path
+    report: Report | None
+    """What report.html and its companions in the folder say; None where no run is finished."""
+    failures: dict[str, str]
+    """A sentence for each run that failed, by name."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for every model, from the best of each table, by the titles of the report's
+        columns: numbers where a column has them, else texts. `pandas.DataFrame` takes it."""
+        groups = [] if self.report is None else self.report.groups
+        return [
+            {
+                column.title: column.show(place) if column.key(place) is None else column.key(place)
+                for column in tables.shown_columns(groups)
+            }
+            | {"bound": group.is_bound}
+            for group in groups
+            for place in group.places
+        ]
+
+    def __str__(self) -> str:
+        """The tables of the report, and where it is."""
+        if self.report is None:
+            return "no run is finished"
+        text = markdown(self.report, links=False).split("## How it was made")[0]
+        shown = [line for line in text.splitlines() if not line.startswith(("![", "# "))]
+        return "\n".join(shown).strip() + f"\n\nthe report: {self.folder / 'report.html'}"
+
+
+def compare(words: Sequence[str], *, add: Sequence[str] = (), force: bool = False) -> Comparison:
+    """Trains what the words of a command ask for and is not there yet, and writes the report.
 
     Args: add: finished runs, RUN or NAME:RUN, that the folder takes in for this report and later.
-    Raises: ConfigError, CheckpointError before anything runs; Interrupted; NanozooError at the end
-        when some runs failed, the report of the others being written all the same.
+    Raises: ConfigError, CheckpointError before anything runs; Interrupted. A run that fails is
+        told in what is returned, with the report of the others.
     """
     request = parse(words, needs_entrants=not add)
     if add:
@@ -34,15 +70,15 @@ def compare(words: Sequence[str], *, add: Sequence[str] = (), force: bool = Fals
     whole = bool(request.entrants or request.runs)  # else the report is of what the folder holds
     request = request.with_runs(runs_of(request.folder, (ADDED,) if whole else ("runs", ADDED)))
     entries, failures = train_members(request, force=force)
-    _write(request, entries, failures)
+    return _write(request, entries, failures)
 
 
-def report(texts: Sequence[str], folder: Path, *, force: bool = False) -> None:
+def report(texts: Sequence[str], folder: Path, *, force: bool = False) -> Comparison:
     """Writes a report of finished runs.
 
     Args: texts: RUN, NAME:RUN, or a folder with runs in it. folder: of the report.
-    Raises: ConfigError, CheckpointError before anything is written; NanozooError at the end when
-        some have diverged, the report of the others being written all the same.
+    Raises: ConfigError, CheckpointError before anything is written. A run that has diverged is told
+        in what is returned, with the report of the others.
     """
     request = Request(
         entrants=(),
@@ -55,16 +91,15 @@ def report(texts: Sequence[str], folder: Path, *, force: bool = False) -> None:
     )
     request = request.with_runs(finished_runs(texts))
     entries, failures = train_members(request, force=force)
-    _write(request, entries, failures)
+    return _write(request, entries, failures)
 
 
-def _write(request: Request, entries: list[Entry], failures: dict[str, str]) -> None:
+def _write(request: Request, entries: list[Entry], failures: dict[str, str]) -> Comparison:
+    found = None
     if entries:  # a report of nothing would take the place of one of something
         found = Report(title(request), request.command, entries, failures)
         write_report(request.folder, found)
-        say("\n" + _summary(found, request.folder))
-    if failures:
-        raise NanozooError("\n".join(f"{name}: {text}" for name, text in failures.items()))
+    return Comparison(request.folder, found, failures)
 
 
 def _claim(folder: Path, *, force: bool) -> None:
@@ -72,11 +107,30 @@ def _claim(folder: Path, *, force: bool) -> None:
 
 
 def train_members(request: Request, *, force: bool = False) -> tuple[list[Entry], dict[str, str]]:
-    """Trains what the request asks for and is not there yet.
+    """Trains what the request asks for and is not there yet; with rate factors, each entrant at the
+    best of them.
 
     Returns: the entries with a finished run, and a sentence for everything that failed, by name.
     Raises: ConfigError, CheckpointError before anything runs; Interrupted.
     """
+    if not request.rate_factors:
+        return _train(request, force=force)
+    unmatched: dict[str, str] = {}
+    if request.match is not None:
+        entrants, unmatched = match_widths(request)
+        request = replace(request, entrants=entrants, match=None)
+    tries = rates.first_tries(request)
+    first = tuple(entrant for one in tries for entrant in one.at_factor.values())
+    tried, failures = _train(replace(request, entrants=first, seeds=request.seeds[:1]), force=force)
+    tunings = rates.with_scores(tries, tried)
+    for one in tunings:
+        say(f"{one.label}: best at {rates.best(one.bpbs):g} times its learning rates")
+    chosen = tuple(one.best for one in tunings)
+    entries, failed = _train(replace(request, entrants=chosen), force=force)
+    return rates.relabelled(entries, tunings), unmatched | failures | failed
+
+
+def _train(request: Request, *, force: bool) -> tuple[list[Entry], dict[str, str]]:
     members, failures = make_plan(request)
     _claim(request.folder, force=force)
     if members:
@@ -94,9 +148,14 @@ def title(request: Request) -> str:
     shown = ", ".join(names) if len(names) <= 6 else f"{len(names)} models"
     if not names:
         return "Comparison of finished runs"
-    if request.budget is None:
-        return f"Comparison of {shown}, each within its own budget"
-    return f"Comparison of {shown} after {_in_words(*request.budget)} each"
+    budget = "each within its own budget"
+    if request.budget is not None:
+        budget = f"after {_in_words(*request.budget)} each"
+    tuned = ""
+    if request.rate_factors:
+        tuned = f", at the best of {len(request.rate_factors)} learning rates"
+    separator = ", " if request.budget is None else " "
+    return f"Comparison of {shown}{separator}{budget}{tuned}"
 
 
 def _in_words(unit: str, amount: float) -> str:
@@ -105,9 +164,3 @@ def _in_words(unit: str, amount: float) -> str:
         return f"{scaled(amount, 'B')} of text"
     names = {"tokens": "tokens", "flops": "FLOPs", "steps": "steps", "seconds": "seconds"}
     return f"{scaled(amount)} {names[unit]}"
-
-
-def _summary(report: Report, folder: Path) -> str:
-    tables = markdown(report, links=False).split("## How it was made")[0]
-    shown = [line for line in tables.splitlines() if not line.startswith(("![", "# "))]
-    return "\n".join(shown).strip() + f"\n\nthe report: {folder / 'report.html'}"

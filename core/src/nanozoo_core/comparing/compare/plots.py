@@ -27,27 +27,24 @@ LABEL_POINTS = 9.0
 def write_plots(folder: Path, groups: Sequence[Group]) -> None:
     import matplotlib as mpl
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     entries = [place.entry for group in groups for place in group.places]
     appearance = looks(entries)
     texts = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
     style: Any = dict.fromkeys(texts, INK) | {"axes.edgecolor": FAINT}
-    with plt.rc_context(style):
+    with mpl.rc_context(style):
         for name, draw in (("ranking", _ranking), ("curves", _curves)):
-            figure = draw(plt, groups, entries, appearance)
+            figure = draw(groups, entries, appearance)
             with whole_file(folder / f"{name}.png") as file:
                 figure.savefig(file, format="png", dpi=120)
-            plt.close(figure)
 
 
-def _ranking(
-    plt: Any, groups: Sequence[Group], entries: Sequence[Entry], appearance: dict[str, Look]
-) -> Any:
+def _ranking(groups: Sequence[Group], entries: Sequence[Entry], appearance: dict[str, Look]) -> Any:
     """Means with their intervals, the seeds as dots, bounds with a mark that points left."""
+    from matplotlib.figure import Figure  # not pyplot, whose backend belongs to the user
+
     lines = [place for group in groups for place in group.places]
-    figure, axes = plt.subplots(figsize=(8, 1.4 + 0.3 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(8, 1.4 + 0.3 * len(lines)), layout="constrained")
+    axes = figure.subplots()
     for height, place in enumerate(reversed(lines)):
         entry, colour = place.entry, appearance[place.entry.label].colour
         marker = "<" if entry.is_bound else "o"
@@ -78,10 +75,11 @@ def _label_side_by_side(axes: Any, places: dict[str, float]) -> None:
                       fontsize=LABEL_POINTS, ha="center", va="bottom")  # fmt: skip
 
 
-def _curves(
-    plt: Any, groups: Sequence[Group], entries: Sequence[Entry], appearance: dict[str, Look]
-) -> Any:
-    figure, panels = plt.subplots(1, 3, figsize=(16, 5.5), sharey=True, layout="constrained")
+def _curves(groups: Sequence[Group], entries: Sequence[Entry], appearance: dict[str, Look]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(16, 5.5), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
     seen = {entry.label: (curve(entry, "train_bpb"), curve(entry, "val_bpb")) for entry in entries}
     values = [p.bpb for train, val in seen.values() for p in (*train[1:], *val)]
     if values:  # without the first steps, beside which what follows would be flat

@@ -1,0 +1,143 @@
+"""Text from a run: what may be asked for, and the pieces of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nanozoo_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nanozoo_core.contract import PartialText, SamplingSettings
+    from nanozoo_core.generation.speculative import Tally
+    from nanozoo_core.training.runs import LoadedRun
+
+CONTINUATION_TOKENS = 256
+MIDDLE_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A text that a model wrote; `str` gives all of it."""
+
+    prompt: str
+    text: str
+    """What is new: behind the prompt, and before the suffix."""
+    suffix: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.prompt}{self.text}{self.suffix}"
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """What is to be written, and how. Raises: ConfigError for what makes no sense."""
+
+    prompt: str = ""
+    suffix: str = ""
+    max_tokens: int | None = None
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    num_steps: int | None = None
+    use_cache: bool = True
+    speculative: bool = False
+
+    def __post_init__(self) -> None:
+        from nanozoo_core.generation.text import check_settings
+
+        if self.speculative and not self.use_cache:
+            raise ConfigError("--speculative decodes with the cache; leave out --no-cache")
+        check_settings(self.sampling())
+
+    def sampling(self, on_step: Callable[[PartialText], object] | None = None) -> SamplingSettings:
+        """The settings of the decoder. Args: on_step: see there."""
+        from nanozoo_core.contract import SamplingSettings
+
+        usual = MIDDLE_TOKENS if self.suffix else CONTINUATION_TOKENS
+        return SamplingSettings(
+            max_tokens=usual if self.max_tokens is None else self.max_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=self.seed,
+            num_steps=self.num_steps,
+            use_cache=self.use_cache,
+            on_step=on_step,
+        )
+
+
+def check_request(run: LoadedRun, request: TextRequest, *, is_traced: bool = False) -> None:
+    """Raises: ConfigError for a request that the model of a run cannot serve."""
+    model, adapter = run.config.model, run.adapter
+    if request.num_steps is not None and not adapter.takes_steps:
+        raise ConfigError(f"{model} draws each token at once: leave out --num-steps")
+    if not adapter.can_denoise:
+        wishes = {"--suffix": bool(request.suffix), "--trace": is_traced}
+        used = " and ".join(name for name, is_asked in wishes.items() if is_asked)
+        if used:
+            raise ConfigError(
+                f"{model} writes from left to right, one token after another: {used} needs a "
+                "diffusion model, which draws a whole window step by step"
+            )
+    if request.speculative and adapter.drafter(run.model) is None:
+        raise ConfigError(
+            f"--speculative needs a model that proposes tokens ahead, which {model} "
+            f"with these settings does not; leave it out"
+        )
+
+
+def write_pieces(
+    run: LoadedRun,
+    request: TextRequest,
+    *,
+    tally: Tally | None = None,
+    on_step: Callable[[PartialText], object] | None = None,
+) -> Iterator[str]:
+    """The new text of a request in pieces, each as soon as it is known; a character that needs
+    several tokens comes whole.
+
+    Args:
+        tally: counts what speculation was worth.
+        on_step: called by models that denoise with the whole text after every step.
+
+    Raises: ConfigError, at once, for what the model cannot serve.
+    """
+    from nanozoo_core.generation.speculative import Tally
+
+    check_request(run, request, is_traced=on_step is not None)
+    settings = request.sampling(on_step)
+    if request.suffix:
+        return _middle(run, request, settings)
+    counted = (tally or Tally()) if request.speculative else None
+    return _continuation(run, request.prompt, settings, counted)
+
+
+def _middle(run: LoadedRun, request: TextRequest, settings: SamplingSettings) -> Iterator[str]:
+    from nanozoo_core.generation.text import infill_tokens
+
+    middle = infill_tokens(
+        run.adapter, run.model, run.vocabulary, request.prompt, request.suffix, settings
+    )
+    yield run.vocabulary.decode(middle)
+
+
+def _continuation(
+    run: LoadedRun, prompt: str, settings: SamplingSettings, tally: Tally | None
+) -> Iterator[str]:
+    from nanozoo_core.generation.text import generate_tokens
+
+    tokens: list[int] = []
+    shown = ""
+    stream = generate_tokens(run.adapter, run.model, run.vocabulary, prompt, settings, tally=tally)
+    for new in stream:
+        tokens += new
+        text = run.vocabulary.decode(tokens)
+        stable = text[: len(text) - 1] if text.endswith("\ufffd") else text
+        if stable.startswith(shown):  # a character may need several tokens
+            yield stable[len(shown) :]
+            shown = stable
+    yield run.vocabulary.decode(tokens)[len(shown) :]
