@@ -102,7 +102,12 @@ FAMILY = {
 def _is_of_the_family(switches: Switches) -> bool:
     """Whether all but activation and qk_norm is as there; embeddings may be normalised on the way
     in, which a table of normalised rows does as well."""
-    own = {"activation": "swiglu", "qk_norm": False, "norm_embedding": True, "init": "zero_out"}
+    own: dict[str, Any] = {
+        "activation": "swiglu",
+        "qk_norm": False,
+        "norm_embedding": True,
+        "init": "zero_out",
+    }
     return replace(switches, tie_embeddings=False, **own) == replace(PRESETS["control"], **own)
 
 

@@ -20,7 +20,7 @@ from nanozoo_vanilla.config import ROPE_BASE, VanillaConfig
 ACTIVATIONS = {"llama": ("silu", "swiglu"), "arcee": ("relu2", "relu2")}
 """By model_type their name of the activation and ours."""
 # What must be so, by model_type, where their config says it.
-FIXED = {
+FIXED: dict[str, dict[str, Any]] = {
     "gpt2": {
         "activation_function": "gelu_new",
         "scale_attn_by_inverse_layer_idx": False,
