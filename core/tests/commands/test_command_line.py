@@ -488,6 +488,8 @@ def test_a_command_ends_with_its_reader(tmp_path: Path) -> None:
         (["evaluate", "here", "eval.bytes=[5"], "'eval.bytes=[5' cannot be read"),
         (["evaluate", "here", "other.bytes=5"], "'other.bytes' does not apply here; only eval."),
         (["inspect", "here", "eval.bytes=5"], "only model_cfg.key=value does"),
+        (["evaluate", "here", "data.path=nowhere"], "data.path=nowhere does not exist"),
+        (["inspect", "here", "data.seq_len=9"], "only data.path and data.text_key can be given"),
         (["generate", "here", "model_cfg.x={"], "'model_cfg.x={' cannot be read"),
     ],
 )

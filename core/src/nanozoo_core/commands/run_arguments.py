@@ -93,14 +93,38 @@ def model_values(arguments: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def load(arguments: argparse.Namespace, changes: dict[str, Any]) -> LoadedRun:
-    """The run that the arguments name, with changed settings of its model."""
+def split_moved_data(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Where the run's data lie now, from words `data.path=PLACE` and `data.text_key=KEY`, and the
+    other words.
+
+    Raises: ConfigError for another setting of the data.
+    """
+    from nanozoo_core.config.overrides import section_values
+
+    mine = [word for word in words if word.lstrip("+").startswith("data.")]
+    found = section_values(mine, section="data")
+    for key in found.keys() - {"path", "text_key"}:
+        raise ConfigError(
+            f"data.{key} is what the run has; only data.path and data.text_key can be given, where "
+            "its data have moved"
+        )
+    return found, [word for word in words if word not in mine]
+
+
+def load(
+    arguments: argparse.Namespace, changes: dict[str, Any], moved: dict[str, Any] | None = None
+) -> LoadedRun:
+    """The run that the arguments name, with changed settings of its model.
+
+    Args: moved: settings of the data that say where they lie now.
+    """
     from nanozoo_core.training import runs
 
-    return runs.load_run(
+    run = runs.load_run(
         arguments.run,
         checkpoint=arguments.checkpoint,
         device=arguments.device,
         model_overrides=changes,
         verify=not arguments.no_verify,
     )
+    return runs.with_moved_data(run, moved) if moved else run

@@ -25,9 +25,12 @@ from nanozoo_core.machine.paths import require_path
 @dataclass(frozen=True)
 class DataConfig:
     corpus: str
-    """stdlib, text, bin, fineweb10B or fineweb100B."""
+    """stdlib, packages, text, huggingface, bin, fineweb10B or fineweb100B."""
     path: str | list[str] | None
-    """Files, folders or globs for `text`; the folder or files of shards for `bin`."""
+    """Files, folders or globs for `text`; the folder or files of shards for `bin`; the name of a
+    data set, or NAME:CONFIGURATION, for `huggingface`."""
+    text_key: str
+    """The key or the column of the text, where the data are JSON lines, tables or a data set."""
     tokenizer: Literal["bytes", "bpe", "gpt2"]
     """bytes (vocabulary 258), bpe (trained on the corpus) or gpt2 (tiktoken's 50257)."""
     vocab_size: int

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nanozoo_core.contract import Batch
 from nanozoo_core.data.prepare import PreparedData
+from nanozoo_core.data.shards import Tokens
 from nanozoo_core.data.tokenizers import Tokenizer
 from nanozoo_core.data.windows import Align, Windows
 from nanozoo_core.errors import DataError
@@ -170,7 +171,7 @@ class ValidationSet:
         self.num_bytes = sum(map(len, self.documents))
         self.seq_len, self.lookahead = seq_len, lookahead
         self.separator = vocabulary.separator
-        separator = np.array([self.separator], dtype=np.uint16)
+        separator = np.array([self.separator], dtype=vocabulary.dtype)
         parts = [part for d in self.documents for part in (separator, vocabulary.encode_array(d))]
         tokens = np.concatenate(parts)
         self.num_tokens = tokens.size - 1  # scored ones
@@ -208,7 +209,7 @@ class ValidationSet:
 
 
 def make_batch(
-    tokens: npt.NDArray[np.uint16],
+    tokens: Tokens,
     rows: npt.NDArray[np.int64],
     *,
     separator: int,

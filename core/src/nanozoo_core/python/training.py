@@ -18,6 +18,7 @@ from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
 from nanozoo_core.machine.paths import checked_path
 from nanozoo_core.machine.terminal import warn
 from nanozoo_core.training.claim import newest_unfinished
+from nanozoo_core.training.initial_weights import find_weights, with_weights
 from nanozoo_core.training.run_folder import RunFolder, parse_resume
 
 if TYPE_CHECKING:
@@ -90,13 +91,16 @@ def composed(
     else:
         if resume is not None:
             settings = {k: v for k, v in settings.items() if not k.startswith("resume_")}
+        init_from = settings.get("init_from")
         if model is None and source is None:
-            raise ConfigError(no_model_message())
+            if init_from is None:
+                raise ConfigError(no_model_message())
+            model = find_weights(os.fspath(init_from), None).model
         words = [*([] if model is None else [f"model={model}"]), *as_words(settings)]
     if source is not None:
         with compose.recipe_source(source) as (folder, file, more):
             refuse_hydra_settings(source, folder, file, more)
-    return resolve(compose.compose_config(words, recipe=source))
+    return resolve(with_weights(compose.compose_config(words, recipe=source), words))
 
 
 def run_to_continue(resume: str, *, model: str | None, recipe: Path | None) -> str | None:

@@ -102,8 +102,11 @@ class RunLM(TemplateLM):
         length = max(len(row) for row in rows)
         padded = [row + [self.eot_token_id] * (length - len(row)) for row in rows]
         adapter, model = self.run.adapter, self.run.model
-        cache = adapter.init_cache(model, len(rows), length)
-        return adapter.append(model, torch.tensor(padded, device=self.run.device), cache)
+        tokens = torch.tensor(padded, device=self.run.device)
+        if not adapter.has_cache(model):
+            logits: Tensor = model(tokens)
+            return logits
+        return adapter.append(model, tokens, adapter.init_cache(model, len(rows), length))
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False

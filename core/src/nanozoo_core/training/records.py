@@ -157,14 +157,20 @@ def plot_losses(folder: RunFolder) -> None:
         figure.savefig(file, format="png")
 
 
+SOURCES = (":/*.py", ":/*.yaml", ":/*.toml", ":/uv.lock")
+"""What of a source tree decides a result."""
+
+
 def git_commit() -> str | None:
-    """The commit of the source tree this package runs from; None when git does not track it."""
+    """The commit of the source tree this package runs from, with "-dirty" behind it where code or
+    settings differ from it; None when git does not track the tree."""
+    here = Path(__file__)
 
     def git(*arguments: str) -> str | None:
         try:
             found = subprocess.run(
                 ["git", *arguments],
-                cwd=Path(__file__).parent,
+                cwd=here.parent,
                 capture_output=True,
                 text=True,
                 timeout=10,
@@ -174,5 +180,8 @@ def git_commit() -> str | None:
             return None
         return found.stdout.strip() if found.returncode == 0 else None
 
-    tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
-    return git("rev-parse", "HEAD") if tracked else None
+    if not git("ls-files", "--error-unmatch", here.name):
+        return None
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--", *SOURCES)
+    return f"{commit}-dirty" if commit and changed else commit

@@ -32,6 +32,7 @@ RULES = {
     "init_digest": KEPT,
     "data.corpus": KEPT,
     "data.path": FREE,  # what is found there is compared with what the run began with
+    "data.text_key": FREE,  # so is what it finds
     "data.tokenizer": KEPT,
     "data.vocab_size": KEPT,
     "data.seq_len": KEPT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core.config import (
+    DataConfig,
     EvalConfig,
     TrainingConfig,
     resolve,
@@ -23,7 +24,7 @@ from nanozoo_core.data.loader import GivenTexts, ValidationSet
 from nanozoo_core.data.prepare import prepare
 from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
-from nanozoo_core.errors import CheckpointError, ConfigError, NonFiniteError
+from nanozoo_core.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from nanozoo_core.evaluation.inspection import inspect_model, shown_text
 from nanozoo_core.evaluation.score import Score, evaluate
 from nanozoo_core.machine import device as devices
@@ -32,7 +33,7 @@ from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training import checkpoint, integrity
 from nanozoo_core.training.distributed import LossModule
 from nanozoo_core.training.memory import WEIGHTS, require_room_for_model
-from nanozoo_core.training.run_data import RunData
+from nanozoo_core.training.run_data import RunData, told_where_to_look
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class LoadedRun:
     model: nn.Module
     vocabulary: Tokenizer
     device: torch.device
+    has_moved_data: bool = False
+    """Whether its data are read from another place than `config.yaml` says."""
 
 
 def load_run(
@@ -87,6 +90,15 @@ def load_run(
     state = read_weights(model, path, config)
     model.to(place).eval()
     return LoadedRun(folder, config, model_cfg, state, adapter, model, vocabulary, place)
+
+
+def with_moved_data(run: LoadedRun, moved: dict[str, Any]) -> LoadedRun:
+    """The run with its data at another place, where they must be the same text.
+
+    Args: moved: settings of `data` that say where. Raises: ConfigError.
+    """
+    data = schema.from_dict(DataConfig, schema.to_dict(run.config.data) | moved, "data")
+    return replace(run, config=replace(run.config, data=data), has_moved_data=True)
 
 
 def read_weights(model: nn.Module, path: Path, config: TrainingConfig) -> TrainState:
@@ -219,7 +231,8 @@ def inspect_run(run: LoadedRun, *, text: str | None = None) -> tuple[Inspection 
 def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
     """The run's validation text, and the fingerprint of its data."""
     own = run.vocabulary if run.config.data.tokenizer == "bpe" else None
-    data = prepare(run.config.data, vocabulary=own)
+    with told_where_to_look(RunFolder(run.folder)):
+        data = prepare(run.config.data, vocabulary=own)
     validation = ValidationSet(
         data,
         seq_len=run.config.data.seq_len,
@@ -228,6 +241,12 @@ def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
     )
     known = RunData.read(RunFolder(run.folder))
     if known is not None and known.fingerprint != data.fingerprint:
+        if run.has_moved_data:
+            raise DataError(
+                f"data.path={run.config.data.path} holds another text than the run in {run.folder} "
+                f"has read (fingerprint {known.fingerprint} then, {data.fingerprint} here); name "
+                "the place of the same text"
+            )
         log.warning(
             "the text of %s has changed since the run in %s read it (fingerprint %s then, %s now): "
             "its score is on other text",

@@ -6,6 +6,7 @@ Training, timing and decoding start from it alike.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +28,7 @@ from nanozoo_core.training import memory
 from nanozoo_core.training.filling import begin_with
 from nanozoo_core.training.initial_weights import InitialWeights, check_model_cfg, find_weights
 from nanozoo_core.training.plan import RunPlan, plan_run
-from nanozoo_core.training.run_data import check_same_data, own_vocabulary
+from nanozoo_core.training.run_data import check_same_data, own_vocabulary, told_where_to_look
 from nanozoo_core.training.run_folder import parse_resume
 
 STATISTICS_BATCHES = 32  # training batches shown to prepare_model and finalize
@@ -141,13 +142,16 @@ def _prepare_data(
 ) -> PreparedData:
     """Rank 0 prepares, the others then find it done. A run that goes on keeps its tokenizer, and
     one that begins with given weights theirs; shards in a vocabulary of their own may add to it."""
-    own = None
+    own: Tokenizer | None = None
+    place: AbstractContextManager[None] = nullcontext()
     if config.resume is not None:
-        own = own_vocabulary(parse_resume(config.resume)[0], config)
+        run, _ = parse_resume(config.resume)
+        own, place = own_vocabulary(run, config), told_where_to_look(run)
     elif of_weights is not None and config.data.tokenizer == "bpe" and config.data.corpus != "bin":
         own = of_weights
     if ranks.is_main:
-        data = prepare(config.data, vocabulary=own, progress=say)
+        with place:
+            data = prepare(config.data, vocabulary=own, progress=say)
     ranks.barrier()
     return data if ranks.is_main else prepare(config.data, vocabulary=own)
 

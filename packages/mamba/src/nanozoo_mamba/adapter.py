@@ -1,5 +1,5 @@
 """What Mamba asks of training beyond the default: the groups of its parameters, documents kept
-apart where asked, prefill of ragged prompts, and what a scan costs.
+apart where asked, and what a scan costs.
 
 Shapes: B batch, T sequence, D model_dim, V vocabulary.
 """
@@ -28,7 +28,7 @@ from nanozoo_mamba.huggingface import (
     to_hf_config,
     to_hf_state_dict,
 )
-from nanozoo_mamba.model import Mamba, MambaCache
+from nanozoo_mamba.model import Mamba
 
 # AdamW's by what they are, not by their shape, and with decay like the matrices.
 DECAYING_VECTORS = ("conv.weight", "x_proj.weight", "dt_proj.weight")
@@ -80,17 +80,6 @@ class MambaAdapter(DefaultModelAdapter):
             if name.endswith(DECAYING_VECTORS)
         }
         return make_groups(model, self.parameter_roles(model), optim, own=own)
-
-    # -- decoding -------------------------------------------------------------------------------
-
-    def prefill(
-        self, model: nn.Module, tokens: Tensor, lengths: Tensor, cache: MambaCache
-    ) -> Tensor:
-        """Reads right-padded prompts (B, T) into an empty cache -> logits (B, V) after the last."""
-        assert isinstance(model, Mamba)
-        features = model.features(tokens, cache, lengths=lengths.to(cache.lengths))  # (B, T, D)
-        rows = torch.arange(tokens.shape[0], device=tokens.device)
-        return model.logits(features[rows, lengths - 1])
 
     # -- accounting -----------------------------------------------------------------------------
 
