@@ -31,6 +31,14 @@ class DataError(NanozooError, ValueError):
     """A corpus, shard or tokenizer cannot be used as asked."""
 
 
+class MissingDataError(DataError):
+    """What data.path names is not there; `what` says so without advice."""
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        self.what = what
+        super().__init__(f"{what}; {advice}" if advice else what)
+
+
 class CheckpointError(NanozooError, ValueError):
     """A run folder or checkpoint cannot be read, written or resumed."""
 

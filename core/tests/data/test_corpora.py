@@ -61,18 +61,20 @@ def test_files_folders_and_globs_mix_and_each_file_counts_once(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"text\0more", "is binary"),
-        (b"caf\xe9\n", "is not UTF-8"),
+        (b"text\0more", "is binary; .*data.corpus=bin"),
+        (b"caf\xe9\n", "is not UTF-8; .*iconv"),
     ],
     ids=["binary", "latin-1"],
 )
-def test_unreadable_text_is_refused_by_file_name(
+def test_a_file_that_is_named_and_no_text_is_refused(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
     (tmp_path / "good.txt").write_text("good\n")
     (tmp_path / "bad.txt").write_bytes(content)
+    assert b"".join(text_corpus(str(tmp_path)).documents()) == b"good\n"
+    assert b"".join(text_corpus(str(tmp_path / "*.txt")).documents()) == b"good\n"
     with pytest.raises(DataError, match=f"data.path: .*bad.txt {message}"):
-        list(text_corpus(str(tmp_path)).documents())
+        list(text_corpus([str(tmp_path), str(tmp_path / "bad.txt")]).documents())
 
 
 def test_missing_empty_and_unmatched_paths_are_refused(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_invalid_utf8_is_legal_where_the_tokenizer_reads_bytes(tmp_path: Path) -
 @pytest.mark.parametrize("size", [64, 100, 1000])
 def test_pieces_are_the_text_cut_after_lines_and_between_characters(size: int) -> None:
     text = SOME_TEXT.encode()
-    parts = list(pieces(text, size))
+    parts = list(pieces([text], size))
     assert b"".join(parts) == text
     assert all(0 < len(part) <= size and is_utf8(part) for part in parts)
     assert all(part.endswith(b"\n") for part in parts[:-1])
@@ -106,7 +108,7 @@ def test_pieces_are_the_text_cut_after_lines_and_between_characters(size: int) -
 
 def test_pieces_without_line_breaks_end_between_characters() -> None:
     text = ("\u4e16" * 200).encode()
-    parts = list(pieces(text, 64))
+    parts = list(pieces([text], 64))
     assert b"".join(parts) == text
     assert {len(part) for part in parts[:-1]} == {63}
 

@@ -119,12 +119,23 @@ def test_too_little_text_is_refused(tmp_path: Path) -> None:
         prepare(text_config(tmp_path / "one.txt"))
 
 
-def test_invalid_utf8_prepared_for_bytes_is_still_refused_for_tokens(texts: Path) -> None:
+@pytest.mark.parametrize("order", [("bytes", "bpe"), ("bpe", "bytes")], ids="-".join)
+def test_invalid_utf8_is_read_for_bytes_and_left_out_for_tokens(
+    texts: Path, order: tuple[str, str]
+) -> None:
     (texts / "latin.txt").write_bytes(b"caf\xe9\n")
-    data = prepare(text_config(texts, tokenizer="bytes"))
-    assert b"caf\xe9\n" in training_texts(data) + data.validation_text(10**6)
-    with pytest.raises(DataError, match=r"latin\.txt is not UTF-8"):
-        prepare(text_config(texts, tokenizer="bpe"))
+    found = {}
+    for tokenizer in (*order, *order):
+        said: list[str] = []
+        data = prepare(text_config(texts, tokenizer=tokenizer), progress=said.append)
+        found[tokenizer] = training_texts(data) + data.validation_text(10**6)
+        if tokenizer == "bpe":  # told again where nothing is built
+            (line,) = (line for line in said if line.startswith("left out of text: "))
+            assert "files that are not UTF-8: 1 (such as /" in line
+            assert line.removeprefix("left out of text: ") in data.summary()
+        else:
+            assert "left out" not in "".join([*said, data.summary()])
+    assert sorted(found["bytes"]) == sorted([*found["bpe"], b"caf\xe9\n"])
 
 
 def test_stdlib_needs_no_settings() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load
+from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load, split_moved_data
 from nanozoo_core.files import null_if_not_finite, to_json
 from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import out
@@ -33,8 +33,9 @@ def run(arguments: argparse.Namespace) -> None:
     from nanozoo_core.python.run import Run
 
     changes, others = split_model_values(arguments.overrides)
+    moved, others = split_moved_data(others)
     settings = section_values(others, section="eval")
-    loaded = Run(load(arguments, changes))
+    loaded = Run(load(arguments, changes, moved))
     found: dict[str, Any]
     if arguments.tasks is None:
         found = loaded.evaluate(**settings).values

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load, model_values
+from nanozoo_core.commands.run_arguments import (
+    Commands,
+    add_run_arguments,
+    load,
+    model_values,
+    split_moved_data,
+)
 from nanozoo_core.machine.terminal import out
 
 
@@ -23,10 +29,9 @@ def run(arguments: argparse.Namespace) -> None:
     from nanozoo_core.training import runs
     from nanozoo_core.training.run_folder import RunFolder
 
-    loaded = load(arguments, model_values(arguments))
-    found = runs.inspect_run(loaded)
-    text = inspection.SHOWN_TEXT if arguments.text is None else arguments.text
-    shown = loaded.adapter.show_sample(loaded.model, loaded.vocabulary, text)
+    moved, arguments.overrides = split_moved_data(arguments.overrides)
+    loaded = load(arguments, model_values(arguments), moved)
+    found, shown = runs.inspect_run(loaded, text=arguments.text)
     if found is None and shown is None:
         model = loaded.config.model
         out(f"{model} has no diagnostics; nanozoo show {arguments.run} tells its result")

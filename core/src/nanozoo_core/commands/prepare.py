@@ -11,7 +11,8 @@ from nanozoo_core.errors import ConfigError, suggest
 from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import out
 
-KNOWN = ("stdlib", "fineweb10B", "fineweb100B")
+FINEWEB = ("fineweb10B", "fineweb100B")
+KNOWN = ("stdlib", "packages", "huggingface", "bin", *FINEWEB)
 
 
 def add_to(commands: Commands) -> None:
@@ -40,11 +41,11 @@ def run(arguments: argparse.Namespace) -> None:
         if not Path(name).exists() and not glob.has_magic(name):
             raise ConfigError(f"'{name}' is neither a corpus nor a path{suggest(name, KNOWN)}")
         values = {"corpus": "text", "path": name}
-    elif name != "stdlib":
+    elif name in FINEWEB:
         values["tokenizer"] = "gpt2"
     values |= section_values(arguments.overrides, section="data")
     data = from_defaults(DataConfig, **values)
-    if name in KNOWN and name != "stdlib":
+    if name in FINEWEB:
         from nanozoo_core.data.fineweb import download
 
         download(name, num_shards=arguments.shards)

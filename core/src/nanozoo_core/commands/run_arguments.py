@@ -17,6 +17,20 @@ Commands = Any
 """What `ArgumentParser.add_subparsers` returns; argparse does not name its type."""
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Whose help tells the defaults that say something."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": _WithDefaults} | options)
+
+
+class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = (None, False, "", argparse.SUPPRESS)
+        says_nothing = any(action.default is value for value in nothing)
+        return action.help if says_nothing else super()._get_help_string(action)
+
+
 def add_settings_command(
     commands: Commands, name: str, options: Sequence[Option], others: Sequence[Option], **texts: str
 ) -> argparse.ArgumentParser:
@@ -52,9 +66,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="key=value",
         help="settings to change; model_cfg.* among them where the weights allow it",
     )
-    parser.add_argument(
-        "--checkpoint", default="latest", help="latest (the default), best, or a step number"
-    )
+    parser.add_argument("--checkpoint", default="latest", help="latest, best, or a step number")
     parser.add_argument(
         "--no-verify",
         action="store_true",
@@ -81,14 +93,38 @@ def model_values(arguments: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def load(arguments: argparse.Namespace, changes: dict[str, Any]) -> LoadedRun:
-    """The run that the arguments name, with changed settings of its model."""
+def split_moved_data(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Where the run's data lie now, from words `data.path=PLACE` and `data.text_key=KEY`, and the
+    other words.
+
+    Raises: ConfigError for another setting of the data.
+    """
+    from nanozoo_core.config.overrides import section_values
+
+    mine = [word for word in words if word.lstrip("+").startswith("data.")]
+    found = section_values(mine, section="data")
+    for key in found.keys() - {"path", "text_key"}:
+        raise ConfigError(
+            f"data.{key} is what the run has; only data.path and data.text_key can be given, where "
+            "its data have moved"
+        )
+    return found, [word for word in words if word not in mine]
+
+
+def load(
+    arguments: argparse.Namespace, changes: dict[str, Any], moved: dict[str, Any] | None = None
+) -> LoadedRun:
+    """The run that the arguments name, with changed settings of its model.
+
+    Args: moved: settings of the data that say where they lie now.
+    """
     from nanozoo_core.training import runs
 
-    return runs.load_run(
+    run = runs.load_run(
         arguments.run,
         checkpoint=arguments.checkpoint,
         device=arguments.device,
         model_overrides=changes,
         verify=not arguments.no_verify,
     )
+    return runs.with_moved_data(run, moved) if moved else run

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nanozoo_core.contract import Batch
 from nanozoo_core.data.prepare import PreparedData
+from nanozoo_core.data.shards import Tokens
 from nanozoo_core.data.tokenizers import Tokenizer
 from nanozoo_core.data.windows import Align, Windows
 from nanozoo_core.errors import DataError
@@ -99,6 +100,16 @@ class TrainLoader:
         """Windows in one epoch at the window length of that step."""
         return len(self._windows[self.stage(step).seq_len])
 
+    def epochs(self, step: int) -> float:
+        """How often the text has been read before a step, by the windows of each stage."""
+        ends = [*(stage.start for stage in self.stages[1:]), step]
+        return sum(
+            max(0, min(end, step) - stage.start)
+            * stage.batch_windows
+            / len(self._windows[stage.seq_len])
+            for stage, end in zip(self.stages, ends, strict=True)
+        )
+
     def batch(self, step: int, first_row: int = 0, num_rows: int | None = None) -> Batch:
         """Rows first_row .. first_row + num_rows - 1 (None: to the end) of the global batch of a
         step."""
@@ -160,7 +171,7 @@ class ValidationSet:
         self.num_bytes = sum(map(len, self.documents))
         self.seq_len, self.lookahead = seq_len, lookahead
         self.separator = vocabulary.separator
-        separator = np.array([self.separator], dtype=np.uint16)
+        separator = np.array([self.separator], dtype=vocabulary.dtype)
         parts = [part for d in self.documents for part in (separator, vocabulary.encode_array(d))]
         tokens = np.concatenate(parts)
         self.num_tokens = tokens.size - 1  # scored ones
@@ -198,7 +209,7 @@ class ValidationSet:
 
 
 def make_batch(
-    tokens: npt.NDArray[np.uint16],
+    tokens: Tokens,
     rows: npt.NDArray[np.int64],
     *,
     separator: int,

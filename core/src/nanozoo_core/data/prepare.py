@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanozoo_core.config import DataConfig
 from nanozoo_core.data.cache import (
@@ -24,15 +25,18 @@ from nanozoo_core.data.cache import (
     write_record,
 )
 from nanozoo_core.data.corpora import (
-    TextCorpus,
+    NOT_UTF8_FILES,
+    Corpus,
     document_digest,
     is_utf8,
     stdlib_corpus,
     text_corpus,
     utf8_prefix,
-    validation_digests,
 )
 from nanozoo_core.data.fineweb import fineweb_folder
+from nanozoo_core.data.foreign_shards import open_foreign
+from nanozoo_core.data.hub import hub_corpus
+from nanozoo_core.data.packages import packages_corpus
 from nanozoo_core.data.shards import Shard, ShardWriter, documents, open_shard, shard_content
 from nanozoo_core.data.tokenizers import (
     TOKENIZER_FILE,
@@ -43,15 +47,15 @@ from nanozoo_core.data.tokenizers import (
     save_tokenizer,
     train_bpe,
 )
-from nanozoo_core.errors import DataError, suggest
+from nanozoo_core.errors import DataError, MissingDataError, suggest
 from nanozoo_core.files import read_json
 
 logger = logging.getLogger(__name__)
 
-CORPORA = ("stdlib", "text", "bin", "fineweb10B", "fineweb100B")
+CORPORA = ("stdlib", "packages", "text", "huggingface", "bin", "fineweb10B", "fineweb100B")
 BPE_TRAINING_BYTES = 200_000_000  # of a larger corpus a sample of the documents is as good
 MANIFEST = "shards.json"  # the digests of a folder's shards and tokenizer, by name
-_FORMAT = 2  # part of every folder's name: raise it when the stored layout changes
+_FORMAT = 3  # part of every folder's name: raise it when the stored layout changes
 
 Progress = Callable[[str], None]
 
@@ -66,6 +70,7 @@ class Source:
     vocabulary: Tokenizer
     fingerprint: str  # of the text and its split, whatever the tokenizer
     identity: str  # of the shards themselves
+    left_out: str = ""  # of the corpus: what and how much, for people
 
     def texts(self, shards: tuple[Shard, ...]) -> Iterator[bytes]:
         """The documents of some shards as text."""
@@ -120,6 +125,7 @@ class PreparedData:
 
     def summary(self) -> str:
         """A few lines for the terminal."""
+        left_out = self.source.left_out
         return "\n".join(
             [
                 f"corpus       {self.source.name} ({self.fingerprint})",
@@ -128,6 +134,7 @@ class PreparedData:
                 f"({self.bytes_per_token:.2f} bytes per token)",
                 f"validation   {self.validation_bytes:,} bytes",
                 f"shards       {len(self.train)} in {self.train[0].path.parent}",
+                *([f"left out     {left_out}"] if left_out else []),
             ]
         )
 
@@ -170,31 +177,36 @@ def _source(data: DataConfig, say: Progress) -> Source:
             f"data.corpus={data.corpus} is unknown; use {', '.join(CORPORA[:-1])} or {CORPORA[-1]}"
             + suggest(data.corpus, CORPORA)
         )
-    if data.path and data.corpus not in ("text", "bin"):
+    if data.path and data.corpus not in ("text", "huggingface", "bin"):
         raise DataError(
             f"data.path={data.path} has no effect with data.corpus={data.corpus}; use "
             "data.corpus=text for files of text, or data.corpus=bin for shards"
         )
     if data.corpus == "stdlib":
         return _import_text(stdlib_corpus(), data, say)
+    if data.corpus == "packages":
+        return _import_text(packages_corpus(), data, say)
     if data.corpus == "text":
-        corpus = text_corpus(data.path, allow_invalid_utf8=data.tokenizer == "bytes")
-        return _import_text(corpus, data, say)
+        allow = data.tokenizer == "bytes"
+        found = text_corpus(data.path, allow_invalid_utf8=allow, text_key=data.text_key)
+        return _import_text(found, data, say)
+    if data.corpus == "huggingface":
+        return _import_text(hub_corpus(data.path, data.text_key), data, say)
     if data.corpus == "bin":
-        return _shard_source(data, _shards_at(data.path))
+        return _shard_source(data, _shards_at(data.path), say)
     folder = fineweb_folder(data.corpus)
     if not any(folder.glob("*.bin")):
         raise DataError(
             f"data.corpus={data.corpus} is not on this machine; run "
             f"`nanozoo prepare {data.corpus}` once (looked in {folder})"
         )
-    return _shard_source(data, _shards_at(str(folder)))
+    return _shard_source(data, _shards_at(str(folder)), say)
 
 
 # -- text ---------------------------------------------------------------------------------------
 
 
-def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
+def _import_text(corpus: Corpus, data: DataConfig, say: Progress) -> Source:
     """Splits a corpus by document and writes both sides as bytes shards.
 
     Validation documents are ordered by digest: their first bytes are a sample of the whole corpus,
@@ -202,10 +214,9 @@ def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
     """
 
     def build(folder: Path) -> None:
-        say(f"reading {len(corpus.files)} files of {corpus.name}")
-        digests = [document_digest(document) for document in corpus.documents()]
+        say(f"reading {corpus.description}")
+        digests, chosen = corpus.split(data.val_fraction)
         all_utf8 = True
-        chosen = validation_digests(digests, data.val_fraction)
         validation: list[tuple[str, bytes]] = []
         with ShardWriter(folder, "train") as train:
             for name, document in _unchanged(digests, corpus):
@@ -220,22 +231,27 @@ def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
         fingerprint = digest([sorted(digests), sorted(chosen)])
         if corpus.identity != corpus_identity:
             raise _changed(corpus)
-        write_record(folder / "corpus.json", {"fingerprint": fingerprint, "is_utf8": all_utf8})
+        about = {
+            "fingerprint": fingerprint,
+            "has_other_codings": not all_utf8,
+            "skipped_other_codings": NOT_UTF8_FILES in corpus.left_out.counts,
+            "left_out": str(corpus.left_out),
+        }
+        write_record(folder / "corpus.json", about)
         write_record(folder / MANIFEST, train.contents | val.contents)
 
     vocabulary = ByteTokenizer()
     corpus_identity = corpus.identity
     identity = digest([_FORMAT, corpus.name, corpus_identity, data.val_fraction])
     folder = build_once(cache_root() / "text" / identity, build)
-    stored = read_json(
-        folder / "corpus.json",
-        lambda about: {"fingerprint": str(about["fingerprint"]), "is_utf8": about["is_utf8"]},
-        remedy=f"remove the folder {folder}, which is then built again",
-        error=DataError,
-    )
-    if not (stored["is_utf8"] or corpus.allow_invalid_utf8):
-        for _ in corpus.documents():  # prepared for bytes: reading it again names the file
-            pass
+    stored = _read_about(folder)
+    is_other = "skipped_other_codings" if corpus.allow_invalid_utf8 else "has_other_codings"
+    if stored[is_other]:  # it was built for a tokenizer that takes other text
+        identity = digest([identity, corpus.allow_invalid_utf8])
+        folder = build_once(cache_root() / "text" / identity, build)
+        stored = _read_about(folder)
+    if stored["left_out"]:
+        say(f"left out of {corpus.name}: {stored['left_out']}")
     return Source(
         name=corpus.name,
         train=_open_written(folder, "train", vocabulary),
@@ -243,10 +259,26 @@ def _import_text(corpus: TextCorpus, data: DataConfig, say: Progress) -> Source:
         vocabulary=vocabulary,
         fingerprint=stored["fingerprint"],
         identity=identity,
+        left_out=stored["left_out"],
     )
 
 
-def _unchanged(digests: list[str], corpus: TextCorpus) -> Iterator[tuple[str, bytes]]:
+def _read_about(folder: Path) -> dict[str, Any]:
+    """What is known of the text in a folder of the cache."""
+    return read_json(
+        folder / "corpus.json",
+        lambda about: {
+            "fingerprint": str(about["fingerprint"]),
+            "left_out": str(about["left_out"]),
+            "has_other_codings": bool(about["has_other_codings"]),
+            "skipped_other_codings": bool(about["skipped_other_codings"]),
+        },
+        remedy=f"remove the folder {folder}, which is then built again",
+        error=DataError,
+    )
+
+
+def _unchanged(digests: list[str], corpus: Corpus) -> Iterator[tuple[str, bytes]]:
     """The documents, read a second time, with their digests.
 
     Raises: DataError when they are others than the first time.
@@ -261,7 +293,7 @@ def _unchanged(digests: list[str], corpus: TextCorpus) -> Iterator[tuple[str, by
         raise _changed(corpus)
 
 
-def _changed(corpus: TextCorpus) -> DataError:
+def _changed(corpus: Corpus) -> DataError:
     return DataError(
         f"the text of data.corpus={corpus.name} has changed while it was read; give the command "
         "again once nothing writes to its files"
@@ -312,11 +344,11 @@ def _trained_vocabulary(source: Source, data: DataConfig, say: Progress) -> Toke
 # -- shards -------------------------------------------------------------------------------------
 
 
-def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
+def _shard_source(data: DataConfig, paths: list[Path], say: Progress) -> Source:
     """Shards that are there already, with the vocabulary they were written in.
 
     FineWeb's are GPT-2's; those of `data.corpus=bin` are what `data.tokenizer` says, a trained one
-    being read from the tokenizer.json beside the first shard.
+    being read from the tokenizer.json beside the first shard. Some have no header.
     """
     where = f"data.path={data.path}" if data.corpus == "bin" else f"{paths[0].parent}"
     for part in ("train", "val"):
@@ -335,8 +367,10 @@ def _shard_source(data: DataConfig, paths: list[Path]) -> Source:
         vocabulary = load_tokenizer(paths[0].parent, data)
     else:
         vocabulary = gpt2_tokenizer()
-    validation = _open_all((path for path in paths if "val" in path.name), vocabulary)
-    train = _open_all((path for path in paths if "train" in path.name), vocabulary)
+    validation, train = (
+        _checked((open_foreign(path, vocabulary, say) for path in of_part), vocabulary)
+        for of_part in (sorted(p for p in paths if part in p.name) for part in ("val", "train"))
+    )
     contents = [
         {shard_content(shard, vocabulary.byte_counts).content: shard.path for shard in shards}
         for shards in (train, validation)
@@ -358,22 +392,22 @@ def _shards_at(path: str | list[str] | None) -> list[Path]:
         place = Path(name).expanduser().absolute()
         found += sorted(place.glob("*.bin")) if place.is_dir() else [place]
         if not place.exists():
-            raise DataError(
-                f"data.path={name} does not exist (looked from {Path.cwd()}); give a folder of "
-                ".bin shards, or their files"
+            raise MissingDataError(
+                f"data.path={name} does not exist (looked from {Path.cwd()})",
+                "give a folder of .bin shards, or their files",
             )
     if not found:
         raise DataError(f"data.path={path} has no .bin shard")
     return found
 
 
-def _open_all(paths: Iterable[Path], vocabulary: Tokenizer) -> tuple[Shard, ...]:
-    """Opens shards by name, each checked whole the first time that it is seen.
+def _checked(shards: Iterable[Shard], vocabulary: Tokenizer) -> tuple[Shard, ...]:
+    """The shards, each read through the first time that it is seen.
 
     Raises: DataError when a shard is damaged, or has an id that the vocabulary has not.
     """
-    shards = tuple(open_shard(path) for path in sorted(paths))
-    for shard in shards:
+    checked = tuple(shards)
+    for shard in checked:
         largest = shard_content(shard, vocabulary.byte_counts).largest_id
         if largest >= vocabulary.size:
             raise DataError(
@@ -381,7 +415,7 @@ def _open_all(paths: Iterable[Path], vocabulary: Tokenizer) -> tuple[Shard, ...]
                 f"{vocabulary.name} knows only 0 to {vocabulary.size - 1}; use the tokenizer that "
                 "wrote it"
             )
-    return shards
+    return checked
 
 
 def _tokenizer_digest(folder: Path) -> dict[str, str]:
@@ -400,7 +434,7 @@ def _open_written(folder: Path, name: str, vocabulary: Tokenizer) -> tuple[Shard
     expected = {key: value for key, value in written.items() if key.startswith(f"{name}_")}
     if _tokenizer_digest(folder) != {k: v for k, v in written.items() if k == TOKENIZER_FILE}:
         raise DataError(f"{folder / TOKENIZER_FILE} is not as it was written; {remedy}")
-    shards = _open_all((folder / key for key in expected), vocabulary)
+    shards = _checked((open_shard(folder / key) for key in sorted(expected)), vocabulary)
     for shard in shards:
         content = shard_content(shard, vocabulary.byte_counts).content
         if content != expected[shard.path.name]:

@@ -1,7 +1,8 @@
 """Token shards in the .bin layout of llm.c and modded-nanogpt, read by memory map.
 
 A shard is a header of 256 int32 (magic 20240520, version 1, number of tokens, zeros) followed by
-the tokens as little-endian uint16. Every document starts with the separator.
+the tokens as little-endian uint16. Every document starts with the separator. Shards of larger
+vocabularies are read too: llm.c's (magic 20240801, version 7) hold uint32.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from nanozoo_core.data.cache import cache_errors, cache_root, digest, write_record
+from nanozoo_core.data.cache import cache_root, digest, make_folder, share, write_record
 from nanozoo_core.errors import DataError
 from nanozoo_core.files import whole_file
 
 MAGIC = 20240520
 VERSION = 1
+LARGE_MAGIC = 20240801
+LAYOUTS = {MAGIC: (VERSION, "<u2"), LARGE_MAGIC: (7, "<u4")}  # magic: version, type of a token
 HEADER_BYTES = 256 * 4
 TOKENS_PER_SHARD = 100_000_000  # as the published shards
 _CHUNK = 1 << 22  # tokens per read of a whole shard: 8 MiB, so that any shard fits in memory
 
-Tokens = npt.NDArray[np.uint16]
+Tokens = npt.NDArray[np.unsignedinteger]
 Counts = npt.NDArray[np.int64]
 
 
@@ -38,17 +41,21 @@ class Shard:
 
     path: Path
     num_tokens: int
+    dtype: str = "<u2"
+    first_byte: int = HEADER_BYTES  # of its tokens
 
     @property
     def tokens(self) -> Tokens:
-        """(num_tokens,) uint16, read-only."""
-        return _mapped(self.path, self.num_tokens)
+        """(num_tokens,) uint16 or uint32, read-only."""
+        return _mapped(self.path, self.num_tokens, self.dtype, self.first_byte)
 
     @property
     def identity(self) -> str:
         """Changes whenever the file does: a digest of its path, size, time of change and inode."""
         stat = self.path.stat()
-        return digest([str(self.path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+        known = [str(self.path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        layout = (self.dtype, self.first_byte)
+        return digest(known if layout == ("<u2", HEADER_BYTES) else [*known, *layout])
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,8 @@ class ShardContent:
 
 # One open file per shard: the largest corpora have more of them than a process may hold open.
 @functools.lru_cache(maxsize=256)
-def _mapped(path: Path, num_tokens: int) -> Tokens:
-    mapped = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(num_tokens,))
+def _mapped(path: Path, num_tokens: int, dtype: str, first_byte: int) -> Tokens:
+    mapped = np.memmap(path, dtype=dtype, mode="r", offset=first_byte, shape=(num_tokens,))
     return np.asarray(mapped)  # a plain view of it: slicing a memmap object costs twice as much
 
 
@@ -79,20 +86,24 @@ def open_shard(path: Path) -> Shard:
         size = path.stat().st_size
     except (OSError, ValueError) as error:
         raise DataError(f"the shard {path} cannot be read: {error}") from error
-    if header.size == 0 or header[0] != MAGIC:
-        found = f"starts with {header[0]}" if header.size else "is empty"
+    magic = int(header[0]) if header.size else None
+    if magic not in LAYOUTS:
+        found = "is empty" if magic is None else f"starts with {magic}"
         raise DataError(
-            f"{path} is not a token shard: it {found}, where the .bin format has {MAGIC}"
+            f"{path} is not a token shard: it {found}, where the .bin format has {MAGIC} or "
+            f"{LARGE_MAGIC}"
         )
+    expected, dtype = LAYOUTS[magic]
     if header.size < 256:
         raise DataError(f"the shard {path} is truncated: its header has {size} of 1024 bytes")
     version, num_tokens = int(header[1]), int(header[2])
-    if version != VERSION:
+    width = np.dtype(dtype).itemsize
+    if version != expected:
         raise DataError(
-            f"the shard {path} has version {version}; only version {VERSION} (uint16 tokens) "
-            "can be read"
+            f"the shard {path} has version {version}; only version {expected} (uint{8 * width} "
+            "tokens) can be read"
         )
-    found_tokens = (size - HEADER_BYTES) / 2
+    found_tokens = (size - HEADER_BYTES) / width
     if found_tokens != num_tokens:
         state = "is truncated" if found_tokens < num_tokens else "has trailing bytes"
         raise DataError(
@@ -101,7 +112,23 @@ def open_shard(path: Path) -> Shard:
         )
     if num_tokens < 1:
         raise DataError(f"the shard {path} holds no tokens")
-    return Shard(path, num_tokens)
+    return Shard(path, num_tokens, dtype)
+
+
+def shard_without_header(path: Path, dtype: str) -> Shard | None:
+    """A file that holds tokens alone; None where its size is not that of such tokens."""
+    _mapped.cache_clear()
+    num_tokens, rest = divmod(path.stat().st_size, np.dtype(dtype).itemsize)
+    return None if rest else Shard(path, num_tokens, dtype, first_byte=0)
+
+
+def has_header(path: Path) -> bool:
+    """Whether a file begins as a shard does. Raises: DataError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return int.from_bytes(file.read(4), "little") in LAYOUTS
+    except OSError as error:
+        raise DataError(f"the shard {path} cannot be read: {error}") from error
 
 
 def write_shard(path: Path, tokens: npt.ArrayLike) -> None:
@@ -177,9 +204,10 @@ def shard_content(shard: Shard, token_bytes: Counts) -> ShardContent:
 
     Args: token_bytes: (V,) int64, text bytes of each id; ids past its end count none.
     """
-    counts = np.zeros(65536, dtype=np.int64)
+    size = max(65536, token_bytes.size)
+    counts = np.zeros(size + 1, dtype=np.int64)  # the last for ids past its end
     counts[: token_bytes.size] = token_bytes
-    vocabulary = hashlib.blake2b(counts.tobytes(), digest_size=8).hexdigest()
+    vocabulary = hashlib.blake2b(counts[:size].tobytes(), digest_size=8).hexdigest()
     record = cache_root() / "shards" / f"{shard.identity}-{vocabulary}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):  # what is damaged is made again
         return ShardContent(**json.loads(record.read_text(encoding="utf-8")))
@@ -187,10 +215,11 @@ def shard_content(shard: Shard, token_bytes: Counts) -> ShardContent:
     for start in range(0, shard.num_tokens, _CHUNK):
         chunk = shard.tokens[start : start + _CHUNK]
         largest = max(largest, int(chunk.max()))
-        num_bytes += int(counts[chunk].sum())
+        num_bytes += int(counts[chunk if chunk.itemsize == 2 else np.minimum(chunk, size)].sum())
         content.update(chunk.data)
     found = ShardContent(largest, num_bytes, content.hexdigest())
-    write_record(record, vars(found))
+    with contextlib.suppress(OSError, DataError):  # in a cache of somebody else it stays unknown
+        write_record(record, vars(found))
     return found
 
 
@@ -204,10 +233,11 @@ def document_starts(shard: Shard, separator: int) -> Counts:
             for start in range(0, shard.num_tokens, _CHUNK)
         ]
         starts = np.concatenate(parts).astype(np.int64)
-        with cache_errors():
-            index.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # as above
+            make_folder(index.parent)
             with whole_file(index) as file:
                 np.save(file, starts)
+            share(index)
     return starts
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from nanozoo_core.config import DataConfig
 from nanozoo_core.data.cache import digest
+from nanozoo_core.data.shards import Tokens
 from nanozoo_core.errors import DataError
 from nanozoo_core.files import read_json, write_json
 
@@ -64,14 +65,15 @@ def cut_long_spaces(text: str) -> Iterator[str]:
 class Tokenizer:
     """A tiktoken Encoding with a separator, as models and the metric see it.
 
-    Attributes: name, as in `data.tokenizer`; size, ids are 0 .. size - 1; separator, the id that
-    starts every document.
+    Attributes: name, as in `data.tokenizer`; size, ids are 0 .. size - 1; dtype, of ids in arrays;
+    separator, the id that starts every document.
     """
 
     def __init__(self, name: str, encoding: tiktoken.Encoding, *, separator: int) -> None:
         self.name = name
         self.encoding = encoding
         self.size = encoding.max_token_value + 1
+        self.dtype = np.dtype(np.uint16 if self.size <= 65536 else np.uint32)
         self.separator = separator
 
     @cached_property
@@ -79,6 +81,16 @@ class Tokenizer:
         """A digest of the pattern and the tokens: equal for vocabularies that give the same ids."""
         tokens = [self._bytes_of(token).hex() for token in range(self.size)]
         return digest([self.name, self.encoding._pat_str, self.separator, tokens])
+
+    def ids(self) -> dict[bytes | str, int]:
+        """The id of every token: bytes, or the name of a special one."""
+        found: dict[bytes | str, int] = {
+            name: self.encoding.encode_single_token(name)
+            for name in self.encoding.special_tokens_set
+        }
+        special = set(found.values())
+        ordinary = (token for token in range(self.size) if token not in special)
+        return found | {text: token for token in ordinary if (text := self._bytes_of(token))}
 
     def equals(self, other: Tokenizer) -> bool:
         return self.identity == other.identity
@@ -106,9 +118,9 @@ class Tokenizer:
             tokens += self.encoding.encode_ordinary(part)
         return tokens
 
-    def encode_array(self, text: bytes) -> npt.NDArray[np.uint16]:
+    def encode_array(self, text: bytes) -> Tokens:
         """Ids of a text as they stand in a shard."""
-        return np.array(self.encode(text), dtype=np.uint16)
+        return np.array(self.encode(text), dtype=self.dtype)
 
     def decode_bytes(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
         """The text of `tokens`; ids that have none (separator, pad, a model's own) vanish."""
@@ -165,7 +177,7 @@ class ByteTokenizer(Tokenizer):
         """The UTF-8 bytes of a text, or any bytes."""
         return list(text.encode("utf-8", errors="replace") if isinstance(text, str) else text)
 
-    def encode_array(self, text: bytes) -> npt.NDArray[np.uint16]:
+    def encode_array(self, text: bytes) -> Tokens:
         return np.frombuffer(text, dtype=np.uint8).astype(np.uint16)
 
     def decode_bytes(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> bytes:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from nanozoo_core.data.shards import Shard, document_starts
+from nanozoo_core.data.shards import Shard, Tokens, document_starts
 from nanozoo_core.errors import DataError
 from nanozoo_core.randomness import hash_integers
 
@@ -145,10 +145,15 @@ class Windows:
         hashes = _scramble(shard.astype(np.uint64), epoch_key).astype(np.int64)
         return hashes % (self.max_offsets[shard] + 1) + window * self.seq_len
 
-    def read(self, shards: Ints, starts: Ints) -> npt.NDArray[np.uint16]:
+    @functools.cached_property
+    def _dtype(self) -> npt.DTypeLike:
+        """Of tokens, of whichever shard."""
+        return np.result_type(*{shard.dtype for shard in self.shards})
+
+    def read(self, shards: Ints, starts: Ints) -> Tokens:
         """(B, seq_len + lookahead) tokens."""
         length = self.seq_len + self.lookahead
-        tokens = np.empty((starts.size, length), dtype=np.uint16)
+        tokens = np.empty((starts.size, length), dtype=self._dtype)
         pairs = zip(shards.tolist(), starts.tolist(), strict=True)
         for row, (shard, start) in enumerate(pairs):
             if self.bounds is None:
@@ -157,7 +162,7 @@ class Windows:
                 self._fill(tokens[row], shard, start)
         return tokens
 
-    def _fill(self, row: npt.NDArray[np.uint16], shard: int, start: int) -> None:
+    def _fill(self, row: Tokens, shard: int, start: int) -> None:
         """Writes the beginnings of documents into a window, from the one at `start` on."""
         assert self.bounds is not None
         tokens, bounds = self.shards[shard].tokens, self.bounds[shard]

@@ -15,6 +15,7 @@ from nanozoo_core.training import checkpoint, integrity
 from nanozoo_core.training.ema import WeightAverage
 from nanozoo_core.training.plan import plan_run
 from nanozoo_core.training.resumable_settings import RULES, START, check_settings
+from nanozoo_core.training.run_data import lasting_path
 from nanozoo_core.training.run_folder import RunFolder, TrainState, parse_resume, read_state
 from nanozoo_core.training.setup import Setup
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 def config_to_store(config: TrainingConfig, model_cfg: Any) -> dict[str, Any]:
     """The resolved settings, without those that belong to this start alone."""
     stored = schema.to_dict(config)
+    stored["data"]["path"] = lasting_path(config.data)
     stored["model_cfg"] = schema.to_dict(model_cfg)
     unset = {"resume": None, "resume_data": "same", "resume_files": "same", "run_dir": None}
     stored |= unset

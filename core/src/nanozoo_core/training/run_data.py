@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from nanozoo_core.config import TrainingConfig
+from nanozoo_core.config import DataConfig, TrainingConfig
+from nanozoo_core.config.overrides import Referred
 from nanozoo_core.data.cache import digest
 from nanozoo_core.data.prepare import PreparedData
 from nanozoo_core.data.shards import shard_content
 from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
-from nanozoo_core.errors import CheckpointError
+from nanozoo_core.errors import CheckpointError, MissingDataError
 from nanozoo_core.training.run_folder import RunFolder
 
 
@@ -47,6 +51,32 @@ def own_vocabulary(folder: RunFolder, config: TrainingConfig) -> Tokenizer | Non
     Raises: DataError when the run has lost it.
     """
     return load_tokenizer(folder.path, config.data) if config.data.tokenizer == "bpe" else None
+
+
+def lasting_path(data: DataConfig) -> str | list[str] | None:
+    """`data.path` as it means the same from every folder; a reference to the environment stays."""
+    if data.path is None or data.corpus not in ("text", "bin"):
+        return data.path
+    if isinstance(data.path, list):
+        return [_absolute(path) for path in data.path]
+    return _absolute(data.path)
+
+
+def _absolute(path: str) -> str:
+    return path if isinstance(path, Referred) else str(Path(path).expanduser().absolute())
+
+
+@contextmanager
+def told_where_to_look(folder: RunFolder) -> Iterator[None]:
+    """Says of a run's data that are not where they were how to say where they are."""
+    try:
+        yield
+    except MissingDataError as error:
+        raise MissingDataError(
+            error.what,
+            f"the run in {folder} takes the same text from any place: say where it is now, as "
+            "data.path=PLACE",
+        ) from error
 
 
 def check_same_data(folder: RunFolder, data: PreparedData, *, accept: bool) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nanozoo_core.config import (
+    DataConfig,
     EvalConfig,
     TrainingConfig,
     resolve,
@@ -23,8 +24,8 @@ from nanozoo_core.data.loader import GivenTexts, ValidationSet
 from nanozoo_core.data.prepare import prepare
 from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
-from nanozoo_core.errors import CheckpointError, ConfigError, NonFiniteError
-from nanozoo_core.evaluation.inspection import inspect_model
+from nanozoo_core.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from nanozoo_core.evaluation.inspection import inspect_model, shown_text
 from nanozoo_core.evaluation.score import Score, evaluate
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.process import tune_process
@@ -32,7 +33,7 @@ from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training import checkpoint, integrity
 from nanozoo_core.training.distributed import LossModule
 from nanozoo_core.training.memory import WEIGHTS, require_room_for_model
-from nanozoo_core.training.run_data import RunData
+from nanozoo_core.training.run_data import RunData, told_where_to_look
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class LoadedRun:
     model: nn.Module
     vocabulary: Tokenizer
     device: torch.device
+    has_moved_data: bool = False
+    """Whether its data are read from another place than `config.yaml` says."""
 
 
 def load_run(
@@ -89,6 +92,15 @@ def load_run(
     return LoadedRun(folder, config, model_cfg, state, adapter, model, vocabulary, place)
 
 
+def with_moved_data(run: LoadedRun, moved: dict[str, Any]) -> LoadedRun:
+    """The run with its data at another place, where they must be the same text.
+
+    Args: moved: settings of `data` that say where. Raises: ConfigError.
+    """
+    data = schema.from_dict(DataConfig, schema.to_dict(run.config.data) | moved, "data")
+    return replace(run, config=replace(run.config, data=data), has_moved_data=True)
+
+
 def read_weights(model: nn.Module, path: Path, config: TrainingConfig) -> TrainState:
     """Fills `model` from what `find_checkpoint` has found, averaged weights where there are any."""
     state = read_state(path, of=config.model, verify=False)
@@ -99,6 +111,22 @@ def read_weights(model: nn.Module, path: Path, config: TrainingConfig) -> TrainS
         tensors |= average
     checkpoint.load_model_tensors(model, tensors, path)
     return state
+
+
+def stored_tensors(folder: RunFolder, step: int | None, *, tables: Set[str]) -> dict[str, Tensor]:
+    """The weights of a run, averaged where there are any, and its buffers, without its model.
+
+    Args: step: of the checkpoint; None is the newest. tables: buffers that may hold the logarithm
+        of 0.
+
+    Raises: CheckpointError as `load_run`.
+    """
+    integrity.check_config(folder)
+    config = training_config(folder.read_config())
+    path = find_checkpoint(folder, "latest" if step is None else str(step), config)
+    integrity.check_run(folder, read_state(path))
+    tensors = checkpoint.read_tensors(path, "model", tables=tables)
+    return tensors | (checkpoint.read_tensors(path, "ema") if config.train.ema > 0 else {})
 
 
 @dataclass(frozen=True)
@@ -182,11 +210,13 @@ def own_text(run: LoadedRun, texts: Sequence[str | bytes]) -> ValidationSet:
     )
 
 
-def inspect_run(run: LoadedRun) -> Inspection | None:
-    """What is peculiar to the run's model, also written to its folder; None where nothing is."""
+def inspect_run(run: LoadedRun, *, text: str | None = None) -> tuple[Inspection | None, str | None]:
+    """What is peculiar to the run's model, also written to its folder, and what it shows on `text`,
+    or on the beginning of a validation document; None where there is nothing."""
     validation, _ = validation_set(run, run.config.eval.bytes)
     folder = RunFolder(run.folder)
-    return inspect_model(
+    shown_on = shown_text(validation.documents) if text is None else text
+    found = inspect_model(
         run.adapter,
         run.model,
         validation,
@@ -195,12 +225,14 @@ def inspect_run(run: LoadedRun) -> Inspection | None:
         device=run.device,
         write_to=(folder.inspection_path, folder.inspection_picture_path),
     )
+    return found, run.adapter.show_sample(run.model, run.vocabulary, shown_on)
 
 
 def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
     """The run's validation text, and the fingerprint of its data."""
     own = run.vocabulary if run.config.data.tokenizer == "bpe" else None
-    data = prepare(run.config.data, vocabulary=own)
+    with told_where_to_look(RunFolder(run.folder)):
+        data = prepare(run.config.data, vocabulary=own)
     validation = ValidationSet(
         data,
         seq_len=run.config.data.seq_len,
@@ -209,6 +241,12 @@ def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
     )
     known = RunData.read(RunFolder(run.folder))
     if known is not None and known.fingerprint != data.fingerprint:
+        if run.has_moved_data:
+            raise DataError(
+                f"data.path={run.config.data.path} holds another text than the run in {run.folder} "
+                f"has read (fingerprint {known.fingerprint} then, {data.fingerprint} here); name "
+                "the place of the same text"
+            )
         log.warning(
             "the text of %s has changed since the run in %s read it (fingerprint %s then, %s now): "
             "its score is on other text",
@@ -232,7 +270,7 @@ def find_checkpoint(
     if path is None or not path.is_dir():
         steps = ", ".join(map(str, folder.checkpoint_steps())) or "none"
         raise CheckpointError(
-            f"--checkpoint={which} is not in {folder}; use latest, best or one of: {steps}"
+            f"checkpoint {which} is not in {folder}; use latest, best or one of: {steps}"
         )
     checkpoint.check_whole(path, stems, verify=verify)
     return path
