@@ -112,10 +112,8 @@ def test_noise_of_the_random_control_is_its_own_for_each_window_and_step() -> No
 def test_noise_of_the_random_control_chooses_other_tokens_in_each_window() -> None:
     """Of windows with one text, whose losses nothing but the noise tells apart."""
     model, tokens = build(moved=0.1, router_type="random"), random_batch(rows=1).tokens
-    losses = [
-        float(ADAPTER.training_loss(model, batch_of(tokens, first_row=row, num_rows=4), STEP).value)
-        for row in range(4)
-    ]
+    windows = [batch_of(tokens, first_row=row, num_rows=4) for row in range(4)]
+    losses = [ADAPTER.training_loss(model, window, STEP).value.item() for window in windows]
     assert len(set(losses)) == 4
 
 
