@@ -225,6 +225,16 @@ class Inspection:
 
 
 @dataclass(frozen=True)
+class GGUFModel:
+    """A model as a file of llama.cpp describes it."""
+
+    architecture: str
+    settings: dict[str, int | float | bool]
+    """By key, without the architecture that stands before it there, as `block_count`."""
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class DataStage:
     """From `progress` of the run on, a step reads `batch_tokens` scored tokens in windows of
     `seq_len`."""

@@ -6,7 +6,6 @@ methods that differ. Shapes: B batch, T sequence, K new tokens, D model_dim, V v
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +23,7 @@ from nanozoo_core.contract import (
     DataStage,
     Drafter,
     Draw,
+    GGUFModel,
     Inspection,
     Likelihood,
     Loss,
@@ -35,7 +35,7 @@ from nanozoo_core.contract import (
 )
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.machine.precision import in_float64
-from nanozoo_core.nn.accounting import cache_growth, count_parameters, decoder_flops_per_token
+from nanozoo_core.nn.accounting import cache_growth, count_parameters, counted_flops_per_token
 from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
 
@@ -46,7 +46,10 @@ class NextTokenModel(Protocol):
     Only `config`, `__call__` and `max_context` must be there. `features`, `logits` and
     `output_weight` go together: with them the loss never builds the logits whole, and decoding
     scores the last position alone. `output_bias` and `logit_softcap` then say what else turns
-    features into logits. `init_cache` is for cached decoding.
+    features into logits. `reads_lengths` says that `features` also takes `lengths` (B,) of
+    right-padded rows, which a recurrent state needs: it cannot forget padding that it has read, as
+    `crop` makes a cache of keys do. `init_cache` is for cached decoding; without it `cache` is
+    never given.
     """
 
     config: Any
@@ -250,6 +253,12 @@ class DefaultModelAdapter:
 
     # -- decoding -------------------------------------------------------------------------------
 
+    def has_cache(self, model: nn.Module) -> bool:
+        """Whether decoding keeps a state; without one every new token reads the whole text again,
+        which is right but slow."""
+        has_own = type(self).init_cache is not DefaultModelAdapter.init_cache
+        return has_own or hasattr(model, "init_cache")
+
     def init_cache(self, model: nn.Module, batch_size: int, max_length: int) -> Any:
         """An empty decoding state for `batch_size` rows of at most `max_length` tokens."""
         return cast(NextTokenModel, model).init_cache(batch_size, max_length)
@@ -260,6 +269,10 @@ class DefaultModelAdapter:
         Returns: logits (B, V) after each row's last token.
         """
         rows = torch.arange(tokens.shape[0], device=tokens.device)
+        if getattr(model, "reads_lengths", False):
+            valid = lengths.to(tokens.device)
+            features = cast(Any, model).features(tokens, cache=cache, lengths=valid)  # (B, T, D)
+            return cast(NextTokenModel, model).logits(features[rows, lengths - 1])
         if hasattr(model, "features") and hasattr(model, "logits"):
             decoder = cast(NextTokenModel, model)
             last = decoder.features(tokens, cache=cache)[rows, lengths - 1]  # (B, D)
@@ -314,10 +327,16 @@ class DefaultModelAdapter:
     # -- accounting -----------------------------------------------------------------------------
 
     def flops_per_token(self, config: Any, seq_len: int) -> float:
-        """Training FLOPs per token: 6 per weight that multiplies it, plus attention in full."""
-        with torch.device("meta"):
-            model = self.make_model(config)
-        return decoder_flops_per_token(model, self.parameter_roles(model), config, seq_len)
+        """Training FLOPs per token: three times a forward pass, whose products torch counts, with
+        attention in full."""
+        try:
+            with torch.device("meta"):
+                model = self.make_model(config)
+            return counted_flops_per_token(model, seq_len)
+        except (NotImplementedError, RuntimeError):  # a forward pass that looks at values
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                model = self.make_model(config)
+            return counted_flops_per_token(model, seq_len)
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Counts for result.json: params, params_non_embedding, what decoding keeps in memory for
@@ -329,7 +348,7 @@ class DefaultModelAdapter:
         """`cache_bytes_per_token`, by which the decoding state grows with every token, and
         `state_bytes`, what it holds from the start, from `cache_lengths`; empty where the cache has
         no `num_bytes`."""
-        if not hasattr(model, "init_cache"):
+        if not self.has_cache(model):
             return {}
         caches = [self.init_cache(model, 1, length) for length in self.cache_lengths]
         if not all(hasattr(cache, "num_bytes") for cache in caches):
@@ -351,6 +370,24 @@ class DefaultModelAdapter:
         that class lacks."""
         return None
 
+    def to_gguf(self, model: nn.Module) -> GGUFModel | None:
+        """The model for llama.cpp; None where no architecture there computes the same. Raises:
+        ConfigError for a model whose settings that architecture lacks."""
+        return None
+
+    def config_from_hf(self, theirs: dict[str, Any]) -> Any | None:
+        """The config of this model that computes what the config.json of a folder of transformers
+        describes; None where it reads no such folders. Raises: NanozooError for one that it cannot
+        be."""
+        return None
+
+    def weights_from_hf(
+        self, theirs: dict[str, Tensor], config_json: dict[str, Any], config: Any
+    ) -> dict[str, Tensor]:
+        """The weights of that folder under the names of this model. Args: config: what
+        `config_from_hf` made of `config_json`. Raises: NanozooError when they do not fit."""
+        raise NotImplementedError(f"{type(self).__name__} reads no folders of transformers")
+
     def show_sample(self, model: nn.Module, vocabulary: Vocabulary, text: str) -> str | None:
         """What is peculiar to this model on `text`, for samples.txt (hnet marks its chunks)."""
         return None
@@ -367,8 +404,8 @@ def load_adapter(name: str) -> DefaultModelAdapter:
     """The adapter of an installed model: its own where it has one, else the default."""
     config_class = registry.config_class(name)
     module = registry.model_modules()[name]
-    model_class = importlib.import_module(f"{module}.model").Model
+    model_class = registry.named_object(name, "model", "Model", "the network")
     adapter_class = DefaultModelAdapter
     if importlib.util.find_spec(f"{module}.adapter") is not None:
-        adapter_class = importlib.import_module(f"{module}.adapter").Adapter
+        adapter_class = registry.named_object(name, "adapter", "Adapter", "its adapter")
     return adapter_class(config_class, model_class)

@@ -54,6 +54,21 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+@contextmanager
+def whole_path(path: Path) -> Iterator[Path]:
+    """As `whole_file`, for a library that opens the file itself: yields where it is to write."""
+    unfinished = path.with_name(f"{UNFINISHED}{secrets.token_hex(4)}-{path.name}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except OSError as error:
+        _remove_quietly(unfinished)
+        raise WriteError.at(path, error) from error
+    except BaseException:
+        _remove_quietly(unfinished)
+        raise
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Raises: WriteError."""
     with whole_file(path) as file:

@@ -16,6 +16,7 @@ from nanozoo_core.config.multi_token import MultiTokenConfig
 from nanozoo_core.contract import Batch, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.uncompiled import uncompiled
+from nanozoo_core.nn.accounting import decoder_flops_per_token
 from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 
 
@@ -49,8 +50,11 @@ class MultiTokenAdapter(DefaultModelAdapter):
     def flops_per_token(self, config: Any, seq_len: int) -> float:
         """Those of a decoder with the same weights, and 6 V D for every output projection behind
         the first."""
+        with torch.device("meta"):
+            model = self.make_model(config)
         projections = 6.0 * config.num_extra_projections * config.vocab_size * config.model_dim
-        return super().flops_per_token(config, seq_len) + projections
+        roles = self.parameter_roles(model)
+        return decoder_flops_per_token(model, roles, config, seq_len) + projections
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Adds `params_inference`, the parameters that plain decoding uses."""

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from nanozoo_core.commands import cli, train
+from nanozoo_core.commands.interactive import continue_lines
 from nanozoo_core.config.compose import normalise_override
 from nanozoo_core.config.overrides import quoted
+from nanozoo_core.machine.terminal import harmless
 from nanozoo_core.training import trainer
 from nanozoo_core.training.run_folder import LOCK_NAME, RunFolder
 
@@ -393,6 +396,79 @@ def test_evaluate_and_generate_a_run(run: Run, toy: list[object]) -> None:
     assert scored["val_bytes"] == 500
 
 
+def test_texts_as_data_from_a_pipe_and_by_turns(
+    run: Run, toy: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farewell = run(*toy, "run_dir=here", "train.max_steps=2").out
+    assert "more text: nanozoo generate here --prompt 'word" in farewell
+
+    def call(given: str, *flags: str) -> Outcome:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+        words = ["generate", "here", "--max-tokens", "5", *flags]
+        return run(*words, program="nanozoo")
+
+    text = call("", "--prompt", "word", "--num-samples", "2").out
+    lines = call("word\n", "--prompt", "-", "--num-samples", "2", "--json").out.splitlines()
+    samples = [json.loads(line) for line in lines]
+    assert [(s["prompt"], s["seed"]) for s in samples] == [("word", 0), ("word", 1)]
+    texts = [harmless(s["prompt"] + s["text"]) for s in samples]
+    assert text == texts[0] + "\n" + "-" * 80 + "\n" + texts[1] + "\n"
+
+    found = call("rd\n\n", "--prompt", "wo", "--interactive")
+    assert found.status == 0
+    assert harmless(samples[0]["text"]) == found.out[: len(harmless(samples[0]["text"]))]
+
+
+def test_ctrl_c_stops_the_text_and_not_the_loop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\n two\n"))
+    asked: list[tuple[str, int]] = []
+
+    def continuation(text: str, turn: int) -> Iterator[str]:
+        asked.append((text, turn))
+        yield f"<{turn}>"
+        if turn == 0:
+            raise KeyboardInterrupt
+        yield "."
+
+    continue_lines("begin ", continuation)
+    assert asked == [("begin one", 0), ("begin one<0>", 1), ("begin one<0><1>. two", 2)]
+    assert capsys.readouterr().out == "<0>\n<1>.\n<2>.\n"
+
+
+def test_the_help_tells_defaults_that_say_something(run: Run) -> None:
+    told = " ".join(run("generate", "--help", program="nanozoo").out.split())
+    for default in ("latest", "0.8", "1.0", "256", "32", "0"):
+        assert f"(default: {default})" in told
+    assert "(default: False)" not in told
+    assert "(default: None)" not in told
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_a_command_ends_with_its_reader(tmp_path: Path) -> None:
+    """As behind `| head`: without a word, with the status of SIGPIPE."""
+    script = (
+        "from nanozoo_core.machine.terminal import out, reported_errors\n"
+        "with reported_errors(ends_with_reader=True):\n"
+        "    for number in range(10**6): out('x' * 99)\n"
+        "    open('done', 'w').close()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+    assert not (tmp_path / "done").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -405,6 +481,7 @@ def test_evaluate_and_generate_a_run(run: Run, toy: list[object]) -> None:
         (["generate", "here", "--num-steps", "4"], "leave out --num-steps"),
         (["generate", "here", "--trace", "no/a.html"], "there is no folder no"),
         (["generate", "here", "--checkpoint", "77"], "use latest, best or one of: 2"),
+        (["generate", "here", "--interactive", "--json"], "--interactive does not go with --json"),
         (["generate", "here", "--speculative"], "proposes tokens ahead, which toy"),
         (["generate", "here", "--speculative", "--no-cache"], "leave out --no-cache"),
         (["evaluate", "here", "eval.bytez=5"], "did you mean 'bytes'?"),

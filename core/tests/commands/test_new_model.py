@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import os
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from importlib import metadata
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nanozoo_core.commands import cli
-from nanozoo_core.commands.new import new_model
+from nanozoo_core.commands.new import new_model, undo_model
 from nanozoo_core.errors import ConfigError
 
 ROOT_PROJECT = """\
@@ -66,6 +67,10 @@ def files_below(folder: Path) -> set[str]:
         ("optim", "'optim' has a meaning in nanozoo"),
         ("core", "'core' has a meaning in nanozoo"),
         ("toy", "'toy' is taken by an installed model"),
+        ("json", "'json' is a module of Python or of its tools; use another, such as my_json"),
+        ("test", "'test' is a module of Python or of its tools"),
+        ("torch", "'torch' is an installed package of Python; use another, such as my_torch"),
+        ("hydra_core", "'hydra_core' is an installed package"),  # a distribution, not a module
     ],
 )
 def test_a_bad_name_is_refused_in_one_sentence(
@@ -174,21 +179,78 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         new_model("idea", folder=tmp_path / "file")
 
 
-def test_the_new_model_trains(
+def everything_below(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in files_below(folder)}
+
+
+def test_undo_leaves_what_was_there_before(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workspace / "LICENSE").write_text("free")
+    before = everything_below(workspace)
+    package = new_model("nsa2")
+    caches = package.folder / "src" / "nanozoo_nsa2" / "__pycache__"
+    caches.mkdir()
+    (caches / "model.pyc").write_text("")
+    cli.main(["new", "--undo", "nsa2"])
+    assert everything_below(workspace) == before
+    assert not package.folder.exists()
+    assert "uv sync --all-packages" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="packages/nsa2 holds no package to remove"):
+        undo_model("nsa2")
+
+
+def test_undo_refuses_what_was_changed_and_keeps_what_it_did_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    package = new_model("fast_idea")
+    source = package.folder / "src" / "nanozoo_fast_idea"
+    with (source / "model.py").open("a") as file:
+        file.write("# mine\n")
+    (source / "kernel.py").write_text("mine too")
+    before = everything_below(tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.py changed since .* --force"):
+        undo_model("fast_idea")
+    assert everything_below(tmp_path) == before
+    done = undo_model("fast_idea", force=True)
+    assert files_below(tmp_path) == {"fast_idea/src/nanozoo_fast_idea/kernel.py"}
+    assert [str(path) for path in done.kept] == sorted(files_below(tmp_path))
+    assert "uv pip uninstall nanozoo-fast-idea" in done.describe()
+
+
+def test_force_without_undo_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main(["new", "idea", "--force"])
+    assert files_below(tmp_path) == set()
+
+
+def test_the_new_model_trains_and_passes_its_tests(
     corpus: Path, tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """Announced as an installer would; the nox session third-party installs it for real."""
+    """Announced as an installer would; the nox session third-party installs it for real, and runs
+    its contract tests too."""
     package = new_model("idea", folder=tmp_path)
     announced = package.folder / "src" / "nanozoo_idea-0.1.0.dist-info"
     announced.mkdir()
     (announced / "METADATA").write_text("Metadata-Version: 2.1\nName: nanozoo-idea\nVersion: 0.1\n")
     entry = "[nanozoo.models]\nidea = nanozoo_idea\n"
     (announced / "entry_points.txt").write_text(entry)
+    path = os.pathsep.join([str(package.folder / "src"), os.environ["PYTHONPATH"]])
+    tests = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "idea/tests/test_idea_model.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+    )
+    assert tests.returncode == 0, tests.stdout
     done = command(
         *("train", "--model", "idea", "data.corpus=text", f"data.path='{corpus}'"),
         *("data.tokenizer=bytes", "train.max_steps=2", "train.batch_tokens=512", "eval.bytes=2000"),
         *("run_dir=run", "log.tensorboard=false", "device=cpu"),
-        PYTHONPATH=os.pathsep.join([str(package.folder / "src"), os.environ["PYTHONPATH"]]),
+        PYTHONPATH=path,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "result.json").is_file()

@@ -286,3 +286,13 @@ def test_the_strongest_compression_takes_memory_by_the_size_of_the_text() -> Non
     assert peak < 20e6
     expected = len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
     assert found["xz"] == 8 * expected / len(text)
+
+
+def test_epochs_are_counted_by_the_windows_of_each_stage(prepared: PreparedData) -> None:
+    loader = TrainLoader(prepared, [BatchStage(0, 5, 16), BatchStage(10, 3, 32)])
+    short, long = loader.num_windows(0), loader.num_windows(10)
+    assert short != long
+    assert loader.epochs(0) == 0
+    assert loader.epochs(4) == 4 * 5 / short
+    assert loader.epochs(10) == 10 * 5 / short
+    assert loader.epochs(12) == pytest.approx(10 * 5 / short + 2 * 3 / long)

@@ -98,7 +98,7 @@ def test_a_run_is_inspected_again(finished: Path, capsys: pytest.CaptureFixture[
     assert (finished / "inspection.json").read_text() == before
     out = capsys.readouterr().out
     assert "loss by depth (nats)" in out
-    assert f"<{inspection.SHOWN_TEXT}>" in out
+    assert "<word" in out  # the beginning of a validation document
     cli.main(["inspect", str(finished), "--device", "cpu", "--text", "my text"])
     assert "<my text>" in capsys.readouterr().out
 

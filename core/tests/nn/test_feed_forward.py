@@ -1,7 +1,8 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
-from nanozoo_core.nn.feed_forward import ReluSquared, SwiGLU, relu_squared
+from nanozoo_core.nn.feed_forward import GeGLU, ReluSquared, SwiGLU, relu_squared
 
 
 def test_squared_relu_and_its_gradient():
@@ -11,12 +12,13 @@ def test_squared_relu_and_its_gradient():
     assert x.grad.tolist() == [0.0, 1.0, 6.0]
 
 
-def test_swiglu_is_its_equation():
+@pytest.mark.parametrize(("layer_class", "activate"), [(SwiGLU, F.silu), (GeGLU, F.gelu)])
+def test_a_gated_layer_is_its_equation(layer_class, activate):
     torch.manual_seed(0)
-    layer = SwiGLU(8, 12)
+    layer = layer_class(8, 12)
     x = torch.randn(2, 3, 8)
     gate, up = layer.gate_up.weight.split(layer.gate_up.weight.muon_split)
-    expected = (F.silu(x @ gate.T) * (x @ up.T)) @ layer.down.weight.T
+    expected = (activate(x @ gate.T) * (x @ up.T)) @ layer.down.weight.T
     torch.testing.assert_close(layer(x), expected)
 
 

@@ -45,7 +45,7 @@ def resume(run: Path, **data: object) -> trainer.Result:
 def test_a_run_goes_on_and_is_scored_in_another_folder(home: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert RunFolder(run).read_config()["data"]["path"] == str(home / "texts")
-    assert runs.score(runs.load_run(run, device="cpu"), {})["val_bytes"] > 0
+    assert runs.score(runs.load_run(run, device="cpu"), {}).score.num_bytes > 0
     assert resume(run).val_bpb is not None
 
 
@@ -65,7 +65,7 @@ def test_data_that_have_moved_are_asked_for_and_taken_from_their_new_place(
         expected = runs.score(there, {})
         assert resume(run, path="moved").val_bpb is not None
         assert RunFolder(run).read_config()["data"]["path"] == str(moved)
-        assert expected["step"] == 4
+        assert expected.step == 4
     finally:
         moved.rename(home / "texts")
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from nanozoo_core import tensor_files
+from nanozoo_core.commands.train import run
 from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.errors import CheckpointError, OutOfMemoryError
@@ -133,6 +134,47 @@ def test_a_terminal_that_is_closed_ends_a_run_with_its_checkpoint(
     monkeypatch.setattr(trainer.Trainer, "one_step", hung_up)
     assert train(corpus, tmp_path / "run").signal == signal.SIGHUP
     assert RunFolder(tmp_path / "run").checkpoint_steps()[-1] == 5
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
+def test_a_scheduler_is_heard(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    plain, number = trainer.Trainer.one_step, getattr(signal, name)
+
+    def warned(self: trainer.Trainer) -> Any:
+        if self.state.step == 4:
+            signal.raise_signal(number)
+        return plain(self)
+
+    monkeypatch.setattr(trainer.Trainer, "one_step", warned)
+    words = ["model=toy", "device=cpu", "data.corpus=text", f"data.path='{corpus}'"]
+    words += ["log.tensorboard=false", f"run_dir='{tmp_path / 'run'}'", "eval.bytes=300"]
+    with pytest.raises(SystemExit) as ended:
+        run(compose_config(words))
+    assert ended.value.code == 128 + number
+    assert RunFolder(tmp_path / "run").checkpoint_steps()[-1] == 5
+    assert f"stopped at step 5 by signal {name}; checkpoint written" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="Windows has no SIGUSR2")
+def test_a_signal_of_somebody_else_reaches_him_after_the_checkpoint() -> None:
+    told: list[str] = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: told.append("theirs"))
+    try:
+        with catch_signals() as received:
+            signal.raise_signal(signal.SIGUSR2)
+            signal.raise_signal(signal.SIGUSR2)
+            assert received == [signal.SIGUSR2] * 2
+            told.append("checkpoint")
+        assert told == ["checkpoint", "theirs"]
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")

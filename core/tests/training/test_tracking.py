@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -36,7 +37,7 @@ class FakeWandb(ModuleType):
         return SimpleNamespace(
             id=name,
             project=how["project"],
-            entity=how.get("entity", "someone"),
+            entity=how.get("entity") or "someone",
             log=log,
             finish=lambda: self.finished.append(name),
         )
@@ -93,8 +94,30 @@ def test_a_resumed_run_goes_on_where_it_was(
     assert first["project"] == "first"
     assert (second["project"], second["id"], second["entity"]) == ("first", "new1", "someone")
     assert second["resume"] == "allow"
+    assert first["dir"] == second["dir"] == str(folder)
     assert wandb.logged == [("new1", step) for step in (1, 2, 3, 4, 4)]
     assert wandb.finished == ["new1", "new1"]
+
+
+def test_the_entity_and_the_group_are_the_settings(wandb: FakeWandb, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    team = from_defaults(LogConfig, wandb=True, wandb_entity="team", wandb_group="sweep")
+    assert start_wandb(folder, team, {}).entity == "team"
+    assert (wandb.begun[0]["entity"], wandb.begun[0]["group"]) == ("team", "sweep")
+    start_wandb(folder, log_config(), {})
+    assert (wandb.begun[1]["entity"], wandb.begun[1]["group"]) == ("team", None)
+    other = from_defaults(LogConfig, wandb=True, wandb_entity="another")
+    with pytest.raises(ConfigError, match=r"log\.wandb_entity=another is not team, where the run"):
+        start_wandb(folder, other, {})
+
+
+def test_a_run_without_an_entity_takes_one_later(wandb: FakeWandb, tmp_path: Path) -> None:
+    """As one that was begun offline."""
+    stored = {"project": "nanozoo", "entity": "", "id": "old"}
+    RunFolder(tmp_path).wandb_path.write_text(json.dumps(stored))
+    team = from_defaults(LogConfig, wandb=True, wandb_entity="team")
+    assert start_wandb(RunFolder(tmp_path), team, {}).entity == "team"
+    assert wandb.begun[0]["id"] == "old"
 
 
 def test_a_missing_package_is_said_before_anything_is_written(

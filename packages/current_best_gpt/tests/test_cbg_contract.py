@@ -24,6 +24,10 @@ class TestContract(ModelContract):
         "untie_at": 0.5,
         "yarn": True,
     }
+    # Windows beyond the text: a query then meets every key that is counted.
+    flops_cfg: ClassVar[dict[str, Any]] = {
+        "windows": [[64, 64], [64, 64]], "dc_window": 64, "paired_layers": [],
+    }  # fmt: skip
     own_roles: ClassVar[dict[str, str]] = dict.fromkeys(
         (
             "smear_gate", "early_gates.w1", "early_gates.w2", "late_gates.w1", "late_gates.w2",
@@ -32,6 +36,10 @@ class TestContract(ModelContract):
         ),
         "vector",
     ) | {"embedding.weight": "head"}  # fmt: skip
+
+    def uncounted_flops(self, config: CurrentBestConfig, seq_len: int) -> float:
+        """The mix over heads is computed over blocks of twice its window."""
+        return -12.0 * len(config.dc_layers) * config.model_dim * config.dc_window
 
     def num_parameters(self, config: CurrentBestConfig) -> int:
         dim, heads, vocab = config.model_dim, config.num_heads, config.vocab_size

@@ -62,6 +62,13 @@ def test_presets_have_the_published_size(preset, parameters):
     assert count(preset=preset, vocab_size=50257, seq_len=1024) == parameters
 
 
+@pytest.mark.parametrize("preset", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
+def test_presets_have_heads_of_64_channels(preset):
+    """Of which the parameters say nothing."""
+    config = make_config(preset=preset, vocab_size=50257, seq_len=1024)
+    assert config.shape.model_dim == 64 * config.shape.num_heads
+
+
 def test_without_biases_the_count_follows_its_formula():
     formula = 50257 * 768 + 1024 * 768 + 12 * (12 * 768**2 + 2 * 768) + 768
     assert count(preset="gpt2", vocab_size=50257, seq_len=1024, bias=False) == formula

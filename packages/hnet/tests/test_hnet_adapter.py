@@ -15,6 +15,7 @@ from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.optim.groups import ParameterGroup
 from nanozoo_core.testing import chunking, sources
 from nanozoo_core.testing.chunking import Bytes, text
+from nanozoo_core.testing.laws import assert_document_is_scored_as_if_alone, perturb
 from nanozoo_hnet.adapter import HNetAdapter
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.model import HNet
@@ -69,6 +70,20 @@ def test_share_of_chunks_behind_whitespace() -> None:
     tokens = torch.tensor([[*b"ab cd\nef g", 0]])  # starts at a, " ", d, e, " ": e follows \n
     loss = ADAPTER.training_loss(model, batch_of(tokens), STEP)
     assert float(loss.metrics["starts_after_whitespace"]) == pytest.approx(1 / 4)
+
+
+def test_a_batch_in_one_part_has_the_totals_of_its_own_chunks() -> None:
+    model = build(TWO_STAGES | {"reset_at_documents": True, "ratio_loss_coef": 1.0})
+    batch = sources.short_documents(text(4, 61))
+    totals = ADAPTER.batch_totals(perturb(model, 0.02), batch, STEP)
+    given = ADAPTER.training_loss(model, batch, replace(STEP, totals=totals)).value
+    torch.testing.assert_close(given, ADAPTER.training_loss(model, batch, STEP).value)
+
+
+def test_a_document_is_scored_as_if_alone() -> None:
+    model = build(SMALL | {"reset_at_documents": True})
+    perturb(model, 0.02)
+    assert_document_is_scored_as_if_alone(ADAPTER, model, text(2, 61), cut=20)
 
 
 def test_score_keeps_documents_apart_when_asked() -> None:

@@ -10,6 +10,11 @@ class TestContract(ModelContract):
     model = "hnet"
     tiny = SHAPE
     own_roles = OWN_ROLES
+    flops_cfg = {"chunking": "fixed"}  # noqa: RUF012 - chunks as long as the formula takes them
+
+    def uncounted_flops(self, config: Any, seq_len: int) -> float:
+        """The convolutions of 80 channels and 4 taps of encoder and decoder are sums."""
+        return 3.0 * 2 * 2 * 80 * 4
 
     def num_parameters(self, config: Any) -> int:
         outer, inner, hidden, states, channels = 32, 48, 64, 8, 64

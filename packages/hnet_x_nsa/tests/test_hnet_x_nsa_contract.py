@@ -12,12 +12,17 @@ class TestContract(ModelContract):
     model = "hnet_x_nsa"
     bfloat16_tolerance = 1e-2  # rounding moves a boundary or a choice of blocks now and then
     tiny = SHAPE | {"nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4}}
+    flops_cfg = {"chunking": "fixed"}  # noqa: RUF012 - chunks as long as the formula takes them
     entropy_steps = 150
     own_roles = OWN_ROLES | {
         "stage.inner.network.blocks.*.mixer.gate_weight": "vector",
         "stage.inner.network.blocks.*.mixer.compress_keys.positions": "vector",
         "stage.inner.network.blocks.*.mixer.compress_values.positions": "vector",
     }
+
+    def uncounted_flops(self, config: Any, seq_len: int) -> float:
+        """The convolutions of 80 channels and 4 taps of encoder and decoder are sums."""
+        return 3.0 * 2 * 2 * 80 * 4
 
     def builds_on(self) -> tuple[str, ...]:
         return ("hnet", "nsa")
@@ -55,6 +60,7 @@ class TestLadder(ModelContract):
     test_needs_no_other_model = None
     test_split_run_equals_whole_run = None
     test_compiled_loss_agrees_with_eager = None
+    test_flops_are_those_that_torch_counts = None  # test_pooling_counts_once_per_chunk does it
     test_a_known_source_is_approached_and_never_beaten = None
 
     def num_parameters(self, config: Any) -> int:

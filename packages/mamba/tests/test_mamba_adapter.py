@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.testing.laws import assert_document_is_scored_as_if_alone, perturb
 from nanozoo_core.testing.sources import MarkovSource, batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_core.testing.training import train_on_batches
@@ -83,6 +84,12 @@ def test_a_score_keeps_documents_apart_when_asked(reset):
     assert loss == pytest.approx(nats / 24, rel=1e-5)
     assert (abs(loss - other_loss) < 1e-6) == reset
     assert (abs(nats - other_nats) < 1e-5) == reset
+
+
+def test_a_document_is_scored_as_if_alone():
+    tokens = torch.randint(29, (2, 33), generator=torch.Generator().manual_seed(0))
+    model = perturb(build(reset_at_documents=True))
+    assert_document_is_scored_as_if_alone(ADAPTER, model, tokens, cut=20)
 
 
 def test_flops_are_those_of_the_products_and_nine_per_state():

@@ -10,6 +10,13 @@ class TestMamba1(ModelContract):
     )
     initial_loss_above_uniform = (0.0, 0.25)
 
+    def uncounted_flops(self, config, seq_len):
+        """A scan's 9 operations per state and channel and the taps of the convolution are sums; of
+        them torch sees the read-out by c, with its gradients and once more as it is recomputed."""
+        inner, states = 64, 8
+        forward = 9 * inner * states + 2 * inner * 4
+        return 2 * (3 * forward - 4 * 2 * inner * states)
+
     def num_parameters(self, config):
         dim, inner, states, rank = 32, 64, 8, 2
         mixer = 3 * dim * inner + inner * (rank + 2 * states) + inner * (rank + 1)
@@ -25,6 +32,10 @@ class TestMamba2(ModelContract):
     }  # fmt: skip
     own_roles = {"blocks.*.mixer.dt_proj.weight": "vector"}  # noqa: RUF012
     initial_loss_above_uniform = (0.0, 0.25)
+
+    def uncounted_flops(self, config, seq_len):
+        """The convolutions of inner + 2 states channels and 4 taps are sums."""
+        return 2 * 3 * 2 * (64 + 2 * 8) * 4
 
     def num_parameters(self, config):
         dim, inner, states, heads = 32, 64, 8, 4

@@ -109,6 +109,16 @@ def test_noise_of_the_random_control_is_its_own_for_each_window_and_step() -> No
     assert not torch.equal(whole, ADAPTER.training_loss(model, batch, later).value)
 
 
+def test_noise_of_the_random_control_chooses_other_tokens_in_each_window() -> None:
+    """Of windows with one text, whose losses nothing but the noise tells apart."""
+    model, tokens = build(moved=0.1, router_type="random"), random_batch(rows=1).tokens
+    losses = [
+        float(ADAPTER.training_loss(model, batch_of(tokens, first_row=row, num_rows=4), STEP).value)
+        for row in range(4)
+    ]
+    assert len(set(losses)) == 4
+
+
 def test_metrics_of_the_choice_by_hand() -> None:
     model, batch = build(moved=0.1), random_batch(length=61)
     metrics = ADAPTER.training_loss(model, batch, STEP).metrics

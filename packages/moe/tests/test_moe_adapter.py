@@ -15,7 +15,7 @@ from nanozoo_core.contract import Draw, HeatMap, Step
 from nanozoo_core.optim.build import build_optimizers
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
-from nanozoo_core.testing.training import make_muon
+from nanozoo_core.testing.training import gradients_in_parts, make_muon
 from nanozoo_moe.adapter import MoEAdapter
 from nanozoo_moe.config import MoEConfig
 from nanozoo_moe.model import MoE
@@ -134,13 +134,13 @@ def test_loads_are_logged_for_the_whole_step():
         metrics = ADAPTER.training_loss(model, batch(seed=micro), at()).metrics
         assert not any("max_vio" in name for name in metrics)
         _, routings = model.encode(batch(seed=micro).inputs)
-        separate.append(routings[0].counts)
-    together = torch.stack(separate).sum(0).double()
+        separate.append(torch.stack([routing.counts for routing in routings]))
+    together = torch.stack(separate).sum(0).double()  # (L, E)
     found = ADAPTER.after_step(model, at(), [])
-    assert float(found["block1_max_vio"]) == pytest.approx(
-        float(together.max() / together.mean()) - 1
-    )
-    assert int(found["block1_dead_experts"]) == int((together == 0).sum())
+    for (number, _), counts in zip(model.routers(), together, strict=True):
+        largest = float(counts.max() / counts.mean()) - 1
+        assert float(found[f"block{number}_max_vio"]) == pytest.approx(largest)
+        assert int(found[f"block{number}_dead_experts"]) == int((counts == 0).sum())
 
 
 # -- losses ---------------------------------------------------------------------------------------
@@ -161,6 +161,17 @@ def test_the_loss_adds_balance_and_z_loss():
     expected = metrics["nll"] + 0.5 * metrics["balance_loss"] + 0.25 * metrics["z_loss"]
     torch.testing.assert_close(loss.value.detach(), expected)
     assert "sequence_loss" not in metrics
+
+
+def test_the_balance_loss_does_not_depend_on_how_a_batch_is_split():
+    """It multiplies two means over the batch, which the means over its parts do not give."""
+    settings = {"balance": "loss", "score_func": "softmax", "alpha": 1.0}
+    model, whole = make_model(**settings), batch(num_windows=8)
+    expected = gradients_in_parts(ADAPTER, model, whole, 1)
+    for num_parts in (2, 8):
+        found = gradients_in_parts(ADAPTER, model, whole, num_parts)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_the_score_has_no_balance_loss():

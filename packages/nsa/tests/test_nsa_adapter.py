@@ -12,6 +12,7 @@ from nanozoo_core.config import OptimConfig, from_defaults, model_config
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.nn.control import ControlModel
+from nanozoo_core.testing.laws import assert_document_is_scored_as_if_alone, perturb
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_nsa.adapter import NSAAdapter
@@ -99,16 +100,9 @@ def test_documents_count_only_when_asked() -> None:
         assert torch.equal(one, two) is not resets
 
 
-@torch.no_grad()
-def test_documents_are_scored_as_if_alone() -> None:
-    model = build(reset_at_documents=True).double()
-    for parameter in model.parameters():
-        parameter += 0.1 * torch.randn_like(parameter)
-    tokens = random_batch().inputs
-    documents = (torch.arange(64) >= 20).int().expand(3, -1)
-    features, _ = model.encode(tokens, documents=documents)
-    alone, _ = model.encode(tokens[:, 20:])
-    torch.testing.assert_close(features[:, 20:], alone, rtol=1e-10, atol=1e-10)
+def test_a_document_is_scored_as_if_alone() -> None:
+    model = perturb(build(reset_at_documents=True))
+    assert_document_is_scored_as_if_alone(ADAPTER, model, random_batch().tokens, cut=20)
 
 
 def test_flops_of_the_default_by_hand() -> None:

@@ -11,6 +11,8 @@ class TestContract(ModelContract):
         "num_selected_blocks": 3,
         "local_blocks": 1,
     }
+    # Everything is read: blocks and windows of the kernels are then full ones.
+    flops_cfg = {"sliding_window_size": 64, "num_selected_blocks": 16}  # noqa: RUF012
     own_roles = dict.fromkeys(
         (
             f"blocks.*.attention.{name}"

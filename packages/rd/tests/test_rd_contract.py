@@ -16,6 +16,8 @@ class TestContract(ModelContract):
         "eval_recurrence": 2,
     }
 
+    flops_steps = 32  # each at a depth of its own
+
     def num_parameters(self, config: Any) -> int:
         dim, hidden = config.model_dim, config.hidden_dim
         layers = config.num_prelude_layers + config.num_core_layers + config.num_coda_layers

@@ -236,6 +236,21 @@ def test_kl_measures_the_prediction_from_the_one_before():
     assert not torch.equal(exits(lambda before, now: now.exp() * (now - before)), expected)
 
 
+def test_latent_measures_the_change_against_the_new_state():
+    """On texts of one token, whose states take no more than a loop."""
+    plain, tokens, threshold = build(), torch.arange(VOCAB)[:, None], 0.1
+    angles = plain.angles(torch.zeros_like(tokens))
+    injected = plain.read(tokens, angles)
+    state, expected = plain.evaluation_state(torch.zeros_like(tokens)), torch.full((VOCAB,), 6)
+    for i in range(1, 6):
+        before, state = state, plain.step(state, injected, angles)
+        change = ((state - before).square().sum(-1) / state.square().sum(-1)).sqrt()[:, 0]
+        expected[(change < threshold) & (expected == 6)] = i
+    assert len(expected.unique()) > 1
+    model = exiting("latent", threshold, eval_recurrence=6)
+    assert torch.equal(decoded(model, tokens)[1][:, 0], expected)
+
+
 # -- text ---------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from rd_models import make_config, think
 from nanozoo_core.config import OptimConfig, from_defaults
 from nanozoo_core.contract import Draw, Step
 from nanozoo_core.optim.build import build_optimizers
+from nanozoo_core.testing import source_code
 from nanozoo_core.testing.sources import MarkovSource, batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_rd.adapter import RDAdapter, draw_step
@@ -65,6 +66,22 @@ def test_a_source_that_needs_no_depth_is_learned_at_every_depth() -> None:
         excess = (nats_at(model, fresh, depth) - source.nats(fresh)) / 32
         error = float(excess.std()) / math.sqrt(len(excess))
         assert -3 * error < float(excess.mean()) < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_text_is_better_with_each_iteration_of_training_and_no_worse_beyond(seed: int) -> None:
+    """4 iterations is the middle of what training draws. The initial state does not matter."""
+    shape = {"num_prelude_layers": 1, "num_core_layers": 1, "num_coda_layers": 1, "num_layers": 3}
+    optim = {"name": "muon", "lr": 1e-2, "warmup": 0.05, "decay_fraction": 0.7}
+    adapter, model = source_code.trained("rd", seed, 100, optim, **shape)
+    text = source_code.windows(0, 256, held_out=True)
+    found = adapter.inspect(model, [text], ToyVocabulary(source_code.NUM_BYTES)).metrics
+    bits = {depth: found[f"bpb_depth_{depth}"] for depth in (1, 2, 4, 8, 16)}
+    assert bits[1] > bits[2] > bits[4]
+    assert bits[1] > 1.02 * bits[4]
+    assert max(bits[8], bits[16]) < 1.002 * bits[4]
+    assert found["bpb_over_seeds_std"] < 0.001 * bits[4]
 
 
 # -- a task that needs depth --------------------------------------------------------------------

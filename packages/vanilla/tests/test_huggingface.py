@@ -50,6 +50,12 @@ def tokens():
         ({"preset": "v5"}, "GPT2LMHeadModel"),
         ({"preset": "v6", "pad_vocab_to": 32}, "GPT2LMHeadModel"),
         ({"preset": "v7", "norm_eps": 1e-3}, "GPT2LMHeadModel"),
+        (
+            {"preset": "custom", "qk_norm": False, "activation": "swiglu", "rope_base": 500},
+            "LlamaForCausalLM",
+        ),
+        ({"preset": "custom", "qk_norm": False, "norm_embedding": False}, "ArceeForCausalLM"),
+        ({"preset": "custom", "activation": "swiglu"}, "Qwen3ForCausalLM"),
     ],
     ids=str,
 )
@@ -82,4 +88,4 @@ def test_other_forms_are_refused(preset):
 
 def test_a_switch_that_the_class_lacks_is_refused():
     with pytest.raises(ConfigError, match="preset=custom"):
-        ADAPTER.to_hf(build(preset="custom", qk_norm=False))
+        ADAPTER.to_hf(build(preset="custom", qk_norm=False, activation="gelu_tanh"))

@@ -23,12 +23,14 @@ from nanozoo_core.commands import (
     report,
     show,
 )
+from nanozoo_core.commands.run_arguments import CommandParser
 from nanozoo_core.machine.terminal import reported_errors
 
 COMMANDS = (
     *(models, show, prepare, evaluate, inspect, generate, compare, report, bench, export, new),
     completion,
 )
+UNSTOPPED = ("prepare", "compare", "bench")  # their work goes on when nobody reads what they say
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not hasattr(arguments, "overrides") or any(r.startswith("-") for r in rest):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.overrides += rest
-    with reported_errors():
+    with reported_errors(ends_with_reader=arguments.command not in UNSTOPPED):
         arguments.handler(arguments)
 
 
@@ -49,9 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
         prog="nanozoo", description="Small language-model architectures under one trainer."
     )
     parser.add_argument("--version", action="version", version=f"nanozoo-core {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=CommandParser)
     for command in COMMANDS:
         command.add_to(commands)
+    for name, command_parser in commands.choices.items():
+        command_parser.set_defaults(command=name)
     return parser
 
 

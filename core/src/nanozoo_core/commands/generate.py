@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load, model_values
@@ -25,15 +28,29 @@ if TYPE_CHECKING:
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("generate", help="generate text from a run")
     add_run_arguments(parser)
-    parser.add_argument("--prompt", default="", help="text to continue; empty starts a document")
+    parser.add_argument(
+        "--prompt",
+        default="",
+        help="text to continue; empty starts a document, and - is what stands on standard input, "
+        "without a line break at its end",
+    )
+    parser.add_argument(
+        "--interactive",
+        action="store_true",
+        help="go on with each line that is typed; an empty one lets the model write on, Ctrl-C "
+        "stops its text and Ctrl-D ends",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="write each sample as a line of JSON, when it is whole"
+    )
     parser.add_argument(
         "--suffix", default="", help="text that follows: fill the middle (diffusion models)"
     )
     parser.add_argument(
         "--max-tokens",
         type=int,
-        help=f"the most new tokens ({CONTINUATION_TOKENS}), or with --suffix their exact number "
-        f"({MIDDLE_TOKENS})",
+        help=f"the most new tokens (default: {CONTINUATION_TOKENS}), or with --suffix their exact "
+        f"number (default: {MIDDLE_TOKENS})",
     )
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
     parser.add_argument(
@@ -85,9 +102,11 @@ def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]
     Args: load_run: loads the run, once the arguments have been found to make sense.
     Raises: ConfigError for flags that do not go together or that the model cannot serve.
     """
+    from nanozoo_core.commands.interactive import continue_lines
     from nanozoo_core.generation.speculative import Tally
     from nanozoo_core.generation.trace import Trace, trace_page
 
+    _check_flags(arguments)
     seeds = range(arguments.seed, arguments.seed + arguments.num_samples)
     requests = [_request(arguments, seed) for seed in seeds]
     traces = [Trace(f"seed {seed}") for seed in seeds]
@@ -96,8 +115,23 @@ def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]
         raise ConfigError(f"--trace {arguments.trace}: there is no folder {arguments.trace.parent}")
     run = load_run()
     tally = Tally() if arguments.speculative else None
-    for number, (request, trace) in enumerate(zip(requests, traces, strict=True)):
-        pieces = write_pieces(run, request, tally=tally, on_step=trace.add if is_traced else None)
+    if arguments.prompt == "-":
+        requests = [replace(request, prompt=_standard_input()) for request in requests]
+    if arguments.interactive:
+        first = requests.pop()
+        continue_lines(
+            arguments.prompt,
+            lambda text, turn: write_pieces(
+                run, replace(first, prompt=text, seed=first.seed + turn), tally=tally
+            ),
+        )
+    for number, request in enumerate(requests):
+        on_step = traces[number].add if is_traced else None
+        pieces = write_pieces(run, request, tally=tally, on_step=on_step)
+        if arguments.json:
+            text = "".join(pieces) + request.suffix
+            out(json.dumps({"prompt": request.prompt, "text": text, "seed": request.seed}))
+            continue
         if number:
             out("-" * 80)
         write(request.prompt)
@@ -124,3 +158,26 @@ def _request(arguments: argparse.Namespace, seed: int) -> TextRequest:
         use_cache=not arguments.no_cache,
         speculative=arguments.speculative,
     )
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Raises: ConfigError for flags that --interactive leaves without effect."""
+    others = {
+        "--prompt -": arguments.prompt == "-",
+        "--suffix": bool(arguments.suffix),
+        "--json": arguments.json,
+        "--trace": arguments.trace is not None,
+        "--num-samples": arguments.num_samples != 1,
+    }
+    given = [flag for flag, is_given in others.items() if is_given]
+    if arguments.interactive and given:
+        raise ConfigError(f"--interactive does not go with {' and '.join(given)}; leave out one")
+
+
+def _standard_input() -> str:
+    """Raises: ConfigError when it is no text."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--prompt -: standard input is no UTF-8 ({error.reason})") from error
+    return text.removesuffix("\n").removesuffix("\r")

@@ -31,9 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     moved, arguments.overrides = split_moved_data(arguments.overrides)
     loaded = load(arguments, model_values(arguments), moved)
-    found = runs.inspect_run(loaded)
-    text = inspection.SHOWN_TEXT if arguments.text is None else arguments.text
-    shown = loaded.adapter.show_sample(loaded.model, loaded.vocabulary, text)
+    found, shown = runs.inspect_run(loaded, text=arguments.text)
     if found is None and shown is None:
         model = loaded.config.model
         out(f"{model} has no diagnostics; nanozoo show {arguments.run} tells its result")

@@ -17,6 +17,20 @@ Commands = Any
 """What `ArgumentParser.add_subparsers` returns; argparse does not name its type."""
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Whose help tells the defaults that say something."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": _WithDefaults} | options)
+
+
+class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = (None, False, "", argparse.SUPPRESS)
+        says_nothing = any(action.default is value for value in nothing)
+        return action.help if says_nothing else super()._get_help_string(action)
+
+
 def add_settings_command(
     commands: Commands, name: str, options: Sequence[Option], others: Sequence[Option], **texts: str
 ) -> argparse.ArgumentParser:
@@ -52,9 +66,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="key=value",
         help="settings to change; model_cfg.* among them where the weights allow it",
     )
-    parser.add_argument(
-        "--checkpoint", default="latest", help="latest (the default), best, or a step number"
-    )
+    parser.add_argument("--checkpoint", default="latest", help="latest, best, or a step number")
     parser.add_argument(
         "--no-verify",
         action="store_true",

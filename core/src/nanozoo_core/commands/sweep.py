@@ -28,4 +28,6 @@ def _has_settings(run: RunFolder, asked: ResolvedConfig) -> bool:
     vocab_size = stored["model_cfg"].get("vocab_size") or asked.vocab_size
     model_cfg = asked.with_vocabulary(vocab_size).model_cfg
     wanted = config_to_store(asked.training, model_cfg)
+    if asked.training.init_digest is None:  # noted by the run
+        del wanted["init_digest"]
     return all(stored.get(key) == value for key, value in wanted.items())

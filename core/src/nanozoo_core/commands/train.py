@@ -14,23 +14,30 @@ from typing import Any
 
 from nanozoo_core import __version__, registry
 from nanozoo_core.commands import completion
+from nanozoo_core.commands.train_output import FLAGS, Output, muted, print_end, print_row
 from nanozoo_core.config import compose, resolve
 from nanozoo_core.config.foreign import refuse_hydra_settings
 from nanozoo_core.config.overrides import parse_override, quoted
 from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.errors import ConfigError, NanozooError
-from nanozoo_core.machine.terminal import out, reported_errors, warn, write
+from nanozoo_core.machine.terminal import concealed, out, reported_errors, warn, write
 from nanozoo_core.python.training import run_to_continue, train_resolved
-from nanozoo_core.training.run_folder import parse_resume
+from nanozoo_core.training.claim import RUNS, make_folder
+from nanozoo_core.training.initial_weights import find_weights, with_weights
+from nanozoo_core.training.run_folder import RunFolder, parse_resume
 
 USAGE = """\
 usage: train --model NAME [key=value ...]           train a model on the default data
        train --config PATH [key=value ...]          train by a recipe (also --hydra_model_cfg)
        train resume=RUN[@STEP] [key=value ...]      continue a run
+       train init_from=RUN[@STEP] [key=value ...]   begin a new run with given weights
        train --model NAME resume=auto               continue the newest unfinished one
        train -m model=A,B seed=1,2 [key=value ...]  a sweep: one run for every combination; with
                                                     resume=auto it goes on where it stopped
        torchrun --nproc-per-node N -m nanozoo_core.train --model NAME ...
+
+Where the output is no terminal, progress is told in lines. --quiet prints the result alone;
+--json a JSON object for each row of metrics.jsonl, and the result as the last one.
 
 installed models: {models}
 
@@ -48,6 +55,7 @@ class CommandLine:
     flags: list[str]
     overrides: list[str]
     recipe: Path | None = None
+    output: Output = "words"
 
     @property
     def is_sweep(self) -> bool:
@@ -79,7 +87,7 @@ HYDRA_FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--c
 def parse(argv: Sequence[str]) -> CommandLine:
     """Splits the arguments into our flags, Hydra's flags and overrides.
 
-    Raises: ConfigError for a flag without its value, or two recipes.
+    Raises: ConfigError for a flag without its value, two recipes, or two ways of output.
     """
     line = CommandLine([], [])
     rest = list(argv)
@@ -97,6 +105,10 @@ def parse(argv: Sequence[str]) -> CommandLine:
                 raise ConfigError(f"two recipes are given, {line.recipe} and {value}; give one")
             else:
                 line.recipe = Path(value)
+        elif word in FLAGS:
+            if line.output not in ("words", FLAGS[word]):
+                raise ConfigError("--quiet and --json exclude each other; give one")
+            line.output = FLAGS[word]
         elif word.startswith("-"):
             line.flags.append(word)
             if word in HYDRA_FLAGS_WITH_VALUE and rest:
@@ -119,7 +131,7 @@ def main() -> None:
             return
         try:
             with hydra_arguments(line) as arguments:
-                run_hydra(arguments)
+                run_hydra(arguments, line.output)
         except KeyboardInterrupt:  # while the run was being prepared; later it is handled there
             warn("stopped by Ctrl-C before the first step")
             sys.exit(128 + signal.SIGINT)
@@ -132,8 +144,11 @@ def hydra_arguments(line: CommandLine) -> Iterator[list[str]]:
         yield [*line.flags, *line.overrides]
     elif line.is_sweep:
         with ExitStack() as stack:
-            # Hydra notes the sweep in a file there, which nobody reads.
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            if (line.value("hydra/launcher") or "").startswith("submitit"):
+                folder = line.value("hydra.sweep.dir") or str(make_folder(RUNS / "sweeps"))
+                warn(f"what the jobs of this sweep print is in {folder}/.submitit/JOB/")
+            else:  # Hydra notes the sweep in a file there, which nobody reads
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
             quiet = [*compose.QUIET, f"hydra.sweep.dir={quoted(folder)}"]
             yield stack.enter_context(_prepared(line, quiet))
     else:
@@ -172,11 +187,14 @@ def _prepared(line: CommandLine, quiet: Sequence[str]) -> Iterator[list[str]]:
             yield [*line.flags, *source, *quiet, *more, *normalised]
         return
     if not source and line.value("model") is None and "--hydra-help" not in line.flags:
-        raise ConfigError(no_model_message())
+        init_from = line.value("init_from")
+        if init_from in (None, "", "null"):
+            raise ConfigError(no_model_message())
+        normalised.append(f"model={find_weights(str(init_from), None).model}")
     yield [*line.flags, *source, *quiet, *normalised]
 
 
-def run_hydra(arguments: list[str]) -> None:
+def run_hydra(arguments: list[str], output: Output) -> None:
     """Hands over to Hydra, which composes and calls `run` once per job."""
     import hydra
 
@@ -185,7 +203,7 @@ def run_hydra(arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
     failures: list[NanozooError] = []
-
+    here = os.getpid()
     started = False
 
     def job(composed: Any) -> float | None:
@@ -197,8 +215,12 @@ def run_hydra(arguments: list[str]) -> None:
         with open_dict(composed):
             composed.hydra = {"runtime": {"choices": HydraConfig.get().runtime.choices}}
         try:
-            return run(compose.plain(composed))
+            overrides = list(HydraConfig.get().overrides.task)
+            return run(compose.plain(composed), overrides, output)
         except NanozooError as error:  # Hydra would print more about it; a sweep goes on
+            if os.getpid() != here:  # of a launcher, which brings back one error alone
+                warn(f"error: {concealed(str(error))}")
+                raise
             failures.append(error)
             return None
 
@@ -233,17 +255,27 @@ def is_composition_error(error: BaseException) -> bool:
     return isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
 
 
-def run(settings: dict[str, Any]) -> float | None:
-    """Trains one composed run; returns its validation bits per byte (for Hydra's sweepers)."""
+def run(
+    settings: dict[str, Any], overrides: Sequence[str] = (), output: Output = "words"
+) -> float | None:
+    """Trains one composed run; returns its validation bits per byte (for Hydra's sweepers).
+
+    Args: overrides: those that it was composed with.
+    """
+    settings = with_weights(settings, overrides)
     if settings["resume"] == "auto":  # one of a sweep
         from nanozoo_core.commands.sweep import earlier_run
 
         earlier = earlier_run(settings)
         if earlier is not None and earlier.is_finished:
-            out(f"{earlier} is finished already")
+            if output == "words":
+                out(f"{earlier} is finished already")
+            print_end(output, earlier)
             return float(earlier.read_result()["val_bpb"])
         settings = settings | {"resume": None if earlier is None else str(earlier)}
-    result = train_resolved(resolve(settings))
+    with muted(output):
+        result = train_resolved(resolve(settings), on_row=print_row if output == "json" else None)
+    print_end(output, RunFolder(result.folder), result.signal)
     if result.signal is not None:
         sys.exit(128 + result.signal)
     return result.val_bpb

@@ -3,6 +3,7 @@ reading."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,24 @@ class Words:
             f"{LARGEST_COUNT}"
         )
         return default
+
+    def distinct_positives(self, key: str) -> tuple[float, ...]:
+        """An option that is several positive numbers, none twice, or a problem; () if not given."""
+        given = self.own.get(key)
+        if given is None:
+            return ()
+        found = given.value if isinstance(given.value, list) else [given.value]
+        numbers = tuple(
+            float(n)
+            for n in found
+            if isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < math.inf
+        )
+        if len(set(numbers)) < max(2, len(found)):
+            self.problems.add(
+                f"{key}={self.text(key, '')} must be at least two positive numbers, none of them "
+                f"twice, as in {key}=0.5,1,2"
+            )
+        return numbers
 
     def positive(self, key: str, default: float | None) -> float | None:
         """An option that is a positive number, or a problem."""

@@ -186,6 +186,12 @@ def as_config_error(error: BaseException) -> ConfigError:
             registry.check_model_name(missing.group(1))
         except ConfigError as unknown:
             return unknown
+    launcher = re.search(r"Could not find 'hydra/launcher/([^']+)'", " ".join(kept))
+    if launcher:
+        return ConfigError(
+            f"hydra/launcher={launcher[1]} is not installed; nanozoo-core[submitit] brings "
+            f"submitit_slurm and submitit_local, and other plugins of Hydra bring others"
+        )
     if "model=<OPTION>" in str(error) or "You must specify 'model'" in str(error):
         return ConfigError(no_model_message())
     sentence = "; ".join(kept[:3]) or type(error).__name__

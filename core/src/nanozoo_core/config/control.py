@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nanozoo_core.config.ranges import Count, Layers
 from nanozoo_core.errors import Problems
@@ -11,6 +12,10 @@ from nanozoo_core.errors import Problems
 @dataclass(frozen=True)
 class ControlConfig:
     """A subclass adds fields, and checks them in `check`."""
+
+    not_of_the_weights: ClassVar[tuple[str, ...]] = ("seq_len",)
+    """Settings that given weights (`init_from`) do not decide: trained weights mean the same under
+    others."""
 
     vocab_size: int
     """Tokens in the vocabulary; null is the tokenizer's."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from nanozoo_core import registry
 from nanozoo_core.config import schema, settings
+from nanozoo_core.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -61,11 +62,17 @@ def training_defaults() -> dict[str, Any]:
 def model_defaults(name: str) -> dict[str, Any]:
     """The values of a model's own YAML: `model_cfg`, and the training settings that it changes.
 
-    Raises: ConfigError when the model is not installed.
+    Raises: ConfigError when the model is not installed, or has no such file.
     """
     registry.check_model_name(name)
     module = registry.model_modules()[name]
-    return copy.deepcopy(_yaml(f"{module}.conf", f"model/{name}.yaml"))
+    try:
+        return copy.deepcopy(_yaml(f"{module}.conf", f"model/{name}.yaml"))
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise ConfigError(
+            f"model={name} has no conf/model/{name}.yaml in its package {module}; that file holds "
+            "the values of its settings"
+        ) from error
 
 
 def changed_settings(name: str, config: object) -> dict[str, Any]:

@@ -13,7 +13,10 @@ from typing import Any
 from nanozoo_core.errors import ConfigError, show_value
 from nanozoo_core.machine.terminal import conceal
 
-PATHS = ("data.path", "data.sources.*.path", "data.tokenizer", "run_dir", "resume", "folder")
+PATHS = (
+    *("data.path", "data.sources.*.path", "data.tokenizer"),
+    *("run_dir", "resume", "init_from", "folder"),
+)
 """Settings and options that are paths: these may hold any sign without quotes."""
 LISTS_OF_PATHS = ("models", "runs")
 NOT_TEXTS = ("null", "true", "false", "nan", "inf")  # words that the grammar reads as values

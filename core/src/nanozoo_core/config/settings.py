@@ -157,6 +157,9 @@ class TrainConfig:
     (0, 1, ...) decays by at most (1 + n) / (10 + n)."""
     log_every: Count
     """Steps between two rows of metrics.jsonl."""
+    freeze: str | list[str] | None
+    """Parameters that do not train: roles (matrix, embedding, head, vector) or names, also with *
+    and ?, such as [embedding, 'blocks.0']; `blocks.0` is all that is in it."""
 
 
 @dataclass(frozen=True)
@@ -347,6 +350,10 @@ class LogConfig:
     """Log to Weights & Biases (extra `nanozoo-core[wandb]`)."""
     wandb_project: str | None
     """The project there; null is $WANDB_PROJECT, or else nanozoo."""
+    wandb_entity: str | None
+    """The user or team whose project it is; null is $WANDB_ENTITY, or else one's own."""
+    wandb_group: str | None
+    """Gathers runs there, such as those of a sweep; null is $WANDB_RUN_GROUP, or else none."""
 
 
 @dataclass(frozen=True)
@@ -373,6 +380,11 @@ class TrainingConfig:
     """same refuses to continue a run whose own files were changed; accept takes them so."""
     run_dir: str | None
     """Where the run is written; null is runs/<model>/<time>."""
+    init_from: str | None
+    """Weights to begin with: a run (RUN, or RUN@STEP), a folder that nanozoo export wrote, or one
+    of transformers. The model's settings and its tokenizer come with them."""
+    init_digest: str | None
+    """sha256 of those weights, which the run notes; other weights are refused."""
     data: DataConfig
     train: TrainConfig
     optim: OptimConfig
@@ -383,8 +395,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         p = Problems()
-        for key in ("resume", "run_dir"):
+        for key in ("resume", "run_dir", "init_from"):
             require_path(p, key, getattr(self, key))
+        p.require(
+            self.init_digest is None or self.init_from is not None,
+            f"init_digest={self.init_digest} has no effect without init_from; leave it out",
+        )
         for key in ("resume_data", "resume_files"):
             value = getattr(self, key)
             p.require(

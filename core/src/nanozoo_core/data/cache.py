@@ -1,4 +1,9 @@
-"""The folder of prepared data: built once, whole or not at all, safe to share by processes."""
+"""The folder of prepared data: built once, whole or not at all, safe to share by processes and
+users.
+
+What it holds gets the rights that the umask leaves. A folder that its group may write, by `chmod
+2775`, is shared: all that is made in it may be read and written as itself, whatever the umask.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,8 +59,9 @@ def cache_errors() -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise DataError(
-                f"the cache folder {root} cannot be written ({error.strerror}); set "
-                "NANOZOO_CACHE to a folder that can"
+                f"the cache folder {root} cannot be written ({error.filename or root}: "
+                f"{error.strerror}); set NANOZOO_CACHE to a folder that can, or ask its owner to "
+                f"share it: chmod -R g+rwXs {root}"
             ) from error
         raise
 
@@ -92,8 +99,10 @@ def build_once(folder: Path, build: Callable[[Path], None], *, goes_on: bool = F
     if is_whole(folder):
         return folder
     with cache_errors():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):
+        make_folder(folder.parent)
+        lock = folder.parent / f".{folder.name}.lock"
+        with FileLock(lock):
+            share(lock)
             if is_whole(folder):
                 return folder
             unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -103,6 +112,8 @@ def build_once(folder: Path, build: Callable[[Path], None], *, goes_on: bool = F
             try:
                 build(unfinished)
                 write_json(unfinished / CONTENTS, _sizes(unfinished))
+                for path in (unfinished, *unfinished.iterdir()):
+                    share(path)
                 if folder.exists():
                     shutil.rmtree(folder)
                 unfinished.rename(folder)
@@ -129,5 +140,24 @@ def _sizes(folder: Path) -> dict[str, int]:
 def write_record(path: Path, value: object) -> None:
     """Writes a small JSON file of the cache. Raises: DataError."""
     with cache_errors():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_json(path, value, indent=None)
+        share(path)
+
+
+def make_folder(path: Path) -> None:
+    """A folder of the cache, with those above it. Raises: OSError."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        share(path)
+
+
+def share(path: Path) -> None:
+    """Gives what was just made in a shared cache the rights of the cache's own folder. What is
+    another user's is left as he has made it."""
+    root = cache_root()
+    with contextlib.suppress(OSError):
+        rights = root.stat().st_mode & 0o777
+        if rights & stat.S_IWGRP and path != root:
+            path.chmod(path.stat().st_mode | (rights if path.is_dir() else rights & 0o666))

@@ -109,6 +109,16 @@ class TrainLoader:
                 epochs[name] += (b - a) / len(part)
         return epochs
 
+    def epochs(self, step: int) -> float:
+        """How often the text has been read before a step, by the windows of each stage."""
+        ends = [*(stage.start for stage in self.stages[1:]), step]
+        return sum(
+            max(0, min(end, step) - stage.start)
+            * stage.batch_windows
+            / len(self._windows[stage.seq_len])
+            for stage, end in zip(self.stages, ends, strict=True)
+        )
+
     def batch(self, step: int, first_row: int = 0, num_rows: int | None = None) -> Batch:
         """Rows first_row .. first_row + num_rows - 1 (None: to the end) of the global batch of a
         step."""

@@ -21,7 +21,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from nanozoo_core.data.cache import cache_errors, cache_root, digest, write_record
+from nanozoo_core.data.cache import cache_root, digest, make_folder, share, write_record
 from nanozoo_core.errors import DataError
 from nanozoo_core.files import whole_file, write_json
 
@@ -288,7 +288,8 @@ def shard_content(shard: Shard, token_bytes: Counts) -> ShardContent:
         num_bytes += int(counts[chunk if chunk.itemsize == 2 else np.minimum(chunk, size)].sum())
         content.update(chunk.data)
     found = ShardContent(largest, num_bytes, content.hexdigest())
-    write_record(record, vars(found))
+    with contextlib.suppress(OSError, DataError):  # in a cache of somebody else it stays unknown
+        write_record(record, vars(found))
     return found
 
 
@@ -302,10 +303,11 @@ def document_starts(shard: Shard, separator: int) -> Counts:
             for start in range(0, shard.num_tokens, _CHUNK)
         ]
         starts = np.concatenate(parts).astype(np.int64)
-        with cache_errors():
-            index.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # as above
+            make_folder(index.parent)
             with whole_file(index) as file:
                 np.save(file, starts)
+            share(index)
     return starts
 
 

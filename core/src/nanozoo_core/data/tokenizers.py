@@ -89,6 +89,16 @@ class Tokenizer:
         tokens = [self._bytes_of(token).hex() for token in range(self.size)]
         return digest([self.name, self.encoding._pat_str, self.separator, tokens])
 
+    def ids(self) -> dict[bytes | str, int]:
+        """The id of every token: bytes, or the name of a special one."""
+        found: dict[bytes | str, int] = {
+            name: self.encoding.encode_single_token(name)
+            for name in self.encoding.special_tokens_set
+        }
+        special = set(found.values())
+        ordinary = (token for token in range(self.size) if token not in special)
+        return found | {text: token for token in ordinary if (text := self._bytes_of(token))}
+
     def equals(self, other: Tokenizer) -> bool:
         return self.identity == other.identity
 

@@ -7,6 +7,7 @@ what they mean.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ from nanozoo_core.likelihood import target_bytes
 from nanozoo_core.machine.terminal import text_table
 
 INSPECTED_BYTES = 65_536
-SHOWN_TEXT = (
-    "def read_lines(path):\n    with open(path) as file:\n        return file.readlines()\n"
-)
+SHOWN_CHARACTERS = 120
+
+
+def shown_text(documents: Sequence[bytes]) -> str:
+    """The beginning of a validation document, on which a model shows what is peculiar to it."""
+    document = documents[0].decode("utf-8", errors="replace") if documents else ""
+    return document[:SHOWN_CHARACTERS]
 
 
 @torch.no_grad()

@@ -8,17 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
+UNREAD_STATUS = 141  # 128 and SIGPIPE, of which other programs die then
+
 
 class SteadyStream:
-    """A text stream whose `write` and `flush` never raise.
+    """A text stream whose `write` and `flush` never raise, but to end the process where that is
+    asked for.
 
     What its encoding lacks, such as that of a console of Windows or of LC_ALL=C, becomes a question
     mark. A stream that has been closed swallows what is written to it. Everything else is the
     stream's own.
     """
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO | None, *, ends_with_reader: bool = False) -> None:
         self._stream = stream  # None where the process has begun without one, or it is lost
+        self._ends_with_reader = ends_with_reader
 
     @property
     def encoding(self) -> str:
@@ -28,16 +32,16 @@ class SteadyStream:
         if self._stream is not None:
             try:
                 self._stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
-            except (OSError, ValueError):  # ValueError: it is closed
-                self._lose()
+            except (OSError, ValueError) as error:  # ValueError: it is closed
+                self._lose(error)
         return len(text)
 
     def flush(self) -> None:
         if self._stream is not None:
             try:
                 self._stream.flush()
-            except (OSError, ValueError):
-                self._lose()
+            except (OSError, ValueError) as error:
+                self._lose(error)
 
     def isatty(self) -> bool:
         try:
@@ -45,14 +49,19 @@ class SteadyStream:
         except ValueError:
             return False
 
-    def _lose(self) -> None:
-        """Leads what is still in its buffer nowhere, also at the end of the process."""
+    def _lose(self, error: Exception) -> None:
+        """Leads what is still in its buffer nowhere, also at the end of the process.
+
+        Raises: SystemExit where nobody reads a pipe and that is to end the process.
+        """
         lost, self._stream = self._stream, None
         assert lost is not None
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, lost.fileno())
             os.close(nowhere)
+        if self._ends_with_reader and isinstance(error, BrokenPipeError):
+            raise SystemExit(UNREAD_STATUS)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -74,13 +83,22 @@ def steady(stream: TextIO | None) -> TextIO:
 
 
 @contextmanager
-def steady_output() -> Iterator[None]:
-    """Inside it nothing that writes to stdout or stderr raises: neither we nor a library."""
+def steady_output(*, ends_with_reader: bool = False) -> Iterator[None]:
+    """Inside it nothing that writes to stdout or stderr raises: neither we nor a library.
+
+    Args: ends_with_reader: the process ends, as other programs, when stdout is a pipe that nobody
+        reads any more.
+    """
     previous = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(steady, previous)
+    stdout = previous[0]
+    if ends_with_reader and not isinstance(stdout, SteadyStream):
+        stdout = cast(TextIO, SteadyStream(stdout, ends_with_reader=True))
+    sys.stdout, sys.stderr = steady(stdout), steady(previous[1])
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        sys.stdout, sys.stderr = previous
+        try:
+            sys.stdout.flush()
+        finally:
+            sys.stderr.flush()
+            sys.stdout, sys.stderr = previous

@@ -17,9 +17,32 @@ from typing import TextIO
 from nanozoo_core.errors import NanozooError
 from nanozoo_core.machine.streams import steady, steady_output
 
+_is_silent = False
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Inside it nothing is said and no bar shown; what `out` and `warn` tell still is."""
+    global _is_silent
+    before, _is_silent = _is_silent, True
+    try:
+        yield
+    finally:
+        _is_silent = before
+
+
+def has_bars() -> bool:
+    """Whether progress is shown by bars, which move the cursor of a terminal; where the output goes
+    to a file or a pipe it is told in lines, or not at all."""
+    streams = (steady(sys.stdout), steady(sys.stderr))
+    return not _is_silent and all(stream.isatty() for stream in streams)
+
 
 def say(text: str) -> None:
-    """A line on stdout, clear of the progress bar."""
+    """A line on stdout, clear of the progress bar, about what a command does; `out` tells what it
+    has been asked for."""
+    if _is_silent:
+        return
     from tqdm import tqdm
 
     stream = steady(sys.stdout)
@@ -99,13 +122,15 @@ class _HarmlessFormatter(logging.Formatter):
 
 
 @contextmanager
-def reported_errors() -> Iterator[None]:
+def reported_errors(*, ends_with_reader: bool = False) -> Iterator[None]:
     """Prints what the user can mend as plain sentences and exits with status 1; on Ctrl-C with one
     and status 130; any other exception is a fault of ours, of which the traceback goes to a file,
-    and the status is 70. Inside it a lost terminal stops nothing."""
+    and the status is 70. Inside it a lost terminal stops nothing. A pipe that nobody reads, as
+    behind `| head`, ends the process with status 141, as other programs, but only with
+    `ends_with_reader`."""
     if logging.lastResort is not None:  # what prints our warnings
         logging.lastResort.setFormatter(_HarmlessFormatter())
-    with steady_output():
+    with steady_output(ends_with_reader=ends_with_reader):
         yield from _reported()
 
 

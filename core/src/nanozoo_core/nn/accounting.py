@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -36,3 +37,44 @@ def decoder_flops_per_token(
     head = config.vocab_size * config.model_dim
     attention = 12 * config.num_layers * config.model_dim * seq_len
     return 6.0 * (matrices + head) + attention
+
+
+@torch.no_grad()
+def counted_flops_per_token(model: nn.Module, seq_len: int) -> float:
+    """Training FLOPs per token of a model that maps tokens (1, T) to logits: three times the
+    products of a forward pass over `seq_len` tokens, as torch counts them. Attention counts as a
+    full square. Elementwise work, recurrences and convolutions written as sums are not counted; a
+    model in which they weigh adds them, for example by `recurrence_flops` and `window_flops`.
+
+    Args: model: with or without memory behind its weights.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
+    tokens = torch.zeros(1, seq_len, dtype=torch.int64, device=device)
+    was_training = model.training
+    model.eval()
+    with FlopCounterMode(display=False) as counter:
+        model(tokens)
+    model.train(was_training)
+    return 3 * counter.get_total_flops() / seq_len
+
+
+def keys_in_window(seq_len: int, window: int | None) -> float:
+    """Keys that a query meets on average: where every query counts the whole of its window, and
+    `window` earlier positions besides its own are one; None is the full square."""
+    return float(seq_len if window is None else min(seq_len, window + 1))
+
+
+def window_flops(width: int, seq_len: int, window: int | None) -> float:
+    """Training FLOPs per token of attention's scores and sums, beside its projections.
+
+    Args: width: num_heads * head_dim; window: as `attend` takes it.
+    """
+    return 12.0 * width * keys_in_window(seq_len, window)
+
+
+def recurrence_flops(channels: int, *, conv_kernel: int = 0) -> float:
+    """Training FLOPs per token of h = a h + b in `channels` channels, a product and a sum, and of a
+    depthwise convolution of `conv_kernel` taps in front of it."""
+    return 3.0 * 2 * channels * (1 + conv_kernel)

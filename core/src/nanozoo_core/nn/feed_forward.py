@@ -24,7 +24,17 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, F) each
-        return self.down(F.silu(gate) * up)
+        return self.down(self.activate(gate) * up)
+
+    def activate(self, gate: Tensor) -> Tensor:
+        return F.silu(gate)
+
+
+class GeGLU(SwiGLU):
+    """W_down (gelu(W_gate x) * W_up x), without biases (arXiv 2002.05202, eq. 6)."""
+
+    def activate(self, gate: Tensor) -> Tensor:
+        return F.gelu(gate)
 
 
 class ReluSquared(nn.Module):

@@ -18,10 +18,12 @@ from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
 from nanozoo_core.machine.paths import checked_path
 from nanozoo_core.machine.terminal import warn
 from nanozoo_core.training.claim import newest_unfinished
+from nanozoo_core.training.initial_weights import find_weights, with_weights
 from nanozoo_core.training.run_folder import RunFolder, parse_resume
 
 if TYPE_CHECKING:
     from nanozoo_core.config import ResolvedConfig
+    from nanozoo_core.training.records import OnRow
     from nanozoo_core.training.trainer import Result
 
 _at_work = threading.Lock()
@@ -54,16 +56,21 @@ def train(
     config = composed(model, recipe=recipe, resume=resume, settings=settings)
     with _alone_in_this_process():
         result = train_resolved(config)
-    if result.signal is not None:
-        signal.raise_signal(result.signal)
+    received = result.signal
+    # A handler of the user's has been called already, by `catch_signals`.
+    if received == signal.SIGINT or (received and not callable(signal.getsignal(received))):
+        signal.raise_signal(received)
     return result
 
 
-def train_resolved(config: ResolvedConfig) -> Result:
-    """Trains by settings that are complete. What the command `train` and its sweeps call."""
+def train_resolved(config: ResolvedConfig, *, on_row: OnRow | None = None) -> Result:
+    """Trains by settings that are complete. What the command `train` and its sweeps call.
+
+    Args: on_row: is told each row of metrics that is logged.
+    """
     from nanozoo_core.training import trainer
 
-    return trainer.train(config)
+    return trainer.train(config, on_row=on_row)
 
 
 def composed(
@@ -84,13 +91,16 @@ def composed(
     else:
         if resume is not None:
             settings = {k: v for k, v in settings.items() if not k.startswith("resume_")}
+        init_from = settings.get("init_from")
         if model is None and source is None:
-            raise ConfigError(no_model_message())
+            if init_from is None:
+                raise ConfigError(no_model_message())
+            model = find_weights(os.fspath(init_from), None).model
         words = [*([] if model is None else [f"model={model}"]), *as_words(settings)]
     if source is not None:
         with compose.recipe_source(source) as (folder, file, more):
             refuse_hydra_settings(source, folder, file, more)
-    return resolve(compose.compose_config(words, recipe=source))
+    return resolve(with_weights(compose.compose_config(words, recipe=source), words))
 
 
 def run_to_continue(resume: str, *, model: str | None, recipe: Path | None) -> str | None:

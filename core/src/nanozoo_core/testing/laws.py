@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -103,6 +104,22 @@ def assert_causal(model: nn.Module, tokens: Tensor, place: int, vocab_size: int)
     before, after = model(tokens), model(changed)
     assert torch.equal(before[:, :place], after[:, :place])
     assert not torch.equal(before[:, place:], after[:, place:])
+
+
+@torch.no_grad()
+def assert_document_is_scored_as_if_alone(
+    adapter: DefaultModelAdapter, model: nn.Module, tokens: Tensor, cut: int
+) -> None:
+    """A document that begins at place `cut` of windows (B, T + 1) has the likelihoods of a window
+    that begins there: no token too many is before it, and none too few."""
+    places = torch.arange(tokens.shape[1])
+    documents = (places >= cut).int().expand_as(tokens)
+    scored = (places[:-1] >= cut).expand(len(tokens), -1)
+    batch = replace(batch_of(tokens), documents=documents, scored=scored)
+    together = adapter.nll(model.eval(), batch, Draw(0))
+    alone = adapter.nll(model, batch_of(tokens[:, cut:]), Draw(0))
+    assert together.num_tokens == alone.num_tokens
+    torch.testing.assert_close(together.nats, alone.nats, rtol=1e-5, atol=0)
 
 
 def assert_padding_changes_nothing(

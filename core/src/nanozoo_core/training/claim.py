@@ -83,7 +83,7 @@ def _claim_new(run_dir: str | None, model: str) -> Claim:
     path = Path(run_dir) if run_dir is not None else RUNS / model
     with _write_errors(path):
         if run_dir is None:
-            return _hold(_make_folder(path))
+            return _hold(RunFolder(make_folder(path)))
         path.mkdir(parents=True, exist_ok=True)
     _check_free(path)
     claim = _hold(RunFolder(path))
@@ -93,7 +93,7 @@ def _claim_new(run_dir: str | None, model: str) -> Claim:
     return claim
 
 
-def _make_folder(parent: Path) -> RunFolder:
+def make_folder(parent: Path) -> Path:
     """A folder that did not exist, named after the time; the second of a second has a suffix."""
     parent.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -101,7 +101,7 @@ def _make_folder(parent: Path) -> RunFolder:
         path = parent / (stamp if number == 1 else f"{stamp}_{number}")
         with contextlib.suppress(FileExistsError):
             path.mkdir()
-            return RunFolder(path)
+            return path
     raise AssertionError("unreachable")
 
 

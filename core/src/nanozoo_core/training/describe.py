@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nanozoo_core import registry
 from nanozoo_core.config import (
@@ -15,6 +15,7 @@ from nanozoo_core.config import (
     schema,
 )
 from nanozoo_core.default_model_adapter import load_adapter
+from nanozoo_core.errors import show_value
 from nanozoo_core.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -113,6 +114,27 @@ def _activations(resolved: ResolvedConfig, adapter: DefaultModelAdapter, plan: R
     )
 
 
+def _values(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Numbers and texts as lines for people, those of a section each under its dotted name."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += _values(value, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key}: {_value(value)}")
+    return lines
+
+
+def _value(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value % 1 == 0 and abs(value) < 1e15 else f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    return "-" if value is None else show_value(value)
+
+
 def describe_run(folder: Path, *, text: str | None) -> str:
     """The result of a run, and what its model makes of `text` where it has something to show."""
     from nanozoo_core.training import runs
@@ -120,7 +142,7 @@ def describe_run(folder: Path, *, text: str | None) -> str:
     lines = []
     run_folder = RunFolder(folder)
     if run_folder.is_finished:
-        lines += [f"{key}: {value}" for key, value in run_folder.read_result().items()]
+        lines += _values(run_folder.read_result())
     else:
         lines.append(f"{folder} is not finished; continue it with: train resume={folder}")
     if text is not None:

@@ -6,6 +6,9 @@ whole loss, from outside.
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -55,12 +58,20 @@ def parallelize(
     if compiled:
         module.compile()
     if ranks.world_size > 1 and strategy == "ddp":
-        device_ids = [device.index] if device.type == "cuda" else None
         # Buffers are each rank's own: what a model counts there it sums itself.
-        wrapped = nn.parallel.DistributedDataParallel(
-            module, device_ids=device_ids, broadcast_buffers=False
-        )
+        options: dict[str, Any] = {_syncs_buffers(): False}
+        if device.type == "cuda":
+            options["device_ids"] = [device.index]
+        wrapped = nn.parallel.DistributedDataParallel(module, **options)
     return wrapped
+
+
+def _syncs_buffers() -> str:
+    """The option of DistributedDataParallel by which every forward pass copies the buffers of rank
+    0. In newer versions of torch it has another name, and the old one warns on every rank."""
+    options = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+    new = "forward_sync_buffers"
+    return new if new in options else "broadcast_buffers"
 
 
 def set_gradient_sync(wrapped: nn.Module, enabled: bool) -> None:

@@ -1,7 +1,8 @@
-"""Runs as Hugging Face folders: `nanozoo export RUN --to hf`.
+"""Runs as folders of safetensors: of transformers, `nanozoo export RUN --to hf`, or of our own,
+`--to safetensors`.
 
-The model's adapter supplies the config and the weights in the layout of a class of transformers;
-the tokenizer is written here, since it belongs to the run and not to the model.
+For transformers the model's adapter supplies the config and the weights in the layout of a class
+there; the tokenizer is written here, since it belongs to the run and not to the model.
 """
 
 from __future__ import annotations
@@ -10,32 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanozoo_core import registry
+from nanozoo_core.config import schema
 from nanozoo_core.data.hf_tokenizer import hf_tokenizer
-from nanozoo_core.data.tokenizers import SEPARATOR
+from nanozoo_core.data.tokenizers import SEPARATOR, save_tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.files import claim_output, write_json, write_text
 from nanozoo_core.tensor_files import require_finite, write_tensors
-from nanozoo_core.training.run_folder import RunFolder
+from nanozoo_core.training.checkpoint import model_tensors, table_names
+from nanozoo_core.training.initial_weights import ABOUT_NAME, WEIGHTS_NAME
+from nanozoo_core.training.model_card import card
 
 if TYPE_CHECKING:
     from nanozoo_core.training.runs import LoadedRun
-
-CARD = """\
-# {model}, trained by nanozoo
-
-{score} bits per byte on {num_bytes:,} validation bytes of `{corpus}`; {params:,} parameters.
-Documents start with `{separator}`, which the tokenizer puts before every text.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-ids = tokenizer("def ", return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids, max_new_tokens=60)[0], skip_special_tokens=True))
-```
-"""
 
 
 def export_hf(run: LoadedRun, folder: Path, *, force: bool = False) -> None:
@@ -51,7 +39,7 @@ def export_hf(run: LoadedRun, folder: Path, *, force: bool = False) -> None:
         able = ", ".join(exportable_models()) or "none"
         raise ConfigError(
             f"{run.config.model} has no class in transformers that computes the same; models that "
-            f"have one: {able}"
+            f"have one: {able}; --to safetensors writes any model"
         )
     config, tensors = found
     require_finite(tensors, f"the exported {run.config.model}")
@@ -64,7 +52,7 @@ def export_hf(run: LoadedRun, folder: Path, *, force: bool = False) -> None:
     write_tensors(folder / "model.safetensors", tensors)
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     write_json(folder / "tokenizer_config.json", _tokenizer_config(run))
-    write_text(folder / "README.md", _card(run, folder))
+    write_text(folder / "README.md", card(run, folder, "hf"))
 
 
 def exportable_models() -> list[str]:
@@ -84,15 +72,28 @@ def _tokenizer_config(run: LoadedRun) -> dict[str, Any]:
     }
 
 
-def _card(run: LoadedRun, folder: Path) -> str:
-    folder_of_run = RunFolder(run.folder)
-    result = folder_of_run.read_result() if folder_of_run.is_finished else {}
-    return CARD.format(
-        model=run.config.model,
-        score=f"{result['val_bpb']:.4f}" if result else "unfinished run, unknown",
-        num_bytes=result.get("val_bytes", 0),
-        corpus=run.config.data.corpus,
-        params=sum(parameter.numel() for parameter in run.model.parameters()),
-        separator=SEPARATOR,
-        folder=folder.name,
-    )
+def export_safetensors(run: LoadedRun, folder: Path, *, force: bool = False) -> None:
+    """Writes model.safetensors, nanozoo.json with the settings, the tokenizer where it was trained
+    and a README.md into `folder`, from which `init_from` begins.
+
+    Raises: ConfigError as `export_hf`; NonFiniteError for weights that are not finite.
+    """
+    tensors = model_tensors(run.model)
+    tables = table_names(run.model)
+    require_finite(tensors, f"the exported {run.config.model}", logarithms=tables)
+    claim_output(folder, "nanozoo export", setting="--output", force=force)
+    data = run.config.data
+    write_tensors(folder / WEIGHTS_NAME, tensors)
+    save_tokenizer(run.vocabulary, folder)
+    about = {
+        "model": run.config.model,
+        "model_cfg": schema.to_dict(run.model_cfg),
+        "data": {
+            "tokenizer": run.vocabulary.name,
+            "vocab_size": data.vocab_size,
+            "seq_len": data.seq_len,
+        },
+        "step": run.state.step,
+    }
+    write_json(folder / ABOUT_NAME, about)
+    write_text(folder / "README.md", card(run, folder, "safetensors"))

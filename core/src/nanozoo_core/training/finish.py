@@ -94,6 +94,7 @@ def make_result(
         "steps": state.step,
         "train_tokens": state.tokens,
         "train_bytes": state.bytes,
+        "epochs": setup.loader.epochs(state.step),
         "train_seconds": seconds,
         "tokens_per_second": state.tokens / seconds,
         "train_flops": state.flops,
@@ -129,8 +130,9 @@ def sources_of(setup: Setup, state: TrainState, score: Score) -> dict[str, dict[
 def make_samples(setup: Setup, model: nn.Module) -> Samples:
     """Some generated text: from nothing, and after the first lines of validation documents."""
     vocabulary = setup.data.vocabulary
+    documents = setup.validation.documents
     prompts = [""]
-    for document in itertools.islice(setup.validation.documents, 2):
+    for document in itertools.islice(documents, 2):
         prompts.append(document.decode("utf-8", errors="replace")[:48])
     texts = []
     for seed, prompt in enumerate(prompts):
@@ -138,5 +140,5 @@ def make_samples(setup: Setup, model: nn.Module) -> Samples:
         tokens = generate_tokens(setup.adapter, model, vocabulary, prompt, settings)
         text = vocabulary.decode([token for new in tokens for token in new])
         texts.append(Sample(prompt, prompt + text))
-    shown = setup.adapter.show_sample(model, vocabulary, inspection.SHOWN_TEXT)
+    shown = setup.adapter.show_sample(model, vocabulary, inspection.shown_text(documents))
     return Samples(tuple(texts), shown)

@@ -23,6 +23,7 @@ from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.errors import ConfigError, suggest
 from nanozoo_core.generation.text import generate_tokens
 from nanozoo_core.machine.precision import in_float64
+from nanozoo_core.machine.terminal import has_bars
 from nanozoo_core.training.runs import LoadedRun
 
 NEW_TOKENS = 256
@@ -79,7 +80,7 @@ class RunLM(TemplateLM):
             [*context, *continuation][-self.max_length - 1 :] for context, continuation in pairs
         ]
         scores: list[Scored] = [(0.0, True)] * len(pairs)
-        with tqdm(total=len(pairs), desc="scoring", disable=disable_tqdm) as bar:
+        with tqdm(total=len(pairs), desc="scoring", disable=disable_tqdm or not has_bars()) as bar:
             for places in self._batches(texts):
                 logits = self._logits([texts[place][:-1] for place in places])
                 for row, place in enumerate(places):
@@ -101,8 +102,11 @@ class RunLM(TemplateLM):
         length = max(len(row) for row in rows)
         padded = [row + [self.eot_token_id] * (length - len(row)) for row in rows]
         adapter, model = self.run.adapter, self.run.model
-        cache = adapter.init_cache(model, len(rows), length)
-        return adapter.append(model, torch.tensor(padded, device=self.run.device), cache)
+        tokens = torch.tensor(padded, device=self.run.device)
+        if not adapter.has_cache(model):
+            logits: Tensor = model(tokens)
+            return logits
+        return adapter.append(model, tokens, adapter.init_cache(model, len(rows), length))
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -132,7 +136,7 @@ class RunLM(TemplateLM):
         sample. A request that is repeated draws anew."""
         texts = []
         times_asked: Counter[str] = Counter()
-        for request in tqdm(requests, desc="writing", disable=disable_tqdm):
+        for request in tqdm(requests, desc="writing", disable=disable_tqdm or not has_bars()):
             context, wishes = request.args
             stops = wishes.get("until") or []
             stops = [stops] if isinstance(stops, str) else stops

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,10 +16,10 @@ from nanozoo_core.errors import OutOfMemoryError, first_line
 from nanozoo_core.evaluation.inspection import describe
 from nanozoo_core.evaluation.score import Score
 from nanozoo_core.machine.device import device_name, is_out_of_memory
-from nanozoo_core.machine.terminal import harmless, say
+from nanozoo_core.machine.terminal import harmless, has_bars, say
 from nanozoo_core.training.budget import Budget
 from nanozoo_core.training.finish import Finish
-from nanozoo_core.training.plan import describe_batch
+from nanozoo_core.training.plan import describe_batch, describe_time
 from nanozoo_core.training.run_folder import RunFolder, TrainState
 from nanozoo_core.training.setup import Setup
 
@@ -28,16 +30,23 @@ def introduce(setup: Setup, state: TrainState, groups: str, folder: RunFolder) -
     world_size = setup.ranks.world_size
     processes = f" x {world_size}" if world_size > 1 else ""
     verb = f"continuing at step {state.step}" if state.step else "writing to"
+    notes = "".join(f"{note}\n" for note in setup.notes)
     say(
         f"{setup.config.model}: {report['params'] / 1e6:.2f} M parameters on "
         f"{device_name(setup.device)}{processes}, {str(setup.dtype).removeprefix('torch.')}\n"
         f"{setup.data.summary()}\n"
         f"batch: {describe_batch(setup.loader.stage(state.step))}; "
-        f"budget: {plan.budget.describe()}\n"
+        f"budget: {plan.budget.describe()}{_times_read(setup)}\n"
         f"{_sources(setup)}"
-        f"{groups}\n"
+        f"{notes}{groups}\n"
         f"{verb} {folder}"
     )
+
+
+def _times_read(setup: Setup) -> str:
+    """How often the budget reads the text, where it is known in steps."""
+    steps = setup.plan.budget.steps
+    return "" if steps is None else f", {setup.loader.epochs(steps):.2g} epochs of the text"
 
 
 def _sources(setup: Setup) -> str:
@@ -50,32 +59,52 @@ def _sources(setup: Setup) -> str:
 
 
 class Progress:
-    """The progress bar of a run: in steps, or in percent where seconds limit it."""
+    """How far a run is. On a terminal a bar, in steps, or in percent where seconds limit it;
+    elsewhere a line for each row of metrics."""
 
     def __init__(self, model: str, budget: Budget, state: TrainState, *, is_shown: bool) -> None:
-        self._budget, self._state = budget, state
+        self._budget, self._state, self._is_shown = budget, state, is_shown
+        self._began, self._done_before = time.monotonic(), self._share()
         self._bar: tqdm[Any] = tqdm(
             total=budget.steps if budget.seconds is None else 100,
             initial=self._position(),
             desc=model,
             unit="step" if budget.seconds is None else "%",
-            disable=not is_shown,
+            disable=not (is_shown and has_bars()),
             dynamic_ncols=True,
         )
 
     def _position(self) -> int:
         if self._budget.seconds is None:
             return self._state.step
-        return round(100 * self._budget.progress(self._state.step, self._state.seconds))
+        return round(100 * self._share())
+
+    def _share(self) -> float:
+        return self._budget.progress(self._state.step, self._state.seconds)
 
     def update(self, row: dict[str, Any] | None) -> None:
-        """Moves the bar to the step just done, and shows its row of metrics where there is one."""
+        """Shows the step just done, and its row of metrics where there is one."""
+        if self._bar.disable:
+            if row is not None and self._is_shown:
+                say(self._line(row))
+            return
         self._bar.update(self._position() - self._bar.n)
         if row is not None:
             self._bar.set_postfix_str(
                 f"loss {row['loss']:.3f}, {row['train_bpb']:.3f} bpb, "
-                f"{row['tokens_per_second']:,.0f} tok/s"
+                f"{row['tokens_per_second']:,.0f} tok/s, epoch {row['epoch']:.2f}"
             )
+
+    def _line(self, row: dict[str, Any]) -> str:
+        share = self._share()
+        elapsed = time.monotonic() - self._began
+        left = elapsed * (1 - share) / (share - self._done_before)
+        of = f"/{self._budget.steps}" if self._budget.seconds is None else f" ({share:.0%})"
+        return (
+            f"step {row['step']}{of}: loss {row['loss']:.3f}, {row['train_bpb']:.3f} bits per "
+            f"byte, {row['tokens_per_second']:,.0f} tokens/s, epoch {row['epoch']:.2f}, "
+            f"{describe_time(left)} left"
+        )
 
     def close(self) -> None:
         self._bar.close()
@@ -87,7 +116,7 @@ def validation_bar(num_windows: int, *, is_shown: bool) -> tqdm[Any]:
         desc="validating",
         leave=False,
         bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed}",
-        disable=not is_shown,
+        disable=not (is_shown and has_bars()),
     )
 
 
@@ -160,11 +189,13 @@ def say_farewell(model: str, state: TrainState, end: Finish, folder: RunFolder) 
     sign = "at most " if score.bound == "upper" else ""
     files = [folder.result_path, folder.metrics_path, folder.loss_picture_path]
     names = ", ".join(path.name for path in (*files, folder.samples_text_path))
+    begun = folder.read_samples().prompt
+    prompt = f" --prompt {shlex.quote(harmless(begun))}" if begun else ""
     say(
         f"\n{model}: {sign}{score.bits_per_byte:.4f} bits per byte on "
         f"{score.num_bytes:,} bytes (the same bytes compressed: {others})\n"
-        f"{state.tokens:,} tokens in {state.seconds:.0f} s, "
+        f"{state.tokens:,} tokens ({end.result['epochs']:.2g} epochs) in {state.seconds:.0f} s, "
         f"{state.tokens / state.seconds:,.0f} tokens/s\n"
         f"all files are in {folder}: {names}, {folder.checkpoints_path.name}/\n"
-        f"more text: nanozoo generate {folder} --prompt 'def '"
+        f"more text: nanozoo generate {shlex.quote(str(folder))}{prompt}"
     )

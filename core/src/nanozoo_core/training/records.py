@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,19 @@ from nanozoo_core.training.tracking import WeightsAndBiases
 log = logging.getLogger(__name__)
 
 
+OnRow = Callable[[dict[str, Any]], None]
+
+
 class RunRecords:
     """Writes one run's files; every method does nothing on ranks other than 0."""
 
-    def __init__(self, folder: RunFolder, log: LogConfig, *, is_main: bool) -> None:
+    def __init__(
+        self, folder: RunFolder, log: LogConfig, *, is_main: bool, on_row: OnRow | None = None
+    ) -> None:
+        """Args: on_row: is told each row that is logged."""
         self.folder = folder
         self.is_main = is_main
+        self._on_row = on_row
         self._log = log
         self._metrics: JsonLines | None = None
         self._sinks: list[Sink] = []
@@ -89,7 +97,10 @@ class RunRecords:
         if not self.is_main:
             return
         assert self._metrics is not None
-        self._metrics.append(null_if_not_finite(row))
+        finite = null_if_not_finite(row)
+        self._metrics.append(finite)
+        if self._on_row is not None:
+            self._on_row(finite)
         numbers = {k: v for k, v in row.items() if k != "step" and isinstance(v, int | float)}
         for sink in self._sinks:
             sink.log(numbers, row["step"])
@@ -146,14 +157,20 @@ def plot_losses(folder: RunFolder) -> None:
         figure.savefig(file, format="png")
 
 
+SOURCES = (":/*.py", ":/*.yaml", ":/*.toml", ":/uv.lock")
+"""What of a source tree decides a result."""
+
+
 def git_commit() -> str | None:
-    """The commit of the source tree this package runs from; None when git does not track it."""
+    """The commit of the source tree this package runs from, with "-dirty" behind it where code or
+    settings differ from it; None when git does not track the tree."""
+    here = Path(__file__)
 
     def git(*arguments: str) -> str | None:
         try:
             found = subprocess.run(
                 ["git", *arguments],
-                cwd=Path(__file__).parent,
+                cwd=here.parent,
                 capture_output=True,
                 text=True,
                 timeout=10,
@@ -163,5 +180,8 @@ def git_commit() -> str | None:
             return None
         return found.stdout.strip() if found.returncode == 0 else None
 
-    tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
-    return git("rev-parse", "HEAD") if tracked else None
+    if not git("ls-files", "--error-unmatch", here.name):
+        return None
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--", *SOURCES)
+    return f"{commit}-dirty" if commit and changed else commit

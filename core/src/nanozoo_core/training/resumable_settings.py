@@ -29,6 +29,8 @@ RULES = {
     "resume_data": START,
     "resume_files": START,
     "run_dir": START,
+    "init_from": KEPT,
+    "init_digest": KEPT,
     "data.corpus": KEPT,
     "data.path": FREE,  # what is found there is compared with what the run began with
     "data.text_key": FREE,  # so is what it finds
@@ -52,6 +54,7 @@ RULES = {
     "train.grad_clip": FREE,
     "train.ema": KEPT,
     "train.log_every": FREE,
+    "train.freeze": KEPT,  # what is frozen has no optimiser state
     "optim.name": KEPT,
     "optim.lr": FREE,
     "optim.weight_decay": FREE,
@@ -96,6 +99,8 @@ RULES = {
     "log.tensorboard": FREE,
     "log.wandb": FREE,
     "log.wandb_project": KEPT,  # the run on Weights & Biases lies there
+    "log.wandb_entity": FREE,  # another than that of a run which is there already is refused
+    "log.wandb_group": FREE,
 }
 
 

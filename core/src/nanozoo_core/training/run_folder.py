@@ -23,9 +23,10 @@ LOCK_NAME = ".lock"  # held while a process trains in the folder
 # What a run writes before its first checkpoint.
 BEGINNING = (
     *("config.yaml", "data.json", "metrics.jsonl", "tokenizer.json", "wandb.json"),
-    *("checkpoints", LOCK_NAME),
+    *("checkpoints", "wandb", LOCK_NAME),
 )
 DIGEST_LINE = "# sha256 of what stands above: "  # in config.yaml
+PROMPT_WORDS, PROMPT_LETTERS = 3, 24  # of a prompt in an example
 ASIDE = "aside_"  # before the names of checkpoints that a run went back behind
 
 
@@ -44,7 +45,16 @@ class Samples:
 
     texts: tuple[Sample, ...] = ()
     shown: str | None = None
-    """What is peculiar to the model on a fixed text, where it has something to show."""
+    """What is peculiar to the model on a validation text, where it has something to show."""
+
+    @property
+    def prompt(self) -> str:
+        """A beginning in the manner of the text that the model knows: the first words of a
+        validation document; empty where none has been sampled."""
+        given = next((s.prompt.strip() for s in self.texts if s.prompt.strip()), "")
+        line = given.splitlines()[0] if given else ""
+        words = " ".join(line.split()[:PROMPT_WORDS])
+        return words if len(words) <= PROMPT_LETTERS else line[:PROMPT_LETTERS]
 
 
 @dataclass

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nanozoo_core.config import (
     DataConfig,
@@ -26,7 +26,7 @@ from nanozoo_core.data.prepare import prepare
 from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from nanozoo_core.evaluation.inspection import inspect_model
+from nanozoo_core.evaluation.inspection import inspect_model, shown_text
 from nanozoo_core.evaluation.score import Score, evaluate
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.process import tune_process
@@ -114,6 +114,22 @@ def read_weights(model: nn.Module, path: Path, config: TrainingConfig) -> TrainS
     return state
 
 
+def stored_tensors(folder: RunFolder, step: int | None, *, tables: Set[str]) -> dict[str, Tensor]:
+    """The weights of a run, averaged where there are any, and its buffers, without its model.
+
+    Args: step: of the checkpoint; None is the newest. tables: buffers that may hold the logarithm
+        of 0.
+
+    Raises: CheckpointError as `load_run`.
+    """
+    integrity.check_config(folder)
+    config = training_config(folder.read_config())
+    path = find_checkpoint(folder, "latest" if step is None else str(step), config)
+    integrity.check_run(folder, read_state(path))
+    tensors = checkpoint.read_tensors(path, "model", tables=tables)
+    return tensors | (checkpoint.read_tensors(path, "ema") if config.train.ema > 0 else {})
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A score, and of what."""
@@ -196,11 +212,13 @@ def own_text(run: LoadedRun, texts: Sequence[str | bytes]) -> ValidationSet:
     )
 
 
-def inspect_run(run: LoadedRun) -> Inspection | None:
-    """What is peculiar to the run's model, also written to its folder; None where nothing is."""
+def inspect_run(run: LoadedRun, *, text: str | None = None) -> tuple[Inspection | None, str | None]:
+    """What is peculiar to the run's model, also written to its folder, and what it shows on `text`,
+    or on the beginning of a validation document; None where there is nothing."""
     validation, _ = validation_set(run, run.config.eval.bytes)
     folder = RunFolder(run.folder)
-    return inspect_model(
+    shown_on = shown_text(validation.documents) if text is None else text
+    found = inspect_model(
         run.adapter,
         run.model,
         validation,
@@ -209,6 +227,7 @@ def inspect_run(run: LoadedRun) -> Inspection | None:
         device=run.device,
         write_to=(folder.inspection_path, folder.inspection_picture_path),
     )
+    return found, run.adapter.show_sample(run.model, run.vocabulary, shown_on)
 
 
 def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
@@ -253,7 +272,7 @@ def find_checkpoint(
     if path is None or not path.is_dir():
         steps = ", ".join(map(str, folder.checkpoint_steps())) or "none"
         raise CheckpointError(
-            f"--checkpoint={which} is not in {folder}; use latest, best or one of: {steps}"
+            f"checkpoint {which} is not in {folder}; use latest, best or one of: {steps}"
         )
     checkpoint.check_whole(path, stems, verify=verify)
     return path

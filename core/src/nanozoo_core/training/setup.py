@@ -7,22 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from nanozoo_core.config import ResolvedConfig, TrainingConfig
+from nanozoo_core.config import ResolvedConfig, TrainingConfig, schema
 from nanozoo_core.contract import Batch
 from nanozoo_core.data.loader import TrainLoader, ValidationSet
 from nanozoo_core.data.prepare import AnyData, prepare
 from nanozoo_core.data.tokenizers import Tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
+from nanozoo_core.errors import ConfigError
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.machine.terminal import say
+from nanozoo_core.optim.freezing import describe_frozen, freeze
 from nanozoo_core.training import memory
+from nanozoo_core.training.filling import begin_with
+from nanozoo_core.training.initial_weights import InitialWeights, check_model_cfg, find_weights
 from nanozoo_core.training.plan import RunPlan, plan_run
 from nanozoo_core.training.run_data import check_same_data, own_vocabulary, told_where_to_look
 from nanozoo_core.training.run_folder import parse_resume
@@ -45,6 +49,8 @@ class Setup:
     loader: TrainLoader
     validation: ValidationSet
     model: nn.Module
+    notes: tuple[str, ...] = ()
+    """Lines for the terminal: where the weights came from, and which of them do not train."""
 
     def statistics_batches(self, step: int) -> Iterator[Batch]:
         """The first micro-batch of some steps, the same on every rank."""
@@ -59,11 +65,12 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
     config = resolved.training
     device = devices.resolve_device(config.device, ranks.local_rank)
     dtype = devices.resolve_dtype(config.dtype, device)
-    data = _prepare_data(config, ranks)
+    adapter = load_adapter(config.model)
+    weights = _initial_weights(resolved)
+    data = _prepare_data(config, ranks, None if weights is None else weights.vocabulary)
     if config.resume is not None:
         run, _ = parse_resume(config.resume)
         check_same_data(run, data, accept=config.resume_data == "accept")
-    adapter = load_adapter(config.model)
     model_cfg = resolved.with_vocabulary(data.vocabulary.size).model_cfg
     memory.require_room_for_model(adapter, config.model, model_cfg, device, each=memory.TRAINED)
     plan = plan_run(
@@ -86,6 +93,18 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
     memory.require_room_for_batch(config, plan, model, device)
     model = model.to(device)
     adapter.prepare_model(model, _statistics_batches(loader, plan, device, 0))
+    notes = []
+    if weights is not None:
+        digest, note = begin_with(
+            weights, adapter, model, model_cfg, data.vocabulary, digest=config.init_digest
+        )
+        config = replace(config, init_digest=digest)
+        notes.append(note)
+    patterns = config.train.freeze or []
+    if patterns:
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        frozen = freeze(model, adapter.parameter_roles(model), patterns)
+        notes.append(describe_frozen(model, frozen))
     return Setup(
         config=config,
         model_cfg=model_cfg,
@@ -98,16 +117,36 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
         loader=loader,
         validation=validation,
         model=model,
+        notes=tuple(notes),
     )
 
 
-def _prepare_data(config: TrainingConfig, ranks: Ranks) -> AnyData:
-    """Rank 0 prepares, the others then find it done. A run that goes on keeps its tokenizer."""
+def _initial_weights(resolved: ResolvedConfig) -> InitialWeights | None:
+    """What `init_from` names; None in a run that goes on, which has its own.
+
+    Raises: ConfigError when the model is another, as where settings did not come by
+        `initial_weights.with_weights`.
+    """
+    config = resolved.training
+    if config.init_from is None or config.resume is not None:
+        return None
+    weights = find_weights(config.init_from, config.model)
+    problems = check_model_cfg(weights, schema.to_dict(resolved.model_cfg))
+    if problems:
+        raise ConfigError(problems)
+    return weights
+
+
+def _prepare_data(config: TrainingConfig, ranks: Ranks, of_weights: Tokenizer | None) -> AnyData:
+    """Rank 0 prepares, the others then find it done. A run that goes on keeps its tokenizer, and
+    one that begins with given weights theirs; shards in a vocabulary of their own may add to it."""
     own: Tokenizer | None = None
     place: AbstractContextManager[None] = nullcontext()
     if config.resume is not None:
         run, _ = parse_resume(config.resume)
         own, place = own_vocabulary(run, config), told_where_to_look(run)
+    elif of_weights is not None and config.data.tokenizer == "bpe" and config.data.corpus != "bin":
+        own = of_weights
     if ranks.is_main:
         with place:
             data = prepare(config.data, vocabulary=own, progress=say)

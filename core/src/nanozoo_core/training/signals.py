@@ -12,17 +12,19 @@ from nanozoo_core.machine.ranks import Ranks
 
 
 def ending_signals() -> list[signal.Signals]:
-    """What asks a process to end: SIGTERM, and where there is one SIGHUP, of a terminal that is
-    closed, unless nohup had it ignored."""
-    if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        return [signal.SIGTERM]
-    return [signal.SIGTERM, signal.SIGHUP]
+    """What asks a process to end: SIGTERM; SIGHUP, of a terminal that is closed; SIGUSR1 and
+    SIGUSR2, by which schedulers announce the end of an allocation. One that is ignored, as nohup
+    does with SIGHUP, stays so."""
+    found = [getattr(signal, name, None) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2")]
+    heard = [s for s in found if s is not None and signal.getsignal(s) != signal.SIG_IGN]
+    return [signal.SIGTERM, *heard]
 
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
     """Collects Ctrl-C and what `ending_signals` lists instead of dying; a second Ctrl-C interrupts
-    at once."""
+    at once. A signal that somebody else handles, as submitit does to queue a job again, reaches
+    that handler after the block."""
     received: list[int] = []
 
     def note(number: int, _frame: object) -> None:
@@ -40,6 +42,9 @@ def catch_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    for one in sorted({*received} - {signal.SIGINT}):
+        if callable(previous[signal.Signals(one)]):
+            signal.raise_signal(one)
 
 
 @contextmanager

@@ -30,7 +30,11 @@ def import_wandb() -> ModuleType:
 def start_wandb(folder: RunFolder, log: LogConfig, config: dict[str, Any]) -> Any:
     """Begins the run there, or goes on with the one that the folder names, wherever it lies.
 
-    A new one goes to the project log.wandb_project, or else $WANDB_PROJECT, or else nanozoo.
+    A new one goes to the project log.wandb_project, or else $WANDB_PROJECT, or else nanozoo, of
+    the entity and in the group of the settings, or else of the environment. What wandb writes, with
+    WANDB_MODE=offline all that there is, lies in the run's folder.
+
+    Raises: ConfigError for another entity than that of the run.
     """
     wandb = import_wandb()
     if folder.wandb_path.is_file():
@@ -39,10 +43,23 @@ def start_wandb(folder: RunFolder, log: LogConfig, config: dict[str, Any]) -> An
             lambda stored: {key: stored[key] for key in ("project", "entity", "id")},
             remedy="remove it to begin another run there",
         )
+        known["entity"] = known["entity"] or log.wandb_entity  # it has none until it is synced
+        if log.wandb_entity not in (None, known["entity"]):
+            raise ConfigError(
+                f"log.wandb_entity={log.wandb_entity} is not {known['entity']}, where the run lies "
+                f"by {folder.wandb_path}; leave it out, or remove that file to begin another there"
+            )
     else:
         project = log.wandb_project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT
-        known = {"project": project}
-    run = wandb.init(**known, resume="allow", name="/".join(folder.path.parts[-2:]), config=config)
+        known = {"project": project, "entity": log.wandb_entity}
+    run = wandb.init(
+        **known,
+        group=log.wandb_group,
+        resume="allow",
+        name="/".join(folder.path.parts[-2:]),
+        dir=str(folder.path),
+        config=config,
+    )
     stored = {"project": run.project, "entity": run.entity, "id": run.id}
     write_json(folder.wandb_path, stored)
     return run

@@ -57,8 +57,10 @@ class Result:
     signal: int | None = None
 
 
-def train(config: ResolvedConfig) -> Result:
+def train(config: ResolvedConfig, *, on_row: records.OnRow | None = None) -> Result:
     """Runs one training from start, or from its last checkpoint, to its budget.
+
+    Args: on_row: is told each row that is logged, on rank 0.
 
     Raises: NanozooError for whatever the user can mend, before anything is written.
     """
@@ -66,7 +68,7 @@ def train(config: ResolvedConfig) -> Result:
     settings = config.training
     waits = settings.distributed.timeout_seconds
     with process_group(settings.device, waits) as ranks, messages.told_out_of_memory(settings):
-        trainer = Trainer(config, ranks)
+        trainer = Trainer(config, ranks, on_row=on_row)
         try:
             with catch_signals() as interrupts:
                 return trainer.run(interrupts)
@@ -83,7 +85,9 @@ def train(config: ResolvedConfig) -> Result:
 class Trainer:
     """One run: model, data, optimisers, and the state that checkpoints hold."""
 
-    def __init__(self, resolved: ResolvedConfig, ranks: Ranks) -> None:
+    def __init__(
+        self, resolved: ResolvedConfig, ranks: Ranks, *, on_row: records.OnRow | None = None
+    ) -> None:
         resolved = begun_anew(resolved)
         if resolved.training.resume is not None:
             check_resumable(resolved)
@@ -119,7 +123,10 @@ class Trainer:
                 self.state = take_over(setup, resumed, self.optimizers, self.average)
             self.saved_step = self.state.step
         self.loss_scale = LossScale(setup.dtype, self.optimizers, self.state)
-        self.records = records.RunRecords(self.folder, config.log, is_main=ranks.is_main)
+        self.logged_at = self.state.tokens, self.state.seconds  # of the newest row of metrics
+        self.records = records.RunRecords(
+            self.folder, config.log, is_main=ranks.is_main, on_row=on_row
+        )
 
     # -- the loop -------------------------------------------------------------------------------
 
@@ -257,6 +264,8 @@ class Trainer:
         if not due:
             return None
         nats = means.get("nll", means["loss"]) * num_tokens
+        tokens, seconds = state.tokens - self.logged_at[0], state.seconds - self.logged_at[1]
+        self.logged_at = state.tokens, state.seconds
         return {
             "step": state.step,
             **means,
@@ -264,7 +273,8 @@ class Trainer:
             "grad_norm": float(grad_norm),
             "lr": self.optimizers.current_lr(),
             **state.spent,
-            "tokens_per_second": state.tokens / state.seconds,
+            "epoch": self.setup.loader.epochs(state.step),
+            "tokens_per_second": tokens / seconds,
         }
 
     # -- validation, checkpoints, the end ---------------------------------------------------------

@@ -24,6 +24,7 @@ from nanozoo_core.contract import (
     Vocabulary,
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.errors import ConfigError
 from nanozoo_core.ops.linear_cross_entropy import multi_target_cross_entropy
 from nanozoo_core.optim.groups import Own, ParameterGroup, make_groups
 from nanozoo_current_best_gpt import schedule
@@ -148,6 +149,13 @@ class CurrentBestAdapter(DefaultModelAdapter):
         return roles
 
     def optimizer_groups(self, model: nn.Module, optim: OptimConfig) -> list[ParameterGroup]:
+        assert isinstance(model, CurrentBestGPT)
+        head = model.head
+        if head is not None and model.embedding.weight.requires_grad != head.weight.requires_grad:
+            raise ConfigError(
+                "train.freeze takes one of embedding.weight and head.weight, which are one until "
+                "model_cfg.untie_at; freeze both or neither"
+            )
         roles = self.parameter_roles(model)
         own = {name: _settings(name) for name in roles}
         if optim.name != "muon":  # the factor corrects Muon's rate rule

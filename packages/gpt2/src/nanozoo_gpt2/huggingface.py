@@ -83,6 +83,8 @@ def from_hf_config(theirs: Mapping[str, Any], *, pad_vocab_to: int = 1) -> GPT2C
 
     Raises: CheckpointError for a setting that GPT-2 as released does not have.
     """
+    if theirs.get("model_type", "gpt2") != "gpt2":
+        raise CheckpointError(f"model_type={theirs['model_type']} must be gpt2")
     problems = [
         f"{key}={theirs[key]} is not GPT-2 as released, which has {value}"
         for key, value in FIXED.items()

@@ -1,5 +1,5 @@
 """What Mamba asks of training beyond the default: the groups of its parameters, documents kept
-apart where asked, prefill of ragged prompts, and what a scan costs.
+apart where asked, and what a scan costs.
 
 Shapes: B batch, T sequence, D model_dim, V vocabulary.
 """
@@ -14,14 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core.config import OptimConfig
-from nanozoo_core.contract import Batch, Loss, Step
+from nanozoo_core.contract import Batch, GGUFModel, Loss, Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.device import require_gpu
 from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.optim.groups import Own, ParameterGroup, default_roles, make_groups
 from nanozoo_mamba.config import MambaConfig
-from nanozoo_mamba.huggingface import to_hf_config, to_hf_state_dict
-from nanozoo_mamba.model import Mamba, MambaCache
+from nanozoo_mamba.gguf import to_gguf
+from nanozoo_mamba.huggingface import (
+    from_authors_config,
+    from_hf_config,
+    from_hf_state_dict,
+    to_hf_config,
+    to_hf_state_dict,
+)
+from nanozoo_mamba.model import Mamba
 
 # AdamW's by what they are, not by their shape, and with decay like the matrices.
 DECAYING_VECTORS = ("conv.weight", "x_proj.weight", "dt_proj.weight")
@@ -74,17 +81,6 @@ class MambaAdapter(DefaultModelAdapter):
         }
         return make_groups(model, self.parameter_roles(model), optim, own=own)
 
-    # -- decoding -------------------------------------------------------------------------------
-
-    def prefill(
-        self, model: nn.Module, tokens: Tensor, lengths: Tensor, cache: MambaCache
-    ) -> Tensor:
-        """Reads right-padded prompts (B, T) into an empty cache -> logits (B, V) after the last."""
-        assert isinstance(model, Mamba)
-        features = model.features(tokens, cache, lengths=lengths.to(cache.lengths))  # (B, T, D)
-        rows = torch.arange(tokens.shape[0], device=tokens.device)
-        return model.logits(features[rows, lengths - 1])
-
     # -- accounting -----------------------------------------------------------------------------
 
     def flops_per_token(self, config: MambaConfig, seq_len: int) -> float:
@@ -113,6 +109,20 @@ class MambaAdapter(DefaultModelAdapter):
         have not."""
         assert isinstance(model, Mamba)
         return to_hf_config(model.config), to_hf_state_dict(model)
+
+    def to_gguf(self, model: nn.Module) -> GGUFModel:
+        """For llama.cpp's mamba or mamba2. Raises: ConfigError for settings that they lack."""
+        assert isinstance(model, Mamba)
+        return to_gguf(model)
+
+    def config_from_hf(self, theirs: dict[str, Any]) -> MambaConfig:
+        """Of transformers' config.json or of the authors' own. Raises: CheckpointError."""
+        return from_hf_config(from_authors_config(theirs) if "d_model" in theirs else theirs)
+
+    def weights_from_hf(
+        self, theirs: dict[str, Tensor], config_json: dict[str, Any], config: MambaConfig
+    ) -> dict[str, Tensor]:
+        return from_hf_state_dict(theirs, config.variant)
 
 
 Adapter = MambaAdapter

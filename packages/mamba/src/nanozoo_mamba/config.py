@@ -58,6 +58,8 @@ class MambaConfig:
         "layer_norm_epsilon": "norm_eps",
     }
 
+    not_of_the_weights: ClassVar[tuple[str, ...]] = ("seq_len", "chunk_size", "reset_at_documents")
+
     vocab_size: int
     """Tokens in the vocabulary; null is the tokenizer's."""
     seq_len: int

@@ -141,6 +141,38 @@ def from_hf_config(theirs: Mapping[str, Any]) -> MambaConfig:
     return config
 
 
+def from_authors_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of state-spaces' own checkpoints (mamba-130m, mamba2-130m), as transformers
+    would write it: what it does not say is what their code has.
+
+    Raises: CheckpointError for layers that are no mixers.
+    """
+    if theirs.get("attn_layer_idx") or theirs.get("d_intermediate"):
+        raise CheckpointError("a model with attention or MLPs between its mixers is not read")
+    if not theirs.get("rms_norm", True):
+        raise CheckpointError("rms_norm=false must be true")
+    layer = dict(theirs.get("ssm_cfg") or {})
+    kind = {"Mamba1": "mamba", "Mamba2": "mamba2"}[layer.pop("layer", "Mamba1")]
+    multiple = theirs.get("pad_vocab_size_multiple", 8)
+    found = {
+        "model_type": kind,
+        "hidden_size": theirs["d_model"],
+        "num_hidden_layers": theirs["n_layer"],
+        "vocab_size": -(-theirs["vocab_size"] // multiple) * multiple,
+        "residual_in_fp32": theirs.get("residual_in_fp32", True),
+        "tie_word_embeddings": theirs.get("tie_embeddings", True),
+    }
+    names = {"d_state": "state_size", "d_conv": "conv_kernel", "expand": "expand"}
+    names |= {"headdim": "head_dim", "ngroups": "n_groups", "chunk_size": "chunk_size"}
+    unknown = sorted(layer.keys() - names.keys())
+    if unknown:
+        raise CheckpointError(f"ssm_cfg.{unknown[0]}={layer[unknown[0]]} is not read")
+    published = {"state_size": 16}
+    if kind == "mamba2":
+        published = {"state_size": 128, "head_dim": 64, "n_groups": 1, "chunk_size": 256}
+    return found | published | {names[key]: value for key, value in layer.items()}
+
+
 def to_hf_config(config: MambaConfig) -> dict[str, Any]:
     """What `config.json` must hold for transformers to build the same function.
 

@@ -7,14 +7,13 @@ Reference: Gu and Dao 2023, arXiv 2312.00752; Dao and Gu 2024, arXiv 2405.21060.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanozoo_core.errors import NanozooError
 from nanozoo_core.nn.feed_forward import SwiGLU
+from nanozoo_core.nn.layered_cache import LayeredCache
 from nanozoo_core.nn.mamba2 import Mamba2Mixer
 from nanozoo_core.nn.mixer_state import MixerState
 from nanozoo_core.nn.norms import RMSNorm
@@ -22,26 +21,6 @@ from nanozoo_mamba.config import MambaConfig
 from nanozoo_mamba.mamba1 import Mamba1Mixer
 
 Mixer = Mamba1Mixer | Mamba2Mixer
-
-
-@dataclass
-class MambaCache:
-    """The decoding state of a model: one of constant size for each block."""
-
-    states: list[MixerState]
-    lengths: Tensor  # (B,) int64: tokens read
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(state.num_bytes for state in self.states)
-
-    def crop(self, lengths: Tensor) -> None:
-        """Raises: NanozooError unless `lengths` (B,) are the present ones."""
-        if not torch.equal(lengths.to(self.lengths), self.lengths):
-            raise NanozooError(
-                "mamba cannot forget tokens it has read: its recurrent states keep no history; "
-                "start again with prefill"
-            )
 
 
 def make_mixer(config: MambaConfig) -> Mixer:
@@ -118,6 +97,7 @@ class Mamba(nn.Module):
     """Logits for the next token at every position; no positions, no longest text."""
 
     max_context = None
+    reads_lengths = True
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
@@ -165,7 +145,7 @@ class Mamba(nn.Module):
     def features(
         self,
         tokens: Tensor,
-        cache: MambaCache | None = None,
+        cache: LayeredCache[MixerState] | None = None,
         *,
         lengths: Tensor | None = None,
         documents: Tensor | None = None,
@@ -190,21 +170,21 @@ class Mamba(nn.Module):
         else:
             for block, state in zip(self.each_block(), cache.states, strict=True):
                 h = block(h, state, lengths, documents)
-        cache.lengths = cache.lengths + (tokens.shape[1] if lengths is None else lengths)
+        cache.advance(tokens.shape[1] if lengths is None else lengths)
         return self.norm(h)
 
     def logits(self, features: Tensor) -> Tensor:
         """Scores (..., V) of the next token from features (..., D)."""
         return F.linear(features, self.output_weight)
 
-    def forward(self, tokens: Tensor, cache: MambaCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: LayeredCache[MixerState] | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each of `tokens` (B, T)."""
         return self.logits(self.features(tokens, cache))
 
-    def init_cache(self, batch_size: int, max_length: int) -> MambaCache:
+    def init_cache(self, batch_size: int, max_length: int) -> LayeredCache[MixerState]:
         """An empty decoding state for `batch_size` rows of any length."""
         weight = self.embedding.weight
-        return MambaCache(
+        return LayeredCache(
             states=[
                 block.mixer.init_state(batch_size, weight.device, weight.dtype)
                 for block in self.each_block()

@@ -7,6 +7,7 @@ B batch, T sequence, E experts, L layers of experts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from nanozoo_core.contract import Batch, HeatMap, Inspection, Loss, Step, Vocabu
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.optim.groups import default_roles
 from nanozoo_moe.config import MoEConfig
+from nanozoo_moe.huggingface import to_hf
 from nanozoo_moe.model import MixtureOfExperts, MoE
 from nanozoo_moe.routing import (
     Router,
@@ -113,6 +115,13 @@ class MoEAdapter(DefaultModelAdapter):
         assert config.bias_freeze_frac is not None
         if progress < 1 - config.bias_freeze_frac:
             router.update_bias(counts, config.bias_update_rate)
+
+    # -- other projects -------------------------------------------------------------------------
+
+    def to_hf(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """For Dots1ForCausalLM or Qwen3MoeForCausalLM. Raises: ConfigError for other mixtures."""
+        assert isinstance(model, MoE)
+        return to_hf(model)
 
     # -- accounting -----------------------------------------------------------------------------
 

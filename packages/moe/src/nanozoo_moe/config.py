@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from nanozoo_core.config import TrainingConfig
 from nanozoo_core.config.control import ControlConfig
@@ -48,6 +48,11 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class MoEConfig(ControlConfig):
+    not_of_the_weights: ClassVar[tuple[str, ...]] = (
+        *("seq_len", "bias_update_rate", "bias_freeze_frac", "seq_aux_alpha", "alpha", "beta"),
+        *("jitter_noise", "allow_untested"),
+    )
+
     first_k_dense: int | None
     """Blocks at the bottom that keep the dense MLP; null is the preset's, or 1."""
     preset: Literal["moe_mixtral", "moe_olmoe"] | None

@@ -12,8 +12,10 @@ from nanozoo_core.errors import Problems, show_value
 Position = Literal["sinusoidal", "learned", "rope"]
 NormPosition = Literal["post", "pre"]
 Norm = Literal["layer", "rms"]
-Activation = Literal["relu", "gelu_tanh", "relu2"]
+Activation = Literal["relu", "gelu_tanh", "relu2", "swiglu"]
 Init = Literal["xavier", "gpt2", "unit_embedding", "zero_outputs", "small_head", "zero_out"]
+
+ROPE_BASE = 1e4
 
 UNIT_EMBEDDING = ("unit_embedding", "zero_outputs", "small_head", "zero_out")
 """The start values with embeddings of unit variance."""
@@ -102,7 +104,8 @@ class VanillaConfig(ControlConfig):
     qk_norm: bool | None
     """With preset=custom: RMSNorm of queries and keys; null is the control's."""
     activation: Activation | None
-    """With preset=custom: relu (2017), gelu_tanh (GPT-2) or relu2; null is the control's."""
+    """With preset=custom: relu (2017), gelu_tanh (GPT-2), relu2 or swiglu (Llama), whose MLP has a
+    third matrix; null is the control's."""
     bias: bool | None
     """With preset=custom: biases in MLP and LayerNorm; null is the control's."""
     attn_bias: bool | None
@@ -116,6 +119,8 @@ class VanillaConfig(ControlConfig):
     init: Init | None
     """With preset=custom, the start values: xavier (2017), gpt2, and on the way to zero_out, which
     is the control's and what null is, unit_embedding, zero_outputs and small_head."""
+    rope_base: float
+    """With preset=custom: base of the rotary wavelengths; others have 10000."""
     norm_eps: float | None
     """Added to a norm's variance; null is 1e-5 for LayerNorm and 1e-6 for RMSNorm."""
     dropout: float
@@ -152,6 +157,12 @@ class VanillaConfig(ControlConfig):
                     f"model_cfg.{key}={show_value(value)} is decided by "
                     f"model_cfg.preset={self.preset}; leave it null, or use model_cfg.preset=custom"
                 )
+        p.require(self.rope_base > 0, f"model_cfg.rope_base={self.rope_base} must be positive")
+        p.require(
+            self.rope_base == ROPE_BASE or self.preset == "custom",
+            f"model_cfg.rope_base={self.rope_base} does not reach model_cfg.preset={self.preset}; "
+            f"leave it at {ROPE_BASE:g}, or use model_cfg.preset=custom",
+        )
         if self.preset == "control":
             p.require(
                 self.norm_eps is None,

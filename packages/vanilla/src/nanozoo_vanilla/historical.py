@@ -30,10 +30,18 @@ from nanozoo_core.nn.padding import padding_bias
 from nanozoo_core.nn.rotary import Angles, apply_rotary, rotary_angles
 from nanozoo_vanilla.config import UNIT_EMBEDDING, VanillaConfig
 
+
+def swiglu(x: Tensor) -> Tensor:
+    """silu(a) b for x = [a | b] (arXiv 2002.05202, eq. 5)."""
+    gate, up = x.chunk(2, dim=-1)  # (B, T, F) each
+    return F.silu(gate) * up
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu2": relu_squared,
+    "swiglu": swiglu,
 }
 
 
@@ -84,7 +92,10 @@ class MLP(nn.Module):
         super().__init__()
         bias = config.switches.bias
         self.activation = ACTIVATIONS[config.switches.activation]
-        self.up = nn.Linear(config.model_dim, config.mlp_dim, bias=bias)
+        is_gated = config.switches.activation == "swiglu"
+        self.up = nn.Linear(config.model_dim, config.mlp_dim * (2 if is_gated else 1), bias=bias)
+        if is_gated:
+            self.up.weight.muon_split = (config.mlp_dim,) * 2  # type: ignore[attr-defined]
         self.down = nn.Linear(config.mlp_dim, config.model_dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -231,7 +242,8 @@ class Decoder(nn.Module):
             positions = cache.positions(length)
         angles = None
         if self.config.switches.position == "rope":
-            angles = rotary_angles(positions, self.config.model_dim // self.config.num_heads)
+            width = self.config.model_dim // self.config.num_heads
+            angles = rotary_angles(positions, width, base=self.config.rope_base)
         x = self.embed(tokens, positions)
         for layer, block in enumerate(self.blocks):
             x = block(x, angles, cache, layer)

@@ -1,5 +1,5 @@
 """Forms of the decoder that a class of transformers computes: the control is NanoChatForCausalLM,
-v5 .. v7 are GPT2LMHeadModel.
+v5 .. v7 are GPT2LMHeadModel, and custom forms may be Llama, Arcee or Qwen3.
 
 D model_dim, H heads, K head_dim, V vocabulary.
 """
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core.errors import ConfigError
-from nanozoo_vanilla.config import PRESETS, VanillaConfig
+from nanozoo_core.nn.norms import rms_norm
+from nanozoo_vanilla.config import PRESETS, Switches, VanillaConfig
 
 Export = tuple[dict[str, Any], dict[str, Tensor]]
 
@@ -32,6 +33,9 @@ def to_hf(model: nn.Module) -> Export:
         PRESETS["v7"],
     ):  # however they started
         return _gpt2(model, config)
+    kind = FAMILY.get((config.switches.activation, config.switches.qk_norm))
+    if kind is not None and _is_of_the_family(config.switches):
+        return _llama(model, config, *kind)
     raise ConfigError(
         f"model_cfg.preset={config.preset} of vanilla with these settings has no class in "
         "transformers that computes the same; control and v5 .. v7 have one"
@@ -83,6 +87,79 @@ def _turned_back(weight: Tensor, num_heads: int) -> Tensor:
     around, which is the same rotation of the pairs in the other order."""
     first, second = weight.unflatten(0, (num_heads, 2, -1)).unbind(1)  # (H, K / 2, D) each
     return torch.stack([second, first], dim=1).flatten(0, 2)
+
+
+# -- Llama and its like ---------------------------------------------------------------------------
+
+FAMILY = {
+    ("swiglu", False): ("LlamaForCausalLM", "llama", "silu"),
+    ("relu2", False): ("ArceeForCausalLM", "arcee", "relu2"),
+    ("swiglu", True): ("Qwen3ForCausalLM", "qwen3", "silu"),
+}
+"""By activation and whether queries and keys are normalised: class, model_type and hidden_act."""
+
+
+def _is_of_the_family(switches: Switches) -> bool:
+    """Whether all but activation and qk_norm is as there; embeddings may be normalised on the way
+    in, which a table of normalised rows does as well."""
+    own = {"activation": "swiglu", "qk_norm": False, "norm_embedding": True, "init": "zero_out"}
+    return replace(switches, tie_embeddings=False, **own) == replace(PRESETS["control"], **own)
+
+
+def _llama(
+    model: nn.Module, config: VanillaConfig, architecture: str, kind: str, act: str
+) -> Export:
+    theirs = {
+        "architectures": [architecture],
+        "model_type": kind,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.model_dim,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_heads,
+        "head_dim": config.model_dim // config.num_heads,
+        "max_position_embeddings": config.seq_len,
+        "hidden_act": act,
+        "rms_norm_eps": config.eps,
+        "rope_theta": config.rope_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+    }
+    ours = dict(model.named_parameters())
+    table = ours["embedding.weight"][: config.vocab_size].detach()
+    head = table if config.switches.tie_embeddings else ours["head.weight"][: config.vocab_size]
+    if config.switches.norm_embedding:
+        table = rms_norm(table, config.eps)
+    ones = table.new_ones(config.model_dim)
+    tensors = {
+        "model.embed_tokens.weight": table,
+        "model.norm.weight": ones,
+        "lm_head.weight": head.clone(),
+    }
+    for layer in range(config.num_layers):
+        mine, place = f"blocks.{layer}", f"model.layers.{layer}"
+        parts = ours[f"{mine}.attention.qkv.weight"].chunk(3)
+        tensors |= {
+            f"{place}.self_attn.{name}_proj.weight": part
+            for name, part in zip("qkv", parts, strict=True)
+        }
+        tensors[f"{place}.self_attn.o_proj.weight"] = ours[f"{mine}.attention.out.weight"]
+        if config.switches.qk_norm:
+            for name in ("q_norm", "k_norm"):
+                tensors[f"{place}.self_attn.{name}.weight"] = ones[: theirs["head_dim"]].clone()
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{place}.{name}.weight"] = ones.clone()
+        up = ours[f"{mine}.mlp.up.weight"]
+        names = ("gate", "up") if config.switches.activation == "swiglu" else ("up",)
+        tensors |= {
+            f"{place}.mlp.{name}_proj.weight": part
+            for name, part in zip(names, up.chunk(len(names)), strict=True)
+        }
+        tensors[f"{place}.mlp.down_proj.weight"] = ours[f"{mine}.mlp.down.weight"]
+    return theirs, _copied(tensors)
 
 
 # -- GPT-2 ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from nanozoo_core.comparing.bench.request import Request, parse
 from nanozoo_core.comparing.bench.worker import Worker, WorkerError
 from nanozoo_core.errors import NanozooError
 from nanozoo_core.files import claim_output
-from nanozoo_core.machine.terminal import say
+from nanozoo_core.machine.terminal import has_bars, say
 from nanozoo_core.training import records
 
 if TYPE_CHECKING:
@@ -76,7 +76,10 @@ def _race(request: Request, task: str, failures: dict[str, str], *, profile: boo
     racers: list[Racer] = []
     entries: list[Entry] = []
     total = len(assignments) * (request.rounds + 1)
-    with ExitStack() as stack, tqdm(total=total, desc=task, leave=False) as bar:
+    with (
+        ExitStack() as stack,
+        tqdm(total=total, desc=task, leave=False, disable=not has_bars()) as bar,
+    ):
         for assignment in assignments:
             bar.set_postfix_str(f"{assignment.label} starts")
             worker = Worker(assignment)

@@ -27,6 +27,7 @@ OTHERS = (SETTING,)
 RESERVED = {
     "model": "the models are those of models=",
     "resume": "a benchmark starts from fresh weights, or from a run folder in models=",
+    "init_from": "a benchmark starts from fresh weights, or from a run folder in models=",
     "run_dir": "bench.json lies in folder=",
 }
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanozoo_core.comparing.compare import tables
+from nanozoo_core.comparing.compare import rates, tables
 from nanozoo_core.comparing.compare.board import ADDED, add_run, finished_runs, runs_of
 from nanozoo_core.comparing.compare.execute import run_members
 from nanozoo_core.comparing.compare.launch import launch_members
@@ -16,6 +16,7 @@ from nanozoo_core.comparing.compare.plan import make_plan, write_plan
 from nanozoo_core.comparing.compare.report import Report, markdown
 from nanozoo_core.comparing.compare.request import Request, parse
 from nanozoo_core.comparing.compare.results import Entry, collect
+from nanozoo_core.comparing.compare.width import match_widths
 from nanozoo_core.comparing.units import scaled
 from nanozoo_core.files import claim_output
 from nanozoo_core.machine.terminal import say
@@ -106,11 +107,30 @@ def _claim(folder: Path, *, force: bool) -> None:
 
 
 def train_members(request: Request, *, force: bool = False) -> tuple[list[Entry], dict[str, str]]:
-    """Trains what the request asks for and is not there yet.
+    """Trains what the request asks for and is not there yet; with rate factors, each entrant at the
+    best of them.
 
     Returns: the entries with a finished run, and a sentence for everything that failed, by name.
     Raises: ConfigError, CheckpointError before anything runs; Interrupted.
     """
+    if not request.rate_factors:
+        return _train(request, force=force)
+    unmatched: dict[str, str] = {}
+    if request.match is not None:
+        entrants, unmatched = match_widths(request)
+        request = replace(request, entrants=entrants, match=None)
+    tries = rates.first_tries(request)
+    first = tuple(entrant for one in tries for entrant in one.at_factor.values())
+    tried, failures = _train(replace(request, entrants=first, seeds=request.seeds[:1]), force=force)
+    tunings = rates.with_scores(tries, tried)
+    for one in tunings:
+        say(f"{one.label}: best at {rates.best(one.bpbs):g} times its learning rates")
+    chosen = tuple(one.best for one in tunings)
+    entries, failed = _train(replace(request, entrants=chosen), force=force)
+    return rates.relabelled(entries, tunings), unmatched | failures | failed
+
+
+def _train(request: Request, *, force: bool) -> tuple[list[Entry], dict[str, str]]:
     members, failures = make_plan(request)
     _claim(request.folder, force=force)
     if members:
@@ -128,9 +148,14 @@ def title(request: Request) -> str:
     shown = ", ".join(names) if len(names) <= 6 else f"{len(names)} models"
     if not names:
         return "Comparison of finished runs"
-    if request.budget is None:
-        return f"Comparison of {shown}, each within its own budget"
-    return f"Comparison of {shown} after {_in_words(*request.budget)} each"
+    budget = "each within its own budget"
+    if request.budget is not None:
+        budget = f"after {_in_words(*request.budget)} each"
+    tuned = ""
+    if request.rate_factors:
+        tuned = f", at the best of {len(request.rate_factors)} learning rates"
+    separator = ", " if request.budget is None else " "
+    return f"Comparison of {shown}{separator}{budget}{tuned}"
 
 
 def _in_words(unit: str, amount: float) -> str:

@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from nanozoo_core.comparing.compare.plan import Member
 from nanozoo_core.errors import NanozooError, NonFiniteError
-from nanozoo_core.machine.terminal import say
+from nanozoo_core.machine.terminal import has_bars, say
 from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.signals import ending_as_keyboard_interrupt
 
 POLL_SECONDS = 0.2
+HEARTBEAT_SECONDS = 60.0  # between two lines about what runs, where the output is no terminal
 TAIL_LINES = 3
 
 
@@ -46,14 +47,27 @@ def run_members(plan: Path, members: list[Member], *, jobs: int, command: str) -
     if len(waiting) < len(members):
         say(f"{len(members) - len(waiting)} of {len(members)} runs are there already")
     running: list[Running] = []
-    bar = tqdm(total=len(members), initial=len(members) - len(waiting), unit="run", smoothing=0)
+    bar = tqdm(
+        total=len(members),
+        initial=len(members) - len(waiting),
+        unit="run",
+        smoothing=0,
+        disable=not has_bars(),
+    )
+    said = time.monotonic()
     try:
         with ending_as_keyboard_interrupt():
             while waiting or running:
                 while waiting and len(running) < jobs:
                     running.append(_start(plan, *waiting.pop(0), jobs))
                 time.sleep(POLL_SECONDS)
-                bar.set_postfix_str(", ".join(map(_progress, running)))
+                if not bar.disable:
+                    bar.set_postfix_str(", ".join(map(_progress, running)))
+                elif time.monotonic() - said >= HEARTBEAT_SECONDS:
+                    said = time.monotonic()
+                    done = len(members) - len(waiting) - len(running)
+                    at_work = ", ".join(map(_progress, running))
+                    say(f"{done} of {len(members)} runs are done; {at_work}")
                 for one in [r for r in running if r.process.poll() is not None]:
                     running.remove(one)
                     _conclude(one, failures)

@@ -9,8 +9,8 @@ from importlib.resources import files
 from nanozoo_core.comparing.compare import tables
 from nanozoo_core.comparing.compare.curves import Point, as_rows, baselines, curve, smoothed
 from nanozoo_core.comparing.compare.palette import looks
-from nanozoo_core.comparing.compare.ranking import Group, warnings
-from nanozoo_core.comparing.compare.report import METHOD, Report, conditions
+from nanozoo_core.comparing.compare.ranking import Group
+from nanozoo_core.comparing.compare.report import Report, conditions
 from nanozoo_core.comparing.compare.results import Entry
 from nanozoo_core.files import to_json
 
@@ -26,10 +26,10 @@ def page(report: Report) -> str:
     fields = {
         "title": html.escape(report.title),
         "command": html.escape(report.command),
-        "warnings": _list(warnings(report.entries) if groups else []),
-        "tables": "".join(_table(group, groups) for group in groups),
+        "warnings": _list(report.warnings),
+        "tables": "".join(_table(group, groups) for group in report.tables) + _rates(report),
         "failures": _failures(report.failures),
-        "method": html.escape(METHOD),
+        "method": html.escape(report.method),
         "conditions": "".join(
             f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
             for key, value in (conditions(report.entries) if groups else [])
@@ -90,7 +90,8 @@ def _list(sentences: Sequence[str]) -> str:
 
 
 def _table(group: Group, groups: Sequence[Group]) -> str:
-    columns = tables.shown_columns(groups)
+    columns = tables.columns_of(group, tables.shown_columns(groups))
+    level = "h3" if group.optimizer is None else "h4"
     head = "".join(
         f'<th scope="col" title="{html.escape(column.help)}">'
         f'<button type="button">{html.escape(column.title)}</button></th>'
@@ -109,9 +110,23 @@ def _table(group: Group, groups: Sequence[Group]) -> str:
             cells += f"<td{order}>{shown}</td>"
         body += f'<tr data-label="{label}">{cells}</tr>'
     return (
-        f"<h3>{html.escape(tables.group_title(group, groups))}</h3>"
+        f"<{level}>{html.escape(tables.group_title(group, groups))}</{level}>"
         f'<div class="scroll"><table class="ranking"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _rates(report: Report) -> str:
+    lines = tables.rates_table(report.entries)
+    if not lines:
+        return ""
+    head, *rows = [
+        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>"
+        for tag, line in zip(("th", *["td"] * (len(lines) - 1)), lines, strict=True)
+    ]
+    return (
+        f'<h3>Learning rates tried</h3><div class="scroll"><table><thead>{head}</thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

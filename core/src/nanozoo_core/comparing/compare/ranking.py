@@ -38,6 +38,8 @@ class Group:
     text: tuple[str, int]
     is_bound: bool
     places: tuple[Place, ...]
+    optimizer: str | None = None
+    """The one that all were trained with, in a group that leaves the others out."""
 
 
 def rank(entries: Sequence[Entry]) -> list[Group]:
@@ -51,6 +53,21 @@ def rank(entries: Sequence[Entry]) -> list[Group]:
                 places = tuple(_places(sorted(inside, key=lambda entry: entry.mean)))
                 groups.append(Group(text, is_bound, places))
     return groups
+
+
+def by_optimizer(group: Group) -> list[Group]:
+    """The group's entries once more, those of one optimiser apart from the others: a group for each
+    that at least two share, in the order of their best; none where all have the same."""
+    shared: dict[str, list[Entry]] = {}
+    for place in group.places:
+        shared.setdefault(place.entry.optimizer, []).append(place.entry)
+    if len(shared) == 1:
+        return []
+    return [
+        Group(group.text, group.is_bound, tuple(_places(entries)), optimizer)
+        for optimizer, entries in shared.items()
+        if len(entries) > 1
+    ]
 
 
 def _places(entries: list[Entry]) -> list[Place]:

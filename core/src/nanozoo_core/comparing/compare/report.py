@@ -10,7 +10,8 @@ from functools import cached_property
 
 from nanozoo_core.comparing.compare import tables
 from nanozoo_core.comparing.compare.curves import baselines
-from nanozoo_core.comparing.compare.ranking import Group, rank, warnings
+from nanozoo_core.comparing.compare.ranking import Group, by_optimizer, rank, warnings
+from nanozoo_core.comparing.compare.rates import best
 from nanozoo_core.comparing.compare.results import Entry
 
 
@@ -27,10 +28,24 @@ class Report:
     def groups(self) -> list[Group]:
         return rank(self.entries)
 
+    @cached_property
+    def tables(self) -> list[Group]:
+        """Each group, and below it the groups of one optimiser among its entries."""
+        return [table for group in self.groups for table in (group, *by_optimizer(group))]
+
     @property
     def ranked(self) -> list[Entry]:
-        """All entries in the order of the tables."""
+        """All entries in the order of the first tables."""
         return [place.entry for group in self.groups for place in group.places]
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        return [*warnings(self.entries), *unequal_training(self.entries)] if self.entries else []
+
+    @property
+    def method(self) -> str:
+        """How the numbers were made, in words."""
+        return f"{METHOD} {TUNING}" if any(entry.tried for entry in self.entries) else METHOD
 
 
 def conditions(entries: Sequence[Entry]) -> list[tuple[str, str]]:
@@ -54,6 +69,31 @@ def conditions(entries: Sequence[Entry]) -> list[tuple[str, str]]:
     return [row for row in rows if row[1]]
 
 
+def unequal_training(entries: Sequence[Entry]) -> list[str]:
+    """What a reader must know of the optimisers and the learning rates."""
+    found = []
+    used = sorted({tables.optimizer_name(entry.optimizer) for entry in entries})
+    if len(used) > 1:
+        found.append(
+            f"The models were trained by different optimisers, {' and '.join(used)}, each by that "
+            f"of its recipe, so the first ranking is one of recipes. Those below it compare models "
+            f"under one optimiser."
+        )
+    for entry in entries:
+        if len(entry.tried) > 1 and best(entry.tried) in (min(entry.tried), max(entry.tried)):
+            end = "lowest" if best(entry.tried) == min(entry.tried) else "highest"
+            found.append(
+                f"The best learning rate of {entry.label} is the {end} tried, so that one beyond "
+                f"it may be better."
+            )
+    return found
+
+
+TUNING = (
+    "The first seed of each model tried several multiples of the learning rates of its recipe, as "
+    "many for each, and the best trained the other seeds. That run of the first seed counts in the "
+    "score."
+)
 METHOD = (
     "Every model trains by its own recipe within the budget; all are scored on the same validation "
     "bytes, each byte once, in bits per byte. The interval is the 95 percent interval of the mean "
@@ -67,11 +107,17 @@ def markdown(report: Report, *, links: bool = True) -> str:
     text, code = tables.markdown_text, tables.markdown_code
     parts = [f"# {text(report.title)}", code(report.command)]
     groups = report.groups
-    parts += [f"> {text(sentence)}" for sentence in warnings(report.entries)] if groups else []
+    parts += [f"> {text(sentence)}" for sentence in report.warnings]
     columns = tables.shown_columns(groups)
-    for group in groups:
-        parts.append(f"## {text(tables.group_title(group, groups))}")
-        parts.append(tables.markdown_table(group, columns, links=links))
+    for group in report.tables:
+        marks = "##" if group.optimizer is None else "###"
+        parts.append(f"{marks} {text(tables.group_title(group, groups))}")
+        shown = tables.columns_of(group, columns)
+        parts.append(tables.markdown_table(group, shown, links=links))
+    tuned = tables.rates_table(report.entries)
+    if tuned:
+        cells = [[text(cell) for cell in line] for line in tuned]
+        parts += ["## Learning rates tried", tables.markdown_rows(*cells)]
     if groups:
         found = baselines(report.entries)
         if found:
@@ -83,7 +129,7 @@ def markdown(report: Report, *, links: bool = True) -> str:
         parts.append(
             "\n".join(f"- {text(name)}: {text(why)}" for name, why in report.failures.items())
         )
-    parts += ["## How it was made", METHOD]
+    parts += ["## How it was made", report.method]
     if groups:
         parts.append(
             "\n".join(f"- {key}: {text(value)}" for key, value in conditions(report.entries))

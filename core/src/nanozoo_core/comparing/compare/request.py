@@ -27,6 +27,12 @@ OPTIONS = (
     Option("jobs", "N", "how many runs train at the same time (1) and share the CPU's threads"),
     Option("folder", "PATH", "where the runs and the report are written (runs/compare/UNIT_N)"),
     Option("match", "A|N", "scale widths until all have the parameters of model A, or N of them"),
+    Option(
+        "rate_factors",
+        "X,Y",
+        "multiples of each model's own learning rates (0.5,1,2): the first seed tries all of them, "
+        "and the best trains the other seeds",
+    ),
     Option("runs", "RUN,RUN", "finished runs, RUN or NAME:RUN, that the report includes as well"),
 )
 OTHERS = (
@@ -39,6 +45,7 @@ RESERVED = {
     "model": "the models are those of models=",
     "seed": "the seeds are those of seeds=",
     "resume": "a comparison resumes its own runs; give the same command again",
+    "init_from": "a comparison trains every model from its start",
     "run_dir": "the runs lie under folder=",
 }
 
@@ -53,6 +60,7 @@ class Request:
     seeds: tuple[int, ...]
     jobs: int
     match: str | None = None
+    rate_factors: tuple[float, ...] = ()
     runs: tuple[Path, ...] = ()
     labels: Mapping[Path, str] = field(default_factory=dict)
     """Of runs that are not called after their model."""
@@ -115,6 +123,7 @@ def parse(words: Sequence[str], *, needs_entrants: bool = True) -> Request:
         seeds=_seeds(given),
         jobs=given.whole_number("jobs", 1),
         match=given.text("match", "") or None,
+        rate_factors=given.distinct_positives("rate_factors"),
         runs=tuple(run for _, run in runs),
         labels={run: label for label, run in runs if label is not None},
         overrides=tuple(general),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,9 @@ class Entry:
 
     label: str
     runs: tuple[Run, ...]
+    tried: dict[float, float] = field(default_factory=dict)
+    """Bits per byte of the first seed by the factor on the learning rates, where the comparison
+    tried several; the best of them trained all seeds."""
 
     @property
     def first(self) -> dict[str, Any]:

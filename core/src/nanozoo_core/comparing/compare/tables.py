@@ -76,6 +76,17 @@ COLUMNS = (
 )
 
 
+WITHIN_OPTIMIZER = ("rank", "model", "bits per byte", "seeds")
+"""Columns of a table of one optimiser; the others stand in the table above it."""
+
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
+
+
+def optimizer_name(name: str) -> str:
+    """As people write it."""
+    return OPTIMIZERS.get(name, name)
+
+
 def shown_columns(groups: Sequence[Group]) -> list[Column]:
     """The columns that say something: not those empty for all."""
     places = [place for group in groups for place in group.places]
@@ -102,22 +113,51 @@ def markdown_code(text: str, *, language: str | None = None) -> str:
 
 
 def markdown_table(group: Group, columns: Sequence[Column], *, links: bool) -> str:
-    lines = [
-        "| " + " | ".join(column.title for column in columns) + " |",
-        "|" + "---|" * len(columns),
-    ]
+    cells = []
     for place in group.places:
-        cells = [markdown_text(column.show(place)) for column in columns]
+        row = [markdown_text(column.show(place)) for column in columns]
         if links:
             number = columns.index(SCORE)
-            cells[number] = f"[{cells[number]}]({CONFIGS}/{place.entry.label}.yaml)"
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            row[number] = f"[{row[number]}]({CONFIGS}/{place.entry.label}.yaml)"
+        cells.append(row)
+    return markdown_rows([column.title for column in columns], *cells)
+
+
+def markdown_rows(head: Sequence[str], *lines: Sequence[str]) -> str:
+    """A table of cells that are Markdown."""
+    rows = [f"| {' | '.join(line)} |" for line in (head, *lines)]
+    return "\n".join([rows[0], "|" + "---|" * len(head), *rows[1:]])
+
+
+def columns_of(group: Group, columns: Sequence[Column]) -> list[Column]:
+    """Of the columns that a report shows, those of this group's table."""
+    return [c for c in columns if group.optimizer is None or c.title in WITHIN_OPTIMIZER]
+
+
+def rates_table(entries: Sequence[Entry]) -> list[list[str]]:
+    """Of the entries whose learning rates were chosen: a head, and a line for each; no lines where
+    there are none."""
+    tuned = [entry for entry in entries if entry.tried]
+    factors = sorted({factor for entry in tuned for factor in entry.tried})
+    if not factors:
+        return []
+    head = ["model", "learning rate", *(f"at {factor:g} times its own" for factor in factors)]
+    lines = []
+    for entry in tuned:
+        optim = entry.config["optim"]
+        rate = f"{optim['lr']:g}"
+        if entry.optimizer == "muon":
+            rate = f"{optim['muon']['lr']:g}, beside Muon {rate}"
+        scores = [f"{entry.tried[f]:.3f}" if f in entry.tried else "failed" for f in factors]
+        lines.append([entry.label, rate, *scores])
+    return [head, *lines]
 
 
 def group_title(group: Group, groups: Sequence[Group]) -> str:
     """What a table ranks, and on which text where there are several."""
     what = "Upper bounds" if group.is_bound else "Exact scores"
+    if group.optimizer is not None:
+        what += f", only models trained with {optimizer_name(group.optimizer)}"
     if len({g.text for g in groups}) == 1:
         return what
     fingerprint, num_bytes = group.text
@@ -139,7 +179,8 @@ def results_csv(entries: Sequence[Entry]) -> str:
             for prefix in ("baselines_bpb", "diagnostics"):
                 for key, value in run.result.get(prefix, {}).items():
                     flat[f"{prefix}.{key}"] = value
-            row = {"label": entry.label, **flat, "folder": str(run.folder)}
+            own = {"label": entry.label, "optimizer": entry.optimizer}
+            row = {**own, **flat, "folder": str(run.folder)}
             rows.append({_no_formula(key): _no_formula(value) for key, value in row.items()})
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)))

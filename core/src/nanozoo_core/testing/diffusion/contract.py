@@ -22,6 +22,7 @@ class DiffusionContract(ModelContract):
     entropy_steps = 800
     entropy_windows = 64
     lr = 5e-3
+    flops_steps = 8  # each with as many masks as its level of noise brings
     noise_levels: tuple[float, float]  # of two windows, as the model's forward pass takes them
 
     def is_told_the_noise(self, config: Any) -> bool:

@@ -1,0 +1,40 @@
+"""What is written for llama.cpp is complete and reads back."""
+
+import pytest
+
+pytest.importorskip("gguf")
+
+from nanozoo_core.config import model_config
+from nanozoo_core.default_model_adapter import load_adapter
+from nanozoo_core.errors import ConfigError
+from nanozoo_core.testing.gguf_file import assert_complete, written
+
+SMALL = {"num_layers": 2, "model_dim": 64}
+CASES = [
+    {"preset": "v6", "num_heads": 2},
+    {"preset": "custom", "qk_norm": False, "activation": "swiglu", "num_heads": 2},
+    {"preset": "custom", "qk_norm": False, "num_heads": 2},
+    {"preset": "custom", "activation": "swiglu", "num_heads": 2},
+]
+
+
+@pytest.mark.parametrize("changes", CASES, ids=str)
+def test_the_file_is_complete(changes, tmp_path):
+    run, reader = written("vanilla", SMALL | changes, tmp_path)
+    assert_complete(run, reader)
+    assert "llama-completion" in (tmp_path / "gguf" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "no architecture with a squared ReLU behind normalised queries"),
+        ({"preset": "v4"}, "has no class in transformers"),
+    ],
+    ids=str,
+)
+def test_what_llama_cpp_has_not_is_refused(changes, message):
+    adapter = load_adapter("vanilla")
+    model = adapter.make_model(model_config("vanilla", SMALL | changes, vocab_size=97))
+    with pytest.raises(ConfigError, match=message):
+        adapter.to_gguf(model)
