@@ -89,6 +89,8 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_first_difference_looks_into_sections() -> None:
     assert first_difference({"a": {"b": 1}}, {"a": {"b": 1}}) is None
+    assert first_difference({}, {"a": {}}) is None
+    assert first_difference({}, {"a": {"b": 1}}) == ("a.b", None, 1)
     assert first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ("a.c", 2, 3)
     assert first_difference({}, {"a": 1}) == ("a", None, 1)
 

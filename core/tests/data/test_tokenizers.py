@@ -13,6 +13,7 @@ from nanozoo_core.data.tokenizers import (
     SEPARATOR,
     ByteTokenizer,
     Tokenizer,
+    cut_long_spaces,
     gpt2_tokenizer,
     load_tokenizer,
     save_tokenizer,
@@ -205,3 +206,10 @@ def test_white_space_up_to_the_longest_is_encoded_whole(name: str) -> None:
     for length in (1, 2, 99, LONGEST_SPACE):
         text = "a" + " " * length + "b\n"
         assert tokenizer.encode(text) == tokenizer.encoding.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("before", [0, 1, LONGEST_SPACE // 2 - 1, LONGEST_SPACE // 2 + 1])
+@pytest.mark.parametrize("after", ["", "b" * 7])
+def test_white_space_is_cut_wherever_it_lies(before: int, after: str) -> None:
+    text = "a" * before + " " * (LONGEST_SPACE + 1) + after
+    assert list(cut_long_spaces(text)) == [text[: before + LONGEST_SPACE], " " + after]

@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -81,6 +81,40 @@ def short_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "plot_losses", lambda _: None)
 
 
+# -- mixtures -----------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_reads_the_same_mixture(corpus: Path, tmp_path: Path) -> None:
+    """And keeps its weights, while a source may move."""
+    others = tmp_path / "others"
+    others.mkdir()
+    for number in range(20):
+        (others / f"{number}.txt").write_text(f"number {number} " * 40)
+    words = ["data.corpus=mixture", "data.path=null", "data.sources.a.corpus=text"]
+    words += [f"data.sources.a.path='{corpus}'", "data.sources.a.weight=3"]
+    words += ["data.sources.b.corpus=text", f"data.sources.b.path='{others}'"]
+    whole = begin(tmp_path / "whole", corpus, *words)
+    half = begin(tmp_path / "half", corpus, *words, "train.stop_after=4")
+    with pytest.raises(CheckpointError, match=r"data\.sources\.b\.weight=2\.0 differs"):
+        resume(half, data__sources__b__weight=2.0)
+    moved = others.rename(tmp_path / "moved")
+    resume(half, data__sources__b__path=str(moved))
+    assert equal(whole, half)
+    results = [run.read_result() for run in (whole, half)]
+    assert results[0]["sources"] == results[1]["sources"]
+    found = results[0]["sources"]
+    assert {name: part["share"] for name, part in found.items()} == {"a": 0.75, "b": 0.25}
+    num_bytes = sum(part["val_bytes"] for part in found.values())
+    nats = sum(part["val_bpb"] * part["val_bytes"] for part in found.values())
+    assert results[0]["val_bpb"] == pytest.approx(nats / num_bytes, rel=1e-12)
+    last = whole.read_metrics()[-1]
+    assert {last[f"val_bpb/{name}"] for name in found} == {p["val_bpb"] for p in found.values()}
+    place = {"sources": {"b": {"path": str(moved)}}}
+    run = runs.with_moved_data(runs.load_run(whole.path, device="cpu"), place)
+    scored = runs.score(run, {}).values
+    assert scored["sources_bpb"] == {name: part["val_bpb"] for name, part in found.items()}
+
+
 # -- settings -----------------------------------------------------------------------------------
 
 
@@ -89,6 +123,8 @@ def keys_of(cls: type, prefix: str = "") -> set[str]:
     found = set()
     for field in dataclasses.fields(cls):
         key, hint = f"{prefix}{field.name}", hints[field.name]
+        if get_origin(hint) is dict and dataclasses.is_dataclass(get_args(hint)[1]):
+            key, hint = f"{key}.*", get_args(hint)[1]
         found |= keys_of(hint, f"{key}.") if dataclasses.is_dataclass(hint) else {key}
     return found
 
@@ -101,7 +137,7 @@ def test_every_setting_has_a_rule() -> None:
 def test_the_page_about_training_lists_what_is_kept() -> None:
     page = Path(__file__).parents[3] / "docs" / "pages" / "training.md"
     section = page.read_text(encoding="utf-8").partition("A resumed run keeps ")[2]
-    listed = set(re.findall(r"`([a-z_.0-9]+)`", section.partition("\n\n")[0]))
+    listed = set(re.findall(r"`([a-z_.0-9*]+)`", section.partition("\n\n")[0]))
     assert listed == {key for key, rule in RULES.items() if rule == KEPT}
 
 

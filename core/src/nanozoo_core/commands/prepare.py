@@ -9,10 +9,10 @@ from pathlib import Path
 from nanozoo_core.commands.run_arguments import Commands
 from nanozoo_core.errors import ConfigError, suggest
 from nanozoo_core.machine.paths import path_argument
-from nanozoo_core.machine.terminal import out
+from nanozoo_core.machine.terminal import out, warn
 
 FINEWEB = ("fineweb10B", "fineweb100B")
-KNOWN = ("stdlib", "packages", "huggingface", "bin", *FINEWEB)
+KNOWN = ("stdlib", "packages", "huggingface", "bin", "mixture", *FINEWEB)
 
 
 def add_to(commands: Commands) -> None:
@@ -43,10 +43,10 @@ def run(arguments: argparse.Namespace) -> None:
         values = {"corpus": "text", "path": name}
     elif name in FINEWEB:
         values["tokenizer"] = "gpt2"
-    values |= section_values(arguments.overrides, section="data")
+    values |= section_values(arguments.overrides, section="data", subsections=["sources"])
     data = from_defaults(DataConfig, **values)
     if name in FINEWEB:
         from nanozoo_core.data.fineweb import download
 
         download(name, num_shards=arguments.shards)
-    out(prepare(data).summary())
+    out(prepare(data, progress=warn).summary())

@@ -94,16 +94,21 @@ def model_values(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def split_moved_data(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Where the run's data lie now, from words `data.path=PLACE` and `data.text_key=KEY`, and the
-    other words.
+    """Where the run's data lie now, from words `data.path=PLACE` and `data.text_key=KEY`, the same
+    for `data.sources.NAME`, and the other words.
 
     Raises: ConfigError for another setting of the data.
     """
     from nanozoo_core.config.overrides import section_values
 
     mine = [word for word in words if word.lstrip("+").startswith("data.")]
-    found = section_values(mine, section="data")
-    for key in found.keys() - {"path", "text_key"}:
+    found = section_values(mine, section="data", subsections=["sources"])
+    keys = {key: value for key, value in found.items() if key != "sources"}
+    for name, source in found.get("sources", {}).items():
+        keys |= {f"sources.{name}.{key}": value for key, value in source.items()}
+    for key in keys:
+        if key.rpartition(".")[2] in ("path", "text_key"):
+            continue
         raise ConfigError(
             f"data.{key} is what the run has; only data.path and data.text_key can be given, where "
             "its data have moved"

@@ -5,14 +5,18 @@ from __future__ import annotations
 import numbers
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 from nanozoo_core.errors import ConfigError, show_value
 from nanozoo_core.machine.terminal import conceal
 
-PATHS = ("data.path", "run_dir", "resume", "init_from", "folder")
+PATHS = (
+    *("data.path", "data.sources.*.path", "data.tokenizer"),
+    *("run_dir", "resume", "init_from", "folder"),
+)
 """Settings and options that are paths: these may hold any sign without quotes."""
 LISTS_OF_PATHS = ("models", "runs")
 NOT_TEXTS = ("null", "true", "false", "nan", "inf")  # words that the grammar reads as values
@@ -41,7 +45,7 @@ def parse_override(word: str) -> Override:
         parsed = OverridesParser.create().parse_override(word)
         value = list(parsed.sweep_iterator()) if parsed.is_sweep_override() else parsed.value()
     except HydraException as error:
-        if (name := key.lstrip("+")) in PATHS:
+        if _is_path(name := key.lstrip("+")):
             return Override(name, text, text)
         if name in LISTS_OF_PATHS and not set(text) & set("'\"[]{}"):
             return Override(name, text.split(","), text)
@@ -55,12 +59,16 @@ def with_quoted_path(word: str) -> str:
     from hydra.errors import HydraException
 
     key, _, text = word.partition("=")
-    if key.lstrip("+") in PATHS:
+    if _is_path(key.lstrip("+")):
         try:
             OverridesParser.create().parse_override(word)
         except HydraException:
             return f"{key}={quoted(text)}"
     return word
+
+
+def _is_path(key: str) -> bool:
+    return any(fnmatch(key, path) for path in PATHS)
 
 
 def unreadable(word: str) -> ConfigError:
@@ -84,19 +92,25 @@ def _reason(value: str) -> str:
     return "its value has no such form" if odd is None else f"it has the sign {odd} without quotes"
 
 
-def section_values(words: Sequence[str], *, section: str) -> dict[str, Any]:
+def section_values(
+    words: Sequence[str], *, section: str, subsections: Collection[str] = ()
+) -> dict[str, Any]:
     """The values of `section.key=value` or `key=value` words by key, without the section.
 
+    Args: subsections: keys that hold sections, whose own keys may be given too.
     Raises: ConfigError as `parse_override`, and for a key of another section.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for override in map(parse_override, words):
-        key = override.key.removeprefix(f"{section}.")
-        if "." in key:
+        *outer, key = override.key.removeprefix(f"{section}.").split(".")
+        if outer and outer[0] not in subsections:
             raise ConfigError(
                 f"'{override.key}' does not apply here; only {section}.key=value does"
             )
-        values[key] = override.value
+        place = values
+        for name in outer:
+            place = place.setdefault(name, {})
+        place[key] = override.value
     return values
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from nanozoo_core import registry
@@ -112,7 +114,22 @@ def model_config(
 
 def expected_vocab_size(data: DataConfig) -> int:
     """What the tokenizer's vocabulary will be, known before any data is read."""
+    if data.names_tokenizer_file:
+        return _ids_of_file(Path(data.tokenizer).expanduser()) or data.vocab_size
     return KNOWN_VOCABULARIES.get(data.tokenizer, data.vocab_size)
+
+
+def _ids_of_file(path: Path) -> int | None:
+    """The size of the vocabulary in a file, with one separator; None where there is none, as when
+    a run that keeps its own was begun on another machine."""
+    try:
+        stored = json.loads(path.read_bytes())
+        if "tokens" in stored:
+            return len(stored["tokens"]) + 1
+        added = {token["content"] for token in stored["added_tokens"]}
+        return len(stored["model"]["vocab"].keys() - added) + 1
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def no_model_message() -> str:

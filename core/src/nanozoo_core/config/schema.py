@@ -144,6 +144,11 @@ def _convert(hint: Any, value: Any, path: str, owner: str, problems: list[str]) 
             problems.append(f"{path}={show_value(value)} must be a section with keys of its own")
             return None
         return _build(hint, value, path, owner, problems)
+    if typing.get_origin(hint) is dict and isinstance(value, dict):
+        item = typing.get_args(hint)[1]
+        if dataclasses.is_dataclass(item):  # a section whose keys are names
+            parts = value.items()
+            return {k: _convert(item, v, f"{path}.{k}", owner, problems) for k, v in parts}
     ok, converted = _match(hint, value)
     if not ok:
         problems.append(

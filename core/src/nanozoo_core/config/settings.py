@@ -6,7 +6,7 @@ dataclass. Nothing here imports torch, so that a wrong setting is reported at on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from nanozoo_core.config.ranges import (
@@ -18,21 +18,47 @@ from nanozoo_core.config.ranges import (
     Range,
     Share,
 )
-from nanozoo_core.errors import Problems
+from nanozoo_core.errors import Problems, suggest
 from nanozoo_core.machine.paths import require_path
+
+TOKENIZERS = ("bytes", "bpe", "gpt2")
+"""Those that `data.tokenizer` knows by name."""
+
+
+MIXTURE = "mixture"
+"""The corpus that `data.sources` make up."""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of a mixture, as `data.corpus` and `data.path` name it."""
+
+    corpus: str
+    """As data.corpus."""
+    path: str | list[str] | None = None
+    """As data.path."""
+    text_key: str | None = None
+    """As data.text_key, which null takes."""
+    weight: Positive = 1.0
+    """How much of it is read beside the others: its share is its weight over the sum of all."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
     corpus: str
-    """stdlib, packages, text, huggingface, bin, fineweb10B or fineweb100B."""
+    """stdlib, packages, text, huggingface, bin, fineweb10B or fineweb100B, or mixture for
+    data.sources."""
     path: str | list[str] | None
     """Files, folders or globs for `text`; the folder or files of shards for `bin`; the name of a
     data set, or NAME:CONFIGURATION, for `huggingface`."""
     text_key: str
     """The key or the column of the text, where the data are JSON lines, tables or a data set."""
-    tokenizer: Literal["bytes", "bpe", "gpt2"]
-    """bytes (vocabulary 258), bpe (trained on the corpus) or gpt2 (tiktoken's 50257)."""
+    sources: dict[str, SourceConfig]
+    """Of a mixture, by names of your own: what each reads, and its weight, such as
+    data.sources.code.corpus=stdlib data.sources.code.weight=3."""
+    tokenizer: str
+    """bytes (vocabulary 258), bpe (trained on the corpus), gpt2 (tiktoken's 50257), or the path of
+    a tokenizer.json that nanozoo or Hugging Face's tokenizers wrote (byte-level BPE)."""
     vocab_size: int
     """Size of the trained vocabulary; only for `tokenizer=bpe`."""
     seq_len: Count
@@ -49,12 +75,61 @@ class DataConfig:
         p = Problems()
         for path in [self.path] if isinstance(self.path, str) else self.path or []:
             require_path(p, "data.path", path)
+        self._check_sources(p)
+        p.require(
+            self.tokenizer in TOKENIZERS or self.names_tokenizer_file,
+            f"data.tokenizer={self.tokenizer} must be one of {', '.join(TOKENIZERS)}, or a path "
+            f"with a / or .json in it{suggest(self.tokenizer, TOKENIZERS)}",
+        )
+        if self.names_tokenizer_file:
+            require_path(p, "data.tokenizer", self.tokenizer)
         p.require(
             self.tokenizer != "bpe" or 257 <= self.vocab_size <= 65536,
             f"data.vocab_size={self.vocab_size} must be between 257 (all bytes and the separator) "
             "and 65536 (what a .bin shard can hold)",
         )
         p.raise_if_any()
+
+    def _check_sources(self, p: Problems) -> None:
+        names = ", ".join(self.sources)
+        p.require(
+            not self.sources or self.corpus == MIXTURE,
+            f"data.sources ({names}) has no effect with data.corpus={self.corpus}; use "
+            f"data.corpus={MIXTURE}",
+        )
+        p.require(
+            self.corpus != MIXTURE or len(self.sources) > 0,
+            f"data.corpus={MIXTURE} needs data.sources, such as data.sources.code.corpus=stdlib",
+        )
+        p.require(
+            self.corpus != MIXTURE or self.path is None,
+            f"data.path={self.path} has no effect with data.corpus={MIXTURE}; give each source "
+            "its own, as data.sources.NAME.path",
+        )
+        for name, source in self.sources.items():
+            p.require(
+                name.isidentifier(),
+                f"data.sources.{name}: a source's name must be of letters, digits and _, and not "
+                "begin with a digit",
+            )
+            p.require(
+                source.corpus != MIXTURE,
+                f"data.sources.{name}.corpus={MIXTURE} would be a mixture in a mixture; name its "
+                "sources beside the others",
+            )
+            for path in [source.path] if isinstance(source.path, str) else source.path or []:
+                require_path(p, f"data.sources.{name}.path", path)
+
+    def of_source(self, name: str) -> DataConfig:
+        """The settings of one source of a mixture alone."""
+        source = self.sources[name]
+        text_key = self.text_key if source.text_key is None else source.text_key
+        return replace(self, corpus=source.corpus, path=source.path, text_key=text_key, sources={})
+
+    @property
+    def names_tokenizer_file(self) -> bool:
+        """Whether `tokenizer` is the path of a file."""
+        return "/" in self.tokenizer or "\\" in self.tokenizer or ".json" in self.tokenizer
 
 
 @dataclass(frozen=True)

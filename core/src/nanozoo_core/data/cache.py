@@ -12,7 +12,6 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import stat
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nanozoo_core.errors import DataError
+from nanozoo_core.errors import DataError, WriteError
 from nanozoo_core.files import sha256_of, write_json
 
 SETTLED_NS = 2_000_000_000  # a file that is younger may change once more without a new time
@@ -88,12 +87,14 @@ def file_digest(path: Path) -> str:
     return found
 
 
-def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+def build_once(folder: Path, build: Callable[[Path], None], *, goes_on: bool = False) -> Path:
     """Returns `folder`, which `build` fills if it is not there or not whole any more, as when
     something that cleans up old files has swept it.
 
     The work happens in a temporary folder beside it that is renamed when complete. A second process
     waits for the first.
+
+    Args: goes_on: `build` finds what an interrupted call has left, and goes on from it.
     """
     if is_whole(folder):
         return folder
@@ -104,11 +105,10 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
             share(lock)
             if is_whole(folder):
                 return folder
-            # Under the lock, what is left here is a killed process's.
-            for left in folder.parent.glob(f".{folder.name}.*.unfinished"):
-                shutil.rmtree(left, ignore_errors=True)
-            unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.unfinished")
-            unfinished.mkdir()
+            unfinished = folder.with_name(f".{folder.name}.unfinished")
+            if not goes_on:  # under the lock, what is left here is a killed process's
+                shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(exist_ok=True)
             try:
                 build(unfinished)
                 write_json(unfinished / CONTENTS, _sizes(unfinished))
@@ -117,8 +117,10 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
                 if folder.exists():
                     shutil.rmtree(folder)
                 unfinished.rename(folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+            except BaseException as error:
+                if not goes_on or isinstance(error, OSError | WriteError):  # such as a full disk
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                raise
     return folder
 
 

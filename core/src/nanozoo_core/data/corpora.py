@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,9 @@ ROWS_WITHOUT_TEXT = "rows without text"
 OTHER_SPLITS = "splits of a data set beside train"
 
 
+Count = Callable[[int], object]
+
+
 class Corpus(ABC):
     """Documents, to be split by their content.
 
@@ -89,9 +92,15 @@ class Corpus(ABC):
         Raises: DataError when one cannot be read, or there is none.
         """
 
-    def split(self, val_fraction: float) -> tuple[list[str], frozenset[str]]:
-        """The digests of all documents in their order, and those that are for validation."""
-        digests = [document_digest(document) for document in self.documents()]
+    def split(self, val_fraction: float, count: Count) -> tuple[list[str], frozenset[str]]:
+        """The digests of all documents in their order, and those that are for validation.
+
+        Args: count: is told the bytes of each document.
+        """
+        digests: list[str] = []
+        for document in self.documents():
+            digests.append(document_digest(document))
+            count(len(document))
         return digests, validation_digests(digests, val_fraction)
 
 

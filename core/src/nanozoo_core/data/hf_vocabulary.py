@@ -38,10 +38,11 @@ def read_hf_tokenizer(folder: Path) -> HFVocabulary | None:
     if not path.is_file():
         return None
     remedy = "put there the tokenizer.json that transformers saves"
-    return read_json(path, lambda s: _vocabulary(s, path), remedy=remedy, error=DataError)
+    return read_json(path, lambda s: vocabulary_of(s, path), remedy=remedy, error=DataError)
 
 
-def _vocabulary(stored: dict[str, Any], path: Path) -> HFVocabulary:
+def vocabulary_of(stored: dict[str, Any], path: Path) -> HFVocabulary:
+    """The vocabulary of a tokenizer.json that is read already. Raises: DataError."""
     import tiktoken
 
     model = stored["model"]

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from nanozoo_core.contract import Batch
-from nanozoo_core.data.prepare import PreparedData
+from nanozoo_core.data.mixing import MixedWindows
+from nanozoo_core.data.prepare import AnyData
 from nanozoo_core.data.shards import Tokens
 from nanozoo_core.data.tokenizers import Tokenizer
 from nanozoo_core.data.windows import Align, Windows
@@ -54,7 +55,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        prepared: PreparedData,
+        prepared: AnyData,
         stages: Sequence[BatchStage],
         *,
         lookahead: int = 1,
@@ -68,15 +69,10 @@ class TrainLoader:
         assert self.stages[0].start == 0
         assert all(a.start < b.start for a, b in zip(self.stages, self.stages[1:], strict=False))
         self._windows = {
-            length: Windows.find(
-                prepared.train,
-                seq_len=length,
-                lookahead=lookahead,
-                align=align,
-                separator=self.vocabulary.separator,
-            )
+            length: _find_windows(prepared, seq_len=length, lookahead=lookahead, align=align)
             for length in {stage.seq_len for stage in self.stages}
         }
+        self._sources = [part.name for part in prepared.parts]
         self._seeds, self._visited = [hash_integers(seed, 0)], [0]
         for number, (stage, following) in enumerate(
             zip(self.stages, self.stages[1:], strict=False), start=1
@@ -110,6 +106,19 @@ class TrainLoader:
             for stage, end in zip(self.stages, ends, strict=True)
         )
 
+    def epochs_of_sources(self, step: int) -> dict[str, float]:
+        """How often the text of each source has been read before a step, by its name."""
+        epochs = dict.fromkeys(self._sources, 0.0)
+        ends = [*(stage.start for stage in self.stages[1:]), step]
+        for stage, end, first in zip(self.stages, ends, self._visited, strict=True):
+            windows = self._windows[stage.seq_len]
+            steps = max(0, min(end, step) - stage.start)
+            before = windows.counts(first)
+            after = windows.counts(first + steps * stage.batch_windows)
+            for name, part, a, b in zip(self._sources, windows.parts, before, after, strict=True):
+                epochs[name] += (b - a) / len(part)
+        return epochs
+
     def batch(self, step: int, first_row: int = 0, num_rows: int | None = None) -> Batch:
         """Rows first_row .. first_row + num_rows - 1 (None: to the end) of the global batch of a
         step."""
@@ -120,8 +129,7 @@ class TrainLoader:
         assert 0 <= first_row <= first_row + num_rows <= stage.batch_windows
         rows = np.arange(first_row, first_row + num_rows)
         indices = self._visited[number] + (step - stage.start) * stage.batch_windows + rows
-        windows = self._windows[stage.seq_len]
-        tokens = windows.read(*windows.locate(indices, self._seeds[number]))  # (B, T + A)
+        tokens = self._windows[stage.seq_len].visit(indices, self._seeds[number])  # (B, T + A)
         return make_batch(
             tokens,
             rows,
@@ -131,14 +139,38 @@ class TrainLoader:
         )
 
 
+def _find_windows(
+    prepared: AnyData, *, seq_len: int, lookahead: int, align: Align
+) -> Windows | MixedWindows:
+    """Raises: DataError when a source holds no window of that length."""
+    found = []
+    for part in prepared.parts:
+        try:
+            windows = Windows.find(
+                part.data.train,
+                seq_len=seq_len,
+                lookahead=lookahead,
+                align=align,
+                separator=prepared.vocabulary.separator,
+            )
+        except DataError as error:
+            if len(prepared.parts) == 1:
+                raise
+            raise DataError(f"data.sources.{part.name}: {error}") from error
+        found.append(windows)
+    if len(found) == 1:
+        return found[0]
+    return MixedWindows.of(found, [part.share for part in prepared.parts])
+
+
 class ValidationText(Protocol):
     """What a `ValidationSet` is made of: prepared data, or `GivenTexts`."""
 
     @property
     def vocabulary(self) -> Tokenizer: ...
 
-    def validation_text(self, num_bytes: int) -> list[bytes]:
-        """The documents, of `num_bytes` in all."""
+    def validation_texts(self, num_bytes: int) -> dict[str, list[bytes]]:
+        """The documents of each source, by its name, of `num_bytes` in all."""
         ...
 
 
@@ -149,37 +181,58 @@ class GivenTexts:
     documents: tuple[bytes, ...]
     vocabulary: Tokenizer
 
-    def validation_text(self, num_bytes: int) -> list[bytes]:
-        return list(self.documents)
+    def validation_texts(self, num_bytes: int) -> dict[str, list[bytes]]:
+        return {"given": list(self.documents)}
 
 
 class ValidationSet:
     """The first `num_bytes` bytes of the validation split as windows in which each token is scored
-    once.
+    once; of several sources each gives its share of the bytes, one after the other.
 
-    The stream is a separator and a document, a separator and a document, ...; its first token is
-    context only, so every byte is scored, and every separator but the first. Windows begin at
-    multiples of T; the last is moved back to be full and leaves unscored what was scored before.
+    The stream of a source is a separator and a document, a separator and a document, ...; its first
+    token is context only, so every byte is scored, and every separator but the first. Windows begin
+    at multiples of T; the last is moved back to be full and leaves unscored what was scored before.
     Past the end of the stream (lookahead, or a text shorter than one window) stand separators.
     """
 
     def __init__(
         self, prepared: ValidationText, *, seq_len: int, lookahead: int = 1, num_bytes: int
     ) -> None:
-        vocabulary = prepared.vocabulary
-        self.documents = prepared.validation_text(num_bytes)
-        self.num_bytes = sum(map(len, self.documents))
         self.seq_len, self.lookahead = seq_len, lookahead
-        self.separator = vocabulary.separator
+        self.separator = prepared.vocabulary.separator
+        self.documents: list[bytes] = []
+        self.source_bytes: dict[str, int] = {}
+        streams, num_tokens, num_windows = [], [], []
+        for name, documents in prepared.validation_texts(num_bytes).items():
+            stream, count = self._stream_of(documents, prepared.vocabulary)
+            if count < 1:
+                raise DataError(f"eval.bytes={num_bytes} leaves no validation text; use more")
+            self.documents += documents
+            self.source_bytes[name] = sum(map(len, documents))
+            streams.append(stream)
+            num_tokens.append(count)
+            num_windows.append(-(-count // seq_len))
+        self.num_bytes = sum(self.source_bytes.values())
+        self.num_tokens = sum(num_tokens)  # scored ones
+        self.num_windows = sum(num_windows)
+        self._stream = np.concatenate(streams)
+        self._source_tokens = np.array(num_tokens)
+        self._ends = np.cumsum(num_windows)
+        self._firsts = self._ends - num_windows
+        sizes = np.array([stream.size for stream in streams])
+        self._offsets = np.cumsum(sizes) - sizes
+
+    def _stream_of(self, documents: list[bytes], vocabulary: Tokenizer) -> tuple[Tokens, int]:
+        """The tokens of a source, padded behind, and how many of them are scored."""
         separator = np.array([self.separator], dtype=vocabulary.dtype)
-        parts = [part for d in self.documents for part in (separator, vocabulary.encode_array(d))]
+        parts = [part for d in documents for part in (separator, vocabulary.encode_array(d))]
         tokens = np.concatenate(parts)
-        self.num_tokens = tokens.size - 1  # scored ones
-        if self.num_tokens < 1:
-            raise DataError(f"eval.bytes={num_bytes} leaves no validation text; use more")
-        self.num_windows = -(-self.num_tokens // seq_len)
-        padding = max(0, seq_len - self.num_tokens) + lookahead - 1
-        self._stream = np.concatenate([tokens, np.repeat(separator, padding)])
+        padding = max(0, self.seq_len - (tokens.size - 1)) + self.lookahead - 1
+        return np.concatenate([tokens, np.repeat(separator, padding)]), tokens.size - 1
+
+    def sources_of(self, rows: Tensor) -> Tensor:
+        """(B,) int64: the number of the source that each window is of."""
+        return torch.from_numpy(np.searchsorted(self._ends, rows.numpy(), side="right"))
 
     def batches(self, batch_windows: int, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """This rank's windows, `batch_windows` at a time, in every rank the same number of batches.
@@ -193,13 +246,18 @@ class ValidationSet:
 
     def _batch(self, numbers: npt.NDArray[np.int64]) -> Batch:
         rows = np.minimum(numbers, self.num_windows - 1)
-        starts = np.minimum(rows * self.seq_len, max(0, self.num_tokens - self.seq_len))
+        source = np.searchsorted(self._ends, rows, side="right")
+        num_tokens, begin = (
+            self._source_tokens[source],
+            (rows - self._firsts[source]) * self.seq_len,
+        )
+        starts = np.minimum(begin, np.maximum(0, num_tokens - self.seq_len))
         positions = starts[:, None] + np.arange(self.seq_len + self.lookahead)  # (B, T + A)
         targets = positions[:, 1 : self.seq_len + 1]  # (B, T)
-        fresh = (targets > rows[:, None] * self.seq_len) & (targets <= self.num_tokens)
+        fresh = (targets > begin[:, None]) & (targets <= num_tokens[:, None])
         scored = fresh & (numbers < self.num_windows)[:, None]
         return make_batch(
-            self._stream[positions],
+            self._stream[self._offsets[source][:, None] + positions],
             rows,
             separator=self.separator,
             num_rows=self.num_windows,

@@ -16,6 +16,7 @@ from pathlib import Path
 from nanozoo_core.data.cache import digest
 from nanozoo_core.data.corpora import (
     Corpus,
+    Count,
     LeftOut,
     document_digest,
     files_below,
@@ -73,7 +74,7 @@ class PackagesCorpus(Corpus):
             elif body := without_licence(text):
                 yield body
 
-    def split(self, val_fraction: float) -> tuple[list[str], frozenset[str]]:
+    def split(self, val_fraction: float, count: Count) -> tuple[list[str], frozenset[str]]:
         """As for any corpus, but that documents which are nearly the same, and those that are
         nearly the same as one of them, are on one side: that of one digest for all of them."""
         digests: list[str] = []
@@ -81,6 +82,7 @@ class PackagesCorpus(Corpus):
         for document in self.documents():
             digests.append(document_digest(document))
             sketches.append(sketch(document))
+            count(len(document))
         sides = leaders(digests, sketches)
         chosen = validation_digests(sides, val_fraction)
         both = zip(digests, sides, strict=True)

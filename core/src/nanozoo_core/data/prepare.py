@@ -10,73 +10,28 @@ validation text is decoded from them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nanozoo_core.config import DataConfig
-from nanozoo_core.data.cache import (
-    build_once,
-    cache_root,
-    digest,
-    file_digest,
-    is_whole,
-    write_record,
-)
-from nanozoo_core.data.corpora import (
-    NOT_UTF8_FILES,
-    Corpus,
-    document_digest,
-    is_utf8,
-    stdlib_corpus,
-    text_corpus,
-    utf8_prefix,
-)
+from nanozoo_core.config.settings import MIXTURE
+from nanozoo_core.data.cache import digest
+from nanozoo_core.data.corpora import stdlib_corpus, text_corpus, utf8_prefix
 from nanozoo_core.data.fineweb import fineweb_folder
 from nanozoo_core.data.foreign_shards import open_foreign
 from nanozoo_core.data.hub import hub_corpus
 from nanozoo_core.data.packages import packages_corpus
-from nanozoo_core.data.shards import Shard, ShardWriter, documents, open_shard, shard_content
-from nanozoo_core.data.tokenizers import (
-    TOKENIZER_FILE,
-    ByteTokenizer,
-    Tokenizer,
-    gpt2_tokenizer,
-    load_tokenizer,
-    save_tokenizer,
-    train_bpe,
-)
+from nanozoo_core.data.progress import Say, said_by
+from nanozoo_core.data.shards import Shard, shard_content
+from nanozoo_core.data.sources import Source, checked, import_text, num_text_bytes
+from nanozoo_core.data.token_shards import mixed_vocabulary, tokenized
+from nanozoo_core.data.tokenizers import TOKENIZER_FILE, Tokenizer, gpt2_tokenizer, load_tokenizer
+from nanozoo_core.data.vocabulary_file import named_vocabulary
 from nanozoo_core.errors import DataError, MissingDataError, suggest
-from nanozoo_core.files import read_json
 
 logger = logging.getLogger(__name__)
 
-CORPORA = ("stdlib", "packages", "text", "huggingface", "bin", "fineweb10B", "fineweb100B")
-BPE_TRAINING_BYTES = 200_000_000  # of a larger corpus a sample of the documents is as good
-MANIFEST = "shards.json"  # the digests of a folder's shards and tokenizer, by name
-_FORMAT = 3  # part of every folder's name: raise it when the stored layout changes
-
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A split corpus as shards of some vocabulary."""
-
-    name: str
-    train: tuple[Shard, ...]
-    validation: tuple[Shard, ...]
-    vocabulary: Tokenizer
-    fingerprint: str  # of the text and its split, whatever the tokenizer
-    identity: str  # of the shards themselves
-    left_out: str = ""  # of the corpus: what and how much, for people
-
-    def texts(self, shards: tuple[Shard, ...]) -> Iterator[bytes]:
-        """The documents of some shards as text."""
-        for shard in shards:
-            for document in documents(shard, self.vocabulary.separator):
-                yield self.vocabulary.decode_bytes(document)
+CORPORA = ("stdlib", "packages", "text", "huggingface", "bin", "fineweb10B", "fineweb100B", MIXTURE)
 
 
 @dataclass(frozen=True)
@@ -95,6 +50,15 @@ class PreparedData:
     validation_bytes: int
 
     @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The sources with their shares: this one alone."""
+        return (Part(self.name, 1.0, self),)
+
+    @property
     def fingerprint(self) -> str:
         return self.source.fingerprint
 
@@ -102,6 +66,10 @@ class PreparedData:
     def bytes_per_token(self) -> float:
         """Mean over the training split; the separators count as tokens without bytes."""
         return self.train_bytes / self.train_tokens
+
+    def validation_texts(self, num_bytes: int) -> dict[str, list[bytes]]:
+        """`validation_text` by the name of its source."""
+        return {self.name: self.validation_text(num_bytes)}
 
     def validation_text(self, num_bytes: int) -> list[bytes]:
         """The documents that make up the first `num_bytes` bytes of the validation split, the last
@@ -117,8 +85,9 @@ class PreparedData:
             if left <= 0:
                 return found
         logger.warning(
-            "eval.bytes=%d is more than the validation split holds; all %d bytes are scored",
+            "eval.bytes=%d is more than the validation split of %s holds; all %d bytes are scored",
             num_bytes,
+            self.name,
             sum(map(len, found)),
         )
         return found
@@ -139,39 +108,114 @@ class PreparedData:
         )
 
 
+@dataclass(frozen=True)
+class Part:
+    """One source of the data, with its share of the training windows and of the scored bytes."""
+
+    name: str
+    share: float
+    data: PreparedData
+
+
+@dataclass(frozen=True)
+class MixedData:
+    """Several sources in one vocabulary, as `PreparedData` for what they are together."""
+
+    vocabulary: Tokenizer
+    parts: tuple[Part, ...]
+    name: str = MIXTURE
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the sources and their shares, whatever their names."""
+        return digest(sorted([part.data.fingerprint, part.share] for part in self.parts))
+
+    @property
+    def bytes_per_token(self) -> float:
+        """The mean over a training that reads each source by its share."""
+        return sum(part.share * part.data.bytes_per_token for part in self.parts)
+
+    def validation_texts(self, num_bytes: int) -> dict[str, list[bytes]]:
+        """The documents of each source, by its name: its share of the bytes, one at least."""
+        return {
+            part.name: part.data.validation_text(max(1, round(part.share * num_bytes)))
+            for part in self.parts
+        }
+
+    def summary(self) -> str:
+        """A few lines for the terminal."""
+        lines = [
+            f"corpus       {self.name} ({self.fingerprint})",
+            f"tokenizer    {self.vocabulary.name}, {self.vocabulary.size} ids",
+        ]
+        for part in self.parts:
+            data = part.data
+            lines.append(
+                f"  {part.name}: {part.share:.1%} from {data.name}, {data.train_bytes:,} bytes of "
+                f"training in {data.train_tokens:,} tokens, {data.validation_bytes:,} of validation"
+            )
+        return "\n".join(lines)
+
+
+AnyData = PreparedData | MixedData
+
+
 def prepare(
-    data: DataConfig, *, vocabulary: Tokenizer | None = None, progress: Progress | None = None
-) -> PreparedData:
+    data: DataConfig, *, vocabulary: Tokenizer | None = None, progress: Say | None = None
+) -> AnyData:
     """Builds whatever of the prepared data is not in the cache folder yet, and opens it.
 
     Args:
-        vocabulary: a trained one to use instead of training one on this corpus.
-        progress: called with a line of text before each piece of work.
+        vocabulary: one to use instead of what `data.tokenizer` says, such as a run's own.
+        progress: called with a line of text before each piece of work, and during a long one where
+            no terminal shows a bar; None is silent.
 
     Raises: DataError when the corpus or the tokenizer cannot be had, or the cache not written.
     """
-    say = progress or logger.info
-    source = _source(data, say)
-    if data.tokenizer == source.vocabulary.name:
-        if vocabulary is not None and not vocabulary.equals(source.vocabulary):
-            raise DataError(
-                f"the shards of data.path={data.path} are written in another vocabulary than the "
-                f"run's own; give shards of its {TOKENIZER_FILE}"
-            )
+    vocabulary = vocabulary or named_vocabulary(data)
+    if data.corpus == MIXTURE:
+        return _mixture(data, vocabulary, progress)
+    return _in_tokens(_source(data, progress), data, vocabulary, progress)
+
+
+def _in_tokens(
+    source: Source, data: DataConfig, vocabulary: Tokenizer | None, say: Say | None
+) -> PreparedData:
+    is_its_own = vocabulary is None and data.tokenizer == source.vocabulary.name
+    if is_its_own or (vocabulary is not None and vocabulary.equals(source.vocabulary)):
         vocabulary, train = source.vocabulary, source.train
+    elif data.corpus == "bin" and data.tokenizer == source.vocabulary.name:
+        raise DataError(
+            f"the shards of data.path={data.path} are written in another vocabulary than the "
+            f"run's own; give shards of its {TOKENIZER_FILE}"
+        )
     else:
-        vocabulary, train = _tokenized(source, data, vocabulary, say)
+        vocabulary, train = tokenized(source, data, vocabulary, say)
     return PreparedData(
         source=source,
         vocabulary=vocabulary,
         train=train,
         train_tokens=sum(shard.num_tokens for shard in train),
-        train_bytes=_num_bytes(train, vocabulary),
-        validation_bytes=_num_bytes(source.validation, source.vocabulary),
+        train_bytes=num_text_bytes(train, vocabulary),
+        validation_bytes=num_text_bytes(source.validation, source.vocabulary),
     )
 
 
-def _source(data: DataConfig, say: Progress) -> Source:
+def _mixture(data: DataConfig, vocabulary: Tokenizer | None, say: Say | None) -> MixedData:
+    """All sources in one vocabulary: the one given, known by name, or trained on all of them."""
+    settings = {name: data.of_source(name) for name in data.sources}
+    sources = {name: _source(own, say) for name, own in settings.items()}
+    weights = [source.weight for source in data.sources.values()]
+    shares = [weight / sum(weights) for weight in weights]
+    if vocabulary is None and data.tokenizer == "bpe":
+        vocabulary = mixed_vocabulary(list(sources.values()), shares, data, say)
+    parts = []
+    for (name, source), share in zip(sources.items(), shares, strict=True):
+        parts.append(Part(name, share, _in_tokens(source, settings[name], vocabulary, say)))
+    return MixedData(parts[0].data.vocabulary, tuple(parts))
+
+
+def _source(data: DataConfig, say: Say | None) -> Source:
     if data.corpus not in CORPORA:
         raise DataError(
             f"data.corpus={data.corpus} is unknown; use {', '.join(CORPORA[:-1])} or {CORPORA[-1]}"
@@ -183,15 +227,15 @@ def _source(data: DataConfig, say: Progress) -> Source:
             "data.corpus=text for files of text, or data.corpus=bin for shards"
         )
     if data.corpus == "stdlib":
-        return _import_text(stdlib_corpus(), data, say)
+        return import_text(stdlib_corpus(), data, say)
     if data.corpus == "packages":
-        return _import_text(packages_corpus(), data, say)
+        return import_text(packages_corpus(), data, say)
     if data.corpus == "text":
         allow = data.tokenizer == "bytes"
         found = text_corpus(data.path, allow_invalid_utf8=allow, text_key=data.text_key)
-        return _import_text(found, data, say)
+        return import_text(found, data, say)
     if data.corpus == "huggingface":
-        return _import_text(hub_corpus(data.path, data.text_key), data, say)
+        return import_text(hub_corpus(data.path, data.text_key), data, say)
     if data.corpus == "bin":
         return _shard_source(data, _shards_at(data.path), say)
     folder = fineweb_folder(data.corpus)
@@ -203,148 +247,7 @@ def _source(data: DataConfig, say: Progress) -> Source:
     return _shard_source(data, _shards_at(str(folder)), say)
 
 
-# -- text ---------------------------------------------------------------------------------------
-
-
-def _import_text(corpus: Corpus, data: DataConfig, say: Progress) -> Source:
-    """Splits a corpus by document and writes both sides as bytes shards.
-
-    Validation documents are ordered by digest: their first bytes are a sample of the whole corpus,
-    and the same ones for every `data.val_fraction` that holds enough of them.
-    """
-
-    def build(folder: Path) -> None:
-        say(f"reading {corpus.description}")
-        digests, chosen = corpus.split(data.val_fraction)
-        all_utf8 = True
-        validation: list[tuple[str, bytes]] = []
-        with ShardWriter(folder, "train") as train:
-            for name, document in _unchanged(digests, corpus):
-                all_utf8 = all_utf8 and is_utf8(document)
-                if name in chosen:
-                    validation.append((name, document))
-                else:
-                    train.write(vocabulary.separator, vocabulary.encode_array(document))
-        with ShardWriter(folder, "val") as val:
-            for _, document in sorted(validation):
-                val.write(vocabulary.separator, vocabulary.encode_array(document))
-        fingerprint = digest([sorted(digests), sorted(chosen)])
-        if corpus.identity != corpus_identity:
-            raise _changed(corpus)
-        about = {
-            "fingerprint": fingerprint,
-            "has_other_codings": not all_utf8,
-            "skipped_other_codings": NOT_UTF8_FILES in corpus.left_out.counts,
-            "left_out": str(corpus.left_out),
-        }
-        write_record(folder / "corpus.json", about)
-        write_record(folder / MANIFEST, train.contents | val.contents)
-
-    vocabulary = ByteTokenizer()
-    corpus_identity = corpus.identity
-    identity = digest([_FORMAT, corpus.name, corpus_identity, data.val_fraction])
-    folder = build_once(cache_root() / "text" / identity, build)
-    stored = _read_about(folder)
-    is_other = "skipped_other_codings" if corpus.allow_invalid_utf8 else "has_other_codings"
-    if stored[is_other]:  # it was built for a tokenizer that takes other text
-        identity = digest([identity, corpus.allow_invalid_utf8])
-        folder = build_once(cache_root() / "text" / identity, build)
-        stored = _read_about(folder)
-    if stored["left_out"]:
-        say(f"left out of {corpus.name}: {stored['left_out']}")
-    return Source(
-        name=corpus.name,
-        train=_open_written(folder, "train", vocabulary),
-        validation=_open_written(folder, "val", vocabulary),
-        vocabulary=vocabulary,
-        fingerprint=stored["fingerprint"],
-        identity=identity,
-        left_out=stored["left_out"],
-    )
-
-
-def _read_about(folder: Path) -> dict[str, Any]:
-    """What is known of the text in a folder of the cache."""
-    return read_json(
-        folder / "corpus.json",
-        lambda about: {
-            "fingerprint": str(about["fingerprint"]),
-            "left_out": str(about["left_out"]),
-            "has_other_codings": bool(about["has_other_codings"]),
-            "skipped_other_codings": bool(about["skipped_other_codings"]),
-        },
-        remedy=f"remove the folder {folder}, which is then built again",
-        error=DataError,
-    )
-
-
-def _unchanged(digests: list[str], corpus: Corpus) -> Iterator[tuple[str, bytes]]:
-    """The documents, read a second time, with their digests.
-
-    Raises: DataError when they are others than the first time.
-    """
-    documents = corpus.documents()
-    for name in digests:
-        document = next(documents, None)
-        if document is None or document_digest(document) != name:
-            raise _changed(corpus)
-        yield name, document
-    if next(documents, None) is not None:
-        raise _changed(corpus)
-
-
-def _changed(corpus: Corpus) -> DataError:
-    return DataError(
-        f"the text of data.corpus={corpus.name} has changed while it was read; give the command "
-        "again once nothing writes to its files"
-    )
-
-
-def _tokenized(
-    source: Source, data: DataConfig, given: Tokenizer | None, say: Progress
-) -> tuple[Tokenizer, tuple[Shard, ...]]:
-    """The training split in another vocabulary than the source's: the one given, or one that is
-    known by name or trained on it."""
-
-    def build(folder: Path) -> None:
-        if given is not None:
-            vocabulary = given
-        elif data.tokenizer == "bpe":
-            vocabulary = _trained_vocabulary(source, data, say)
-        else:
-            vocabulary = load_tokenizer(folder, data)
-        save_tokenizer(vocabulary, folder)
-        say(f"tokenizing {source.name} with {vocabulary.name}")
-        with ShardWriter(folder, "train") as writer:
-            for document in source.texts(source.train):
-                writer.write(vocabulary.separator, vocabulary.encode_array(document))
-        write_record(folder / MANIFEST, writer.contents | _tokenizer_digest(folder))
-
-    vocab_size = data.vocab_size if data.tokenizer == "bpe" else None
-    key: list[object] = [_FORMAT, source.identity, data.tokenizer, vocab_size]
-    folder = cache_root() / "tokens" / digest(key)
-    if given is not None and not (is_whole(folder) and given.equals(load_tokenizer(folder, data))):
-        folder = cache_root() / "tokens" / digest([*key, given.identity])
-    build_once(folder, build)
-    vocabulary = load_tokenizer(folder, data)
-    return vocabulary, _open_written(folder, "train", vocabulary)
-
-
-def _trained_vocabulary(source: Source, data: DataConfig, say: Progress) -> Tokenizer:
-    say(f"learning a vocabulary of {data.vocab_size} ids")
-    share = BPE_TRAINING_BYTES / max(1, _num_bytes(source.train, source.vocabulary))
-    texts = (
-        document.decode("utf-8", errors="replace")
-        for document in source.texts(source.train)
-        if share >= 1 or int(document_digest(document)[16:], 16) / 16**16 < share
-    )
-    return train_bpe(texts, vocab_size=data.vocab_size)
-
-
-# -- shards -------------------------------------------------------------------------------------
-
-
-def _shard_source(data: DataConfig, paths: list[Path], say: Progress) -> Source:
+def _shard_source(data: DataConfig, paths: list[Path], say: Say | None) -> Source:
     """Shards that are there already, with the vocabulary they were written in.
 
     FineWeb's are GPT-2's; those of `data.corpus=bin` are what `data.tokenizer` says, a trained one
@@ -364,11 +267,11 @@ def _shard_source(data: DataConfig, paths: list[Path], say: Progress) -> Source:
             "rename it"
         )
     if data.corpus == "bin":
-        vocabulary = load_tokenizer(paths[0].parent, data)
+        vocabulary = named_vocabulary(data) or load_tokenizer(paths[0].parent, data)
     else:
         vocabulary = gpt2_tokenizer()
     validation, train = (
-        _checked((open_foreign(path, vocabulary, say) for path in of_part), vocabulary)
+        checked((open_foreign(path, vocabulary, said_by(say)) for path in of_part), vocabulary)
         for of_part in (sorted(p for p in paths if part in p.name) for part in ("val", "train"))
     )
     contents = [
@@ -399,48 +302,3 @@ def _shards_at(path: str | list[str] | None) -> list[Path]:
     if not found:
         raise DataError(f"data.path={path} has no .bin shard")
     return found
-
-
-def _checked(shards: Iterable[Shard], vocabulary: Tokenizer) -> tuple[Shard, ...]:
-    """The shards, each read through the first time that it is seen.
-
-    Raises: DataError when a shard is damaged, or has an id that the vocabulary has not.
-    """
-    checked = tuple(shards)
-    for shard in checked:
-        largest = shard_content(shard, vocabulary.byte_counts).largest_id
-        if largest >= vocabulary.size:
-            raise DataError(
-                f"the shard {shard.path} has the id {largest}, but data.tokenizer="
-                f"{vocabulary.name} knows only 0 to {vocabulary.size - 1}; use the tokenizer that "
-                "wrote it"
-            )
-    return checked
-
-
-def _tokenizer_digest(folder: Path) -> dict[str, str]:
-    """That of a trained vocabulary; nothing where there is none."""
-    path = folder / TOKENIZER_FILE
-    return {path.name: file_digest(path)} if path.is_file() else {}
-
-
-def _open_written(folder: Path, name: str, vocabulary: Tokenizer) -> tuple[Shard, ...]:
-    """The shards of a split that `ShardWriter` has written into a folder of the cache.
-
-    Raises: DataError when one is not as it was written.
-    """
-    remedy = f"remove the folder {folder}, which is then built again"
-    written = read_json(folder / MANIFEST, dict, remedy=remedy, error=DataError)
-    expected = {key: value for key, value in written.items() if key.startswith(f"{name}_")}
-    if _tokenizer_digest(folder) != {k: v for k, v in written.items() if k == TOKENIZER_FILE}:
-        raise DataError(f"{folder / TOKENIZER_FILE} is not as it was written; {remedy}")
-    shards = _checked((open_shard(folder / key) for key in sorted(expected)), vocabulary)
-    for shard in shards:
-        content = shard_content(shard, vocabulary.byte_counts).content
-        if content != expected[shard.path.name]:
-            raise DataError(f"{shard.path} is not as it was written; {remedy}")
-    return shards
-
-
-def _num_bytes(shards: tuple[Shard, ...], vocabulary: Tokenizer) -> int:
-    return sum(shard_content(shard, vocabulary.byte_counts).num_bytes for shard in shards)

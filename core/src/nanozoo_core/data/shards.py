@@ -11,17 +11,19 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
 from nanozoo_core.data.cache import cache_root, digest, make_folder, share, write_record
 from nanozoo_core.errors import DataError
-from nanozoo_core.files import whole_file
+from nanozoo_core.files import whole_file, write_json
 
 MAGIC = 20240520
 VERSION = 1
@@ -151,21 +153,38 @@ class ShardWriter:
     """Writes a stream of documents as `<name>_000000.bin`, `<name>_000001.bin`, ...
 
     A shard is closed after the document that reaches `tokens_per_shard`; documents stay whole.
-    `contents` are then the digests of the shards by name, as `shard_content` finds them.
+    `contents` are then the digests of the shards by name, as `shard_content` finds them. With
+    `about`, which stands for the stream, a note in the folder says how far the writing is, and a
+    writer of the same stream goes on from there, behind the first `num_documents`.
     """
 
     def __init__(
-        self, folder: Path, name: str, *, tokens_per_shard: int = TOKENS_PER_SHARD
+        self,
+        folder: Path,
+        name: str,
+        *,
+        tokens_per_shard: int | None = None,
+        about: str | None = None,
     ) -> None:
-        self.folder, self.name, self.tokens_per_shard = folder, name, tokens_per_shard
+        self.folder, self.name = folder, name
+        self.tokens_per_shard = TOKENS_PER_SHARD if tokens_per_shard is None else tokens_per_shard
         self.contents: dict[str, str] = {}
-        self._num_shards = 0
+        self.num_documents = 0
+        self._about = about
+        self._note = folder / f"{name}.progress.json"
         self._num_tokens = 0
-        self._open()
+        if about is None or not self._take_up():
+            self._open()
+
+    @property
+    def _path(self) -> Path:
+        """The shard that is being written."""
+        return self.folder / f"{self.name}_{len(self.contents):06d}.bin"
 
     def _open(self) -> None:
         self._content = hashlib.blake2b(digest_size=16)
-        self._file = (self.folder / f"{self.name}_{self._num_shards:06d}.bin").open("wb")
+        self._num_tokens = 0
+        self._file: IO[bytes] = self._path.open("wb")
         self._file.write(_header(0))
 
     def _close(self) -> None:
@@ -178,14 +197,49 @@ class ShardWriter:
         """Appends the separator and a document."""
         if self._num_tokens >= self.tokens_per_shard:
             self._close()
-            self._num_shards += 1
-            self._num_tokens = 0
             self._open()
         for part in (np.array([separator]), document):
-            data = part.astype("<u2").tobytes()
+            data = part.astype("<u2", copy=False).tobytes()
             self._file.write(data)
             self._content.update(data)
         self._num_tokens += 1 + document.size
+        self.num_documents += 1
+
+    def note(self) -> None:
+        """Brings what is written so far to the disk, so that a later writer can go on from it.
+
+        Raises: WriteError.
+        """
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        open_shard = {"tokens": self._num_tokens, "content": self._content.hexdigest()}
+        stored = {"about": self._about, "documents": self.num_documents, **open_shard}
+        write_json(self._note, stored | {"finished": self.contents})
+
+    def _take_up(self) -> bool:
+        """Goes on where the note in the folder stands; False where there is none, or where it is of
+        another stream or of shards that are not as they were."""
+        try:
+            stored = json.loads(self._note.read_text(encoding="utf-8"))
+            if stored["about"] != self._about:
+                return False
+            finished = {str(name): str(content) for name, content in stored["finished"].items()}
+            for name, content in finished.items():
+                if _written(self.folder / name).hexdigest() != content:
+                    return False
+            self.contents, self._num_tokens = finished, int(stored["tokens"])
+            self._content = _written(self._path, self._num_tokens)
+            if self._content.hexdigest() != stored["content"]:
+                self.contents = {}
+                return False
+            self.num_documents = int(stored["documents"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            self.contents = {}
+            return False
+        self._file = self._path.open("r+b")
+        self._file.truncate(HEADER_BYTES + 2 * self._num_tokens)
+        self._file.seek(0, os.SEEK_END)
+        return True
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -196,7 +250,23 @@ class ShardWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if kind is not None:  # the note, if there is one, says what of the shard is whole
+            self._file.close()
+            return
         self._close()
+        self._note.unlink(missing_ok=True)
+
+
+def _written(path: Path, num_tokens: int | None = None) -> hashlib.blake2b:
+    """The digest of a shard's first tokens, or of all. Raises: OSError."""
+    content = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        file.seek(HEADER_BYTES)
+        left = path.stat().st_size - HEADER_BYTES if num_tokens is None else 2 * num_tokens
+        while left > 0 and (data := file.read(min(left, 2 * _CHUNK))):
+            content.update(data)
+            left -= len(data)
+    return content
 
 
 def shard_content(shard: Shard, token_bytes: Counts) -> ShardContent:

@@ -1,4 +1,4 @@
-"""The three tokenizers: bytes, a byte-pair vocabulary trained on the corpus, and GPT-2's.
+"""The three tokenizers: bytes, a byte-pair vocabulary that a run keeps, and GPT-2's.
 
 All are tiktoken Encodings underneath and implement `contract.Vocabulary`. Text never becomes a
 special token: "<|endoftext|>" in a document is thirteen ordinary characters.
@@ -48,6 +48,7 @@ PATTERN = (
 # The patterns look ahead from the end of white space, and the libraries that apply them keep a
 # place for each of its characters: from about a million on they panic.
 LONGEST_SPACE = 100_000
+TEXTS_AT_ONCE = 64  # that are counted together; the library's own 8192 may be gigabytes
 _PLACE_TO_CUT = re.compile(rf"\s{{{LONGEST_SPACE}}}(?=\s)")
 
 
@@ -55,17 +56,23 @@ def cut_long_spaces(text: str) -> Iterator[str]:
     """The parts of a text cut within white space longer than `LONGEST_SPACE` characters, which both
     training and encoding see one by one: every other text is whole."""
     start = 0
-    if len(text) > LONGEST_SPACE:
+    if _may_have_long_space(text):
         for found in _PLACE_TO_CUT.finditer(text):
             yield text[start : found.end()]
             start = found.end()
     yield text[start:]
 
 
+def _may_have_long_space(text: str) -> bool:
+    """Whether one of the blocks is white space, of which a longer one would hold a whole."""
+    size = LONGEST_SPACE // 2
+    return any(text[n : n + size].isspace() for n in range(0, len(text) - size, size))
+
+
 class Tokenizer:
     """A tiktoken Encoding with a separator, as models and the metric see it.
 
-    Attributes: name, as in `data.tokenizer`; size, ids are 0 .. size - 1; dtype, of ids in arrays;
+    Attributes: name, bytes, bpe or gpt2; size, ids are 0 .. size - 1; dtype, of ids in arrays;
     separator, the id that starts every document.
     """
 
@@ -119,8 +126,20 @@ class Tokenizer:
         return tokens
 
     def encode_array(self, text: bytes) -> Tokens:
-        """Ids of a text as they stand in a shard."""
-        return np.array(self.encode(text), dtype=self.dtype)
+        """Ids of a text as they stand in a shard: those of `encode`, without a list of them."""
+        try:
+            parts = [
+                self.encoding.encode_to_numpy(part, disallowed_special=()).astype(self.dtype)
+                for part in cut_long_spaces(text.decode("utf-8"))
+            ]
+        except UnicodeDecodeError:
+            return np.array(self.encode(text), dtype=self.dtype)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is computed when it is asked for, which may be a tensor."""
+        kept = ("name", "encoding", "size", "dtype", "separator")
+        return {key: value for key, value in vars(self).items() if key in kept}
 
     def decode_bytes(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
         """The text of `tokens`; ids that have none (separator, pad, a model's own) vanish."""
@@ -181,6 +200,8 @@ class ByteTokenizer(Tokenizer):
         return np.frombuffer(text, dtype=np.uint8).astype(np.uint16)
 
     def decode_bytes(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
+        if isinstance(tokens, np.ndarray) and tokens.dtype == np.uint16:  # those of a shard
+            return tokens[tokens < 256].astype(np.uint8).tobytes()
         return self._with_text(tokens).astype(np.uint8).tobytes()
 
 
@@ -193,7 +214,9 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
     trainer = rustbpe.Tokenizer()
     parts = (part for text in texts for part in cut_long_spaces(text))
-    trainer.train_from_iterator(parts, vocab_size=vocab_size - 1, pattern=PATTERN)
+    trainer.train_from_iterator(
+        parts, vocab_size=vocab_size - 1, pattern=PATTERN, buffer_size=TEXTS_AT_ONCE
+    )
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < vocab_size - 1:
         logger.warning(
@@ -215,7 +238,8 @@ def _bpe_tokenizer(ranks: dict[bytes, int], pattern: str) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes a trained vocabulary as tokenizer.json: the pattern, and its tokens by rank in base64.
+    """Writes a byte-pair vocabulary as tokenizer.json: the pattern, and its tokens by rank in
+    base64.
 
     The other two are known by name and leave no file.
     """
@@ -230,7 +254,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path, data: DataConfig) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names; a trained one from what `save_tokenizer` wrote.
+    """The tokenizer that `data.tokenizer` names; one that is trained or comes from a file is read
+    from what `save_tokenizer` wrote into the folder.
 
     Raises: DataError when the file is missing or is not such a vocabulary.
     """
@@ -241,16 +266,18 @@ def load_tokenizer(folder: Path, data: DataConfig) -> Tokenizer:
     path = folder / TOKENIZER_FILE
     if not path.is_file():
         raise DataError(
-            f"data.tokenizer=bpe finds no {TOKENIZER_FILE} in {folder}; put the trained vocabulary "
-            "there, or use the tokenizer that wrote these tokens"
+            f"data.tokenizer={data.tokenizer} finds no {TOKENIZER_FILE} in {folder}; put the "
+            "trained vocabulary there, or use the tokenizer that wrote these tokens"
         )
 
-    def vocabulary(stored: dict[str, Any]) -> Tokenizer:
-        ranks = {base64.b64decode(token): rank for rank, token in enumerate(stored["tokens"])}
-        return _bpe_tokenizer(ranks, stored["pattern"])
-
     remedy = "put the vocabulary there that nanozoo wrote"
-    return read_json(path, vocabulary, remedy=remedy, error=DataError)
+    return read_json(path, trained_vocabulary, remedy=remedy, error=DataError)
+
+
+def trained_vocabulary(stored: dict[str, Any]) -> Tokenizer:
+    """What `save_tokenizer` has written. Raises: what wrong types and missing keys raise."""
+    ranks = {base64.b64decode(token): rank for rank, token in enumerate(stored["tokens"])}
+    return _bpe_tokenizer(ranks, stored["pattern"])
 
 
 def gpt2_tokenizer() -> Tokenizer:

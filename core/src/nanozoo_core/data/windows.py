@@ -124,6 +124,18 @@ class Windows:
     def __len__(self) -> int:
         return int(self.ends[-1])
 
+    def counts(self, number: int) -> tuple[int, ...]:
+        """As of several sources: the first `number` windows are all of this one."""
+        return (number,)
+
+    @property
+    def parts(self) -> tuple[Windows, ...]:
+        return (self,)
+
+    def visit(self, indices: Ints, seed: int) -> Tokens:
+        """The tokens of the windows visited at `indices`, (B, seq_len + lookahead)."""
+        return self.read(*self.locate(indices, seed))
+
     def locate(self, indices: Ints, seed: int) -> tuple[Ints, Ints]:
         """The shards and first tokens of the windows visited at `indices` (0, 1, ... over all
         epochs)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ class Score:
     num_tokens: int
     num_bytes: int
     standard_error: float | None = None
+    sources: dict[str, float] = field(default_factory=dict)
+    """Bits per byte of each source, where there are several."""
 
     def __post_init__(self) -> None:
         """Raises: NonFiniteError for a number that says nothing."""
@@ -85,6 +87,7 @@ def evaluate(
     was_training = loss_module.training
     loss_module.eval()
     totals = torch.zeros(draws, dtype=torch.float64)
+    by_source = torch.zeros(len(validation.source_bytes), dtype=torch.float64)
     tokens = torch.zeros(1, dtype=torch.float64)
     for number in range(draws):
         draw = Draw(NOISE_SEED, number)
@@ -93,12 +96,15 @@ def evaluate(
             with autocast(device, dtype):
                 nll: Nll = loss_module(batch.to(device), draw)
             totals[number] += nll.nats.sum().cpu()
+            if len(by_source) > 1:
+                by_source.index_add_(0, validation.sources_of(batch.rows), nll.nats.cpu() / draws)
             if number == 0:
                 tokens += nll.num_tokens
             if on_progress is not None:
                 on_progress(len(batch.rows))
     loss_module.train(was_training)
-    totals, num_tokens = _sum_over_ranks(totals, tokens, ranks, device)
+    totals, by_source, tokens = _sum_over_ranks([totals, by_source, tokens], ranks, device)
+    num_tokens = int(tokens)
     mean, num_bytes = float(totals.mean()), validation.num_bytes
     error = None
     if draws > 1:
@@ -110,13 +116,20 @@ def evaluate(
         num_tokens=num_tokens,
         num_bytes=num_bytes,
         standard_error=error,
+        sources=_of_sources(by_source.tolist(), validation) if len(by_source) > 1 else {},
     )
 
 
+def _of_sources(nats: list[float], validation: ValidationSet) -> dict[str, float]:
+    """Bits per byte of each source, by its name."""
+    found = zip(validation.source_bytes.items(), nats, strict=True)
+    return {name: bits_per_byte(value, num_bytes) for (name, num_bytes), value in found}
+
+
 def _sum_over_ranks(
-    totals: torch.Tensor, tokens: torch.Tensor, ranks: Ranks, device: torch.device
-) -> tuple[torch.Tensor, int]:
-    both = torch.cat([totals, tokens])
-    if ranks.world_size > 1:
-        both = ranks.sum(both.to(device)).cpu()
-    return both[:-1], int(both[-1])
+    values: list[torch.Tensor], ranks: Ranks, device: torch.device
+) -> tuple[torch.Tensor, ...]:
+    if ranks.world_size == 1:
+        return tuple(values)
+    summed = ranks.sum(torch.cat(values).to(device)).cpu()
+    return summed.split([len(value) for value in values])

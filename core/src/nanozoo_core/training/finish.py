@@ -70,6 +70,8 @@ def conclude(
         write_to=(folder.inspection_path, folder.inspection_picture_path),
     )
     result = make_result(setup, state, score, baselines)
+    if len(setup.data.parts) > 1:
+        result["sources"] = sources_of(setup, state, score)
     if found is not None:
         result["diagnostics"] = null_if_not_finite(found.metrics)
     folder.write_samples(make_samples(setup, whole))
@@ -106,6 +108,22 @@ def make_result(
         "dtype": str(setup.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "git_commit": git_commit(),
+    }
+
+
+def sources_of(setup: Setup, state: TrainState, score: Score) -> dict[str, dict[str, Any]]:
+    """What the run has read of each source of a mixture, and its score there, by its name."""
+    epochs = setup.loader.epochs_of_sources(state.step)
+    return {
+        part.name: {
+            "share": part.share,
+            "train_tokens": part.data.train_tokens,
+            "epochs": epochs[part.name],
+            "val_bpb": score.sources[part.name],
+            "val_bytes": setup.validation.source_bytes[part.name],
+            "data_fingerprint": part.data.fingerprint,
+        }
+        for part in setup.data.parts
     }
 
 

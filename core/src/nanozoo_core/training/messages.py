@@ -37,6 +37,7 @@ def introduce(setup: Setup, state: TrainState, groups: str, folder: RunFolder) -
         f"{setup.data.summary()}\n"
         f"batch: {describe_batch(setup.loader.stage(state.step))}; "
         f"budget: {plan.budget.describe()}{_times_read(setup)}\n"
+        f"{_sources(setup)}"
         f"{notes}{groups}\n"
         f"{verb} {folder}"
     )
@@ -46,6 +47,15 @@ def _times_read(setup: Setup) -> str:
     """How often the budget reads the text, where it is known in steps."""
     steps = setup.plan.budget.steps
     return "" if steps is None else f", {setup.loader.epochs(steps):.2g} epochs of the text"
+
+
+def _sources(setup: Setup) -> str:
+    """A line on how often the budget reads each source of a mixture, where it is in steps."""
+    steps = setup.plan.budget.steps
+    if steps is None or len(setup.data.parts) == 1:
+        return ""
+    epochs = setup.loader.epochs_of_sources(steps)
+    return f"epochs: {', '.join(f'{name} {times:.2g}' for name, times in epochs.items())}\n"
 
 
 class Progress:
@@ -111,7 +121,8 @@ def validation_bar(num_windows: int, *, is_shown: bool) -> tqdm[Any]:
 
 
 def say_score(step: int, score: Score) -> None:
-    say(f"step {step}: validation {score} bits per byte")
+    of_each = ", ".join(f"{name} {bpb:.4f}" for name, bpb in score.sources.items())
+    say(f"step {step}: validation {score} bits per byte" + (f" ({of_each})" if of_each else ""))
 
 
 def say_stopped(step: int, received: int | None, folder: RunFolder, *, is_trained: bool) -> None:

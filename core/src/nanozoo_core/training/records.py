@@ -12,7 +12,7 @@ from typing import Any
 
 from nanozoo_core.config import LogConfig
 from nanozoo_core.config.overrides import as_written
-from nanozoo_core.data.prepare import PreparedData
+from nanozoo_core.data.prepare import AnyData
 from nanozoo_core.data.tokenizers import save_tokenizer
 from nanozoo_core.errors import CheckpointError, WriteError
 from nanozoo_core.files import JsonLines, null_if_not_finite, remove_unfinished, whole_file
@@ -47,7 +47,7 @@ class RunRecords:
         *,
         resumed: TrainState | None,
         is_trained: bool,
-        data: PreparedData,
+        data: AnyData,
     ) -> None:
         """Creates the folder, or takes it back to where the run goes on.
 

@@ -1,15 +1,16 @@
 """Which settings a run may change when it is resumed.
 
-`RULES` names every setting. Those that are KEPT decide what the stored weights, the optimiser's
-state, the order of the windows or the scores so far mean: a resumed run that changes one is
-refused. Those that are FREE hold from the resumed step on. Those of the START belong to one start
-of the run and are not stored.
+`RULES` names every setting, a * standing for a name of the user's. Those that are KEPT decide what
+the stored weights, the optimiser's state, the order of the windows or the scores so far mean: a
+resumed run that changes one is refused. Those that are FREE hold from the resumed step on. Those of
+the START belong to one start of the run and are not stored.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from fnmatch import fnmatch
 from typing import Any
 
 from nanozoo_core.errors import CheckpointError, show_value
@@ -33,6 +34,10 @@ RULES = {
     "data.corpus": KEPT,
     "data.path": FREE,  # what is found there is compared with what the run began with
     "data.text_key": FREE,  # so is what it finds
+    "data.sources.*.corpus": KEPT,
+    "data.sources.*.path": FREE,
+    "data.sources.*.text_key": FREE,
+    "data.sources.*.weight": KEPT,
     "data.tokenizer": KEPT,
     "data.vocab_size": KEPT,
     "data.seq_len": KEPT,
@@ -128,7 +133,8 @@ def kept_digest(stored: dict[str, Any]) -> str:
 
 def _ruled(key: str) -> str:
     """The entry of RULES that a key belongs to; unknown keys are those of another version."""
-    return next((rule for rule in RULES if key == rule or key.startswith(f"{rule}.")), "model_cfg")
+    fitting = [rule for rule in RULES if fnmatch(key, rule) or key.startswith(f"{rule}.")]
+    return max(fitting, key=len, default="model_cfg")
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

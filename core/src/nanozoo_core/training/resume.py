@@ -26,6 +26,8 @@ def config_to_store(config: TrainingConfig, model_cfg: Any) -> dict[str, Any]:
     """The resolved settings, without those that belong to this start alone."""
     stored = schema.to_dict(config)
     stored["data"]["path"] = lasting_path(config.data)
+    for name, source in config.data.sources.items():
+        stored["data"]["sources"][name]["path"] = lasting_path(source)
     stored["model_cfg"] = schema.to_dict(model_cfg)
     unset = {"resume": None, "resume_data": "same", "resume_files": "same", "run_dir": None}
     stored |= unset

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from nanozoo_core.config import DataConfig, TrainingConfig
 from nanozoo_core.config.overrides import Referred
+from nanozoo_core.config.settings import SourceConfig
 from nanozoo_core.data.cache import digest
-from nanozoo_core.data.prepare import PreparedData
+from nanozoo_core.data.prepare import AnyData
 from nanozoo_core.data.shards import shard_content
 from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
 from nanozoo_core.errors import CheckpointError, MissingDataError
@@ -27,8 +28,15 @@ class RunData:
     """Of the training tokens and the validation text as they are read."""
 
     @classmethod
-    def of(cls, data: PreparedData) -> RunData:
-        parts = ((data.train, data.vocabulary), (data.source.validation, data.source.vocabulary))
+    def of(cls, data: AnyData) -> RunData:
+        parts = [
+            pair
+            for part in data.parts
+            for pair in (
+                (part.data.train, data.vocabulary),
+                (part.data.source.validation, part.data.source.vocabulary),
+            )
+        ]
         contents = [
             [shard_content(shard, vocabulary.byte_counts).content for shard in shards]
             for shards, vocabulary in parts
@@ -46,15 +54,17 @@ class RunData:
 
 
 def own_vocabulary(folder: RunFolder, config: TrainingConfig) -> Tokenizer | None:
-    """The tokenizer that a run has trained; None where its tokenizer is known by name.
+    """The byte-pair vocabulary that a run keeps; None where its tokenizer is known by name.
 
     Raises: DataError when the run has lost it.
     """
-    return load_tokenizer(folder.path, config.data) if config.data.tokenizer == "bpe" else None
+    vocabulary = load_tokenizer(folder.path, config.data)
+    return vocabulary if vocabulary.name == "bpe" else None
 
 
-def lasting_path(data: DataConfig) -> str | list[str] | None:
-    """`data.path` as it means the same from every folder; a reference to the environment stays."""
+def lasting_path(data: DataConfig | SourceConfig) -> str | list[str] | None:
+    """A path of data as it means the same from every folder; a reference to the environment
+    stays."""
     if data.path is None or data.corpus not in ("text", "bin"):
         return data.path
     if isinstance(data.path, list):
@@ -75,11 +85,11 @@ def told_where_to_look(folder: RunFolder) -> Iterator[None]:
         raise MissingDataError(
             error.what,
             f"the run in {folder} takes the same text from any place: say where it is now, as "
-            "data.path=PLACE",
+            "data.path=PLACE, or data.sources.NAME.path=PLACE for a source of a mixture",
         ) from error
 
 
-def check_same_data(folder: RunFolder, data: PreparedData, *, accept: bool) -> None:
+def check_same_data(folder: RunFolder, data: AnyData, *, accept: bool) -> None:
     """Compares the data of a run that goes on with those that it began with.
 
     Raises: CheckpointError when they differ, unless the change is accepted.
@@ -91,12 +101,12 @@ def check_same_data(folder: RunFolder, data: PreparedData, *, accept: bool) -> N
         what = f"{folder} does not say which data it has read"
     elif then.fingerprint != now.fingerprint:
         what = (
-            f"the text of {data.source.name} has changed since the run in {folder} began "
+            f"the text of {data.name} has changed since the run in {folder} began "
             f"(fingerprint {then.fingerprint} then, {now.fingerprint} now)"
         )
     else:
         what = (
-            f"the documents of {data.source.name} come in another order than when the run in "
+            f"the documents of {data.name} come in another order than when the run in "
             f"{folder} began, since their files have other names or sizes"
         )
     raise CheckpointError(

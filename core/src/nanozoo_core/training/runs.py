@@ -19,6 +19,7 @@ from nanozoo_core.config import (
     schema,
     training_config,
 )
+from nanozoo_core.config.defaults import merged
 from nanozoo_core.contract import Inspection
 from nanozoo_core.data.loader import GivenTexts, ValidationSet
 from nanozoo_core.data.prepare import prepare
@@ -97,7 +98,7 @@ def with_moved_data(run: LoadedRun, moved: dict[str, Any]) -> LoadedRun:
 
     Args: moved: settings of `data` that say where. Raises: ConfigError.
     """
-    data = schema.from_dict(DataConfig, schema.to_dict(run.config.data) | moved, "data")
+    data = schema.from_dict(DataConfig, merged(schema.to_dict(run.config.data), moved), "data")
     return replace(run, config=replace(run.config, data=data), has_moved_data=True)
 
 
@@ -152,6 +153,7 @@ class Evaluation:
             "run": str(self.run),
             "step": self.step,
             **self.score.values,
+            **({"sources_bpb": self.score.sources} if self.score.sources else {}),
             "data_fingerprint": self.data_fingerprint,
         }
 
@@ -230,7 +232,7 @@ def inspect_run(run: LoadedRun, *, text: str | None = None) -> tuple[Inspection 
 
 def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
     """The run's validation text, and the fingerprint of its data."""
-    own = run.vocabulary if run.config.data.tokenizer == "bpe" else None
+    own = run.vocabulary if run.vocabulary.name == "bpe" else None
     with told_where_to_look(RunFolder(run.folder)):
         data = prepare(run.config.data, vocabulary=own)
     validation = ValidationSet(
@@ -250,7 +252,7 @@ def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
         log.warning(
             "the text of %s has changed since the run in %s read it (fingerprint %s then, %s now): "
             "its score is on other text",
-            *(data.source.name, run.folder, known.fingerprint, data.fingerprint),
+            *(data.name, run.folder, known.fingerprint, data.fingerprint),
         )
     return validation, data.fingerprint
 

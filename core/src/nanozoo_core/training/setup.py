@@ -16,7 +16,7 @@ from torch import nn
 from nanozoo_core.config import ResolvedConfig, TrainingConfig, schema
 from nanozoo_core.contract import Batch
 from nanozoo_core.data.loader import TrainLoader, ValidationSet
-from nanozoo_core.data.prepare import PreparedData, prepare
+from nanozoo_core.data.prepare import AnyData, prepare
 from nanozoo_core.data.tokenizers import Tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import ConfigError
@@ -43,7 +43,7 @@ class Setup:
     ranks: Ranks
     device: torch.device
     dtype: torch.dtype
-    data: PreparedData
+    data: AnyData
     adapter: DefaultModelAdapter
     plan: RunPlan
     loader: TrainLoader
@@ -137,9 +137,7 @@ def _initial_weights(resolved: ResolvedConfig) -> InitialWeights | None:
     return weights
 
 
-def _prepare_data(
-    config: TrainingConfig, ranks: Ranks, of_weights: Tokenizer | None
-) -> PreparedData:
+def _prepare_data(config: TrainingConfig, ranks: Ranks, of_weights: Tokenizer | None) -> AnyData:
     """Rank 0 prepares, the others then find it done. A run that goes on keeps its tokenizer, and
     one that begins with given weights theirs; shards in a vocabulary of their own may add to it."""
     own: Tokenizer | None = None

@@ -319,6 +319,7 @@ class Trainer:
         state.validated_step = state.step
         logged = ("val_bpb", "val_loss", "val_standard_error")
         values = {key: score.values[key] for key in logged}
+        values |= {f"val_bpb/{name}": bpb for name, bpb in score.sources.items()}
         self.records.log({"step": state.step} | state.spent | values)
         if self.ranks.is_main:
             messages.say_score(state.step, score)

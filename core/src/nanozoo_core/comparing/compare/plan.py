@@ -180,6 +180,8 @@ def first_difference(
     """(dotted key, old value, new value) of the first setting that differs, or None."""
     for key in sorted({*then, *now}):
         old, new = then.get(key), now.get(key)
+        if isinstance(new, dict) and old is None:  # a section that an older version did not know
+            old = {}
         if isinstance(old, dict) and isinstance(new, dict):
             found = first_difference(old, new, f"{path}{key}.")
             if found is not None:
