@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
+
+from nanozoo_core.machine.terminal import has_bars
 
 Say = Callable[[str], None]
 
@@ -45,7 +46,7 @@ class ByteProgress:
             unit_scale=True,
             leave=False,
             dynamic_ncols=True,
-            disable=say is None or not sys.stderr.isatty(),
+            disable=say is None or not has_bars(),
         )
 
     def update(self, num_bytes: int) -> None:
