@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanozoo_core import registry
 from nanozoo_core.config import schema, training_config
-from nanozoo_core.config.defaults import merged, model_defaults, training_defaults
+from nanozoo_core.config.defaults import from_defaults, merged, model_defaults, training_defaults
 from nanozoo_core.config.overrides import parse_override
 from nanozoo_core.config.settings import DataConfig
 from nanozoo_core.data.hf_vocabulary import read_hf_tokenizer
@@ -64,7 +64,9 @@ class InitialWeights:
 
     def accepts_tokenizer(self, name: str) -> bool:
         """Whether data may be read with this `data.tokenizer`."""
-        return bool(self.data.get("tokenizer") in (None, name))
+        own = self.data.get("tokenizer")
+        is_file = name not in ("bytes", "bpe", "gpt2")  # it may add to a byte-pair vocabulary
+        return own in (None, name) or (is_file and own != "bytes")
 
 
 class RunWeights(InitialWeights):
@@ -91,8 +93,7 @@ class ExportedWeights(InitialWeights):
 
     @cached_property
     def vocabulary(self) -> Tokenizer | None:
-        data = DataConfig(**(training_defaults()["data"] | self.data))
-        return load_tokenizer(Path(self.place), data)
+        return load_tokenizer(Path(self.place), from_defaults(DataConfig, **self.data))
 
     def tensors(self, adapter: DefaultModelAdapter, tables: Collection[str]) -> dict[str, Tensor]:
         return _read_folder(Path(self.place), tables)

@@ -67,7 +67,8 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
     dtype = devices.resolve_dtype(config.dtype, device)
     adapter = load_adapter(config.model)
     weights = _initial_weights(resolved)
-    data = _prepare_data(config, ranks, None if weights is None else weights.vocabulary)
+    is_theirs = weights is not None and config.data.tokenizer == weights.data.get("tokenizer")
+    data = _prepare_data(config, ranks, weights.vocabulary if weights and is_theirs else None)
     if config.resume is not None:
         run, _ = parse_resume(config.resume)
         check_same_data(run, data, accept=config.resume_data == "accept")
@@ -145,7 +146,7 @@ def _prepare_data(config: TrainingConfig, ranks: Ranks, of_weights: Tokenizer | 
     if config.resume is not None:
         run, _ = parse_resume(config.resume)
         own, place = own_vocabulary(run, config), told_where_to_look(run)
-    elif of_weights is not None and config.data.tokenizer == "bpe" and config.data.corpus != "bin":
+    elif of_weights is not None and of_weights.name == "bpe" and config.data.corpus != "bin":
         own = of_weights
     if ranks.is_main:
         with place:
