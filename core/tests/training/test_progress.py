@@ -28,7 +28,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def train(corpus: Path, folder: Path, output: Output, *changes: str) -> RunFolder:
     words = ["model=toy", "device=cpu", "data.corpus=text", f"data.path='{corpus}'"]
     words += ["log.tensorboard=false", f"run_dir='{folder}'", "eval.bytes=300", *changes]
-    run(compose_config(words), output)
+    run(compose_config(words), output=output)
     return RunFolder(folder)
 
 

@@ -285,7 +285,7 @@ def test_a_run_goes_on_with_its_tokenizer_from_an_empty_cache(
     split = begin(tmp_path / "split", texts, *BPE)
     monkeypatch.setenv("NANOZOO_CACHE", str(tmp_path / "empty"))
     monkeypatch.setattr(
-        "nanozoo_core.data.prepare.train_bpe", lambda *_, **__: pytest.fail("trained again")
+        "nanozoo_core.data.token_shards.train_bpe", lambda *_, **__: pytest.fail("trained again")
     )
     resume(split)
     assert equal(whole, split)

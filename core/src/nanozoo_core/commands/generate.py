@@ -116,7 +116,8 @@ def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]
     run = load_run()
     tally = Tally() if arguments.speculative else None
     if arguments.prompt == "-":
-        requests = [replace(request, prompt=_standard_input()) for request in requests]
+        prompt = _standard_input()
+        requests = [replace(request, prompt=prompt) for request in requests]
     if arguments.interactive:
         first = requests.pop()
         continue_lines(
