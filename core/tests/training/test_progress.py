@@ -111,7 +111,7 @@ def test_only_one_way_of_output_is_taken() -> None:
 
 def test_rows_have_the_speed_since_the_last_and_the_epoch(corpus: Path, tmp_path: Path) -> None:
     folder = train(corpus, tmp_path / "run", "quiet", "train.stop_after=5")
-    run(folder.read_config() | {"resume": str(folder)}, "quiet")
+    run(folder.read_config() | {"resume": str(folder)}, output="quiet")
     rows = [row for row in folder.read_metrics() if "loss" in row]
     before: dict[str, Any] = {"tokens": 0, "seconds": 0.0}
     for row in rows:
