@@ -10,7 +10,7 @@ import pytest
 from nanozoo_core import registry
 from nanozoo_core.commands import cli
 from nanozoo_core.config import compose_config, model_config
-from nanozoo_core.default_model_adapter import load_adapter
+from nanozoo_core.default_model_adapter import load_adapter, models_that_define
 from nanozoo_core.errors import ConfigError
 
 Announce = Callable[..., Path]
@@ -53,6 +53,9 @@ def test_a_deleted_package_is_named_and_disturbs_no_other(
     cli.main(["models"])
     assert "ghost" in capsys.readouterr().out
     assert compose_config(["model=toy"])["model"] == "toy"
+    assert (
+        models_that_define("to_gguf") == []
+    )  # and asking all of them what they can do is no error
 
 
 def test_a_package_without_what_it_must_define_is_named(announce: Announce) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -409,3 +409,14 @@ def load_adapter(name: str) -> DefaultModelAdapter:
     if importlib.util.find_spec(f"{module}.adapter") is not None:
         adapter_class = registry.named_object(name, "adapter", "Adapter", "its adapter")
     return adapter_class(config_class, model_class)
+
+
+def models_that_define(method: str) -> list[str]:
+    """The installed models whose adapter has a method of its own; one that cannot be loaded is none
+    of them, which a user hears who names it."""
+    default, found = getattr(DefaultModelAdapter, method), []
+    for name in registry.model_modules():
+        with suppress(ConfigError):
+            if getattr(type(load_adapter(name)), method) is not default:
+                found.append(name)
+    return found

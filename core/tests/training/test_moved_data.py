@@ -54,8 +54,8 @@ def test_data_that_have_moved_are_asked_for_and_taken_from_their_new_place(
 ) -> None:
     run, moved = tmp_path / "run", (home / "texts").rename(tmp_path / "moved")
     advice = r"texts does not exist \(looked from .*\); the run in .*run takes the same text from "
-    advice += r"any place: say where it is now, as data\.path=PLACE, or data\.sources\.NAME\.path=PLACE for a "
-    advice += r"source of a mixture$"
+    advice += r"any place: say where it is now, as data\.path=PLACE, or data\.sources\.NAME\.path="
+    advice += r"PLACE for a source of a mixture$"
     try:
         with pytest.raises(DataError, match=advice):
             resume(run)

@@ -11,9 +11,9 @@ import torch
 
 from nanozoo_core.config import compose, compose_config, model_config, training_config
 from nanozoo_core.data.tokenizers import train_bpe
-from nanozoo_core.default_model_adapter import load_adapter
+from nanozoo_core.default_model_adapter import load_adapter, models_that_define
 from nanozoo_core.errors import ConfigError
-from nanozoo_core.training.export import export_hf, exportable_models
+from nanozoo_core.training.export import export_hf
 from nanozoo_core.training.run_folder import TrainState
 from nanozoo_core.training.runs import LoadedRun
 
@@ -75,4 +75,4 @@ def test_a_folder_of_other_files_is_left_alone(run: LoadedRun, tmp_path: Path) -
 
 
 def test_gpt2_is_listed() -> None:
-    assert "gpt2" in exportable_models()
+    assert "gpt2" in models_that_define("to_hf")

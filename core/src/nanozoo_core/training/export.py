@@ -10,11 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanozoo_core import registry
 from nanozoo_core.config import schema
 from nanozoo_core.data.hf_tokenizer import hf_tokenizer
 from nanozoo_core.data.tokenizers import SEPARATOR, save_tokenizer
-from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
+from nanozoo_core.default_model_adapter import models_that_define
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.files import claim_output, write_json, write_text
 from nanozoo_core.tensor_files import require_finite, write_tensors
@@ -36,7 +35,7 @@ def export_hf(run: LoadedRun, folder: Path, *, force: bool = False) -> None:
     """
     found = run.adapter.to_hf(run.model)
     if found is None:
-        able = ", ".join(exportable_models()) or "none"
+        able = ", ".join(models_that_define("to_hf")) or "none"
         raise ConfigError(
             f"{run.config.model} has no class in transformers that computes the same; models that "
             f"have one: {able}; --to safetensors writes any model"
@@ -53,12 +52,6 @@ def export_hf(run: LoadedRun, folder: Path, *, force: bool = False) -> None:
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     write_json(folder / "tokenizer_config.json", _tokenizer_config(run))
     write_text(folder / "README.md", card(run, folder, "hf"))
-
-
-def exportable_models() -> list[str]:
-    """The installed models whose adapter has a `to_hf` of its own."""
-    adapters = {name: type(load_adapter(name)) for name in registry.model_modules()}
-    return [name for name, cls in adapters.items() if cls.to_hf is not DefaultModelAdapter.to_hf]
 
 
 def _tokenizer_config(run: LoadedRun) -> dict[str, Any]:

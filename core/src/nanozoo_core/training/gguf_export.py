@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanozoo_core import registry
 from nanozoo_core.data.hf_tokenizer import byte_signs, find_merges
 from nanozoo_core.data.tokenizers import Tokenizer
-from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
+from nanozoo_core.default_model_adapter import models_that_define
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.files import claim_output, whole_path, write_text
 from nanozoo_core.tensor_files import require_finite
@@ -46,9 +45,7 @@ def export_gguf(run: LoadedRun, folder: Path, *, force: bool = False) -> str:
         ) from error
     found = run.adapter.to_gguf(run.model)
     if found is None:
-        adapters = {name: type(load_adapter(name)) for name in registry.model_modules()}
-        default = DefaultModelAdapter.to_gguf
-        able = [name for name, cls in adapters.items() if cls.to_gguf is not default]
+        able = models_that_define("to_gguf")
         raise ConfigError(
             f"llama.cpp has no architecture that computes what {run.config.model} does; models "
             f"that have one: {', '.join(able) or 'none'}; --to safetensors writes any model"

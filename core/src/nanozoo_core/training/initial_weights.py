@@ -152,12 +152,10 @@ def find_weights(init_from: str, model: str | None) -> InitialWeights:
 
 
 def _find_hf(folder: Path, model: str | None) -> InitialWeights:
-    from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
+    from nanozoo_core.default_model_adapter import load_adapter, models_that_define
 
     if model is None:
-        adapters = {name: type(load_adapter(name)) for name in registry.model_modules()}
-        default = DefaultModelAdapter.config_from_hf
-        names = [name for name, cls in adapters.items() if cls.config_from_hf is not default]
+        names = models_that_define("config_from_hf")
         raise ConfigError(
             f"init_from={folder} is a folder of transformers, which does not say the model here; "
             f"add --model NAME; models that read such folders: {', '.join(names) or 'none'}"
