@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +31,7 @@ nox.options.sessions = [
     "test-core",
     "test-extras",
     "test-configs",
-    *(f"test-{model}" for model in MODELS),
+    "test-packages",
     "alone",
     "third-party",
     "attack-quick",
@@ -149,18 +150,33 @@ def make_alone_session(model: str) -> None:
 @nox.session(venv_backend="none")
 def alone(session: nox.Session) -> None:
     """The session alone-<model> of every model, one for each core at a time."""
+    run_for_each_model(session, "alone")
 
-    def run(model: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "nox", "-s", f"alone-{model}"]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+@nox.session(name="test-packages", venv_backend="none")
+def test_packages(session: nox.Session) -> None:
+    """The session test-<model> of every model, one for each core at a time."""
+    run_for_each_model(session, "test", "--", "-n", "0", *session.posargs)
+
+
+def run_for_each_model(session: nox.Session, kind: str, *arguments: str) -> None:
+    """Says how long each took, and shows what those that failed have printed."""
+
+    def run(model: str) -> tuple[float, subprocess.CompletedProcess[str]]:
+        command = [sys.executable, "-m", "nox", "-s", f"{kind}-{model}", *arguments]
+        started = time.perf_counter()
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return time.perf_counter() - started, ended
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ended = dict(zip(MODELS, pool.map(run, MODELS), strict=True))
-    failed = [model for model, process in ended.items() if process.returncode]
+    failed = [model for model, (_, process) in ended.items() if process.returncode]
     for model in failed:
-        session.log(f"alone-{model}:\n{ended[model].stdout}\n{ended[model].stderr}")
+        process = ended[model][1]
+        session.log(f"{kind}-{model}:\n{process.stdout}\n{process.stderr}")
+    session.log(", ".join(f"{model} {seconds:.0f} s" for model, (seconds, _) in ended.items()))
     if failed:
-        session.error(f"these do not train alone: {', '.join(failed)}")
+        session.error(f"{kind} fails for {', '.join(failed)}")
 
 
 def workspace_needs(model: str) -> list[str]:
