@@ -72,8 +72,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Static types of core and every package, with mypy."""
     sync(session, "--all-packages", "--group", "types")
-    for folder in ("core", *(f"packages/{model}" for model in MODELS)):
-        session.run("mypy", f"{folder}/src", silent=False)
+    session.run("mypy", "core/src", *(f"packages/{model}/src" for model in MODELS))
 
 
 @nox.session
