@@ -120,7 +120,7 @@ def test_extras(session: nox.Session) -> None:
 def test_configs(session: nox.Session) -> None:
     """Every YAML composes and validates; what pages and mutations say of the code is true."""
     sync(session, "--all-packages", "--group", "dev")
-    session.run("pytest", "configs", "docs", *session.posargs)
+    session.run("pytest", "configs", "docs", *PARALLEL, *session.posargs, env=ONE_THREAD)
     session.run("python", "configs/test_configs.py")
     folders = ["core", *(f"packages/{model}" for model in MODELS)]
     session.run("python", "-m", "nanozoo_core.testing.mutants", "--check", *folders)

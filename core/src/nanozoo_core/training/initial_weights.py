@@ -1,7 +1,7 @@
 """`init_from`: the weights that a new run begins with, and the settings that come with them.
 
 They lie in a run, in a folder that `nanozoo export --to safetensors` wrote, or in one of
-transformers. Nothing here imports torch until the weights are read.
+transformers. Nothing here imports torch or numpy until they are read.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from nanozoo_core.config import schema, training_config
 from nanozoo_core.config.defaults import from_defaults, merged, model_defaults, training_defaults
 from nanozoo_core.config.overrides import parse_override
 from nanozoo_core.config.settings import DataConfig
-from nanozoo_core.data.hf_vocabulary import read_hf_tokenizer
-from nanozoo_core.data.tokenizers import Tokenizer, load_tokenizer
 from nanozoo_core.errors import CheckpointError, ConfigError, show_value
 from nanozoo_core.files import read_json
 from nanozoo_core.training.run_folder import RunFolder, parse_resume
@@ -26,6 +24,7 @@ from nanozoo_core.training.run_folder import RunFolder, parse_resume
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nanozoo_core.data.tokenizers import Tokenizer
     from nanozoo_core.default_model_adapter import DefaultModelAdapter
 
 ABOUT_NAME = "nanozoo.json"  # of an exported folder: its model, settings and tokenizer
@@ -79,6 +78,8 @@ class RunWeights(InitialWeights):
     @cached_property
     def vocabulary(self) -> Tokenizer | None:
         folder, _ = self._run
+        from nanozoo_core.data.tokenizers import load_tokenizer
+
         return load_tokenizer(folder.path, training_config(folder.read_config()).data)
 
     def tensors(self, adapter: DefaultModelAdapter, tables: Collection[str]) -> dict[str, Tensor]:
@@ -93,6 +94,8 @@ class ExportedWeights(InitialWeights):
 
     @cached_property
     def vocabulary(self) -> Tokenizer | None:
+        from nanozoo_core.data.tokenizers import load_tokenizer
+
         return load_tokenizer(Path(self.place), from_defaults(DataConfig, **self.data))
 
     def tensors(self, adapter: DefaultModelAdapter, tables: Collection[str]) -> dict[str, Tensor]:
@@ -104,6 +107,8 @@ class HFWeights(InitialWeights):
 
     @cached_property
     def vocabulary(self) -> Tokenizer | None:
+        from nanozoo_core.data.hf_vocabulary import read_hf_tokenizer
+
         return read_hf_tokenizer(Path(self.place))
 
     def tensors(self, adapter: DefaultModelAdapter, tables: Collection[str]) -> dict[str, Tensor]:
