@@ -113,7 +113,7 @@ def run_attack(session: nox.Session, *arguments: str) -> None:
 def test_extras(session: nox.Session) -> None:
     """Tests of what core does with its optional dependencies, all of them installed."""
     sync(session, "--package", "nanozoo-core", "--all-extras", "--group", "test")
-    session.run("pytest", "core/tests/extras", *session.posargs, env=ONE_THREAD)
+    session.run("pytest", "core/tests/extras", *PARALLEL, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(name="test-configs")
@@ -149,7 +149,9 @@ def make_alone_session(model: str) -> None:
 @nox.session(venv_backend="none")
 def alone(session: nox.Session) -> None:
     """The session alone-<model> of every model, one for each core at a time."""
-    run_for_each_model(session, "alone")
+    with tempfile.TemporaryDirectory() as wheels:
+        session.run("uv", "build", "--wheel", "--all-packages", "-o", wheels, silent=True)
+        run_for_each_model(session, "alone", "--", wheels)
 
 
 @nox.session(name="test-packages", venv_backend="none")
@@ -206,15 +208,17 @@ def export_pins(session: nox.Session, package: str, folder: Path) -> Path:
 
 
 def train_from_wheels(session: nox.Session, model: str, folder: Path) -> None:
-    wheels = folder / "wheels"
-    for name in workspace_needs(model):
+    needs = workspace_needs(model)
+    wheels = Path(session.posargs[0]) if session.posargs else folder / "wheels"
+    for name in () if session.posargs else needs:
         session.run("uv", "build", "--wheel", "--package", name, "-o", str(wheels), silent=True)
+    own = [path for name in needs for path in wheels.glob(f"{name.replace('-', '_')}-*.whl")]
     pins = export_pins(session, f"nanozoo-{model}", folder)
     session.run("uv", "venv", str(folder / "env"), silent=True)
     python = str(folder / "env" / "bin" / "python")
     session.run(
         *("uv", "pip", "install", "--python", python, "--constraint", str(pins)),
-        *sorted(str(wheel) for wheel in wheels.glob("*.whl")),
+        *sorted(map(str, own)),
         silent=True,
     )
     work = folder / "work"
@@ -222,7 +226,7 @@ def train_from_wheels(session: nox.Session, model: str, folder: Path) -> None:
     session.chdir(work)
     listed = session.run(str(folder / "env" / "bin" / "nanozoo"), "models", silent=True)
     names = [line.split()[0] for line in str(listed).splitlines() if line]
-    expected = sorted(n.removeprefix("nanozoo-") for n in workspace_needs(model))
+    expected = sorted(n.removeprefix("nanozoo-") for n in needs)
     expected.remove("core")
     if names != expected:
         session.error(f"expected only {expected} to be installed, found {names}")

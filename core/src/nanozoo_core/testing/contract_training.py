@@ -160,6 +160,8 @@ class TrainingContract:
         """Trains two steps in a process where importing any other model fails."""
         own = {registry.model_modules()[name] for name in (self.model, *self.builds_on())}
         others = sorted(set(registry.model_modules().values()) - own)
+        if not others:
+            pytest.skip("no other model is installed, so that every test here shows it")
         overrides = self.overrides(corpus, tmp_path / "run", **{"train.max_steps": 2})
         train_in_processes(overrides, log=tmp_path / "log", without=others)
         assert RunFolder(tmp_path / "run").is_finished
