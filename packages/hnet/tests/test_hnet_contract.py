@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from nanozoo_core.testing import ModelContract
@@ -15,6 +16,10 @@ class TestContract(ModelContract):
     def uncounted_flops(self, config: Any, seq_len: int) -> float:
         """The convolutions of 80 channels and 4 taps of encoder and decoder are sums."""
         return 3.0 * 2 * 2 * 80 * 4
+
+    def test_two_processes_train_as_one(self, corpus: Path, tmp_path: Path) -> None:
+        """The ratio loss multiplies shares of the whole batch."""
+        self.train_alone_and_together(corpus, tmp_path)
 
     def num_parameters(self, config: Any) -> int:
         outer, inner, hidden, states, channels = 32, 48, 64, 8, 64

@@ -21,7 +21,7 @@ class TestContract(ModelContract):
         mlps = config.first_k_dense * dense + num_mixtures * mixture
         return 2 * config.vocab_size * dim + config.num_layers * 4 * dim**2 + mlps
 
-    @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+    @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
     def test_two_processes_train_as_one(self, corpus, tmp_path, strategy):
         """The same losses, and the same bias: it follows the loads of both ranks together."""
         runs = self.train_alone_and_together(corpus, tmp_path, strategy)

@@ -137,6 +137,9 @@ class TrainingContract:
         trainer.claim.release()
         return trainer, torch.tensor([row["loss"] for row in rows if row is not None])
 
+    # Models whose loss counts over the whole batch have it without the mark: elsewhere the trainer
+    # alone is at work, which core's own tests split over processes.
+    @pytest.mark.slow
     def test_two_processes_train_as_one(self, corpus: Path, tmp_path: Path) -> None:
         self.train_alone_and_together(corpus, tmp_path)
 
