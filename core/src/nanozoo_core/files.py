@@ -34,29 +34,12 @@ T = TypeVar("T")
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A stream whose content becomes the file `path` when the block ends without an error.
+def whole_path(path: Path) -> Iterator[Path]:
+    """Where to write what becomes the file `path` when the block ends without an error: for a
+    library that opens the file itself.
 
     Raises: WriteError for whatever the disk refuses; `path` is then as it was.
     """
-    unfinished = path.with_name(f"{UNFINISHED}{secrets.token_hex(4)}-{path.name}")
-    try:
-        with _opened(unfinished, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        _remove_quietly(unfinished)
-        raise WriteError.at(path, error) from error
-    except BaseException:
-        _remove_quietly(unfinished)
-        raise
-
-
-@contextmanager
-def whole_path(path: Path) -> Iterator[Path]:
-    """As `whole_file`, for a library that opens the file itself: yields where it is to write."""
     unfinished = path.with_name(f"{UNFINISHED}{secrets.token_hex(4)}-{path.name}")
     try:
         yield unfinished
@@ -67,6 +50,15 @@ def whole_path(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove_quietly(unfinished)
         raise
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """As `whole_path`, with the stream to write to, flushed to the disk at the end."""
+    with whole_path(path) as unfinished, _opened(unfinished, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
