@@ -18,12 +18,11 @@ from nanozoo_core.commands.train_output import FLAGS, Output, muted, print_end, 
 from nanozoo_core.config import compose, resolve
 from nanozoo_core.config.foreign import refuse_hydra_settings
 from nanozoo_core.config.overrides import parse_override, quoted
-from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.errors import ConfigError, NanozooError
 from nanozoo_core.machine.terminal import concealed, out, reported_errors, warn, write
 from nanozoo_core.python.training import run_to_continue, train_resolved
 from nanozoo_core.training.claim import RUNS, make_folder
-from nanozoo_core.training.initial_weights import find_weights, with_weights
+from nanozoo_core.training.initial_weights import model_of, with_weights
 from nanozoo_core.training.run_folder import RunFolder, parse_resume
 
 USAGE = """\
@@ -187,10 +186,7 @@ def _prepared(line: CommandLine, quiet: Sequence[str]) -> Iterator[list[str]]:
             yield [*line.flags, *source, *quiet, *more, *normalised]
         return
     if not source and line.value("model") is None and "--hydra-help" not in line.flags:
-        init_from = line.value("init_from")
-        if init_from in (None, "", "null"):
-            raise ConfigError(no_model_message())
-        normalised.append(f"model={find_weights(str(init_from), None).model}")
+        normalised.append(f"model={model_of(line.value('init_from'))}")
     yield [*line.flags, *source, *quiet, *normalised]
 
 

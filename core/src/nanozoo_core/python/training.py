@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 from nanozoo_core.config import compose, resolve
 from nanozoo_core.config.foreign import refuse_hydra_settings
 from nanozoo_core.config.overrides import as_words, quoted
-from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.errors import CheckpointError, ConfigError, NanozooError
 from nanozoo_core.machine.paths import checked_path
 from nanozoo_core.machine.terminal import warn
 from nanozoo_core.training.claim import newest_unfinished
-from nanozoo_core.training.initial_weights import find_weights, with_weights
+from nanozoo_core.training.initial_weights import model_of, with_weights
 from nanozoo_core.training.run_folder import RunFolder, parse_resume
 
 if TYPE_CHECKING:
@@ -91,11 +90,8 @@ def composed(
     else:
         if resume is not None:
             settings = {k: v for k, v in settings.items() if not k.startswith("resume_")}
-        init_from = settings.get("init_from")
         if model is None and source is None:
-            if init_from is None:
-                raise ConfigError(no_model_message())
-            model = find_weights(os.fspath(init_from), None).model
+            model = model_of(settings.get("init_from"))
         words = [*([] if model is None else [f"model={model}"]), *as_words(settings)]
     if source is not None:
         with compose.recipe_source(source) as (folder, file, more):

@@ -16,6 +16,7 @@ from nanozoo_core import registry
 from nanozoo_core.config import schema, training_config
 from nanozoo_core.config.defaults import from_defaults, merged, model_defaults, training_defaults
 from nanozoo_core.config.overrides import parse_override
+from nanozoo_core.config.resolved import no_model_message
 from nanozoo_core.config.settings import DataConfig
 from nanozoo_core.errors import CheckpointError, ConfigError, show_value
 from nanozoo_core.files import read_json
@@ -154,6 +155,16 @@ def find_weights(init_from: str, model: str | None) -> InitialWeights:
             f"init_from={init_from} holds weights of {found.model}, not {model}; leave out --model"
         )
     return found
+
+
+def model_of(init_from: object) -> str:
+    """The model of a run that names none: that of its weights.
+
+    Raises: ConfigError where `init_from` names no weights either; what `find_weights` raises.
+    """
+    if init_from in (None, "", "null"):
+        raise ConfigError(no_model_message())
+    return find_weights(str(init_from), None).model
 
 
 def _find_hf(folder: Path, model: str | None) -> InitialWeights:
