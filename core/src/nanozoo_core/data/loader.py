@@ -98,26 +98,29 @@ class TrainLoader:
 
     def epochs(self, step: int) -> float:
         """How often the text has been read before a step, by the windows of each stage."""
-        ends = [*(stage.start for stage in self.stages[1:]), step]
         return sum(
-            max(0, min(end, step) - stage.start)
-            * stage.batch_windows
-            / len(self._windows[stage.seq_len])
-            for stage, end in zip(self.stages, ends, strict=True)
+            steps * stage.batch_windows / len(self._windows[stage.seq_len])
+            for stage, steps in self._steps_of_stages(step)
         )
 
     def epochs_of_sources(self, step: int) -> dict[str, float]:
         """How often the text of each source has been read before a step, by its name."""
         epochs = dict.fromkeys(self._sources, 0.0)
-        ends = [*(stage.start for stage in self.stages[1:]), step]
-        for stage, end, first in zip(self.stages, ends, self._visited, strict=True):
+        for (stage, steps), first in zip(self._steps_of_stages(step), self._visited, strict=True):
             windows = self._windows[stage.seq_len]
-            steps = max(0, min(end, step) - stage.start)
             before = windows.counts(first)
             after = windows.counts(first + steps * stage.batch_windows)
             for name, part, a, b in zip(self._sources, windows.parts, before, after, strict=True):
                 epochs[name] += (b - a) / len(part)
         return epochs
+
+    def _steps_of_stages(self, step: int) -> list[tuple[BatchStage, int]]:
+        """Each stage with how many of its steps lie before a step."""
+        ends = [*(stage.start for stage in self.stages[1:]), step]
+        return [
+            (stage, max(0, min(end, step) - stage.start))
+            for stage, end in zip(self.stages, ends, strict=True)
+        ]
 
     def batch(self, step: int, first_row: int = 0, num_rows: int | None = None) -> Batch:
         """Rows first_row .. first_row + num_rows - 1 (None: to the end) of the global batch of a
