@@ -4,12 +4,8 @@ import pytest
 
 pytest.importorskip("gguf")
 
-from nanozoo_core.config import model_config
-from nanozoo_core.default_model_adapter import load_adapter
-from nanozoo_core.errors import ConfigError
-from nanozoo_core.testing.gguf_file import assert_complete, written
+from nanozoo_core.testing.gguf_file import assert_refused, assert_written_whole
 
-SMALL = {"num_layers": 2, "model_dim": 64}
 CASES = [
     {"num_heads": 2, "pad_vocab_to": 64},
     {"num_heads": 2, "tie_embeddings": False, "bias": False},
@@ -18,9 +14,7 @@ CASES = [
 
 @pytest.mark.parametrize("changes", CASES, ids=str)
 def test_the_file_is_complete(changes, tmp_path):
-    run, reader = written("gpt2", SMALL | changes, tmp_path)
-    assert_complete(run, reader)
-    assert "llama-completion" in (tmp_path / "gguf" / "README.md").read_text()
+    assert_written_whole("gpt2", changes, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +25,4 @@ def test_the_file_is_complete(changes, tmp_path):
     ids=str,
 )
 def test_what_llama_cpp_has_not_is_refused(changes, message):
-    adapter = load_adapter("gpt2")
-    model = adapter.make_model(model_config("gpt2", SMALL | changes, vocab_size=97))
-    with pytest.raises(ConfigError, match=message):
-        adapter.to_gguf(model)
+    assert_refused("gpt2", changes, message)

@@ -4,12 +4,8 @@ import pytest
 
 pytest.importorskip("gguf")
 
-from nanozoo_core.config import model_config
-from nanozoo_core.default_model_adapter import load_adapter
-from nanozoo_core.errors import ConfigError
-from nanozoo_core.testing.gguf_file import assert_complete, written
+from nanozoo_core.testing.gguf_file import assert_refused, assert_written_whole
 
-SMALL = {"num_layers": 2, "model_dim": 64}
 CASES = [
     {},
     {"variant": "mamba2", "num_groups": 2, "tie_embeddings": False, "use_conv_bias": False},
@@ -18,9 +14,7 @@ CASES = [
 
 @pytest.mark.parametrize("changes", CASES, ids=str)
 def test_the_file_is_complete(changes, tmp_path):
-    run, reader = written("mamba", SMALL | changes, tmp_path)
-    assert_complete(run, reader)
-    assert "llama-completion" in (tmp_path / "gguf" / "README.md").read_text()
+    assert_written_whole("mamba", changes, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +26,4 @@ def test_the_file_is_complete(changes, tmp_path):
     ids=str,
 )
 def test_what_llama_cpp_has_not_is_refused(changes, message):
-    adapter = load_adapter("mamba")
-    model = adapter.make_model(model_config("mamba", SMALL | changes, vocab_size=97))
-    with pytest.raises(ConfigError, match=message):
-        adapter.to_gguf(model)
+    assert_refused("mamba", changes, message)

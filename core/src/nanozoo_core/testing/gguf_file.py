@@ -7,12 +7,14 @@ from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 import torch
 
 from nanozoo_core.config import compose, compose_config, model_config, training_config
 from nanozoo_core.data.hf_tokenizer import byte_signs
 from nanozoo_core.data.tokenizers import SEPARATOR, train_bpe
 from nanozoo_core.default_model_adapter import load_adapter
+from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing.laws import perturb
 from nanozoo_core.training.gguf_export import export_gguf
 from nanozoo_core.training.run_folder import TrainState
@@ -38,6 +40,24 @@ def written(model: str, changes: dict[str, Any], folder: Path) -> tuple[LoadedRu
     )
     export_gguf(run, folder / "gguf")
     return run, gguf.GGUFReader(folder / "gguf" / "model.gguf")
+
+
+SMALL = {"num_layers": 2, "model_dim": 64}
+
+
+def assert_written_whole(model: str, changes: dict[str, Any], folder: Path) -> None:
+    """A small model's file is complete, and its card says how llama.cpp runs it."""
+    run, reader = written(model, SMALL | changes, folder)
+    assert_complete(run, reader)
+    assert "llama-completion" in (folder / "gguf" / "README.md").read_text()
+
+
+def assert_refused(model: str, changes: dict[str, Any], message: str) -> None:
+    """A small model that llama.cpp has not is a sentence."""
+    adapter = load_adapter(model)
+    network = adapter.make_model(model_config(model, SMALL | changes, vocab_size=97))
+    with pytest.raises(ConfigError, match=message):
+        adapter.to_gguf(network)
 
 
 def field(reader: Any, key: str) -> Any:
