@@ -45,10 +45,13 @@ def to_hf(model: nn.Module) -> Export:
 # -- the control ----------------------------------------------------------------------------------
 
 
-def _nanochat(model: nn.Module, config: VanillaConfig) -> Export:
-    theirs = {
-        "architectures": ["NanoChatForCausalLM"],
-        "model_type": "nanochat",
+def _with_rotary(
+    config: VanillaConfig, architecture: str, kind: str, act: str
+) -> dict[str, object]:
+    """What config.json says there of every decoder with rotary positions and RMSNorm."""
+    return {
+        "architectures": [architecture],
+        "model_type": kind,
         "vocab_size": config.vocab_size,
         "hidden_size": config.model_dim,
         "intermediate_size": config.mlp_dim,
@@ -56,13 +59,17 @@ def _nanochat(model: nn.Module, config: VanillaConfig) -> Export:
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_heads,
         "max_position_embeddings": config.seq_len,
-        "hidden_act": "relu2",
+        "hidden_act": act,
         "rms_norm_eps": config.eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        "final_logit_softcapping": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(config.rope_base)},
         "attention_bias": False,
         "tie_word_embeddings": False,
     }
+
+
+def _nanochat(model: nn.Module, config: VanillaConfig) -> Export:
+    theirs = _with_rotary(config, "NanoChatForCausalLM", "nanochat", "relu2")
+    theirs["final_logit_softcapping"] = None
     ours = dict(model.named_parameters())
     tensors = {
         "model.embed_tokens.weight": ours["embedding.weight"][: config.vocab_size],
@@ -114,24 +121,11 @@ def _is_of_the_family(switches: Switches) -> bool:
 def _llama(
     model: nn.Module, config: VanillaConfig, architecture: str, kind: str, act: str
 ) -> Export:
-    theirs = {
-        "architectures": [architecture],
-        "model_type": kind,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.model_dim,
-        "intermediate_size": config.mlp_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_heads,
+    theirs = _with_rotary(config, architecture, kind, act)
+    theirs |= {
         "head_dim": config.model_dim // config.num_heads,
-        "max_position_embeddings": config.seq_len,
-        "hidden_act": act,
-        "rms_norm_eps": config.eps,
         "rope_theta": config.rope_base,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
-        "attention_bias": False,
         "mlp_bias": False,
-        "tie_word_embeddings": False,
     }
     ours = dict(model.named_parameters())
     table = ours["embedding.weight"][: config.vocab_size].detach()
