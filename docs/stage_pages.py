@@ -25,6 +25,10 @@ def sources() -> dict[Path, Path]:
         found[report.with_name("index.md")] = found.pop(report)
     for readme in sorted(ROOT.glob("packages/*/README.md")):
         found[Path("models") / f"{readme.parent.name}.md"] = readme
+        for target in LINK.findall(readme.read_text(encoding="utf-8")):
+            if target.endswith(".png"):  # with the pictures that it shows
+                picture = (readme.parent / target).resolve()
+                found[Path("models") / f"{readme.parent.name}-{picture.name}"] = picture
     found[Path("peers.md")] = ROOT / "core/benchmarks/peers/README.md"
     return found
 
@@ -33,11 +37,6 @@ def stage() -> None:
     """Raises: ValueError for a link to a file that is not part of the site."""
     shutil.rmtree(STAGED, ignore_errors=True)
     found = sources()
-    for readme in ROOT.glob("packages/*/README.md"):  # with the pictures that they show
-        for target in LINK.findall(readme.read_text(encoding="utf-8")):
-            if target.endswith(".png"):
-                name = f"{readme.parent.name}-{Path(target).name}"
-                found[Path("models") / name] = (readme.parent / target).resolve()
     places = {path: place for place, path in found.items()}
     for place, path in found.items():
         (STAGED / place).parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -27,7 +27,8 @@ from typing import Any
 import torch
 
 from nanozoo_core.comparing.units import scaled
-from nanozoo_core.machine.device import device_name, peak_flops, synchronize
+from nanozoo_core.machine.device import device_name, peak_flops
+from nanozoo_core.testing.timing import Run, seconds
 from nanozoo_core.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,11 +53,15 @@ class Record:
     found: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
+    def log(self, name: str) -> Path:
+        """Where what a part prints is kept."""
+        return self.folder / f"{re.sub('[ /]', '_', name)}.log"
+
     def run(self, name: str, command: Sequence[str], **environment: str) -> str | None:
         """Runs a part in a process of its own. Returns: what it printed, or None if it failed."""
         print(f"{name} ...", flush=True)
         started = time.perf_counter()
-        log = self.folder / f"{name.replace(' ', '_').replace('/', '_')}.log"
+        log = self.log(name)
         with log.open("w", encoding="utf-8") as file:
             try:
                 done = subprocess.run(
@@ -94,15 +99,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _fastest(run: Callable[[], object], device: torch.device) -> float:
-    times = []
-    for _ in range(10):
-        synchronize(device)
-        started = time.perf_counter()
-        run()
-        synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times)
+def _fastest(run: Run, device: torch.device) -> float:
+    return min(seconds(run, device) for _ in range(10))
 
 
 def tests(record: Record, *, rehearse: bool) -> None:
@@ -155,14 +153,14 @@ def measured(run: RunFolder, peak: float | None) -> dict[str, Any]:
     rows = [row for row in run.read_metrics() if "train_bpb" in row]
     result = run.read_result()
     first, last = rows[0], rows[-1]
-    seconds = last["seconds"] - first["seconds"]
+    spent = last["seconds"] - first["seconds"]
     tokens, flops = last["tokens"] - first["tokens"], last["flops"] - first["flops"]
     return {
         "params": result["params"],
         "steps": result["steps"],
-        "tokens_per_second": tokens / seconds if seconds else None,
-        "flops_per_second": flops / seconds if seconds else None,
-        "mfu": flops / seconds / peak if peak and seconds else None,
+        "tokens_per_second": tokens / spent if spent else None,
+        "flops_per_second": flops / spent if spent else None,
+        "mfu": flops / spent / peak if peak and spent else None,
         "peak_memory_bytes": result["peak_memory_bytes"],
         "first_step_seconds": first["seconds"],
         "val_bpb": result["val_bpb"],
@@ -188,8 +186,8 @@ def page(record: Record) -> str:
             f"| {scaled(row['peak_memory_bytes'], 'B')} | {row['first_step_seconds']:.1f} s |"
         )
     for script in record.found.get("kernels", {}):
-        log = record.folder / f"{re.sub('[ /]', '_', script)}.log"
-        lines += [f"## {script}", f"```\n{log.read_text(encoding='utf-8').strip()}\n```"]
+        said = record.log(script).read_text(encoding="utf-8").strip()
+        lines += [f"## {script}", f"```\n{said}\n```"]
     if record.failures:
         lines.append("## Failed")
         lines.append("\n".join(f"- {name} {why}" for name, why in record.failures.items()))
