@@ -109,8 +109,13 @@ def test_ctrl_c_writes_a_checkpoint_and_interrupts(
         return plain(self)
 
     monkeypatch.setattr(trainer.Trainer, "one_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        nanozoo_core.train("toy", run_dir="mine", **small)
+    # Where a shell has begun these tests in the background they ignore it.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            nanozoo_core.train("toy", run_dir="mine", **small)
+    finally:
+        signal.signal(signal.SIGINT, ours)
     assert nanozoo_core.load_run("mine", device="cpu").loaded.state.step == 1
 
 

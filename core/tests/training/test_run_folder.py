@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,11 +57,29 @@ def test_a_folder_says_how_far_its_run_came(tmp_path: Path) -> None:
 def test_metrics_end_at_a_line_cut_off_by_a_kill(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.read_metrics() == []
-    rows = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]
+    rows = [row_of(step=1, loss=2.5), row_of(step=2, loss=None)]
     run.write_metrics(rows)
     with run.metrics_path.open("a") as file:
         file.write('{"step": 3, "lo')
     assert run.read_metrics() == rows
+
+
+def row_of(**values: object) -> dict[str, Any]:
+    return {"tokens": 8, "bytes": 9, "flops": 1.0, "seconds": 0.5} | values
+
+
+@pytest.mark.parametrize("key", ["step", "tokens", "bytes", "flops", "seconds", "val_bpb"])
+@pytest.mark.parametrize("value", ["2.5", [2.5], math.inf])
+def test_metrics_hold_numbers(tmp_path: Path, key: str, value: object) -> None:
+    """What a flipped bit leaves is no row: plots and reports take every number as one."""
+    run = RunFolder(tmp_path)
+    whole = row_of(step=1, loss=2.5, val_bpb=2.0)
+    lines = [json.dumps(row) for row in (whole, whole | {key: value})]
+    run.metrics_path.write_text("\n".join(lines))
+    assert len(run.read_metrics()) == (2 if key == "val_bpb" and value == math.inf else 1)
+    missing = {name: number for name, number in whole.items() if name != key}
+    run.metrics_path.write_text(json.dumps(missing))
+    assert len(run.read_metrics()) == (1 if key == "val_bpb" else 0)
 
 
 @pytest.mark.parametrize("content", ["", '{"val_bpb": 2', "[]"])
@@ -81,5 +102,6 @@ def test_damaged_files_are_one_sentence_each(tmp_path: Path) -> None:
             path.write_bytes(content)
             with pytest.raises(CheckpointError, match=rf"{path.name} is damaged [^\n]*$"):
                 read()
-    run.metrics_path.write_bytes(b'{"step": 1}\n{"loss": 2}\n\xff\n')
-    assert run.read_metrics() == [{"step": 1}]
+    whole = json.dumps(row_of(step=1))
+    run.metrics_path.write_bytes(whole.encode() + b'\n{"loss": 2}\n\xff\n')
+    assert run.read_metrics() == [row_of(step=1)]

@@ -51,6 +51,15 @@ class Shard:
         """(num_tokens,) uint16 or uint32, read-only."""
         return _mapped(self.path, self.num_tokens, self.dtype, self.first_byte)
 
+    def chunks(self) -> Iterator[Tokens]:
+        """All tokens in order, in parts of `_CHUNK`. Read, not mapped: the pages of a map that is
+        read from end to end stay with the process, and are as large as the file."""
+        with self.path.open("rb") as file:
+            file.seek(self.first_byte)
+            for start in range(0, self.num_tokens, _CHUNK):
+                num_tokens = min(_CHUNK, self.num_tokens - start)
+                yield np.fromfile(file, dtype=self.dtype, count=num_tokens)
+
     @property
     def identity(self) -> str:
         """Changes whenever the file does: a digest of its path, size, time of change and inode."""
@@ -282,8 +291,7 @@ def shard_content(shard: Shard, token_bytes: Counts) -> ShardContent:
     with contextlib.suppress(OSError, ValueError, TypeError):  # what is damaged is made again
         return ShardContent(**json.loads(record.read_text(encoding="utf-8")))
     largest, num_bytes, content = 0, 0, hashlib.blake2b(digest_size=16)
-    for start in range(0, shard.num_tokens, _CHUNK):
-        chunk = shard.tokens[start : start + _CHUNK]
+    for chunk in shard.chunks():
         largest = max(largest, int(chunk.max()))
         num_bytes += int(counts[chunk if chunk.itemsize == 2 else np.minimum(chunk, size)].sum())
         content.update(chunk.data)
@@ -299,8 +307,8 @@ def document_starts(shard: Shard, separator: int) -> Counts:
     starts = _kept_starts(index)
     if starts is None:
         parts = [
-            start + np.flatnonzero(shard.tokens[start : start + _CHUNK] == separator)
-            for start in range(0, shard.num_tokens, _CHUNK)
+            number * _CHUNK + np.flatnonzero(chunk == separator)
+            for number, chunk in enumerate(shard.chunks())
         ]
         starts = np.concatenate(parts).astype(np.int64)
         with contextlib.suppress(OSError):  # as above
@@ -323,8 +331,7 @@ def _kept_starts(index: Path) -> Counts | None:
 def documents(shard: Shard, separator: int) -> Iterator[Tokens]:
     """The documents of a shard in order, without their separators; empty ones are left out."""
     pending: list[Tokens] = []
-    for start in range(0, shard.num_tokens, _CHUNK):
-        chunk = shard.tokens[start : start + _CHUNK]
+    for chunk in shard.chunks():
         begin = 0
         for position in np.flatnonzero(chunk == separator):
             pending.append(chunk[begin:position])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from nanozoo_core.config import DataConfig
 from nanozoo_core.data.cache import build_once, cache_root, digest, file_digest, write_record
 from nanozoo_core.data.corpora import NOT_UTF8_FILES, Corpus, document_digest, is_utf8
+from nanozoo_core.data.encoding import num_cores
 from nanozoo_core.data.progress import ByteProgress, Say, said_by
 from nanozoo_core.data.shards import Shard, ShardWriter, documents, open_shard, shard_content
 from nanozoo_core.data.tokenizers import TOKENIZER_FILE, ByteTokenizer, Tokenizer
@@ -167,13 +169,15 @@ def _changed(corpus: Corpus) -> DataError:
 
 
 def checked(shards: Iterable[Shard], vocabulary: Tokenizer) -> tuple[Shard, ...]:
-    """The shards, each read through the first time that it is seen.
+    """The shards, each read through the first time that it is seen, on all cores.
 
     Raises: DataError when a shard is damaged, or has an id that the vocabulary has not.
     """
     found = tuple(shards)
-    for shard in found:
-        largest = shard_content(shard, vocabulary.byte_counts).largest_id
+    with ThreadPoolExecutor(num_cores()) as pool:
+        contents = pool.map(lambda shard: shard_content(shard, vocabulary.byte_counts), found)
+    for shard, content in zip(found, contents, strict=True):
+        largest = content.largest_id
         if largest >= vocabulary.size:
             raise DataError(
                 f"the shard {shard.path} has the id {largest}, but data.tokenizer="

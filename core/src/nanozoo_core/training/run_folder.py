@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from nanozoo_core.errors import CheckpointError, NonFiniteError, first_line
 from nanozoo_core.files import UNFINISHED, read_json, to_json, write_json, write_text
 
 STEP_PREFIX = "step_"
+SPENT = ("tokens", "bytes", "flops", "seconds")  # of a run so far, in every row of metrics
 STATE_NAME = "state.json"  # in a checkpoint's folder
 LOCK_NAME = ".lock"  # held while a process trains in the folder
 # What a run writes before its first checkpoint.
@@ -82,8 +84,7 @@ class TrainState:
     @property
     def spent(self) -> dict[str, float]:
         """What the run has used so far, for a row of metrics."""
-        names = ("tokens", "bytes", "flops", "seconds")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in SPENT}
 
 
 @dataclass(frozen=True)
@@ -274,12 +275,9 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.metrics_path} cannot be read: {error.strerror or error}"
             ) from error
-        rows = []
+        rows: list[dict[str, Any]] = []
         for line in text.splitlines():
-            try:
-                row = json.loads(line)
-                row["step"] = int(row["step"])
-            except (ValueError, TypeError, KeyError):
+            if (row := _row_of(line)) is None:
                 break
             rows.append(row)
         return rows
@@ -342,6 +340,19 @@ def _sha256(text: str) -> str:
 
 def _sha256_of_json(value: dict[str, Any]) -> str:
     return _sha256(json.dumps(value, sort_keys=True))
+
+
+def _row_of(line: str) -> dict[str, Any] | None:
+    """A row of metrics: numbers alone, null where one was not finite. None for what is no row."""
+    try:
+        row = json.loads(line)
+        if not all(math.isfinite(row[key]) for key in SPENT):
+            return None
+        row["step"] = int(row["step"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+    is_row = all(value is None or isinstance(value, int | float) for value in row.values())
+    return row if is_row else None
 
 
 def _is_unfinished(path: Path) -> bool:
