@@ -13,7 +13,9 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import nox
@@ -23,20 +25,19 @@ MODELS = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.tom
 
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = [
-    "lint",
-    "types",
-    "build",
-    "docs",
-    "test-core",
-    "test-extras",
-    "test-configs",
-    "test-packages",
-    "alone",
-    "third-party",
-    "attack-quick",
-    "gpu-rehearsal",
-]
+nox.options.sessions = ["lint", "test-core", "side-by-side"]
+
+# What `side-by-side` runs beside the tests of every package; those that take long first.
+ON_ONE_CORE = {
+    "third-party": [],
+    "test-configs": ["-n", "0"],
+    "test-extras": ["-n", "0"],
+    "attack-quick": [],
+    "gpu-rehearsal": [],
+    "types": [],
+    "build": [],
+    "docs": [],
+}
 
 
 # Two threads fight over the small matrices of tests, most of all beside other work: a process for
@@ -146,38 +147,58 @@ def make_alone_session(model: str) -> None:
     alone.__doc__ = f"Builds the wheels of {model}, installs them elsewhere and trains five steps."
 
 
+@nox.session(name="side-by-side", venv_backend="none")
+def side_by_side(session: nox.Session) -> None:
+    """What a change must pass beside `lint` and `test-core`, one session for each core at a time:
+    `ON_ONE_CORE`, and test-<model> and alone-<model> of every model."""
+    with built_wheels(session) as wheels:
+        tests = {f"test-{model}": ["-n", "0"] for model in MODELS}
+        alone = {f"alone-{model}": [wheels] for model in MODELS}
+        run_sessions(session, ON_ONE_CORE | tests | alone)
+
+
 @nox.session(venv_backend="none")
 def alone(session: nox.Session) -> None:
     """The session alone-<model> of every model, one for each core at a time."""
-    with tempfile.TemporaryDirectory() as wheels:
-        session.run("uv", "build", "--wheel", "--all-packages", "-o", wheels, silent=True)
-        run_for_each_model(session, "alone", "--", wheels)
+    with built_wheels(session) as wheels:
+        run_sessions(session, {f"alone-{model}": [wheels] for model in MODELS})
 
 
 @nox.session(name="test-packages", venv_backend="none")
 def test_packages(session: nox.Session) -> None:
     """The session test-<model> of every model, one for each core at a time."""
-    run_for_each_model(session, "test", "--", "-n", "0", *session.posargs)
+    run_sessions(session, {f"test-{model}": ["-n", "0", *session.posargs] for model in MODELS})
 
 
-def run_for_each_model(session: nox.Session, kind: str, *arguments: str) -> None:
-    """Says how long each took, and shows what those that failed have printed."""
+@contextmanager
+def built_wheels(session: nox.Session) -> Iterator[str]:
+    """A folder with the wheel of every package."""
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("uv", "build", "--wheel", "--all-packages", "-o", folder, silent=True)
+        yield folder
 
-    def run(model: str) -> tuple[float, subprocess.CompletedProcess[str]]:
-        command = [sys.executable, "-m", "nox", "-s", f"{kind}-{model}", *arguments]
+
+def run_sessions(session: nox.Session, sessions: dict[str, list[str]]) -> None:
+    """Says how long each took, and shows what those that failed have printed.
+
+    Args: sessions: their arguments by name.
+    """
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "nox", "-s", name, "--", *sessions[name]]
         started = time.perf_counter()
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        return time.perf_counter() - started, ended
+        how = "failed" if ended.returncode else "passed"
+        session.log(f"{name} {how} in {time.perf_counter() - started:.0f} s")
+        return ended
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        ended = dict(zip(MODELS, pool.map(run, MODELS), strict=True))
-    failed = [model for model, (_, process) in ended.items() if process.returncode]
-    for model in failed:
-        process = ended[model][1]
-        session.log(f"{kind}-{model}:\n{process.stdout}\n{process.stderr}")
-    session.log(", ".join(f"{model} {seconds:.0f} s" for model, (seconds, _) in ended.items()))
+        ended = dict(zip(sessions, pool.map(run, sessions), strict=True))
+    failed = [name for name, process in ended.items() if process.returncode]
+    for name in failed:
+        session.log(f"{name}:\n{ended[name].stdout}\n{ended[name].stderr}")
     if failed:
-        session.error(f"{kind} fails for {', '.join(failed)}")
+        session.error(f"these fail: {', '.join(failed)}")
 
 
 def workspace_needs(model: str) -> list[str]:
@@ -232,7 +253,7 @@ def train_from_wheels(session: nox.Session, model: str, folder: Path) -> None:
         session.error(f"expected only {expected} to be installed, found {names}")
     session.run(
         *(str(folder / "env" / "bin" / "train"), "--model", model),
-        *("train.max_steps=5", "eval.bytes=20000", "eval.draws=2"),
+        *("train.max_steps=5", "train.batch_tokens=1024", "eval.bytes=5000", "eval.draws=2"),
         env=ONE_THREAD,
     )
     session.chdir(ROOT)

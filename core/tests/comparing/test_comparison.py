@@ -141,11 +141,12 @@ def make_run(folder: Path, *, seed: int = 0, bpb: float = 2.0, **config: object)
         **config,
     }
     (folder / "config.yaml").write_text(json.dumps(settings))
-    rows = [
-        {"step": n, "bytes": 1000 * n, "flops": 1e6 * n, "seconds": n, "train_bpb": 4.0 - n / 10}
-        for n in (1, 2, 3)
-    ]
-    rows.append({"step": 3, "bytes": 3000, "flops": 3e6, "seconds": 3, "val_bpb": bpb})
+
+    def spent(n: int) -> dict[str, float]:
+        return {"step": n, "tokens": n, "bytes": 1000 * n, "flops": 1e6 * n, "seconds": n}
+
+    rows = [spent(n) | {"train_bpb": 4.0 - n / 10} for n in (1, 2, 3)]
+    rows.append(spent(3) | {"val_bpb": bpb})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     RunFolder(folder).write_samples(Samples((Sample("", "</script><b>hello"),)))
     return folder
@@ -228,7 +229,8 @@ def test_a_report_of_failures_alone(tmp_path: Path) -> None:
 def test_runs_that_diverged_are_failures_and_the_report_is_valid(tmp_path: Path) -> None:
     good, bad = make_run(tmp_path / "good"), make_run(tmp_path / "bad", bpb=math.nan)
     with (good / "metrics.jsonl").open("a") as file:  # as they were once written
-        file.write('{"step": 4, "bytes": 1, "flops": 1, "seconds": 1, "train_bpb": NaN}\n')
+        spent = '"tokens": 1, "bytes": 1, "flops": 1, "seconds": 1'
+        file.write(f'{{"step": 4, {spent}, "train_bpb": NaN}}\n')
     (member,), _ = make_plan(parse(["models=toy", "seeds=1", f"folder={tmp_path}"]))
     make_run(member.folder, bpb=math.inf)
     entries, failures = collect([member], (good, bad))
