@@ -226,11 +226,12 @@ def test_force_without_undo_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     assert files_below(tmp_path) == set()
 
 
+@pytest.mark.slow
 def test_the_new_model_trains_and_passes_its_tests(
     corpus: Path, tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """Announced as an installer would; the nox session third-party installs it for real, and runs
-    its contract tests too."""
+    """Announced as an installer would; the nox session third-party installs one for real at every
+    change, and runs its contract tests too."""
     package = new_model("idea", folder=tmp_path)
     announced = package.folder / "src" / "nanozoo_idea-0.1.0.dist-info"
     announced.mkdir()
