@@ -292,7 +292,7 @@ def run_on_a_gpu(session: nox.Session, *arguments: str) -> None:
 @nox.session
 def mutants(session: nox.Session) -> None:
     """Breaks equations of every package, or of those named, and asks that its tests notice."""
-    sync(session, "--all-packages", "--all-groups")
+    sync(session, "--all-packages", "--all-extras", "--all-groups")
     folders = [m if m == "core" else f"packages/{m}" for m in session.posargs or ("core", *MODELS)]
     session.run("python", "-m", "nanozoo_core.testing.mutants", *folders)
 
