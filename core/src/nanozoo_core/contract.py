@@ -288,13 +288,13 @@ class Drafter(Protocol):
 
     def draft(self, token: Tensor, choose: Choose) -> Tensor:
         """Proposes (B, K) tokens to follow the unread `token` (B,), each by one call of `choose`
-        on the logits that it comes from, in order. No other draft may depend on it but through its
-        token."""
+        on the logits that it comes from, in order; fewer where no more fit the context. No other
+        draft may depend on one but through its token."""
         ...
 
     def check(self, tokens: Tensor) -> Tensor:
-        """Reads the unread token and the drafts, (B, K + 1). Returns: the model's logits after
-        each, (B, K + 1, V)."""
+        """Reads the unread token and the drafts, (B, K + 1) or fewer. Returns: the model's logits
+        after each, (B, K + 1, V)."""
         ...
 
     def keep(self, counts: Tensor) -> None:

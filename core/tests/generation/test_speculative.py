@@ -17,6 +17,7 @@ from nanozoo_core.contract import Choose, SamplingSettings
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.generation.autoregressive import autoregressive
 from nanozoo_core.generation.draft_acceptance import inspect_drafts, measure
+from nanozoo_core.generation.draft_run import ModelDrafter
 from nanozoo_core.generation.speculative import Tally, accept_greedy, accept_sampled, speculative
 from nanozoo_core.generation.text import generate_tokens
 from nanozoo_core.nn.control import ControlModel
@@ -187,47 +188,13 @@ def test_a_tally_counts_turns_and_tokens() -> None:
 # -- with real caches --------------------------------------------------------------------------
 
 
-class SmallModelDrafts:
-    """A small control drafts for a large one: both keep keys and values, both are cut back."""
-
-    num_drafts = 3
-    device = torch.device("cpu")
-
-    def __init__(self, model: ControlModel, small: ControlModel) -> None:
-        self.models, self.max_context = (model, small), model.max_context
-
-    def begin(self, tokens: Tensor, lengths: Tensor, max_length: int) -> Tensor:
-        self.caches = [m.init_cache(len(tokens), max_length) for m in self.models]
-        logits = self.models[0](tokens, self.caches[0])[torch.arange(len(tokens)), lengths - 1]
-        self.models[1](tokens, self.caches[1])
-        for cache in self.caches:
-            cache.crop(lengths)
-        return logits
-
-    def draft(self, token: Tensor, choose: Choose) -> Tensor:
-        found = []
-        for _ in range(self.num_drafts):
-            token = choose(self.models[1](token[:, None], self.caches[1])[:, 0])
-            found.append(token)
-        self.models[1](token[:, None], self.caches[1])
-        return torch.stack(found, 1)
-
-    def check(self, tokens: Tensor) -> Tensor:
-        self.lengths = self.caches[0].lengths
-        return self.models[0](tokens, self.caches[0])
-
-    def keep(self, counts: Tensor) -> None:
-        for cache in self.caches:
-            cache.crop(self.lengths + counts)
-
-
 class Adapter(DefaultModelAdapter):
     def __init__(self, small: ControlModel) -> None:
         super().__init__(type(None), ControlModel)
         self.small = small
 
-    def drafter(self, model: Any) -> SmallModelDrafts:
-        return SmallModelDrafts(model, self.small)
+    def drafter(self, model: Any) -> ModelDrafter:
+        return ModelDrafter(self, model, self, self.small, num_drafts=3)
 
 
 def controls(max_context: int | None) -> list[ControlModel]:
@@ -258,6 +225,41 @@ def test_a_greedy_text_is_the_plain_one_past_the_context_too(
     assert [t for new in drafted for t in new] == [t for new in plain for t in new]
 
 
+@torch.no_grad()
+def test_a_small_model_drafts_what_it_would_write_itself() -> None:
+    """As many drafts stand as when both models read the whole text anew for every token."""
+    model, small = controls(None)
+    small.load_state_dict(model.state_dict(), strict=False)  # its first layer: some drafts stand
+    text, expected = [1, 2], Tally()
+
+    def best(network: ControlModel, tokens: list[int]) -> int:
+        return int(network(torch.tensor([tokens]))[0, -1].argmax())
+
+    text.append(best(model, text))
+    while len(text) < 32:
+        drafts, kept = list(text), 0
+        for _ in range(3):
+            drafts.append(best(small, drafts))
+        limit = min(3, 32 - len(text) - 1)
+        while kept < limit and drafts[len(text)] == best(model, text):
+            text.append(drafts[len(text)])
+            kept += 1
+        text.append(best(model, text))
+        expected.count(torch.tensor([kept]), torch.tensor([limit]), 3)
+    tally = Tally()
+    settings = SamplingSettings(temperature=0, max_tokens=30)
+    drafter = Adapter(small).drafter(model)
+    passes = speculative(drafter, [1, 2], settings, seeded_generator(0), tally=tally)
+    assert [token for new in passes for token in new] == text[2:]
+    assert tally == expected
+    assert 0 < tally.acceptance < 1
+    alone = Tally()
+    list(
+        speculative(Adapter(model).drafter(model), [1], settings, seeded_generator(0), tally=alone)
+    )
+    assert alone.acceptance == 1
+
+
 def test_uneven_rows_are_each_row_alone() -> None:
     model, small = controls(None)
     generator = torch.Generator().manual_seed(0)
@@ -274,30 +276,23 @@ def test_uneven_rows_are_each_row_alone() -> None:
         assert row == [t for new in alone for t in new]
 
 
-def test_a_tally_asks_for_speculation() -> None:
+def test_a_drafter_is_asked_and_its_worth_is_counted() -> None:
     model, small = controls(None)
     settings = SamplingSettings(temperature=0, max_tokens=20)
     vocabulary = ToyVocabulary(9)  # token 8, the ninth, is never drawn
     vocabulary.separator = 8
     vocabulary.encode = lambda text: [1]  # type: ignore[method-assign]
+    adapter = Adapter(small)
 
     def text(**options: Any) -> list[int]:
-        adapter = Adapter(small)
         pieces = generate_tokens(adapter, model, vocabulary, "", settings, **options)
         return [token for new in pieces for token in new]
 
     model.embedding = torch.nn.Embedding(9, 16).double()
     small.embedding = torch.nn.Embedding(9, 16).double()
     tally = Tally()
-    assert text(tally=tally) == text()
+    assert text(drafter=adapter.drafter(model), tally=tally) == text()
     assert tally.num_tokens == 19
-    with pytest.raises(ValueError, match="proposes no tokens"):
-        list(
-            generate_tokens(
-                DefaultModelAdapter(type(None), ControlModel), model, vocabulary, "", settings,
-                tally=tally,
-            )
-        )  # fmt: skip
 
 
 def test_an_empty_prompt_is_refused() -> None:

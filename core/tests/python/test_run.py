@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +48,81 @@ def test_what_the_model_cannot_write_is_refused_at_once(
     with pytest.raises(nanozoo_core.ConfigError) as caught:
         run.stream("word", **settings)
     assert part in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def small_run(small: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> nanozoo_core.Run:
+    """Another one in the same vocabulary, trained less."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOZOO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        folder = tmp_path_factory.mktemp("small") / "mine"
+        settings = small | {"train": {"max_steps": 1}, "seed": 5}
+        done = nanozoo_core.train("toy", run_dir=folder, **settings)
+        return nanozoo_core.load_run(done.folder, device="cpu")
+
+
+def test_a_smaller_run_drafts(
+    run: nanozoo_core.Run, small_run: nanozoo_core.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = run.generate("word", max_tokens=40, temperature=0).text
+    drafted = run.generate("word", max_tokens=40, temperature=0, draft=small_run, num_drafts=3)
+    assert drafted.text == plain
+    words = ["generate", str(run.folder), "--prompt", "word", "--max-tokens", "40", "--device=cpu"]
+    cli.main([*words, "--temperature", "0", "--draft", str(small_run.folder), "--num-drafts", "2"])
+    said = capsys.readouterr()
+    assert said.out == f"word{plain}\n"
+    assert "tokens in" in said.err
+    assert "drafts accepted: " in said.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"speculative": True}, "--draft does not go with --speculative"),
+        ({"use_cache": False}, "--draft does not go with --no-cache"),
+        ({"num_drafts": 0}, "num_drafts=0 must be at least 1"),
+    ],
+)
+def test_settings_that_do_not_go_with_drafts_are_refused(
+    run: nanozoo_core.Run, settings: dict[str, Any], part: str
+) -> None:
+    with pytest.raises(nanozoo_core.ConfigError, match=part):
+        run.stream("word", draft=run, **settings)
+
+
+def test_a_run_that_cannot_draft_is_refused(
+    run: nanozoo_core.Run, small_run: nanozoo_core.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal() -> str:
+        with pytest.raises(nanozoo_core.ConfigError) as caught:
+            run.stream("word", draft=small_run)
+        return str(caught.value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(small_run.loaded, "vocabulary", SimpleNamespace(equals=lambda other: False))
+        assert f"data.tokenizer={run.folder}" in refusal()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(run.model), "init_cache", refuse_to_forget(type(run.model)))
+        assert "is a run of toy, which cannot take back 4 tokens" in refusal()
+    with monkeypatch.context() as patch:
+        patch.setattr(small_run.model, "max_context", 7)
+        assert "reads 7 tokens at most and" in refusal()
+
+
+def refuse_to_forget(model: type[Any]) -> Callable[..., Any]:
+    """What a model's `init_cache` would be if its cache kept no history."""
+    plain = model.init_cache
+
+    def init_cache(self: Any, batch_size: int, max_length: int) -> Any:
+        def crop(lengths: torch.Tensor) -> None:
+            if not torch.equal(lengths, cache.lengths):
+                raise nanozoo_core.NanozooError("no history")
+
+        cache = plain(self, batch_size, max_length)
+        cache.crop = crop
+        return cache
+
+    return init_cache
 
 
 def test_evaluate_scores_what_the_command_scores(

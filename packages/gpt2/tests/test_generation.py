@@ -2,7 +2,11 @@ import pytest
 import torch
 from gpt2_models import make_config
 
+from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.generation.draft_run import ModelDrafter, takes_back
+from nanozoo_core.generation.speculative import Tally, speculative
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing.decoding import drawn_tokens
 from nanozoo_core.testing.laws import perturb
 from nanozoo_gpt2.config import GPT2Config
@@ -69,3 +73,31 @@ def test_a_prompt_longer_than_the_context_keeps_its_end(model):
     long = [i % VOCAB for i in range(3 * CONTEXT)]
     settings = {"max_tokens": 1, "temperature": 0.0}
     assert draw(model, long, **settings) == draw(model, long[-CONTEXT:], **settings)
+
+
+@pytest.mark.parametrize("num_drafts", [1, 5, 30], ids=lambda n: f"{n}-drafts")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_smaller_model_drafts_up_to_the_end_of_the_position_table(num_drafts, temperature):
+    """Greedy text is the plain one, through several windows; drawn text is complete."""
+    torch.manual_seed(1)
+    shape = {"vocab_size": VOCAB, "seq_len": CONTEXT, "model_dim": 32, "num_heads": 4}
+    model, small = (
+        perturb(GPT2(make_config(**shape, num_layers=n)).double().eval()) for n in (2, 1)
+    )
+    small.embedding.weight.data.copy_(model.embedding.weight)  # so that some drafts stand
+    adapter = DefaultModelAdapter(GPT2Config, GPT2)
+    drafter = ModelDrafter(adapter, model, adapter, small, num_drafts=num_drafts)
+    settings = SamplingSettings(temperature=temperature, max_tokens=40)
+    tally = Tally()
+    passes = speculative(drafter, PROMPT, settings, seeded_generator(0), tally=tally)
+    drawn = [token for new in passes for token in new]
+    assert len(drawn) == 40
+    assert 0 < tally.acceptance < 1
+    if temperature == 0:
+        assert drawn == greedy_by_hand(model, PROMPT, 40)
+
+
+def test_keys_and_values_can_be_taken_back(model):
+    adapter = DefaultModelAdapter(GPT2Config, GPT2)
+    assert takes_back(adapter, model, 1)
+    assert takes_back(adapter, model, CONTEXT - 1)

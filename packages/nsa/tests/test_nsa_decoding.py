@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nanozoo_core.config import model_config
+from nanozoo_core.generation.draft_run import takes_back
 from nanozoo_core.testing.decoding import (
     assert_equal,
     check_ragged_rows,
@@ -147,3 +148,10 @@ def test_decoding_reads_the_blocks_of_the_parallel_form(
         for position in x.unbind(1):
             mixer.step(position, state)
         assert torch.equal(torch.stack(seen, dim=2), chosen)
+
+
+def test_as_many_positions_can_be_taken_back_as_the_rings_spare() -> None:
+    torch.manual_seed(0)
+    model = NSA(model_config("nsa", SMALL | {"vocab_size": 29, "seq_len": LENGTH}))
+    assert takes_back(ADAPTER, model, SPARE)
+    assert not takes_back(ADAPTER, model, SPARE + 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from nanozoo_core.machine.terminal import out, warn, write
 from nanozoo_core.python.generation import (
     CONTINUATION_TOKENS,
     MIDDLE_TOKENS,
+    NUM_DRAFTS,
     TextRequest,
     write_pieces,
 )
@@ -89,17 +89,22 @@ def add_to(commands: Commands) -> None:
         help="check several tokens at once, where the model can propose them; sampled text keeps "
         "its distribution, and greedy text stays the same",
     )
+    parser.add_argument(
+        "--draft",
+        type=path_argument,
+        metavar="RUN",
+        help="a smaller run of the same vocabulary, which proposes tokens that this one checks "
+        "several at a time, as with --speculative",
+    )
+    parser.add_argument(
+        "--num-drafts", type=int, default=NUM_DRAFTS, help="how many tokens --draft proposes"
+    )
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    write_texts(arguments, lambda: load(arguments, model_values(arguments)))
-
-
-def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]) -> None:
     """Draws as the arguments say and writes to stdout.
 
-    Args: load_run: loads the run, once the arguments have been found to make sense.
     Raises: ConfigError for flags that do not go together or that the model cannot serve.
     """
     from nanozoo_core.commands.interactive import continue_lines
@@ -113,8 +118,9 @@ def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]
     is_traced = arguments.trace is not None
     if is_traced and not arguments.trace.absolute().parent.is_dir():
         raise ConfigError(f"--trace {arguments.trace}: there is no folder {arguments.trace.parent}")
-    run = load_run()
-    tally = Tally() if arguments.speculative else None
+    run = load(arguments, model_values(arguments))
+    draft = None if arguments.draft is None else _load_draft(arguments)
+    tally = Tally() if arguments.speculative or draft is not None else None
     if arguments.prompt == "-":
         prompt = _standard_input()
         requests = [replace(request, prompt=prompt) for request in requests]
@@ -123,12 +129,15 @@ def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]
         continue_lines(
             arguments.prompt,
             lambda text, turn: write_pieces(
-                run, replace(first, prompt=text, seed=first.seed + turn), tally=tally
+                run,
+                replace(first, prompt=text, seed=first.seed + turn),
+                draft=draft,
+                tally=tally,
             ),
         )
     for number, request in enumerate(requests):
         on_step = traces[number].add if is_traced else None
-        pieces = write_pieces(run, request, tally=tally, on_step=on_step)
+        pieces = write_pieces(run, request, draft=draft, tally=tally, on_step=on_step)
         if arguments.json:
             text = "".join(pieces) + request.suffix
             out(json.dumps({"prompt": request.prompt, "text": text, "seed": request.seed}))
@@ -146,6 +155,12 @@ def write_texts(arguments: argparse.Namespace, load_run: Callable[[], LoadedRun]
         write_text(arguments.trace, trace_page(title, traces, run.vocabulary))
 
 
+def _load_draft(arguments: argparse.Namespace) -> LoadedRun:
+    from nanozoo_core.training import runs
+
+    return runs.load_run(arguments.draft, device=arguments.device, verify=not arguments.no_verify)
+
+
 def _request(arguments: argparse.Namespace, seed: int) -> TextRequest:
     return TextRequest(
         prompt=arguments.prompt,
@@ -158,6 +173,7 @@ def _request(arguments: argparse.Namespace, seed: int) -> TextRequest:
         num_steps=arguments.num_steps,
         use_cache=not arguments.no_cache,
         speculative=arguments.speculative,
+        num_drafts=arguments.num_drafts,
     )
 
 

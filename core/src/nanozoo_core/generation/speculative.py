@@ -54,6 +54,8 @@ def accept_sampled(
         model_probs: (B, K + 1, V) p, float64: given that all drafts before are right.
         limit: (B,) drafts that may be kept at all; those behind count as never proposed.
     """
+    if drafts.shape[1] == 0:
+        return Verdict(torch.zeros_like(limit), draw(model_probs[:, 0], generator).to(limit.device))
     place, num_drafts = drafts.device, drafts.shape[1]
     drafts, limit = drafts.to(model_probs.device), limit.to(model_probs.device)
     p = model_probs[:, :-1].gather(2, drafts[..., None])[..., 0]  # (B, K)
@@ -163,15 +165,15 @@ def decode(
     yield [[token] for token in pending.tolist()]
     while bool((left > 0).any()):
         chooser = _Chooser(settings, generator)
-        drafts = drafter.draft(pending, chooser)  # (B, K)
+        drafts = drafter.draft(pending, chooser)  # (B, K), or fewer
         logits = drafter.check(torch.cat([pending[:, None], drafts], 1))  # (B, K + 1, V)
-        limit = (left - 1).clamp(0, num_drafts)
+        limit = (left - 1).clamp(0, drafts.shape[1])
         if settings.temperature == 0:
             verdict = accept_greedy(drafts, logits.argmax(-1), limit)
         else:
             verdict = accept_sampled(
                 drafts,
-                torch.stack(chooser.probs, 1),
+                torch.stack(chooser.probs, 1) if chooser.probs else logits[:, :0],
                 probabilities(logits, settings),
                 limit,
                 generator,

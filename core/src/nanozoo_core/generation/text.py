@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from nanozoo_core.contract import SamplingSettings, Vocabulary
+from nanozoo_core.contract import Drafter, SamplingSettings, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, DenoisingModel
 from nanozoo_core.errors import ConfigError, Problems
 from nanozoo_core.generation.autoregressive import autoregressive
@@ -52,14 +52,14 @@ def generate_tokens(
     prompt: str,
     settings: SamplingSettings,
     *,
+    drafter: Drafter | None = None,
     tally: Tally | None = None,
 ) -> Iterator[list[int]]:
     """Yields new tokens after `prompt` until a separator or `settings.max_tokens`.
 
     Documents start with a separator, so every prompt does; an empty one is the separator alone.
-    With a `tally` decoding is speculative, and what the drafts were worth is counted there.
-
-    Raises: ValueError for a tally where the model proposes nothing.
+    With a `drafter`, of this model, decoding is speculative; what the drafts were worth is counted
+    in the `tally`.
     """
     check_settings(settings)
     generator = seeded_generator(settings.seed, 5)
@@ -68,10 +68,10 @@ def generate_tokens(
     model.eval()
     try:
         left = settings.max_tokens
-        if tally is None:
+        if drafter is None:
             pieces = draw_text(adapter, model, tokens, settings, generator)
         else:
-            pieces = _speculative(adapter, model, tokens, settings, generator, tally)
+            pieces = _drafted(adapter, model, drafter, tokens, settings, generator, tally)
         for new in pieces:
             if vocabulary.separator in new:
                 new = new[: new.index(vocabulary.separator)]
@@ -128,15 +128,14 @@ def infill_tokens(
     return filled[num_before : num_before + settings.max_tokens]
 
 
-def _speculative(
+def _drafted(
     adapter: DefaultModelAdapter,
     model: nn.Module,
+    drafter: Drafter,
     prompt: Sequence[int],
     settings: SamplingSettings,
     generator: torch.Generator,
-    tally: Tally,
+    tally: Tally | None,
 ) -> Iterator[list[int]]:
-    drafter = adapter.drafter(model)
-    if drafter is None:
-        raise ValueError("this model proposes no tokens ahead; decode without a tally")
-    return speculative(drafter, prompt, settings, generator, tally=tally)
+    with adapter.at_steps(model, settings.num_steps):
+        yield from speculative(drafter, prompt, settings, generator, tally=tally)

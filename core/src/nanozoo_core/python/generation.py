@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from nanozoo_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nanozoo_core.contract import PartialText, SamplingSettings
+    from nanozoo_core.contract import Drafter, PartialText, SamplingSettings
     from nanozoo_core.generation.speculative import Tally
     from nanozoo_core.training.runs import LoadedRun
 
 CONTINUATION_TOKENS = 256
 MIDDLE_TOKENS = 32
+NUM_DRAFTS = 4
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,15 @@ class TextRequest:
     num_steps: int | None = None
     use_cache: bool = True
     speculative: bool = False
+    num_drafts: int = NUM_DRAFTS
 
     def __post_init__(self) -> None:
         from nanozoo_core.generation.text import check_settings
 
         if self.speculative and not self.use_cache:
             raise ConfigError("--speculative decodes with the cache; leave out --no-cache")
+        if self.num_drafts < 1:
+            raise ConfigError(f"num_drafts={self.num_drafts} must be at least 1")
         check_settings(self.sampling())
 
     def sampling(self, on_step: Callable[[PartialText], object] | None = None) -> SamplingSettings:
@@ -83,17 +87,13 @@ def check_request(run: LoadedRun, request: TextRequest, *, is_traced: bool = Fal
                 f"{model} writes from left to right, one token after another: {used} needs a "
                 "diffusion model, which draws a whole window step by step"
             )
-    if request.speculative and adapter.drafter(run.model) is None:
-        raise ConfigError(
-            f"--speculative needs a model that proposes tokens ahead, which {model} "
-            f"with these settings does not; leave it out"
-        )
 
 
 def write_pieces(
     run: LoadedRun,
     request: TextRequest,
     *,
+    draft: LoadedRun | None = None,
     tally: Tally | None = None,
     on_step: Callable[[PartialText], object] | None = None,
 ) -> Iterator[str]:
@@ -101,19 +101,57 @@ def write_pieces(
     several tokens comes whole.
 
     Args:
+        draft: a smaller run, whose tokens this one checks.
         tally: counts what speculation was worth.
         on_step: called by models that denoise with the whole text after every step.
 
     Raises: ConfigError, at once, for what the model cannot serve.
     """
-    from nanozoo_core.generation.speculative import Tally
-
     check_request(run, request, is_traced=on_step is not None)
     settings = request.sampling(on_step)
+    drafter = _drafter(run, request, draft)
     if request.suffix:
         return _middle(run, request, settings)
-    counted = (tally or Tally()) if request.speculative else None
-    return _continuation(run, request.prompt, settings, counted)
+    return _continuation(run, request.prompt, settings, drafter, tally)
+
+
+def _drafter(run: LoadedRun, request: TextRequest, draft: LoadedRun | None) -> Drafter | None:
+    """What proposes tokens; None where nothing is to. Raises: ConfigError where nothing can."""
+    if draft is None:
+        found = run.adapter.drafter(run.model) if request.speculative else None
+        if request.speculative and found is None:
+            raise ConfigError(
+                f"--speculative needs a model that proposes tokens ahead, which "
+                f"{run.config.model} with these settings does not; leave it out, or let a smaller "
+                "run propose them with --draft RUN"
+            )
+        return found
+    from nanozoo_core.generation.draft_run import ModelDrafter, takes_back
+
+    if request.speculative or not request.use_cache:
+        other = "--speculative" if request.speculative else "--no-cache"
+        raise ConfigError(f"--draft does not go with {other}; leave out one")
+    if not draft.vocabulary.equals(run.vocabulary):
+        raise ConfigError(
+            f"--draft {draft.folder} has another vocabulary than {run.folder}, whose tokens it is "
+            f"to propose; train it with data.tokenizer={run.folder}"
+        )
+    for one in (run, draft):
+        if one.adapter.can_denoise or not takes_back(one.adapter, one.model, request.num_drafts):
+            raise ConfigError(
+                f"--draft: {one.folder} is a run of {one.config.model}, which cannot take back "
+                f"{request.num_drafts} tokens that it has read; use a model whose cache holds keys "
+                "and values, such as gpt2 or vanilla, or a smaller --num-drafts"
+            )
+    limit, needed = draft.max_context, run.max_context
+    if limit is not None and (needed is None or limit < needed):
+        raise ConfigError(
+            f"--draft {draft.folder} reads {limit} tokens at most and {run.folder} "
+            f"{needed or 'any number'}; use a run that reads as many"
+        )
+    return ModelDrafter(
+        run.adapter, run.model, draft.adapter, draft.model, num_drafts=request.num_drafts
+    )
 
 
 def _middle(run: LoadedRun, request: TextRequest, settings: SamplingSettings) -> Iterator[str]:
@@ -126,13 +164,19 @@ def _middle(run: LoadedRun, request: TextRequest, settings: SamplingSettings) ->
 
 
 def _continuation(
-    run: LoadedRun, prompt: str, settings: SamplingSettings, tally: Tally | None
+    run: LoadedRun,
+    prompt: str,
+    settings: SamplingSettings,
+    drafter: Drafter | None,
+    tally: Tally | None,
 ) -> Iterator[str]:
     from nanozoo_core.generation.text import generate_tokens
 
     tokens: list[int] = []
     shown = ""
-    stream = generate_tokens(run.adapter, run.model, run.vocabulary, prompt, settings, tally=tally)
+    stream = generate_tokens(
+        run.adapter, run.model, run.vocabulary, prompt, settings, drafter=drafter, tally=tally
+    )
     for new in stream:
         tokens += new
         text = run.vocabulary.decode(tokens)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.machine.paths import checked_path
-from nanozoo_core.python.generation import Generated, TextRequest, write_pieces
+from nanozoo_core.python.generation import NUM_DRAFTS, Generated, TextRequest, write_pieces
 from nanozoo_core.python.text_bits import TextBits, text_bits
 from nanozoo_core.training.run_folder import RunFolder
 
@@ -148,6 +148,8 @@ class Run:
         num_steps: int | None = None,
         use_cache: bool = True,
         speculative: bool = False,
+        draft: Run | None = None,
+        num_drafts: int = NUM_DRAFTS,
     ) -> Generated:
         """Writes a text: behind the prompt, or between it and a suffix.
 
@@ -162,6 +164,8 @@ class Run:
             num_steps: denoising steps, or iterations of a recurrent model.
             use_cache: False recomputes everything for every token.
             speculative: check several tokens at once, where the model can propose them.
+            draft: a smaller run of the same vocabulary, which proposes them instead.
+            num_drafts: how many it proposes at once.
 
         Raises: ConfigError for settings out of range, or that the model cannot serve.
         """
@@ -176,14 +180,19 @@ class Run:
             num_steps=num_steps,
             use_cache=use_cache,
             speculative=speculative,
+            num_drafts=num_drafts,
         )
+        small = None if draft is None else draft.loaded
         with told_out_of_memory():
-            text = "".join(write_pieces(self.loaded, request))
+            text = "".join(write_pieces(self.loaded, request, draft=small))
         return Generated(prompt, text, suffix, seed)
 
-    def stream(self, prompt: str = "", **settings: Any) -> Iterator[str]:
+    def stream(
+        self, prompt: str = "", *, draft: Run | None = None, **settings: Any
+    ) -> Iterator[str]:
         """The new text of `generate`, with the same settings, piece by piece as it is drawn."""
-        return write_pieces(self.loaded, TextRequest(prompt=prompt, **settings))
+        small = None if draft is None else draft.loaded
+        return write_pieces(self.loaded, TextRequest(prompt=prompt, **settings), draft=small)
 
     # -- scores -----------------------------------------------------------------------------------
 

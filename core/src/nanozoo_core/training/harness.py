@@ -37,7 +37,7 @@ class RunLM(TemplateLM):
         super().__init__()
         self.run = run
         self.batch_tokens = batch_tokens
-        limit = getattr(run.model, "max_context", None)
+        limit = run.max_context
         self.max_length = int(limit or run.config.data.seq_len)
         self._device = run.device
 

@@ -55,6 +55,12 @@ class LoadedRun:
     has_moved_data: bool = False
     """Whether its data are read from another place than `config.yaml` says."""
 
+    @property
+    def max_context(self) -> int | None:
+        """The longest text that the model can read; None where there is no longest."""
+        longest: int | None = getattr(self.model, "max_context", None)
+        return longest
+
 
 def load_run(
     folder: Path,
