@@ -21,6 +21,17 @@ class TestContract(DiffusionContract):
     entropy_steps = 600
     own_roles = {"net.head.weight": "head"}  # noqa: RUF012
     noise_levels = (0.1, 0.9)
+    key_forms = (
+        {"sampler": "first_hitting", "num_sampling_steps": 64},  # the shipped sampler
+        {},
+        {"sampler": "first_hitting", "num_sampling_steps": 64, "time_sampler": "t"},
+        {"sampler": "first_hitting", "num_sampling_steps": 64, "time_conditioning": True},
+        {"continuous_time": False, "num_timesteps": 6},
+        {"adaln_when_unconditioned": True},
+    )
+    decided_keys = {  # noqa: RUF012
+        "continuous_time": "it and num_timesteps need each other, so that neither moves alone",
+    }
 
     def is_told_the_noise(self, config: Any) -> bool:
         return config.time_conditioning or config.adaln_when_unconditioned

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from nanozoo_core.config.defaults import refuse_unused
 from nanozoo_core.config.diffusion import DiffusionConfig
 from nanozoo_core.errors import Problems
 
@@ -12,6 +13,9 @@ MAX_EXACT_VOCAB = 8192  # one eigenbasis of 0.5 GB in float64
 MAX_AUTO_EXACT_VOCAB = 4096
 MAX_GAUSSIAN_VOCAB = 1024
 MAX_GAUSSIAN_BYTES = 1 << 30
+
+GRAPH = ("nearest_neighbors", "nn_mode", "nn_embeddings", "nn_uniform_rate")
+"""Settings of the graph of neighbours."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class D3PMConfig(DiffusionConfig):
     def check(self, p: Problems) -> None:
         super().check(p)
         self._check_diffusion(p)
+        refuse_unused(p, "d3pm", self, self._unused())
         if self.transition_type == "gaussian":
             self._check_gaussian(p)
         if self.transition_type == "nearest_neighbor":
@@ -71,11 +76,6 @@ class D3PMConfig(DiffusionConfig):
             self.knows_time or self.transition_type == "absorbing",
             f"model_cfg.time_conditioning=false needs model_cfg.transition_type=absorbing: with "
             f"{self.transition_type} the level of noise cannot be seen from the tokens; use true",
-        )
-        p.require(
-            self.terminal_mask is not True or self.transition_type not in ("uniform", "absorbing"),
-            f"model_cfg.terminal_mask=true has no use with model_cfg.transition_type="
-            f"{self.transition_type}; use auto",
         )
 
     def _check_gaussian(self, p: Problems) -> None:
@@ -123,6 +123,24 @@ class D3PMConfig(DiffusionConfig):
             f"model_cfg.nn_mode=exact handles at most {MAX_EXACT_VOCAB} tokens, not "
             f"model_cfg.vocab_size={self.vocab_size}; use clusters",
         )
+
+    def _unused(self) -> dict[str, str]:
+        """By key, the setting that leaves it without effect."""
+        kind = f"transition_type={self.transition_type}"
+        owners = {"gaussian": ("gaussian_beta_min", "gaussian_beta_max"), "nearest_neighbor": GRAPH}
+        unused = {
+            key: kind
+            for owner, keys in owners.items()
+            for key in keys
+            if owner != self.transition_type
+        }
+        if self.transition_type in ("uniform", "absorbing"):
+            unused["terminal_mask"] = kind
+        if not self.knows_time:
+            unused["cond_dim"] = "time_conditioning=false"
+        if self.auxiliary_loss_weight == 0:
+            unused["auxiliary_loss_scale"] = "auxiliary_loss_weight=0"
+        return unused
 
     @property
     def knows_time(self) -> bool:
