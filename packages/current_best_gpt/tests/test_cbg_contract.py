@@ -47,10 +47,12 @@ class TestContract(ModelContract):
     key_values: ClassVar[dict[str, Any]] = {
         "window_pattern": ["SL-S", "SSLL", "LLLL"],
         "skip": [[0, 2]],
+        "windows": [[[2, 4]]],
         "softcap": [[23, 5, 7.5]],
     }
     unmoved_keys: ClassVar[dict[str, str]] = {
         "seq_len": "read only where a window is longer, past which texts are then cut",
+        "prefix_weight": "needs tokens that begin others; test_cbg_prefix has such",
     }
     decided_keys: ClassVar[dict[str, str]] = {
         "snapshot_layer": "the shipped one may stay where nothing reads it",

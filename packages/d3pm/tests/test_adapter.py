@@ -25,19 +25,18 @@ from nanozoo_d3pm.model import D3PM
 FAMILIES = {
     "absorbing": {},
     "agnostic": {"time_conditioning": False},
-    "uniform": {"transition_type": "uniform", "noise_schedule": "cosine"},
-    "uniform-information": {"transition_type": "uniform"},
-    "gaussian": {"transition_type": "gaussian", "noise_schedule": "linear"},
-    "spectral": {"transition_type": "nearest_neighbor", "nearest_neighbors": 5},
+    "uniform": {"cond_dim": 8, "transition_type": "uniform", "noise_schedule": "cosine"},
+    "uniform-information": {"cond_dim": 8, "transition_type": "uniform"},
+    "gaussian": {"cond_dim": 8, "transition_type": "gaussian", "noise_schedule": "linear"},
+    "spectral": {"cond_dim": 8, "transition_type": "nearest_neighbor", "nearest_neighbors": 5},
     "clusters": {
+        "cond_dim": 8,
         "transition_type": "nearest_neighbor",
         "nearest_neighbors": 4,
         "nn_mode": "clusters",
     },
 }
-MODELS = SmallModels(
-    "d3pm", FAMILIES, {"cond_dim": 8, "num_timesteps": 12, "sampling_timesteps": 12}
-)
+MODELS = SmallModels("d3pm", FAMILIES, {"num_timesteps": 12, "sampling_timesteps": 12})
 VOCAB, LENGTH = MODELS.vocab_size, MODELS.seq_len
 ADAPTER = load_adapter("d3pm")
 each_family = pytest.mark.parametrize("family", FAMILIES)

@@ -6,7 +6,10 @@ class MambaContract(ModelContract):
 
     model = "mamba"
     key_values = {"A_init_range": [[1.0, 2.0]], "time_step_floor": [0.05]}  # noqa: RUF012
-    speed_keys = {"scan_backend": "the same scan"}  # noqa: RUF012
+    speed_keys = {  # noqa: RUF012
+        "scan_backend": "the same scan",
+        "chunk_size": "the same scan, by longer blocks",
+    }
     unmoved_keys = {  # noqa: RUF012
         "seq_len": "only a check of data.seq_len",
         "preset": "released sizes, too large to train here",
@@ -42,7 +45,6 @@ class TestMamba2(MambaContract):
         "variant": "mamba2", "num_layers": 2, "model_dim": 32, "d_state": 8, "head_dim": 16,
         "chunk_size": 16,
     }  # fmt: skip
-    speed_keys = MambaContract.speed_keys | {"chunk_size": "the same scan, by longer blocks"}
     test_every_key_of_every_form_changes_something_or_is_refused = None  # TestMamba1 has this form
     own_roles = {"blocks.*.mixer.dt_proj.weight": "vector"}  # noqa: RUF012
     initial_loss_above_uniform = (0.0, 0.25)

@@ -94,7 +94,9 @@ class KeysContract:
     def _move_all(self, forms: Sequence[dict[str, Any]]) -> set[str]:
         """The keys that changed nothing anywhere, all of them refused."""
         hints = dict(setting_names(registry.config_class(self.model)))
-        moved = {k: h for k, h in hints.items() if k not in {**self.unmoved_keys, **self.speed_keys}}
+        moved = {
+            k: h for k, h in hints.items() if k not in {**self.unmoved_keys, **self.speed_keys}
+        }
         wrong: list[str] = []
         idle = set(moved) - set(self.decided_keys)
         for form in forms:
@@ -221,9 +223,7 @@ def _state(model: nn.Module) -> Seen:
     return {f"state {name}": v.detach().double().clone() for name, v in model.state_dict().items()}
 
 
-def _accounts(
-    adapter: DefaultModelAdapter, model: nn.Module, config: Any, seq_len: int
-) -> Seen:
+def _accounts(adapter: DefaultModelAdapter, model: nn.Module, config: Any, seq_len: int) -> Seen:
     """Groups of the optimiser by parameter, the longest text, and schedules over the run."""
     numbers: Seen = {}
     for group in adapter.optimizer_groups(model, from_defaults(OptimConfig)):
@@ -262,12 +262,9 @@ def _get(config: Any, key: str) -> Any:
     return config
 
 
-def _with(
-    form: Mapping[str, Any], tiny: Mapping[str, Any], key: str, value: Any
-) -> dict[str, Any]:
+def _with(form: Mapping[str, Any], tiny: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     """The form with a key, which may lie in a section, at a value."""
     section, _, name = key.rpartition(".")
     if not section:
         return {**form, key: value}
     return {**form, section: {**tiny.get(section, {}), **form.get(section, {}), name: value}}
-
