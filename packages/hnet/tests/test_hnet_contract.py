@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core.testing import ModelContract
-from nanozoo_core.testing.chunking import OWN_ROLES, SHAPE
+from nanozoo_core.testing.chunking import OWN_ROLES, PART_KEYS, SHAPE
 
 
 class TestContract(ModelContract):
@@ -19,8 +19,9 @@ class TestContract(ModelContract):
         {"chunking": "space"},
         {"tie_embeddings": True},
         {"lr_multipliers": [1.0, 0.5]},
-        {"arch_layout": ["t1", ["T1"], "t1"], "ssm_cfg": {}},
+        {"arch_layout": ["t1", ["T1"], "t1"]},
     )
+    part_keys = PART_KEYS
     key_values = {"lr_multipliers": [[1.0, 0.5]]}  # noqa: RUF012
     speed_keys = {"ssm_cfg.chunk_size": "the same scan, by longer blocks"}  # noqa: RUF012
     unmoved_keys = {  # noqa: RUF012

@@ -5,9 +5,8 @@ from typing import Any
 from ladder import LADDER
 
 from nanozoo_core.testing import ModelContract
-from nanozoo_core.testing.chunking import OWN_ROLES, SHAPE
+from nanozoo_core.testing.chunking import OWN_ROLES, PART_KEYS, SHAPE
 
-SPARSE = {key: SHAPE[key] for key in ("model_dim", "mlp_dim", "num_heads", "ssm_cfg")}
 NSA = {
     "compress_block_size": 2,
     "compress_stride": 1,
@@ -20,7 +19,7 @@ NSA = {
 class TestContract(ModelContract):
     model = "hnet_x_nsa"
     bfloat16_tolerance = 1e-2  # rounding moves a boundary or a choice of blocks now and then
-    tiny = SPARSE | {"nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4}}
+    tiny = SHAPE | {"nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4}}
     key_seq_len = 48
     key_vocab = 258
     key_symbols = (32, 97, 98, 99, 100)  # words
@@ -32,8 +31,8 @@ class TestContract(ModelContract):
             "nsa_cfg": NSA | {"num_selected_blocks": 4},
         },
         {
-            "arch_layout": ["t1", ["N1"], "t1"],
-            "ssm_cfg": {},
+            "arch_layout": ["T1", ["N1"], "t1"],
+            "mlp_dim": [48, 64],
             "chunking": "fixed",
             "unpool": "mlp",
             "nsa_cfg": NSA | {"num_selected_blocks": 2},
@@ -43,6 +42,7 @@ class TestContract(ModelContract):
         "lr_multipliers": [[1.0, 0.5]],
         "arch_layout": [["m1", ["N1"], "m1"]],
     }
+    part_keys = PART_KEYS
     speed_keys = {"ssm_cfg.chunk_size": "the same scan, by longer blocks"}  # noqa: RUF012
     unmoved_keys = {  # noqa: RUF012
         "seq_len": "only a check of data.seq_len",

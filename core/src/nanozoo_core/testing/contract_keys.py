@@ -67,6 +67,9 @@ class KeysContract:
     """Values to try before those that the type gives, for texts, layouts and the like."""
     speed_keys: Mapping[str, str] = {}  # noqa: RUF012
     """Keys that must change nothing but speed or memory, and why; it is checked that they do."""
+    part_keys: Mapping[str, str] = {}  # noqa: RUF012
+    """Keys of parts that a form may lack, and which: there they may change nothing, unlike in
+    another form."""
     unmoved_keys: Mapping[str, str] = {}  # noqa: RUF012
     """Keys that are left alone here, and why: such as those that only permit what is refused."""
     decided_keys: Mapping[str, str] = {}  # noqa: RUF012
@@ -106,7 +109,7 @@ class KeysContract:
                 verdict = self._move(key, hint, form, base, expected)
                 if verdict == CHANGES:
                     idle.discard(key)
-                elif verdict != REFUSED:
+                elif verdict != REFUSED and key not in self.part_keys:
                     wrong.append(f"beside {form or 'the tiny form'}: {verdict}")
         assert not wrong, (
             "these settings change nothing and are not refused; refuse them in the config class "
@@ -116,7 +119,8 @@ class KeysContract:
 
     def test_exempt_keys_are_settings_and_change_speed_alone(self) -> None:
         hints = dict(setting_names(registry.config_class(self.model)))
-        exempt = {*self.unmoved_keys, *self.speed_keys, *self.decided_keys, *self.key_values}
+        named = (self.unmoved_keys, self.speed_keys, self.decided_keys, self.part_keys)
+        exempt = {key for keys in (*named, self.key_values) for key in keys}
         assert exempt <= set(hints), f"these are no settings: {exempt - set(hints)}"
         left = set(self.speed_keys)
         for form in self.key_forms:

@@ -52,13 +52,6 @@ class HNetConfig:
     SIZES: ClassVar[dict[str | None, dict[str, Any]]] = SIZES
     MAIN_LETTER: ClassVar[str] = "T"  # of the layers that num_main_layers counts
     MODEL: ClassVar[str] = "hnet"  # whose YAML has the values of these settings
-    # Letters of the mixers that alone read a setting.
-    READERS: ClassVar[dict[str, str]] = {
-        "num_heads": "t",
-        "rotary_emb_dim": "t",
-        "window_size": "t",
-        "ssm_cfg": "m",
-    }
 
     vocab_size: int
     """Symbols; null takes the tokenizer's (258: bytes, separator, pad)."""
@@ -120,7 +113,6 @@ class HNetConfig:
         if stages is not None and self._check_lists(p, len(stages)):
             self._check_stages(p, stages)
             self._check_ratios(p, len(stages) - 1)
-            self._check_readers(p, stages)
         refuse_unused(p, self.MODEL, self, self._unused())
         p.raise_if_any()
 
@@ -192,13 +184,9 @@ class HNetConfig:
             )
         return problems
 
-    def _sizes(self) -> dict[str, Any]:
-        """What becomes of keys that are null."""
-        return dict(self.SIZES[self.preset])
-
     def _fill_in(self, p: Problems) -> None:
         """Replaces nulls: the layout by its shorthand, sizes by those of the preset."""
-        sizes = self._sizes()
+        sizes = self.SIZES[self.preset]
         ssm = {f.name: getattr(self.ssm_cfg, f.name) for f in fields(SSMConfig)}
         ssm = {key: sizes["ssm_cfg"][key] if value is None else value for key, value in ssm.items()}
         object.__setattr__(self, "ssm_cfg", SSMConfig(**ssm))
@@ -344,24 +332,6 @@ class HNetConfig:
         if self.tie_embeddings:
             unused["embed_std"] = "tie_embeddings=true, which starts as model_cfg.initializer_range"
         return unused
-
-    def _check_readers(self, p: Problems, stages: list[StageLayout]) -> None:
-        """Sizes of mixers that the layout does not have must be those that null stands for."""
-        present = {layer.letter for stage in stages for layer in stage.layers}
-        sizes = self._sizes()
-        for key, letters in self.READERS.items():
-            if present & set(letters):
-                continue
-            value, null = getattr(self, key), sizes[key]
-            pairs = [(key, value, null)]
-            if isinstance(null, dict):
-                pairs = [(f"{key}.{name}", getattr(value, name), null[name]) for name in null]
-            for name, mine, theirs in pairs:
-                p.require(
-                    mine == theirs,
-                    f"model_cfg.{name}={mine} has no effect, as model_cfg.arch_layout="
-                    f"{self.arch_layout} has no layer {' or '.join(letters)}; set it to null",
-                )
 
     def _check_ratios(self, p: Problems, num_chunkings: int) -> None:
         target = self.target_ratio

@@ -60,11 +60,6 @@ class HNetXNSAConfig(HNetConfig):
     SIZES: ClassVar[dict[str | None, dict[str, Any]]] = SIZES
     MAIN_LETTER: ClassVar[str] = "N"
     MODEL: ClassVar[str] = "hnet_x_nsa"
-    READERS: ClassVar[dict[str, str]] = HNetConfig.READERS | {
-        "num_heads": "tn",
-        "num_kv_heads": "n",
-        "nsa_cfg": "n",
-    }
     renamed: ClassVar[dict[str, str]] = {
         "n_inner_layers": "num_inner_layers",
         "n_compress_decompress_layers": "num_ladder_levels",
@@ -138,19 +133,13 @@ class HNetXNSAConfig(HNetConfig):
     def _set(self, key: str, value: Any) -> None:
         object.__setattr__(self, key, value)
 
-    def _sizes(self) -> dict[str, Any]:
-        sizes = super()._sizes()
-        if self.preset is None and any(getattr(self, key) is not None for key in LADDER_KEYS):
-            sizes |= LADDER
-        return sizes
-
     def _fill_in(self, p: Problems) -> None:
-        sizes = self._sizes()
+        sizes = dict(self.SIZES[self.preset])
         for key, value in LADDER_OF.get(self.preset, {}).items():
             if getattr(self, key) is None and self.arch_layout is None:
                 self._set(key, value)
         if any(getattr(self, key) is not None for key in LADDER_KEYS):
-            self._fill_ladder(p)
+            self._fill_ladder(p, sizes)
         nsa = {f.name: getattr(self.nsa_cfg, f.name) for f in fields(StageNSA)}
         nsa |= {key: value for key, value in sizes["nsa_cfg"].items() if nsa[key] is None}
         self._set("nsa_cfg", StageNSA(**nsa))
@@ -160,7 +149,7 @@ class HNetXNSAConfig(HNetConfig):
                 self._set(key, value)
         super()._fill_in(p)
 
-    def _fill_ladder(self, p: Problems) -> None:
+    def _fill_ladder(self, p: Problems, sizes: dict[str, Any]) -> None:
         """The layout of the ladder, and its chunking, pooling and unpooling where they are null."""
         named = ", ".join(f"model_cfg.{key}={getattr(self, key)}" for key in LADDER_KEYS)
         numbers = [getattr(self, key) for key in LADDER_KEYS]
@@ -191,6 +180,8 @@ class HNetXNSAConfig(HNetConfig):
             f"model_cfg.target_ratio={self.target_ratio} contradicts {named}, whose stride is "
             f"{stride}; set it to null",
         )
+        if self.preset is None:
+            sizes |= LADDER
         self._set("arch_layout", layout)
         self._set("target_ratio", ratios)
         if self.chunk_pool in (None, "mlp") and self.pool_window is None:
