@@ -28,6 +28,12 @@ FAMILIES = {
     "uniform": {"cond_dim": 8, "transition_type": "uniform", "noise_schedule": "cosine"},
     "uniform-information": {"cond_dim": 8, "transition_type": "uniform"},
     "gaussian": {"cond_dim": 8, "transition_type": "gaussian", "noise_schedule": "linear"},
+    "band": {
+        "cond_dim": 8,
+        "transition_type": "band",
+        "noise_schedule": "linear",
+        "band_width": 5,
+    },
     "spectral": {"cond_dim": 8, "transition_type": "nearest_neighbor", "nearest_neighbors": 5},
     "clusters": {
         "cond_dim": 8,

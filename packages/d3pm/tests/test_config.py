@@ -10,6 +10,7 @@ from nanozoo_core.testing.diffusion.laws import ConfigLaws
 from nanozoo_d3pm.model import D3PM
 
 GAUSSIAN = {"transition_type": "gaussian", "noise_schedule": "linear"}
+BAND = {"transition_type": "band", "noise_schedule": "linear", "vocab_size": 258}
 NEIGHBORS = {"transition_type": "nearest_neighbor"}
 
 
@@ -45,6 +46,13 @@ class TestConfig(ConfigLaws):
         (GAUSSIAN | {"vocab_size": 1024, "num_timesteps": 1000}, r"take 3.9 GiB; .*at most 256"),
         (GAUSSIAN | {"noise_schedule": "cosine"}, r"noise_schedule=cosine is not defined .*linear"),
         (GAUSSIAN | {"gaussian_beta_min": 0.5}, r"gaussian_beta_min=0.5 and .*=0.02 must be in"),
+        (
+            BAND | {"noise_schedule": "mutual_info"},
+            r"mutual_info is not defined .*linear or cosine",
+        ),
+        (BAND | {"band_width": 300}, r"band_width=300 must be between 1 and 257"),
+        (BAND | {"vocab_size": 4096}, r"transition_type=band needs ids in a meaningful order"),
+        ({"band_width": 4}, r"band_width=4 has no effect with .*=absorbing; leave it out"),
         (NEIGHBORS | {"nn_mode": "exact", "vocab_size": 50257}, r"nn_mode=exact handles at most"),
         (NEIGHBORS | {"nearest_neighbors": 9, "vocab_size": 9}, r"nearest_neighbors=9 must be at"),
         (NEIGHBORS | {"nn_uniform_rate": -0.1}, r"nn_uniform_rate=-0.1 must not be negative"),

@@ -19,6 +19,7 @@ class TestContract(DiffusionContract):
         {"time_conditioning": True},
         {"transition_type": "uniform"},
         {"transition_type": "gaussian", "noise_schedule": "linear", "terminal_mask": False},
+        {"transition_type": "band", "noise_schedule": "linear", "band_width": 2},
         {"transition_type": "nearest_neighbor", "nearest_neighbors": 3},
         {"transition_type": "nearest_neighbor", "nearest_neighbors": 3, "nn_mode": "clusters"},
     )

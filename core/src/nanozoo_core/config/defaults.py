@@ -80,9 +80,7 @@ def changed_settings(name: str, config: object) -> dict[str, Any]:
     return {key: value for key, value in schema.to_dict(config).items() if value != shipped[key]}
 
 
-def refuse_unused(
-    problems: Problems, name: str, config: object, unused: Mapping[str, str]
-) -> None:
+def refuse_unused(problems: Problems, name: str, config: object, unused: Mapping[str, str]) -> None:
     """Records every setting of a model's config that was changed to no effect.
 
     Args: unused: by key, the setting that leaves it without effect, such as "num_experts=1".
