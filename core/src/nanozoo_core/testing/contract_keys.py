@@ -63,16 +63,16 @@ class KeysContract:
     key_seq_len = 16
     key_forms: Sequence[dict[str, Any]] = ({},)
     """Settings beside which every key is moved: one form for each kind of the model."""
-    key_values: Mapping[str, Sequence[Any]] = {}  # noqa: RUF012
+    key_values: Mapping[str, Sequence[Any]] = {}
     """Values to try before those that the type gives, for texts, layouts and the like."""
-    speed_keys: Mapping[str, str] = {}  # noqa: RUF012
+    speed_keys: Mapping[str, str] = {}
     """Keys that must change nothing but speed or memory, and why; it is checked that they do."""
-    part_keys: Mapping[str, str] = {}  # noqa: RUF012
+    part_keys: Mapping[str, str] = {}
     """Keys of parts that a form may lack, and which: there they may change nothing, unlike in
     another form."""
-    unmoved_keys: Mapping[str, str] = {}  # noqa: RUF012
+    unmoved_keys: Mapping[str, str] = {}
     """Keys that are left alone here, and why: such as those that only permit what is refused."""
-    decided_keys: Mapping[str, str] = {}  # noqa: RUF012
+    decided_keys: Mapping[str, str] = {}
     """Keys that others decide, and how: they may say aloud what holds anyway, and every other value
     is refused."""
     speed_tolerance = 1e-3  # of all numbers after a few steps: sums in another order

@@ -23,8 +23,8 @@ GRAPH = ("nearest_neighbors", "nn_mode", "nn_embeddings", "nn_uniform_rate")
 @dataclass(frozen=True)
 class D3PMConfig(DiffusionConfig):
     transition_type: Literal["uniform", "absorbing", "gaussian", "band", "nearest_neighbor"]
-    """Where a corrupted token goes: any token, the mask, a near id (the nearer the likelier, or any in
-    a band), or a near embedding."""
+    """Where a corrupted token goes: any token, the mask, a near id (the nearer the likelier, or any
+    in a band), or a near embedding."""
     noise_schedule: Literal["cosine", "linear", "mutual_info"]
     """How fast: cosine suits uniform, linear is the only one for gaussian; band has no
     mutual_info."""

@@ -87,7 +87,7 @@ class MTPConfig(MultiTokenConfig):
 
     def _unused(self) -> dict[str, str]:
         """By key, the setting that leaves it without effect."""
-        unused = {}
+        unused: dict[str, str] = {}
         if self.num_mtp_tokens == 1:
             keys = ("cross_document_targets", "mtp_weight_schedule", "mtp_anneal_frac")
             unused |= dict.fromkeys(keys, "num_mtp_tokens=1")
