@@ -14,7 +14,10 @@ from nanozoo_core.testing.diffusion.contract import DiffusionContract
 class TestContract(DiffusionContract):
     model = "mdl"
     tiny = TINY | {"sampler": "ancestral_cache", "num_sampling_steps": 8}
-    more_settings = ({"sampler": "confidence"}, {"sampler": "first_hitting"})
+    more_settings = (
+        {"sampler": "confidence"},
+        {"sampler": "first_hitting", "num_sampling_steps": 64},
+    )
     gradient_steps = 3  # zero head, then zero output matrices, then what lies behind them
     entropy_steps = 600
     own_roles = {"net.head.weight": "head"}  # noqa: RUF012
