@@ -213,7 +213,7 @@ def our_model(model: str, name: str) -> nn.Module:
         "model_dim": model_dim,
     }
     if model == "sedd":
-        settings |= {"cond_dim": COND_DIM, "transition_type": "absorbing"}
+        settings |= {"time_conditioning": True, "cond_dim": COND_DIM}  # as the released one
     config = model_config(model, settings, seq_len=seq_len, vocab_size=vocab_size)
     return load_adapter(model).model_class(config)
 

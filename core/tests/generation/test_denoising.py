@@ -53,7 +53,34 @@ def test_first_window_is_filled_then_slides_on_by_chunks():
     assert [len(block) for block in blocks] == [6, 3, 2]
     text = [1, 2, *blocks[0], *blocks[1]]
     assert adapter.windows[1] == [*text[3:8], None, None, None]
-    assert adapter.windows[2] == [*text[6:11], None, None]
+    assert adapter.windows[2] == [*text[6:11], None, None, None]  # the third is cut off
+
+
+@pytest.mark.parametrize(("prompt", "max_tokens"), [(1, 1), (2, 3), (4, 4), (7, 1), (20, 2)])
+def test_network_reads_windows_of_the_length_that_it_was_trained_on(prompt, max_tokens):
+    """Whatever is asked for; holes behind it are filled as well, and cut off."""
+    blocks, adapter = continued(list(range(prompt)), max_tokens)
+    assert sum(map(len, blocks)) == max_tokens
+    assert {len(window) for window in adapter.windows} == {WINDOW}
+    for window in adapter.windows:
+        num_known = window.index(None)
+        assert window[num_known:] == [None] * (WINDOW - num_known)
+        assert num_known <= WINDOW - CHUNK
+
+
+def test_gap_is_filled_in_a_window_of_the_trained_length():
+    """The holes that make it so stand behind the suffix, and nobody sees them."""
+    adapter = CountingAdapter()
+    steps: list[PartialText] = []
+    settings = SamplingSettings(max_tokens=2, on_step=steps.append)
+    middle = infill_tokens(adapter, Counter(), VOCABULARY, "a", "z", settings)
+    assert adapter.windows == [[256, *b"a", None, None, *b"z", None, None, None]]
+    assert middle == [72, 71]  # 6 and 7 tokens known, the three at the end among them
+    assert steps == [
+        [256, *b"a", None, None, *b"z"],
+        [256, *b"a", None, 71, *b"z"],
+        [256, *b"a", 72, 71, *b"z"],
+    ]
 
 
 def test_long_prompt_leaves_a_chunk_of_its_window_for_new_text():
@@ -168,6 +195,6 @@ def test_page_tells_every_step_and_needs_no_network():
     assert sample["caption"] == "</script> & co"
     assert sample["frames"] == [
         {"0": "\u00b6", "1": "a", "2": None, "3": None, "4": "z"},
-        {"3": "D"},
-        {"2": "E"},
+        {"3": "G"},  # three holes behind it are filled before
+        {"2": "H"},
     ]

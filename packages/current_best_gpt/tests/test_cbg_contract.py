@@ -24,6 +24,39 @@ class TestContract(ModelContract):
         "untie_at": 0.5,
         "yarn": True,
     }
+    key_forms = (
+        {},
+        {  # the shipped layers
+            "window_pattern": "SLSL", "skip": None, "gate_split_layer": None, "untie_at": None,
+            "yarn": False,
+        },
+        {  # constants in place of gates
+            "mudd": False, "gates_per_token": False, "learned_gains": False, "qk_norm": False,
+            "mudd_dim": 32, "gate_dim": 64, "gate_split_layer": None,
+        },
+        {  # everything off
+            "smear": False, "bigram_rows": 0, "bigram_sign_rows": 1024, "x0_injection": False,
+            "window_pattern": "SLSL", "paired_layers": [], "value_embed_layers": [],
+            "xsa_layers": [], "attn_gate_layers": [], "dc_layers": [], "dc_window": 32,
+            "key_offset": False, "shared_attention_input": False, "snapshot_layer": None,
+            "skip": None, "mudd": False, "mudd_dim": 32, "backout": 0.0, "gate_dim": 64,
+            "gate_split_layer": None, "softcap": None, "untie_at": None, "yarn": False,
+            "stage_starts": [0.0], "windows": [[32, 40]],
+        },
+    )  # fmt: skip
+    key_values: ClassVar[dict[str, Any]] = {
+        "window_pattern": ["SL-S", "SSLL", "LLLL"],
+        "skip": [[0, 2]],
+        "windows": [[[2, 4]]],
+        "softcap": [[23, 5, 7.5]],
+    }
+    unmoved_keys: ClassVar[dict[str, str]] = {
+        "seq_len": "read only where a window is longer, past which texts are then cut",
+        "prefix_weight": "needs tokens that begin others; test_cbg_prefix has such",
+    }
+    decided_keys: ClassVar[dict[str, str]] = {
+        "snapshot_layer": "the shipped one may stay where nothing reads it",
+    }
     # Windows beyond the text: a query then meets every key that is counted.
     flops_cfg: ClassVar[dict[str, Any]] = {
         "windows": [[64, 64], [64, 64]], "dc_window": 64, "paired_layers": [],

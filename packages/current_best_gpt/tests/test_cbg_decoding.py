@@ -33,8 +33,8 @@ def assert_close(found, expected):
         {},
         {"document_mask": False},
         {"document_mask": False, "reset_at_document": False},
-        {"key_offset": False, "dc_layers": ()},
-        {"mudd": False, "windows": ((4, 11),)},
+        {"key_offset": False, "dc_layers": (), "dc_window": 32},
+        {"mudd": False, "mudd_dim": 32, "windows": ((4, 11),)},
     ],
     ids=str,
 )

@@ -109,5 +109,5 @@ def test_coefficients_begin_as_the_constants_of_the_record(model):
 
 
 def test_the_backout_begins_with_its_share_taken_out():
-    model = make_model(FULL, mudd=False, backout=0.3)
+    model = make_model(FULL, mudd=False, mudd_dim=32, backout=0.3)
     assert model.backout.tolist() == pytest.approx([-0.3])

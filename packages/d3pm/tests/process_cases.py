@@ -8,7 +8,7 @@ from torch import Tensor
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_d3pm.graph import unit_rows
 from nanozoo_d3pm.graph_transitions import Clusters, Spectral
-from nanozoo_d3pm.transitions import Absorbing, Gaussian, Transition, Uniform
+from nanozoo_d3pm.transitions import Absorbing, Band, Gaussian, Transition, Uniform
 
 VOCAB_SIZE = 12
 NAMES = [
@@ -19,6 +19,8 @@ NAMES = [
     "absorbing-cosine",
     "gaussian",
     "gaussian-mask",
+    "band-cosine",
+    "band-mask",
     "spectral",
     "spectral-mask",
     "clusters",
@@ -45,6 +47,15 @@ def make(name: str, num_timesteps: int = 20, size: int = VOCAB_SIZE) -> Transiti
             num_timesteps,
             beta_min=1e-4,
             beta_max=0.02,
+            terminal_mask=rest == "mask",
+            dtype=torch.float64,
+        )
+    elif family == "band":
+        process = Band(
+            size,
+            num_timesteps,
+            width=9,
+            noise_schedule="cosine" if rest == "cosine" else "linear",
             terminal_mask=rest == "mask",
             dtype=torch.float64,
         )

@@ -15,7 +15,7 @@ from nanozoo_core.diffusion.levels import INSPECTION_SEED
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing.diffusion.laws import BoundLaws, LearningLaws
-from nanozoo_core.testing.diffusion.models import SmallModels
+from nanozoo_core.testing.diffusion.models import SmallModels, watch
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_d3pm.adapter import bound_terms
 from nanozoo_d3pm.graph import cluster_order, cooccurrence_vectors, unit_rows
@@ -25,20 +25,26 @@ from nanozoo_d3pm.model import D3PM
 FAMILIES = {
     "absorbing": {},
     "agnostic": {"time_conditioning": False},
-    "uniform": {"transition_type": "uniform", "noise_schedule": "cosine"},
-    "uniform-information": {"transition_type": "uniform"},
-    "gaussian": {"transition_type": "gaussian", "noise_schedule": "linear"},
-    "spectral": {"transition_type": "nearest_neighbor", "nearest_neighbors": 5},
+    "uniform": {"cond_dim": 8, "transition_type": "uniform", "noise_schedule": "cosine"},
+    "uniform-information": {"cond_dim": 8, "transition_type": "uniform"},
+    "gaussian": {"cond_dim": 8, "transition_type": "gaussian", "noise_schedule": "linear"},
+    "band": {
+        "cond_dim": 8,
+        "transition_type": "band",
+        "noise_schedule": "linear",
+        "band_width": 5,
+    },
+    "spectral": {"cond_dim": 8, "transition_type": "nearest_neighbor", "nearest_neighbors": 5},
     "clusters": {
+        "cond_dim": 8,
         "transition_type": "nearest_neighbor",
         "nearest_neighbors": 4,
         "nn_mode": "clusters",
     },
 }
-MODELS = SmallModels(
-    "d3pm", FAMILIES, {"cond_dim": 8, "num_timesteps": 12, "sampling_timesteps": 12}
-)
+MODELS = SmallModels("d3pm", FAMILIES, {"num_timesteps": 12, "sampling_timesteps": 12})
 VOCAB, LENGTH = MODELS.vocab_size, MODELS.seq_len
+EARLY_END = 0.0062  # gaussian_beta_max
 ADAPTER = load_adapter("d3pm")
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -154,6 +160,49 @@ def test_cross_entropy_under_masks_is_its_mean_over_the_steps():
     error = math.hypot(float(one.std()) / math.sqrt(60), float(two.std()) / math.sqrt(20))
     assert abs(float(one.mean() - two.mean())) < 4 * error
     assert error < 0.01 * float(two.mean())
+
+
+def test_prior_of_a_process_that_stops_early_is_in_the_score():
+    """Gaussian noise whose betas leave 0.04 to 0.05 nats per token of x_0 at the end, the most that
+    is allowed: against the entropy of the steps' product, made here from the steps."""
+    model = MODELS.make("gaussian", terminal_mask=False, gaussian_beta_max=EARLY_END)
+    steps = model.transition.steps.double()
+    last = torch.linalg.multi_dot(list(steps[1:]))  # (V, V)
+    prior = math.log(VOCAB) + torch.xlogy(last, last).sum(1)  # (V,)
+    assert 0.04 < float(prior.max()) < 0.05
+    batch = MODELS.windows(scored=MODELS.scored_before(4, -1))
+    expected = (prior[batch.tokens[:, 1:]] * batch.scored).sum(1)
+    assert float(expected.min()) > 0.01
+    step = Step(0, 0.0, 0)
+    with torch.no_grad():
+        bound, _ = bound_terms(model, batch, Draw(0))
+        nats = ADAPTER.nll(model, batch, Draw(0)).nats
+        terms, _ = bound_terms(model, batch, step)
+        loss = ADAPTER.training_loss(model, batch, step).metrics["nll"]
+    assert_close(nats - bound.double(), expected, rtol=1e-4, atol=1e-5)
+    assert float(loss) == pytest.approx(float(terms.sum() + expected.sum()) / 54, rel=1e-5)
+
+
+def test_cross_entropy_under_masks_is_that_of_its_own_draw():
+    """From the masks and times that were drawn: of T E_t sum_i CE_i the law of (masks, t) leaves
+    L / k times the masked tokens' losses, over T w_t with w_t = 1 / t. The bound is that without
+    the weights, so the two differ in every window with t below T."""
+    steps = {"num_timesteps": 7, "sampling_timesteps": 7}
+    model = MODELS.make("absorbing", time_conditioning=True, **steps)
+    batch = MODELS.windows()
+    seen, told = watch(model), []
+    model.net.time_embedding.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0]))
+    with torch.no_grad():
+        bound, cross_entropy = bound_terms(model, batch, Draw(0))
+        logits = model.net(seen[0], told[0]).double()[:, 1:]
+    masked = seen[0][:, 1:] == VOCAB
+    t = told[0].double() * 7 / 1000
+    losses = torch.nn.functional.cross_entropy(logits.mT, batch.tokens[:, 1:], reduction="none")
+    mean = (losses * masked).sum(1) / masked.sum(1)
+    assert_close(bound.double(), LENGTH * mean, rtol=1e-5, atol=0)
+    assert_close(cross_entropy.double(), LENGTH * mean * t / 7, rtol=1e-5, atol=0)
+    assert bool((t < 7).any())
+    assert bool((t > 1).any())
 
 
 def test_network_is_told_the_time_on_the_scale_of_its_features():

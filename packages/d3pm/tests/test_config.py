@@ -10,6 +10,7 @@ from nanozoo_core.testing.diffusion.laws import ConfigLaws
 from nanozoo_d3pm.model import D3PM
 
 GAUSSIAN = {"transition_type": "gaussian", "noise_schedule": "linear"}
+BAND = {"transition_type": "band", "noise_schedule": "linear", "vocab_size": 258}
 NEIGHBORS = {"transition_type": "nearest_neighbor"}
 
 
@@ -28,11 +29,30 @@ class TestConfig(ConfigLaws):
             {"transition_type": "uniform", "time_conditioning": False},
             r"time_conditioning=false needs model_cfg.transition_type=absorbing",
         ),
-        ({"terminal_mask": True}, r"terminal_mask=true has no use with .*=absorbing"),
+        ({"terminal_mask": True}, r"terminal_mask=true has no effect with .*=absorbing; leave"),
+        ({"terminal_mask": False}, r"terminal_mask=false has no effect with .*=absorbing; leave"),
+        ({"gaussian_beta_min": 2e-4}, r"gaussian_beta_min=0.0002 has no effect with .*=absorbing"),
+        ({"gaussian_beta_max": 0.03}, r"gaussian_beta_max=0.03 has no effect with .*=absorbing"),
+        ({"nearest_neighbors": 63}, r"nearest_neighbors=63 has no effect with .*=absorbing"),
+        ({"nn_mode": "exact"}, r"nn_mode=exact has no effect with .*=absorbing"),
+        ({"nn_embeddings": "x.npy"}, r"nn_embeddings=x.npy has no effect with .*=absorbing"),
+        (GAUSSIAN | {"nn_uniform_rate": 0.1}, r"nn_uniform_rate=0.1 has no effect with .*=gauss"),
+        ({"cond_dim": 8}, r"cond_dim=8 has no effect with model_cfg.time_conditioning=false"),
+        (
+            {"auxiliary_loss_weight": 0.0, "auxiliary_loss_scale": "total"},
+            r"auxiliary_loss_scale=total has no effect with model_cfg.auxiliary_loss_weight=0",
+        ),
         (GAUSSIAN | {"vocab_size": 4096}, r"at most 1024 of them, not model_cfg.vocab_size=4096"),
         (GAUSSIAN | {"vocab_size": 1024, "num_timesteps": 1000}, r"take 3.9 GiB; .*at most 256"),
         (GAUSSIAN | {"noise_schedule": "cosine"}, r"noise_schedule=cosine is not defined .*linear"),
         (GAUSSIAN | {"gaussian_beta_min": 0.5}, r"gaussian_beta_min=0.5 and .*=0.02 must be in"),
+        (
+            BAND | {"noise_schedule": "mutual_info"},
+            r"mutual_info is not defined .*linear or cosine",
+        ),
+        (BAND | {"band_width": 300}, r"band_width=300 must be between 1 and 257"),
+        (BAND | {"vocab_size": 4096}, r"transition_type=band needs ids in a meaningful order"),
+        ({"band_width": 4}, r"band_width=4 has no effect with .*=absorbing; leave it out"),
         (NEIGHBORS | {"nn_mode": "exact", "vocab_size": 50257}, r"nn_mode=exact handles at most"),
         (NEIGHBORS | {"nearest_neighbors": 9, "vocab_size": 9}, r"nearest_neighbors=9 must be at"),
         (NEIGHBORS | {"nn_uniform_rate": -0.1}, r"nn_uniform_rate=-0.1 must not be negative"),

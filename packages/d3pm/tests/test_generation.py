@@ -24,10 +24,11 @@ from nanozoo_d3pm.transitions import Transition
 
 FAMILIES = {
     "absorbing": {},
-    "uniform": {"transition_type": "uniform", "noise_schedule": "cosine"},
-    "gaussian": {"transition_type": "gaussian", "noise_schedule": "linear"},
-    "spectral": {"transition_type": "nearest_neighbor", "nearest_neighbors": 4},
+    "uniform": {"cond_dim": 8, "transition_type": "uniform", "noise_schedule": "cosine"},
+    "gaussian": {"cond_dim": 8, "transition_type": "gaussian", "noise_schedule": "linear"},
+    "spectral": {"cond_dim": 8, "transition_type": "nearest_neighbor", "nearest_neighbors": 4},
     "clusters": {
+        "cond_dim": 8,
         "transition_type": "nearest_neighbor",
         "nearest_neighbors": 5,
         "nn_mode": "clusters",
@@ -133,9 +134,7 @@ def test_masks_fall_by_the_schedule_of_the_process():
 
 
 class TestSamplers(SamplerLaws):
-    models = sampler_models(
-        "d3pm", FAMILIES, {"cond_dim": 8, "num_timesteps": 16, "sampling_timesteps": 8}
-    )
+    models = sampler_models("d3pm", FAMILIES, {"num_timesteps": 16, "sampling_timesteps": 8})
 
     def test_more_steps_than_the_process_has_are_refused(self):
         message = r"num_steps=17 is more than model_cfg.num_timesteps=16"

@@ -14,7 +14,7 @@ from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing.statistics import chi_square_limit
 from nanozoo_d3pm import graph, schedules
 from nanozoo_d3pm.graph_transitions import Clusters, Spectral
-from nanozoo_d3pm.transitions import Absorbing, Gaussian, Uniform
+from nanozoo_d3pm.transitions import Absorbing, Band, Gaussian, Uniform
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
@@ -50,7 +50,9 @@ def test_column_is_the_column_of_the_cumulative_matrix(process):
     assert_close(columns, cases.cumulative(process, 9).T[:, : process.vocab_size], **EXACT)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "spectral", "clusters", "uniform-linear"])
+@pytest.mark.parametrize(
+    "name", ["gaussian", "band-cosine", "spectral", "clusters", "uniform-linear"]
+)
 def test_matrix_is_symmetric(name):
     process = cases.make(name)
     assert_close(cases.between(process, 4, 5), cases.between(process, 4, 5).T, **EXACT)
@@ -204,6 +206,33 @@ def test_gaussian_steps_are_the_papers():
                     expected[i, j] = math.exp(scale * (i - j) ** 2) / total
             expected[i, i] = 1 - expected[i].sum()
         assert_close(cases.between(process, t - 1, t), expected, **EXACT)
+
+
+def test_band_steps_are_the_papers():
+    """[Q_t]_ij = beta_t / V where 0 < |i - j| <= v, here with beta_t = 1 / (T - t + 1)."""
+    process = Band(7, 20, width=2, noise_schedule="linear", dtype=torch.float64)
+    for t in (1, 8, 19):
+        expected = torch.zeros(7, 7, dtype=torch.float64)
+        for i in range(7):
+            for j in range(7):
+                if 0 < abs(i - j) <= 2:
+                    expected[i, j] = 1 / (20 - t + 1) / 7
+            expected[i, i] = 1 - expected[i].sum()
+        assert_close(cases.between(process, t - 1, t), expected, **EXACT)
+
+
+@pytest.mark.parametrize("noise_schedule", ["linear", "cosine"])
+def test_band_as_wide_as_the_vocabulary_is_the_uniform_process(noise_schedule):
+    settings = {"noise_schedule": noise_schedule, "terminal_mask": False, "dtype": torch.float64}
+    band = Band(9, 20, width=8, **settings)
+    uniform = Uniform(9, 20, noise_schedule)
+    for t in (1, 10, 20):
+        assert_close(cases.cumulative(band, t), cases.cumulative(uniform, t), **EXACT)
+
+
+def test_narrow_band_reaches_its_end_by_a_mask_alone():
+    with pytest.raises(ConfigError, match="nats per token"):
+        Band(64, 20, width=2, noise_schedule="cosine", terminal_mask=False)
 
 
 def test_rates_of_a_small_graph_are_counted_by_hand():

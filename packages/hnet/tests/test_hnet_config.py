@@ -93,6 +93,16 @@ def test_bad_layouts_are_refused(layout: object, complaint: str) -> None:
         ({"preset": "hnet_2stage", "model_dim": [64, 64]}, "must have 3 value"),
         ({"boundary_clamp": 0.5}, "model_cfg.boundary_clamp"),
         ({"ratio_loss_coef": -1}, "model_cfg.ratio_loss_coef"),
+        (
+            {"chunking": "fixed", "ratio_loss_coef": 0.1},
+            "ratio_loss_coef=0.1 has no effect with model_cfg.chunking=fixed; leave it out",
+        ),
+        ({"chunking": "space", "boundary_clamp": 0.01}, "boundary_clamp=0.01 has no effect"),
+        ({"tie_embeddings": True, "embed_std": 0.1}, "embed_std=0.1 has no effect"),
+        (
+            {"lr_multipliers": [1.0, 1.0], "bytes_per_token_ref": 4.0},
+            "bytes_per_token_ref=4.0 has no effect with model_cfg.lr_multipliers",
+        ),
         ({"chunking": "dynamik"}, "did you mean 'dynamic'"),
         ({"d_model": 128}, "model_dim"),
     ],

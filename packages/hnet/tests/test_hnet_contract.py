@@ -4,13 +4,34 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core.testing import ModelContract
-from nanozoo_core.testing.chunking import OWN_ROLES, SHAPE
+from nanozoo_core.testing.chunking import OWN_ROLES, PART_KEYS, SHAPE
 
 
 class TestContract(ModelContract):
     model = "hnet"
     tiny = SHAPE
     own_roles = OWN_ROLES
+    key_vocab = 258
+    key_symbols = (32, 97, 98, 99, 100)  # words
+    key_forms: Any = (
+        {},
+        {"chunking": "fixed"},
+        {"chunking": "space"},
+        {"tie_embeddings": True},
+        {"lr_multipliers": [1.0, 0.5]},
+        {"arch_layout": ["t1", ["T1"], "t1"]},
+    )
+    part_keys = PART_KEYS
+    key_values = {"lr_multipliers": [[1.0, 0.5]]}  # noqa: RUF012
+    speed_keys = {"ssm_cfg.chunk_size": "the same scan, by longer blocks"}  # noqa: RUF012
+    unmoved_keys = {  # noqa: RUF012
+        "seq_len": "only a check of data.seq_len",
+        "preset": "released sizes, too large to train here",
+    }
+    decided_keys = {  # noqa: RUF012
+        "num_compression_layers": "goes with num_main_layers alone, in place of a layout",
+        "num_main_layers": "goes with num_compression_layers alone, in place of a layout",
+    }
     flops_cfg = {"chunking": "fixed"}  # noqa: RUF012 - chunks as long as the formula takes them
 
     def uncounted_flops(self, config: Any, seq_len: int) -> float:

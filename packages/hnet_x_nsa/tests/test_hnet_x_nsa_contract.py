@@ -5,13 +5,58 @@ from typing import Any
 from ladder import LADDER
 
 from nanozoo_core.testing import ModelContract
-from nanozoo_core.testing.chunking import OWN_ROLES, SHAPE
+from nanozoo_core.testing.chunking import OWN_ROLES, PART_KEYS, SHAPE
+
+NSA = {
+    "compress_block_size": 2,
+    "compress_stride": 1,
+    "selection_block_size": 2,
+    "sliding_window_size": 4,
+}
+"""Of blocks that a text of the tests fills."""
 
 
 class TestContract(ModelContract):
     model = "hnet_x_nsa"
     bfloat16_tolerance = 1e-2  # rounding moves a boundary or a choice of blocks now and then
     tiny = SHAPE | {"nsa_cfg": {"num_selected_blocks": 2, "sliding_window_size": 4}}
+    # Long texts are dear, and of most settings hnet's tests tell; the slow test has every form.
+    test_every_key_changes_something_or_is_refused = None
+    key_seq_len = 48
+    key_vocab = 258
+    key_symbols = (32, 97, 98, 99, 100)  # words
+    key_forms: Any = (
+        {"nsa_cfg": NSA | {"num_selected_blocks": 2}},
+        {
+            "chunking": "fixed",
+            "chunk_pool": "mlp",
+            "nsa_cfg": NSA | {"num_selected_blocks": 4},
+        },
+        {
+            "arch_layout": ["T1", ["N1"], "t1"],
+            "mlp_dim": [48, 64],
+            "chunking": "fixed",
+            "unpool": "mlp",
+            "nsa_cfg": NSA | {"num_selected_blocks": 2},
+        },
+    )
+    key_values = {  # noqa: RUF012
+        "lr_multipliers": [[1.0, 0.5]],
+        "arch_layout": [["m1", ["N1"], "m1"]],
+    }
+    part_keys = PART_KEYS
+    unmoved_keys = {  # noqa: RUF012
+        "seq_len": "only a check of data.seq_len",
+        "preset": "released sizes, too large to train here",
+        "ssm_cfg.chunk_size": "changes speed alone, as hnet's tests see",
+    }
+    decided_keys = {  # noqa: RUF012
+        "num_compression_layers": "goes with num_main_layers alone, in place of a layout",
+        "num_main_layers": "goes with num_compression_layers alone, in place of a layout",
+        "num_inner_layers": "goes with the two others of the ladder alone",
+        "num_ladder_levels": "goes with the two others of the ladder alone",
+        "ladder_size": "goes with the two others of the ladder alone",
+    }
     flops_cfg = {"chunking": "fixed"}  # noqa: RUF012 - chunks as long as the formula takes them
     entropy_steps = 150
     own_roles = OWN_ROLES | {
@@ -56,6 +101,8 @@ class TestLadder(ModelContract):
     }
     gradient_steps = 3  # V_2 and U_2 start at zero, and so do phi's outputs behind them
 
+    test_every_key_changes_something_or_is_refused = None  # a layout of the same layers
+    test_every_key_of_every_form_changes_something_or_is_refused = None
     test_two_processes_train_as_one = None
     test_needs_no_other_model = None
     test_split_run_equals_whole_run = None

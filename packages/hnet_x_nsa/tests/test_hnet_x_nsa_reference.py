@@ -62,7 +62,8 @@ WAYS: dict[str, dict[str, Any]] = {
         "target_ratio": [2.5, 4.0], "chunk_pool": "mlp", "pool_window": [4, 3]
     },
     "fixed and unpooled": {
-        "target_ratio": [2.0, 3.0], "chunking": "fixed", "chunk_pool": "mlp", "unpool": "mlp"
+        "target_ratio": [2.0, 3.0], "chunking": "fixed", "chunk_pool": "mlp", "unpool": "mlp",
+        "ratio_loss_coef": 0.03,  # the shipped one: no ratio is learned
     },
 }  # fmt: skip
 

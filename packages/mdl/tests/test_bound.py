@@ -21,12 +21,13 @@ from nanozoo_core.testing.diffusion.models import SmallModels, watch
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_mdl.model import MDLM
 
+COSINE = {"time_conditioning": True, "cond_dim": 8, "sampler": "ancestral"}
 VARIANTS = {
     "plain": {},
     "times": {"time_sampler": "t"},
     "iid": {"stratified": False},
-    "cosine-timed": {"alpha_type": "cosine", "time_conditioning": True, "cond_dim": 8},
-    "squared-timed": {"alpha_type": "cosine_sq", "time_conditioning": True, "cond_dim": 8},
+    "cosine-timed": COSINE | {"alpha_type": "cosine"},
+    "squared-timed": COSINE | {"alpha_type": "cosine_sq"},
     "adaln": {"adaln_when_unconditioned": True, "cond_dim": 8},
     "tied": {"tie_embeddings": True},
     "steps": {"continuous_time": False, "num_timesteps": 6},
@@ -50,6 +51,7 @@ def toy_model(blur: float = 0.0, **changes: object) -> MDLM:
         return ((1 - guess) * toy.masked_denoiser(windows).exp() + guess / 3).log()
 
     settings: dict[str, object] = {"vocab_size": 3, "seq_len": 3, "model_dim": 4, "num_heads": 1}
+    settings["sampler"] = "ancestral"  # which reads alpha_type
     model = MDLM(model_config("mdl", settings | changes))
     model.net = toy.TableNetwork(table)  # type: ignore[assignment]
     return model

@@ -15,6 +15,7 @@ from nanozoo_core.config import (
     training_config,
 )
 from nanozoo_core.errors import ConfigError
+from nanozoo_megabyte.config import TINY
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,10 @@ from nanozoo_core.errors import ConfigError
         (
             {"global_byte_dim": 33, "pos_emb": "both"},
             "num_global_heads=4 makes heads of width 33, and model_cfg.pos_emb=both needs pairs",
+        ),
+        (
+            dict.fromkeys(TINY, 2) | {"preset": "megabyte_small"},
+            "preset=megabyte_small sets nothing, as all of patch_size, .* are given; leave it out",
         ),
         ({"cross_patch": 5}, r"cross_patch=5 must be in 0 \.\. model_cfg.patch_size=4"),
         ({"cross_patch": -1}, "cross_patch=-1 must be in 0"),

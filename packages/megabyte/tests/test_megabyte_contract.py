@@ -17,6 +17,22 @@ class TestContract(ModelContract):
         "num_local_heads": 2,
     }
     toy_length = 4  # a multiple of the patch
+    key_forms: Any = (
+        {},
+        {
+            "pos_emb": "both",
+            "tie_embeddings": True,
+            "local_first_input": "prev_byte",
+            "cross_patch": 1,
+            "patch_conv": True,
+        },
+        {"use_first_input": False},
+        {"pos_emb": "rope"},
+    )
+    unmoved_keys = {  # noqa: RUF012
+        "preset": "sets sizes that are all given here, and is refused beside them",
+        "local_backend": "its kernel needs a GPU, and has tests of its own",
+    }
     initial_loss_above_uniform = (-0.1, 0.1)
 
     def num_parameters(self, config: Any) -> int:
@@ -40,6 +56,8 @@ class TestAllOptions(ModelContract):
     toy_length = 4
     initial_loss_above_uniform = (-0.1, 0.1)
 
+    test_every_key_changes_something_or_is_refused = None  # these are one of the paper's forms
+    test_every_key_of_every_form_changes_something_or_is_refused = None
     test_two_processes_train_as_one = None
     test_needs_no_other_model = None
     test_split_run_equals_whole_run = None

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from nanozoo_core.config import compose_config, model_config, training_config
+from nanozoo_core.errors import ConfigError
 from nanozoo_core.testing.refusals import CONTROL_CASES, assert_problems, refusal_test
 
 test_a_wrong_value_is_refused = refusal_test(
@@ -40,10 +41,10 @@ def test_all_problems_come_at_once() -> None:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_a_setting_without_effect_is_pointed_out(changes: dict[str, Any], cause: str) -> None:
+def test_a_setting_without_effect_is_refused(changes: dict[str, Any], cause: str) -> None:
     key, value = list(changes.items())[-1]
     message = f"model_cfg.{key}={value} has no effect with model_cfg.{cause}"
-    with pytest.warns(UserWarning, match=message):
+    with pytest.raises(ConfigError, match=message):
         model_config("mod", changes)
 
 

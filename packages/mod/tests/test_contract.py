@@ -9,6 +9,14 @@ from nanozoo_core.training.run_folder import RunFolder
 class TestContract(ModelContract):
     model = "mod"
     tiny = TINY | {"predictor_dim": 16}
+    key_forms = (
+        {},
+        {"router_type": "random", "predictor_dim": 32},
+        {"capacity": 1.0, "predictor_dim": 32},
+        {"causal_router": "router", "predictor_dim": 32},
+        {"router_gate": "sigmoid"},
+    )
+    speed_keys = {"routed_impl": "the same tokens, gathered or masked"}  # noqa: RUF012
     own_roles = {"blocks.*.predictor_in": "vector"}  # noqa: RUF012
     initial_loss_above_uniform = (-0.01, 0.01)  # the head starts near zero
 

@@ -82,6 +82,8 @@ test_a_wrong_value_is_refused = refusal_test(
     ({"num_experts": 1, "balance": "bias"}, "balance=bias has nothing to balance"),
     ({"num_experts": 1, "balance": "loss"}, "balance=loss has nothing to balance"),
     ({"num_experts": 1, "norm_topk_prob": False}, "norm_topk_prob=false has no meaning"),
+    ({"num_experts": 1, "score_func": "softmax"}, "score_func=softmax has no effect with"),
+    ({"num_experts": 1, "jitter_noise": 0.1}, "jitter_noise=0.1 has no effect with"),
     (
         {"score_func": "softmax", "norm_topk_prob": False},
         "balance=bias with model_cfg.score_func=softmax and model_cfg.norm_topk_prob=false",

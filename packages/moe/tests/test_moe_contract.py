@@ -10,6 +10,15 @@ class TestContract(ModelContract):
     model = "moe"
     tiny = TINY | {"num_experts": 4}
     flops_cfg = {"experts_impl": "loop"}  # noqa: RUF012 - grouped products are padded
+    key_forms = (
+        {},
+        {"balance": "loss", "score_func": "softmax"},
+        {"balance": "none"},
+        {"num_experts": 1},
+        {"preset": "moe_mixtral", "num_experts": None},
+    )
+    speed_keys = {"experts_impl": "the same products, grouped or not"}  # noqa: RUF012
+    unmoved_keys = {"allow_untested": "permits a routing that is refused"}  # noqa: RUF012
     own_roles = {"blocks.*.mlp.router.weight": "vector"}  # noqa: RUF012
 
     def num_parameters(self, config):

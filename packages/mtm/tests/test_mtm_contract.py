@@ -9,6 +9,13 @@ from nanozoo_core.testing.multi_token import SHAPE
 class TestContract(ModelContract):
     model = "mtm"
     tiny = SHAPE | {"num_layers": 2, "num_mtp_modules": 1}
+    key_forms = (
+        {},
+        {"num_mtp_modules": 0, "spec_draft_tokens": 0},
+        {"mtp_lambda_schedule": "step"},
+        {"mtp_lambda_schedule": "constant"},
+        {"mtp_block": "mlp"},
+    )
     initial_loss_above_uniform = (-0.01, 0.01)  # the output projection starts near zero
 
     def num_parameters(self, config: Any) -> int:

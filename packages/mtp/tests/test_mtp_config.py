@@ -27,7 +27,7 @@ test_a_wrong_value_is_refused = refusal_test(
 
 
 def test_all_problems_come_at_once() -> None:
-    assert_problems("mtp", {"num_heads": 5, "num_mtp_tokens": 4, "mtp_anneal_frac": 2.0}, 3)
+    assert_problems("mtp", {"num_heads": 5, "num_mtp_tokens": 4, "seq_len": 3}, 3)
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,16 @@ def test_all_problems_come_at_once() -> None:
             {"num_mtp_tokens": 1, "head_backward": "sequential"},
             "no effect with model_cfg.num_mtp_tokens=1",
         ),
+        (
+            {"num_mtp_tokens": 1, "cross_document_targets": True},
+            "cross_document_targets=true has no effect with model_cfg.num_mtp_tokens=1",
+        ),
         ({"mtp_anneal_frac": 0.5}, "no effect with model_cfg.mtp_weight_schedule=constant"),
     ],
-    ids=["backward", "anneal"],
+    ids=["backward", "documents", "anneal"],
 )
-def test_a_setting_without_effect_is_pointed_out(changes: dict[str, Any], message: str) -> None:
-    with pytest.warns(UserWarning, match=message):
+def test_a_setting_without_effect_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         model_config("mtp", changes)
 
 

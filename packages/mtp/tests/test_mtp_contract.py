@@ -10,6 +10,14 @@ from nanozoo_core.testing.multi_token import SHAPE
 class TestContract(ModelContract):
     model = "mtp"
     tiny = SHAPE | {"num_layers": 3, "num_mtp_tokens": 2}
+    key_forms = (
+        {},
+        {"head_type": "linear", "mtp_weight_schedule": "linear_to_next"},
+        {"head_type": "shared", "mtp_weight_schedule": "linear_to_next"},
+        {"num_mtp_tokens": 1},
+    )
+    key_values = {"mtp_loss_weights": [[1.0, 0.25], [0.5]]}  # noqa: RUF012
+    speed_keys = {"head_backward": "the same gradients, kept or made again"}  # noqa: RUF012
     initial_loss_above_uniform = (-0.01, 0.01)  # the output projection starts near zero
 
     def num_parameters(self, config: Any) -> int:

@@ -8,6 +8,7 @@ from nanozoo_core.testing.processes import train_in_processes
 class TestContract(ModelContract):
     model = "ngpt"
     tiny = TINY
+    key_forms = ({}, {"qk_scale": "none"}, {"weight_norm": "reparam"})
     initial_loss_above_uniform = (-0.02, 0.06)  # logits have variance 1 / model_dim
     gradient_steps = 1  # nothing starts at zero
     bfloat16_perturbation = 0.3  # the steps of a block are short

@@ -64,8 +64,8 @@ def test_sparse_attention_that_reads_everything_is_pointed_out() -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("compress_mlp_ratio", 4.0), ("compress_residual_mean", False)]
 )
-def test_a_setting_without_effect_is_pointed_out(key: str, value: Any) -> None:
-    with pytest.warns(UserWarning, match=f"{key}=.* has no effect with .*compress_mode=mean"):
+def test_a_setting_without_effect_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{key}=.* has no effect with .*compress_mode=mean"):
         model_config("nsa", {"compress_mode": "mean", key: value})
 
 

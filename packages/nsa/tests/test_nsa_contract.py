@@ -11,6 +11,17 @@ class TestContract(ModelContract):
         "num_selected_blocks": 3,
         "local_blocks": 1,
     }
+    key_forms = (
+        {},
+        {"compress_mode": "mean"},
+        {"compress_mode": "linear"},
+        {"shared_kv": True},
+        {"cmp_rope": "none"},
+    )
+    speed_keys = {"nsa_impl": "the same blocks, gathered or masked"}  # noqa: RUF012
+    unmoved_keys = {  # noqa: RUF012
+        "preset": "sets five sizes that are all given here, and contradicts them",
+    }
     # Everything is read: blocks and windows of the kernels are then full ones.
     flops_cfg = {"sliding_window_size": 64, "num_selected_blocks": 16}  # noqa: RUF012
     own_roles = dict.fromkeys(

@@ -27,6 +27,7 @@ test_a_value_out_of_range_is_refused = refusal_test(
     ({"k_trunc": 0}, "k_trunc=0 must be at least 1, or full"),
     ({"eval_recurrence": 0}, "eval_recurrence=0 must be at least 1"),
     ({"r_max": 3}, "r_max=3 is below model_cfg.mean_recurrence=4; raise it"),
+    ({"r_max": 9, "sampling": "fixed"}, "r_max=9 has no effect with model_cfg.sampling=fixed"),
     ({"lognorm_sigma": -0.1}, "lognorm_sigma=-0.1 must not be negative"),
     (
         {"lognorm_sigma": 0.5, "sampling": "fixed"},

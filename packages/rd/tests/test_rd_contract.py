@@ -16,6 +16,19 @@ class TestContract(ModelContract):
         "eval_recurrence": 2,
     }
 
+    key_forms = (
+        {},
+        {"sampling": "fixed", "mean_recurrence": 3, "s0_mode_eval": "zero"},
+        {"sampling": "uniform", "recurrence_curriculum": "linear"},
+        {
+            "kv_budget": 1,
+            "exit_criterion": "kl",
+            "exit_threshold": 0.03,
+            "eval_recurrence": 4,
+        },
+    )
+    speed_keys = {"checkpoint_core": "the same numbers, made again"}  # noqa: RUF012
+    decided_keys = {"num_layers": "only a check of the sum of three others"}  # noqa: RUF012
     flops_steps = 32  # each at a depth of its own
 
     def num_parameters(self, config: Any) -> int:

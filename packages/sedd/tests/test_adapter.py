@@ -22,16 +22,17 @@ from nanozoo_sedd import uniform
 from nanozoo_sedd.model import SEDD
 from nanozoo_sedd.uniform_graph import UniformGraph
 
+UNIFORM = {"transition_type": "uniform", "cond_dim": 8}
 FAMILIES = {
     "absorbing": {},
     "agnostic": {"time_conditioning": False},
     "timed": {"time_sampler": "t"},
     "geometric": {"time_sampler": "t", "noise_schedule": "geometric"},
-    "uniform": {"transition_type": "uniform"},
-    "uniform-loglinear": {"transition_type": "uniform", "noise_schedule": "loglinear"},
-    "denoiser": {"transition_type": "uniform", "score_param": "denoiser"},
+    "uniform": UNIFORM,
+    "uniform-loglinear": UNIFORM | {"noise_schedule": "loglinear"},
+    "denoiser": UNIFORM | {"score_param": "denoiser"},
 }
-MODELS = SmallModels("sedd", FAMILIES, {"cond_dim": 8})
+MODELS = SmallModels("sedd", FAMILIES, {})
 VOCAB, LENGTH = MODELS.vocab_size, MODELS.seq_len
 ADAPTER = load_adapter("sedd")
 
@@ -274,7 +275,7 @@ def toy_logits(model_family: str, tokens: Tensor, sigma: Tensor) -> Tensor:
 
 TOY_CASES = [
     ("absorbing", {}),
-    ("absorbing", {"noise_eps": 0.09}),
+    ("absorbing", {"noise_eps": 0.09, "time_sampler": "t"}),
     ("absorbing", {"noise_schedule": "geometric", "sigma_min": 0.5, "sigma_max": 1.0}),
     ("absorbing", {"time_sampler": "t", "t_min": 0.4}),
     ("uniform", {}),

@@ -41,11 +41,21 @@ class TestConfig(ConfigLaws):
             r"first_hitting needs .*time_conditioning=false",
         ),
         ({"sampling_steps": 0}, r"sampling_steps=0 must be at least 1"),
-        ({"sigma_max": 10.0}, r"sigma_max=10.0 has no use without .*geometric"),
-        (UNIFORM | {"noise_eps": 0.01}, r"noise_eps=0.01 has no use without .*loglinear"),
-        ({"t_min": 0.01}, r"t_min=0.01 has no use without .*time_sampler=t"),
+        ({"sigma_max": 10.0}, r"sigma_max=10.0 has no effect with .*loglinear; leave it out"),
+        (UNIFORM | {"noise_eps": 0.01}, r"noise_eps=0.01 has no effect with .*=geometric"),
+        ({"t_min": 0.01}, r"t_min=0.01 has no effect with .*time_sampler=k"),
+        ({"noise_eps": 0.05}, r"noise_eps=0.05 has no effect with .*=k and .*_conditioning=false"),
+        ({"cond_dim": 8}, r"cond_dim=8 has no effect with .*time_conditioning=false"),
+        (
+            {"predictor": "first_hitting", "noise_schedule": "geometric"},
+            r"noise_schedule=geometric has no effect with .*=k and .*first_hitting",
+        ),
+        (
+            {"predictor": "first_hitting", "sampling_steps": 9},
+            r"sampling_steps=9 has no effect with .*first_hitting",
+        ),
     )
-    wrong = {"noise_eps": 0.5}  # noqa: RUF012
+    wrong = {"sampling_steps": 0}  # noqa: RUF012
     paper_sizes = (({"cond_dim": 128, "time_conditioning": True}, 169.6),)
 
 

@@ -290,19 +290,20 @@ def test_jumping_tokens_follow_the_source_as_steps_grow():
 
 # -- whole models ---------------------------------------------------------------------------------
 
+UNIFORM = {"transition_type": "uniform", "cond_dim": 8, "sampling_steps": 8}
 VARIANTS = {
-    "absorbing": {},
-    "agnostic": {"time_conditioning": False},
-    "euler": {"predictor": "euler", "noise_schedule": "geometric"},
+    "absorbing": {"sampling_steps": 8},
+    "agnostic": {"time_conditioning": False, "sampling_steps": 8},
+    "euler": {"predictor": "euler", "noise_schedule": "geometric", "sampling_steps": 8},
     "first-hitting": {"time_conditioning": False, "predictor": "first_hitting"},
-    "uniform": {"transition_type": "uniform"},
-    "uniform-euler": {"transition_type": "uniform", "predictor": "euler"},
-    "denoiser": {"transition_type": "uniform", "score_param": "denoiser"},
+    "uniform": UNIFORM,
+    "uniform-euler": UNIFORM | {"predictor": "euler"},
+    "denoiser": UNIFORM | {"score_param": "denoiser"},
 }
 
 
 class TestSamplers(SamplerLaws):
-    models = sampler_models("sedd", VARIANTS, {"cond_dim": 8, "sampling_steps": 8})
+    models = sampler_models("sedd", VARIANTS, {})
 
     def test_greedy_drawing_in_one_step_takes_the_largest_scores(self):
         """The masses are low, so that nothing is lifted before the last step, which lifts all."""

@@ -130,6 +130,10 @@ test_a_wrong_value_is_refused = refusal_test(
         {"preset": "custom", "scale_embedding": True},
         "scale_embedding=true has no effect with model_cfg.norm_embedding=true",
     ),
+    (
+        {"preset": "custom", "position": "learned", "rope_base": 5e4},
+        "rope_base=50000.0 has no effect with model_cfg.position=learned; leave it at 10000",
+    ),
 )
 
 

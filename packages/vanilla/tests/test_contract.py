@@ -5,6 +5,17 @@ from nanozoo_core.testing.dropout import DropoutContract
 class TestControl(ModelContract):
     model = "vanilla"
     tiny = TINY
+    key_forms = (
+        {},
+        {"preset": "custom"},
+        {"preset": "custom", "norm": "layer", "position": "learned", "bias": True},
+        {"preset": "v0"},
+    )
+    unmoved_keys = {"allow_no_warmup": "permits a run that is refused without it"}  # noqa: RUF012
+    decided_keys = {  # noqa: RUF012
+        "scale_embedding": "beside norm_embedding it has no effect",
+        "tie_embeddings": "embeddings of unit variance cannot be a head",
+    }
 
     def num_parameters(self, config):
         dim = config.model_dim
@@ -21,6 +32,8 @@ class TestTheFormOf2017(DropoutContract):
 
     test_two_processes_train_as_one = None
     test_needs_no_other_model = None
+    test_every_key_changes_something_or_is_refused = None  # v0 is one of the control's forms
+    test_every_key_of_every_form_changes_something_or_is_refused = None
 
     def num_parameters(self, config):
         dim = config.model_dim

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 
 from nanozoo_core import registry
 from nanozoo_core.config import schema, settings
-from nanozoo_core.errors import ConfigError
+from nanozoo_core.errors import ConfigError, Problems, show_value
 
 T = TypeVar("T")
 
@@ -76,20 +75,22 @@ def model_defaults(name: str) -> dict[str, Any]:
 
 
 def changed_settings(name: str, config: object) -> dict[str, Any]:
-    """What of a model's config differs from its YAML: for warnings of what has no effect."""
+    """What of a model's config differs from its YAML: what has no effect may only be as there."""
     shipped = model_defaults(name)["model_cfg"]
     return {key: value for key, value in schema.to_dict(config).items() if value != shipped[key]}
 
 
-def warn_of_unused(name: str, config: object, unused: Mapping[str, str]) -> None:
-    """Warns of every setting of a model's config that was changed to no effect.
+def refuse_unused(problems: Problems, name: str, config: object, unused: Mapping[str, str]) -> None:
+    """Records every setting of a model's config that was changed to no effect.
 
     Args: unused: by key, the setting that leaves it without effect, such as "num_experts=1".
     """
     for key, value in changed_settings(name, config).items():
         if key in unused and value is not None:
-            message = f"model_cfg.{key}={value} has no effect with model_cfg.{unused[key]}"
-            warnings.warn(message, stacklevel=5)  # where the config is made
+            problems.add(
+                f"model_cfg.{key}={show_value(value)} has no effect with model_cfg.{unused[key]}; "
+                "leave it out"
+            )
 
 
 @cache

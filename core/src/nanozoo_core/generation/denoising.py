@@ -21,8 +21,8 @@ def continue_text(
     generator: torch.Generator,
 ) -> Iterator[list[int]]:
     """Denoises what is left of the prompt's window at once; beyond it, slides on by the model's
-    `chunk_size` tokens, the rest of the window being clean context. Yields each block when it is
-    final.
+    `chunk_size` tokens, the rest of the window being clean context. Of a prompt that leaves less
+    room than that, what is nearest to its end counts. Yields each block when it is final.
 
     Reference: arXiv 2406.07524, semi-autoregressive decoding.
     Raises: ValueError for an empty prompt.
@@ -57,6 +57,9 @@ def denoised(
     """`window` without holes. `before` and `after` are the text that did not fit into it, for
     whoever watches the steps.
 
+    The network has learned windows of one length, in which a text goes on to the end. So a shorter
+    one gets holes behind it up to that length, and what they become is cut off again.
+
     Raises: ValueError when the window is too long or does not begin with a known token.
     """
     limit = cast(DenoisingModel, model).max_context
@@ -69,10 +72,15 @@ def denoised(
         if settings.on_step is not None:
             settings.on_step([*before, *state, *after])
 
-    show(window)
-    state: PartialText = window
-    for state in adapter.denoise(model, window, settings, generator):
-        show(state)
+    state = list(window)
+    show(state)
+    if None not in state:
+        return cast(list[int], state)
+    padded = [*window, *[None] * (limit - len(window))]
+    for whole in adapter.denoise(model, padded, settings, generator):
+        if whole[: len(window)] != state:
+            state = whole[: len(window)]
+            show(state)
     tokens = [token for token in state if token is not None]
     assert len(tokens) == len(window), "denoising ended with holes left"
     return tokens

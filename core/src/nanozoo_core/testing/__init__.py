@@ -13,6 +13,7 @@ import pytest
 
 pytest.register_assert_rewrite("nanozoo_core.testing.contract_kit")
 pytest.register_assert_rewrite("nanozoo_core.testing.contract_flops")
+pytest.register_assert_rewrite("nanozoo_core.testing.contract_keys")
 pytest.register_assert_rewrite("nanozoo_core.testing.contract_training")
 pytest.register_assert_rewrite("nanozoo_core.testing.chunking")
 pytest.register_assert_rewrite("nanozoo_core.testing.chunking_reference")

@@ -35,6 +35,11 @@ OWN_ROLES = {
     "stage.residual.weight": "head",
 }
 """Of the parts that chunk, where core would give others."""
+_OF_ATTENTION, _OF_MAMBA = "a list over stages, of t layers", "of m layers"
+PART_KEYS = dict.fromkeys(("rotary_emb_dim", "window_size"), _OF_ATTENTION) | dict.fromkeys(
+    (f"ssm_cfg.{name}" for name in ("d_state", "d_conv", "expand", "head_dim")), _OF_MAMBA
+)
+"""Sizes of layers that a layout may lack."""
 
 TWO_STAGES: dict[str, Any] = SMALL | {
     "arch_layout": ["m1", ["T1m1", ["T1"], "m1t1"], "m1"],

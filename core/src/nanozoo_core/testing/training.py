@@ -68,11 +68,13 @@ def train_on_batches(
     lr: float = 1e-2,
     *,
     optim: OptimConfig | None = None,
+    points: Sequence[float] | None = None,
 ) -> list[float]:
     """One step per batch, with all that the trainer calls of the adapter; leaves the model in eval
     mode.
 
-    Args: optim: AdamW, its rate falling to zero, unless told otherwise.
+    Args: optim: AdamW, its rate falling to zero, unless told otherwise. points: of the run at which
+        the steps are taken; None spreads them over it.
 
     Returns: the loss of each batch before its step.
     """
@@ -85,7 +87,8 @@ def train_on_batches(
     model.train()
     losses = []
     for number, batch in enumerate(batches):
-        step = Step(number=number, progress=number / len(batches), seed=0)
+        progress = number / len(batches) if points is None else points[number]
+        step = Step(number=number, progress=progress, seed=0)
         optimizers.set_schedule(number, step.progress)
         adapter.before_step(model, step)
         loss = adapter.training_loss(model, batch, step).value

@@ -18,6 +18,8 @@ class TestContract(ModelContract):
     initial_loss_above_uniform = (0.4, 1.2)
     gradient_steps = 1  # nothing starts at zero
     lr = 5e-3
+    unmoved_keys = {"seq_len": "texts go on beyond it, whatever it is"}  # noqa: RUF012
+    key_values = {"pattern": ["ra"]}  # noqa: RUF012 - which texts are legal its type does not say
     flops_cfg = {"window": 64}  # noqa: RUF012 - a query then meets every key that is counted
 
     def uncounted_flops(self, config, seq_len):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from nanozoo_core.config.control import ControlConfig
+from nanozoo_core.config.defaults import refuse_unused
 from nanozoo_core.errors import Problems
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 SMEAR_DIMS = 12  # channels of the embedding that decide how much of its predecessor it takes
 VALUE_GATE_DIMS = 6  # channels of the stream, and as many of the table, that gate a value embedding
+NO_GATES = "bigram_rows=0, model_cfg.x0_injection=false and no layer or skip that is gated"
 PER_STAGE = ("windows", "mtp_weights", "prefix_weight", "lr_peaks", "batch_scale", "seq_lens")
 
 
@@ -127,6 +129,7 @@ class CurrentBestConfig(ControlConfig):
         if len(self.window_pattern) == self.num_layers:
             self._check_layers(p)
         self._check_stages(p)
+        refuse_unused(p, "current_best_gpt", self, self._unused())
 
     def _check_shape(self, p: Problems) -> None:
         p.require_at_least(self, {"vocab_size": 2, "seq_len": 1}, or_null=True)
@@ -241,6 +244,47 @@ class CurrentBestConfig(ControlConfig):
             f"model_cfg.gate_split_layer={split} must be one of 1 .. {last}, or null",
         )
 
+    def _unused(self) -> dict[str, str]:
+        """By key, the setting that leaves it without effect."""
+        unused: dict[str, str] = {}
+        if not self.bigram_rows:
+            unused["bigram_sign_rows"] = "bigram_rows=0"
+            if not self.smear and not self.key_offset:
+                unused["reset_at_document"] = (
+                    "smear=false, model_cfg.bigram_rows=0 and model_cfg.key_offset=false"
+                )
+        if not self.value_embed_layers:
+            unused["value_gates"] = "value_embed_layers=[]"
+        if not self.dc_layers:
+            unused["dc_window"] = "dc_layers=[]"
+        if not (self.mudd or self.shared_attention_input or self.backout):
+            unused["snapshot_layer"] = (
+                "mudd=false, model_cfg.shared_attention_input=false and model_cfg.backout=0"
+            )
+        if not self.mudd:
+            unused["mudd_dim"] = "mudd=false"
+        if not self.has_gates:
+            unused |= dict.fromkeys(("gate_dim", "gate_split_layer"), NO_GATES)
+            if not self.mudd:
+                unused["gates_per_token"] = f"{NO_GATES} and model_cfg.mudd=false"
+        if not self.gates_per_token:
+            keys = ("mudd_dim", "gate_dim", "gate_split_layer")
+            unused |= dict.fromkeys(keys, "gates_per_token=false")
+        if len({long for _, long in self._window_pairs}) <= 1 and self.eval_window_long is None:
+            unused["yarn"] = "windows that do not grow"
+        return unused
+
+    @property
+    def _window_pairs(self) -> list[tuple[int, ...]]:
+        """[short, long] of each stage, those of a wrong length left out."""
+        return [pair for pair in self.windows if len(pair) == 2]
+
+    @property
+    def has_gates(self) -> bool:
+        """Whether anything is scaled by a coefficient of the gates."""
+        layers = (self.xsa_layers, self.attn_gate_layers, self.dc_layers)
+        return bool(self.bigram_rows or self.x0_injection or self.skip or any(layers))
+
     def _check_stages(self, p: Problems) -> None:
         p.require(
             len(self.window_pattern) == self.num_layers,
@@ -264,7 +308,7 @@ class CurrentBestConfig(ControlConfig):
                 all(len(entry) == length for entry in getattr(self, key)),
                 f"model_cfg.{key}={getattr(self, key)} must hold {length} values per stage",
             )
-        for short, long in (pair for pair in self.windows if len(pair) == 2):
+        for short, long in self._window_pairs:
             p.require(
                 1 <= short <= long,
                 f"model_cfg.windows has [{short}, {long}]; use 1 <= short <= long",

@@ -5,21 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from nanozoo_core.config.defaults import refuse_unused
 from nanozoo_core.config.diffusion import DiffusionConfig
 from nanozoo_core.errors import Problems
 
 MAX_EXACT_VOCAB = 8192  # one eigenbasis of 0.5 GB in float64
 MAX_AUTO_EXACT_VOCAB = 4096
-MAX_GAUSSIAN_VOCAB = 1024
-MAX_GAUSSIAN_BYTES = 1 << 30
+MAX_ORDINAL_VOCAB = 1024
+MAX_ORDINAL_BYTES = 1 << 30
+
+ORDINAL = ("gaussian", "band")
+"""Processes over the order of the ids, whose matrices are stored."""
+GRAPH = ("nearest_neighbors", "nn_mode", "nn_embeddings", "nn_uniform_rate")
+"""Settings of the graph of neighbours."""
 
 
 @dataclass(frozen=True)
 class D3PMConfig(DiffusionConfig):
-    transition_type: Literal["uniform", "absorbing", "gaussian", "nearest_neighbor"]
-    """Where a corrupted token goes: any token, the mask, a near id, or a near embedding."""
+    transition_type: Literal["uniform", "absorbing", "gaussian", "band", "nearest_neighbor"]
+    """Where a corrupted token goes: any token, the mask, a near id (the nearer the likelier, or any
+    in a band), or a near embedding."""
     noise_schedule: Literal["cosine", "linear", "mutual_info"]
-    """How fast: cosine suits uniform, linear is the only one for gaussian."""
+    """How fast: cosine suits uniform, linear is the only one for gaussian; band has no
+    mutual_info."""
     num_timesteps: int
     """T, the steps of the diffusion whose likelihood is bounded."""
     auxiliary_loss_weight: float
@@ -30,6 +38,8 @@ class D3PMConfig(DiffusionConfig):
     """First beta of the gaussian at T=1000, rescaled by 1000/T; only for gaussian."""
     gaussian_beta_max: float
     """Last beta of the gaussian at T=1000, rescaled by 1000/T; only for gaussian."""
+    band_width: int
+    """Ids above, and as many below, that a token reaches in a step; only for band."""
     nearest_neighbors: int
     """Neighbours of a token in the graph; clusters hold one more. Only for nearest_neighbor."""
     nn_mode: Literal["auto", "exact", "clusters"]
@@ -39,7 +49,8 @@ class D3PMConfig(DiffusionConfig):
     nn_uniform_rate: float
     """Rate of jumps to any token, over that of jumps to neighbours."""
     terminal_mask: Literal["auto", True, False]
-    """Step T masks everything, so the prior term is 0; auto: for gaussian and nearest_neighbor."""
+    """Step T masks everything, so the prior term is 0; auto: for gaussian, band and
+    nearest_neighbor."""
     time_conditioning: Literal["auto", True, False]
     """Tell the network t by adaLN; only absorbing can do without. auto: not to absorbing."""
     sampling_timesteps: int
@@ -48,8 +59,13 @@ class D3PMConfig(DiffusionConfig):
     def check(self, p: Problems) -> None:
         super().check(p)
         self._check_diffusion(p)
+        refuse_unused(p, "d3pm", self, self._unused())
+        if self.transition_type in ORDINAL:
+            self._check_matrices(p)
         if self.transition_type == "gaussian":
             self._check_gaussian(p)
+        if self.transition_type == "band":
+            self._check_band(p)
         if self.transition_type == "nearest_neighbor":
             self._check_neighbors(p)
 
@@ -72,11 +88,6 @@ class D3PMConfig(DiffusionConfig):
             f"model_cfg.time_conditioning=false needs model_cfg.transition_type=absorbing: with "
             f"{self.transition_type} the level of noise cannot be seen from the tokens; use true",
         )
-        p.require(
-            self.terminal_mask is not True or self.transition_type not in ("uniform", "absorbing"),
-            f"model_cfg.terminal_mask=true has no use with model_cfg.transition_type="
-            f"{self.transition_type}; use auto",
-        )
 
     def _check_gaussian(self, p: Problems) -> None:
         low, high = self.gaussian_beta_min, self.gaussian_beta_max
@@ -90,18 +101,33 @@ class D3PMConfig(DiffusionConfig):
             f"model_cfg.noise_schedule={self.noise_schedule} is not defined for "
             "model_cfg.transition_type=gaussian; use linear",
         )
+
+    def _check_band(self, p: Problems) -> None:
+        p.require(
+            1 <= self.band_width <= self.vocab_size - 1,
+            f"model_cfg.band_width={self.band_width} must be between 1 and {self.vocab_size - 1}, "
+            "one less than the vocabulary",
+        )
+        p.require(
+            self.noise_schedule != "mutual_info",
+            f"model_cfg.noise_schedule={self.noise_schedule} is not defined for "
+            "model_cfg.transition_type=band; use linear or cosine",
+        )
+
+    def _check_matrices(self, p: Problems) -> None:
+        kind = self.transition_type
         size = self.num_timesteps * self.vocab_size**2 * 4
         p.require(
-            self.vocab_size <= MAX_GAUSSIAN_VOCAB,
-            f"model_cfg.transition_type=gaussian needs ids in a meaningful order and at most "
-            f"{MAX_GAUSSIAN_VOCAB} of them, not model_cfg.vocab_size={self.vocab_size}; use "
+            self.vocab_size <= MAX_ORDINAL_VOCAB,
+            f"model_cfg.transition_type={kind} needs ids in a meaningful order and at most "
+            f"{MAX_ORDINAL_VOCAB} of them, not model_cfg.vocab_size={self.vocab_size}; use "
             "data.tokenizer=bytes or another transition_type",
         )
         p.require(
-            size <= MAX_GAUSSIAN_BYTES,
-            f"model_cfg.num_timesteps={self.num_timesteps} gaussian matrices of "
+            size <= MAX_ORDINAL_BYTES,
+            f"model_cfg.num_timesteps={self.num_timesteps} {kind} matrices of "
             f"{self.vocab_size} x {self.vocab_size} take {size / 2**30:.1f} GiB; at most 1 GiB is "
-            f"allowed: use at most {MAX_GAUSSIAN_BYTES // (4 * self.vocab_size**2)}",
+            f"allowed: use at most {MAX_ORDINAL_BYTES // (4 * self.vocab_size**2)}",
         )
 
     def _check_neighbors(self, p: Problems) -> None:
@@ -124,6 +150,28 @@ class D3PMConfig(DiffusionConfig):
             f"model_cfg.vocab_size={self.vocab_size}; use clusters",
         )
 
+    def _unused(self) -> dict[str, str]:
+        """By key, the setting that leaves it without effect."""
+        kind = f"transition_type={self.transition_type}"
+        owners = {
+            "gaussian": ("gaussian_beta_min", "gaussian_beta_max"),
+            "band": ("band_width",),
+            "nearest_neighbor": GRAPH,
+        }
+        unused = {
+            key: kind
+            for owner, keys in owners.items()
+            for key in keys
+            if owner != self.transition_type
+        }
+        if self.transition_type in ("uniform", "absorbing"):
+            unused["terminal_mask"] = kind
+        if not self.knows_time:
+            unused["cond_dim"] = "time_conditioning=false"
+        if self.auxiliary_loss_weight == 0:
+            unused["auxiliary_loss_scale"] = "auxiliary_loss_weight=0"
+        return unused
+
     @property
     def knows_time(self) -> bool:
         """Whether the network is told t."""
@@ -134,7 +182,7 @@ class D3PMConfig(DiffusionConfig):
     @property
     def has_terminal_mask(self) -> bool:
         if self.terminal_mask == "auto":
-            return self.transition_type in ("gaussian", "nearest_neighbor")
+            return self.transition_type in (*ORDINAL, "nearest_neighbor")
         return self.terminal_mask
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 from nanozoo_core.diffusion.model import DiffusionModel
 from nanozoo_d3pm.config import D3PMConfig
 from nanozoo_d3pm.graph_transitions import Clusters, Spectral
-from nanozoo_d3pm.transitions import Absorbing, Gaussian, Transition, Uniform
+from nanozoo_d3pm.transitions import Absorbing, Band, Gaussian, Transition, Uniform
 
 
 def make_transition(config: D3PMConfig) -> Transition:
@@ -29,6 +29,14 @@ def make_transition(config: D3PMConfig) -> Transition:
             num_timesteps,
             beta_min=config.gaussian_beta_min,
             beta_max=config.gaussian_beta_max,
+            terminal_mask=config.has_terminal_mask,
+        )
+    if config.transition_type == "band":
+        return Band(
+            size,
+            num_timesteps,
+            width=config.band_width,
+            noise_schedule=config.noise_schedule,
             terminal_mask=config.has_terminal_mask,
         )
     settings: dict[str, Any] = {

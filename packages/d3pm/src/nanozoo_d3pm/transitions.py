@@ -293,10 +293,12 @@ class Absorbing(Transition):
         return torch.cat([kept, mask.expand(*log_probs.shape[:-1], 1)], dim=-1)
 
 
-class Gaussian(Transition):
-    """Jumps to ids nearby, with probability falling like a Gaussian in their distance; symmetric.
+class ByDistance(Transition):
+    """Jumps between ids with probabilities that depend on their distance alone; symmetric, so that
+    rows and columns sum to one and the end is uniform.
 
-    Args: dtype: of the stored products, (T + 1, V, V), which are built in float64.
+    Args: jumps: (T, V) float64, of every distance at t = 1 .. T; a token stays with what its jumps
+        leave. dtype: of the stored products, (T + 1, V, V), which are built in float64.
     """
 
     steps: Tensor
@@ -304,20 +306,14 @@ class Gaussian(Transition):
 
     def __init__(
         self,
-        vocab_size: int,
-        num_timesteps: int,
+        jumps: Tensor,
         *,
-        beta_min: float,
-        beta_max: float,
         terminal_mask: bool = True,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        num_timesteps, vocab_size = jumps.shape
         super().__init__(vocab_size, vocab_size, num_timesteps, terminal_mask=terminal_mask)
-        betas = schedules.gaussian_betas(num_timesteps, beta_min, beta_max)
         distance = torch.arange(vocab_size, dtype=torch.float64, device="cpu")
-        exponent = -4 * distance**2 / ((vocab_size - 1) ** 2 * betas[1:, None])  # (T, V)
-        jumps = exponent.exp()
-        jumps = jumps / (2 * jumps.sum(1, keepdim=True) - 1)  # over distances of both signs
         gaps = (distance[:, None] - distance).abs().long()  # (V, V)
         products = [torch.eye(vocab_size, dtype=torch.float64, device="cpu")]
         steps = [products[0]]
@@ -364,3 +360,48 @@ class Gaussian(Transition):
     def log_mix(self, log_probs: Tensor, t: Tensor) -> Tensor:
         matrices = self.products[t.to(log_probs.device)].to(log_probs.dtype)  # (B, V, V)
         return log_product(log_probs, lambda p: p @ matrices, t)
+
+
+class Gaussian(ByDistance):
+    """Jumps whose probability falls like a Gaussian in their distance."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_timesteps: int,
+        *,
+        beta_min: float,
+        beta_max: float,
+        terminal_mask: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        betas = schedules.gaussian_betas(num_timesteps, beta_min, beta_max)
+        distance = torch.arange(vocab_size, dtype=torch.float64, device="cpu")
+        exponent = -4 * distance**2 / ((vocab_size - 1) ** 2 * betas[1:, None])  # (T, V)
+        jumps = exponent.exp()
+        jumps = jumps / (2 * jumps.sum(1, keepdim=True) - 1)  # over distances of both signs
+        super().__init__(jumps, terminal_mask=terminal_mask, dtype=dtype)
+
+
+class Band(ByDistance):
+    """Jumps of probability beta / V to each of the `width` ids above and below, and to no other; of
+    width V - 1 it is `Uniform`.
+
+    Reference: arXiv 2107.03006, appendix A.2, the band-diagonal matrices.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_timesteps: int,
+        *,
+        width: int,
+        noise_schedule: str,
+        terminal_mask: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        table = {"cosine": schedules.cosine_log_keep, "linear": schedules.linear_log_keep}
+        beta = -torch.expm1(table[noise_schedule](num_timesteps).diff())  # (T,)
+        is_near = torch.arange(vocab_size, device="cpu") <= width
+        jumps = beta[:, None] / vocab_size * is_near
+        super().__init__(jumps, terminal_mask=terminal_mask, dtype=dtype)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from nanozoo_core.config.defaults import refuse_unused
 from nanozoo_core.config.ranges import Layers
 from nanozoo_core.errors import Problems, divisors
 from nanozoo_hnet.layout import StageLayout, parse_layout
@@ -50,6 +51,7 @@ class HNetConfig:
     # Preset, or none -> the values of keys that are null.
     SIZES: ClassVar[dict[str | None, dict[str, Any]]] = SIZES
     MAIN_LETTER: ClassVar[str] = "T"  # of the layers that num_main_layers counts
+    MODEL: ClassVar[str] = "hnet"  # whose YAML has the values of these settings
 
     vocab_size: int
     """Symbols; null takes the tokenizer's (258: bytes, separator, pad)."""
@@ -111,6 +113,7 @@ class HNetConfig:
         if stages is not None and self._check_lists(p, len(stages)):
             self._check_stages(p, stages)
             self._check_ratios(p, len(stages) - 1)
+        refuse_unused(p, self.MODEL, self, self._unused())
         p.raise_if_any()
 
     # -- what the settings amount to ------------------------------------------------------------
@@ -317,6 +320,18 @@ class HNetConfig:
             f"model_cfg.lr_multipliers={self.lr_multipliers} must be auto or {len(stages)} "
             "positive values, one for each stage",
         )
+
+    def _unused(self) -> dict[str, str]:
+        """By key, the setting that leaves it without effect."""
+        unused: dict[str, str] = {}
+        if self.chunking != "dynamic":
+            keys = ("ratio_loss_coef", "boundary_clamp")
+            unused |= dict.fromkeys(keys, f"chunking={self.chunking}")
+        if self.lr_multipliers != "auto":
+            unused["bytes_per_token_ref"] = f"lr_multipliers={self.lr_multipliers}"
+        if self.tie_embeddings:
+            unused["embed_std"] = "tie_embeddings=true, which starts as model_cfg.initializer_range"
+        return unused
 
     def _check_ratios(self, p: Problems, num_chunkings: int) -> None:
         target = self.target_ratio

@@ -59,6 +59,7 @@ class HNetXNSAConfig(HNetConfig):
     LETTERS: ClassVar[tuple[str, ...]] = (*HNetConfig.LETTERS, LETTER)
     SIZES: ClassVar[dict[str | None, dict[str, Any]]] = SIZES
     MAIN_LETTER: ClassVar[str] = "N"
+    MODEL: ClassVar[str] = "hnet_x_nsa"
     renamed: ClassVar[dict[str, str]] = {
         "n_inner_layers": "num_inner_layers",
         "n_compress_decompress_layers": "num_ladder_levels",

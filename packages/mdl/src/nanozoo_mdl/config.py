@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from nanozoo_core.config.defaults import warn_of_unused
+from nanozoo_core.config.defaults import refuse_unused
 from nanozoo_core.config.diffusion import DiffusionConfig
 from nanozoo_core.errors import Problems
 
@@ -36,12 +36,9 @@ class MDLMConfig(DiffusionConfig):
     num_sampling_steps: int
     """Steps of a window; first_hitting takes one per token instead."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._warn_of_unused()
-
     def check(self, p: Problems) -> None:
         super().check(p)
+        refuse_unused(p, "mdl", self, self._unused())
         p.require_at_least(self, {"num_sampling_steps": 1})
         p.require(0 <= self.t_min < 0.5, f"model_cfg.t_min={self.t_min} must be in [0, 0.5)")
         if self.continuous_time:
@@ -62,18 +59,30 @@ class MDLMConfig(DiffusionConfig):
             "model_cfg.continuous_time=false use k",
         )
 
-    def _warn_of_unused(self) -> None:
-        """Settings that change nothing beside the others."""
+    def _unused(self) -> dict[str, str]:
+        """By key, the setting that leaves it without effect."""
         unused: dict[str, str] = {}
         if self.time_sampler == "k":
             unused["t_min"] = "time_sampler=k"
-        if not self.time_conditioning and not self.adaln_when_unconditioned:
-            unused["cond_dim"] = "time_conditioning=false"
         if self.time_conditioning:
             unused["adaln_when_unconditioned"] = "time_conditioning=true"
+        elif not self.adaln_when_unconditioned:
+            unused["cond_dim"] = "time_conditioning=false"
         if self.sampler == "first_hitting":
             unused["num_sampling_steps"] = "sampler=first_hitting"
-        warn_of_unused("mdl", self, unused)
+        if not self.reads_schedule:
+            unused["alpha_type"] = (
+                "time_sampler=k and model_cfg.sampler=first_hitting, for which the noise is its "
+                "own time"
+            )
+        return unused
+
+    @property
+    def reads_schedule(self) -> bool:
+        """Whether alpha of the time enters training, score or sampling. By the number of masks it
+        does not: the network is then told sigma of the noise itself."""
+        draws_times = self.time_sampler == "t" or not self.continuous_time
+        return draws_times or self.sampler != "first_hitting"
 
 
 Config = MDLMConfig

@@ -127,6 +127,11 @@ class MegabyteConfig:
     def __post_init__(self) -> None:
         p = Problems()
         sizes = TINY if self.preset is None else PRESETS[self.preset]
+        p.require(
+            self.preset is None or any(getattr(self, k) in (None, v) for k, v in sizes.items()),
+            f"model_cfg.preset={self.preset} sets nothing, as all of {', '.join(sizes)} are given; "
+            "leave it out, or some of them",
+        )
         for key, value in sizes.items():
             if getattr(self, key) is None:
                 object.__setattr__(self, key, value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanozoo_core.config.control import ControlConfig
-from nanozoo_core.config.defaults import warn_of_unused
+from nanozoo_core.config.defaults import refuse_unused
 from nanozoo_core.errors import Problems
 
 
@@ -37,12 +37,9 @@ class MoDConfig(ControlConfig):
     routed_impl: Literal["gather", "masked"]
     """gather computes the chosen tokens alone; masked computes all, as a reference for checks."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._warn_of_unused()
-
     def check(self, p: Problems) -> None:
         super().check(p)
+        refuse_unused(p, "mod", self, self._unused())
         p.require(
             not self.every_other or self.num_layers != 1,
             "model_cfg.every_other=true routes block 1, which model_cfg.num_layers=1 lacks; use at "
@@ -67,8 +64,8 @@ class MoDConfig(ControlConfig):
             value = getattr(self, key)
             p.require(value >= 0, f"model_cfg.{key}={value} must not be negative")
 
-    def _warn_of_unused(self) -> None:
-        """Settings that change nothing beside the others."""
+    def _unused(self) -> dict[str, str]:
+        """By key, the setting that leaves it without effect."""
         predictor = {"predictor_dim", "predictor_coef", "predictor_threshold"}
         if self.router_type == "random":
             unused, why = predictor | {"causal_router", "router_aux_coef"}, "router_type=random"
@@ -79,7 +76,7 @@ class MoDConfig(ControlConfig):
             unused, why = predictor, "causal_router=router"
         else:
             unused, why = {"router_aux_coef"}, "causal_router=predictor"
-        warn_of_unused("mod", self, dict.fromkeys(unused, why))
+        return dict.fromkeys(unused, why)
 
     @property
     def routed_layers(self) -> range:

@@ -174,6 +174,13 @@ class MoEConfig(ControlConfig):
                 "model_cfg.norm_topk_prob=false has no meaning with model_cfg.num_experts=1, whose "
                 "expert takes every token whole",
             )
+            for key, off in (("score_func", "sigmoid"), ("jitter_noise", 0.0)):
+                value = getattr(self, key)
+                p.require(
+                    value == off,
+                    f"model_cfg.{key}={value} has no effect with model_cfg.num_experts=1, which "
+                    "leaves nothing to choose; leave it out",
+                )
         else:
             p.require(
                 top_k != 1 or not self.norm_topk_prob,

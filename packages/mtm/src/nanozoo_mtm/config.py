@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
-from nanozoo_core.config.defaults import warn_of_unused
+from nanozoo_core.config.defaults import refuse_unused
 from nanozoo_core.config.multi_token import MultiTokenConfig
 from nanozoo_core.errors import Problems
 
@@ -50,6 +50,7 @@ class MTMConfig(MultiTokenConfig):
 
     def check(self, p: Problems) -> None:
         super().check(p)
+        refuse_unused(p, "mtm", self, self._unused())
         self._check_modules(p)
         self._check_lambda(p)
 
@@ -115,18 +116,21 @@ class MTMConfig(MultiTokenConfig):
                 f"model_cfg.num_mtp_modules={count}: the last module is run again on its own "
                 f"output, for which it is not trained, and few of those drafts will stand"
             )
+
+    def _unused(self) -> dict[str, str]:
+        """By key, the setting that leaves it without effect."""
         unused: dict[str, str] = {}
         if self.mtp_lambda_schedule == "constant":
             unused["mtp_lambda_final"] = "mtp_lambda_schedule=constant"
         if self.mtp_lambda_schedule != "step":
             unused["mtp_lambda_switch"] = f"mtp_lambda_schedule={self.mtp_lambda_schedule}"
-        if count == 0:
+        if self.num_mtp_modules == 0:
             unused |= {
                 field.name: "num_mtp_modules=0"
                 for field in fields(self)
                 if field.name.startswith(("mtp_", "concat", "share", "cross"))
             }
-        warn_of_unused("mtm", self, unused)
+        return unused
 
     @property
     def num_horizons(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from nanozoo_core.config import TrainingConfig
-from nanozoo_core.config.defaults import warn_of_unused
+from nanozoo_core.config.defaults import refuse_unused
 from nanozoo_core.config.multi_token import MultiTokenConfig
 from nanozoo_core.errors import Problems
 
@@ -34,12 +34,9 @@ class MTPConfig(MultiTokenConfig):
 
     renamed: ClassVar[dict[str, str]] = {"n_future_tokens": "num_mtp_tokens"}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._warn_of_unused()
-
     def check(self, p: Problems) -> None:
         super().check(p)
+        refuse_unused(p, "mtp", self, self._unused())
         self._check_horizons(p)
         self._check_weights(p)
 
@@ -88,14 +85,18 @@ class MTPConfig(MultiTokenConfig):
             f"the next token, which is what is scored",
         )
 
-    def _warn_of_unused(self) -> None:
-        unused = {}
+    def _unused(self) -> dict[str, str]:
+        """By key, the setting that leaves it without effect."""
+        unused: dict[str, str] = {}
+        if self.num_mtp_tokens == 1:
+            keys = ("cross_document_targets", "mtp_weight_schedule", "mtp_anneal_frac")
+            unused |= dict.fromkeys(keys, "num_mtp_tokens=1")
         if not self.has_own_heads:
             single = "num_mtp_tokens=1" if self.num_mtp_tokens == 1 else "head_type=shared"
             unused["head_backward"] = single
         if self.mtp_weight_schedule == "constant":
             unused["mtp_anneal_frac"] = "mtp_weight_schedule=constant"
-        warn_of_unused("mtp", self, unused)
+        return unused
 
     @property
     def num_trunk_layers(self) -> int:

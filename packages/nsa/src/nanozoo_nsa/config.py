@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from nanozoo_core.config.control import ControlConfig
-from nanozoo_core.config.defaults import warn_of_unused
+from nanozoo_core.config.defaults import refuse_unused
 from nanozoo_core.errors import Problems
 
 PRESETS: dict[str, dict[str, int]] = {
@@ -202,6 +202,10 @@ class NSAConfig(ControlConfig):
             self.compress_mlp_ratio > 0,
             f"model_cfg.compress_mlp_ratio={self.compress_mlp_ratio} must be positive",
         )
+        if self.compress_mode != "mlp":
+            keys_of_mlp = ("compress_mlp_ratio", "compress_residual_mean")
+            why = f"compress_mode={self.compress_mode}"
+            refuse_unused(p, "nsa", self, dict.fromkeys(keys_of_mlp, why))
 
     def _warn(self) -> None:
         grid, window = self.grid, self.sliding_window_size or 0
@@ -213,10 +217,6 @@ class NSAConfig(ControlConfig):
                 f"full attention, and costs more",
                 stacklevel=4,
             )
-        if self.compress_mode != "mlp":
-            keys_of_mlp = ("compress_mlp_ratio", "compress_residual_mean")
-            why = f"compress_mode={self.compress_mode}"
-            warn_of_unused("nsa", self, dict.fromkeys(keys_of_mlp, why))
 
     @property
     def grid(self) -> Grid:

@@ -136,6 +136,11 @@ class RDConfig:
             f"model_cfg.r_max={self.r_max} is below model_cfg.mean_recurrence={mean}; raise it, or "
             "null for no limit",
         )
+        p.require(
+            self.r_max is None or self.sampling != "fixed",
+            f"model_cfg.r_max={self.r_max} has no effect with model_cfg.sampling=fixed, which "
+            "draws nothing; leave it null",
+        )
         sigma = self.lognorm_sigma
         p.require(
             sigma is None or sigma >= 0, f"model_cfg.lognorm_sigma={sigma} must not be negative"

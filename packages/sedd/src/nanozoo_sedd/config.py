@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from nanozoo_core.config.defaults import changed_settings
+from nanozoo_core.config.defaults import refuse_unused
 from nanozoo_core.config.diffusion import DiffusionConfig
 from nanozoo_core.errors import Problems, show_value
 
@@ -50,7 +50,7 @@ class SEDDConfig(DiffusionConfig):
         self._check_noise(p)
         self._check_graph(p)
         self._check_sampling(p)
-        self._check_idle(p)
+        refuse_unused(p, "sedd", self, self._unused())
 
     def _check_noise(self, p: Problems) -> None:
         p.require(
@@ -118,21 +118,29 @@ class SEDDConfig(DiffusionConfig):
             "time to tell the network; use analytic",
         )
 
-    def _check_idle(self, p: Problems) -> None:
-        """Settings that were changed and that nothing would read."""
-        changed = changed_settings("sedd", self)
-        readers = {
-            "noise_eps": ("noise_schedule=loglinear", self.schedule_name == "loglinear"),
-            "sigma_min": ("noise_schedule=geometric", self.schedule_name == "geometric"),
-            "sigma_max": ("noise_schedule=geometric", self.schedule_name == "geometric"),
-            "t_min": ("time_sampler=t", not self.draws_counts),
-        }
-        for key, (reader, is_read) in readers.items():
-            p.require(
-                is_read or key not in changed,
-                f"model_cfg.{key}={changed.get(key)} has no use without model_cfg.{reader}; leave "
-                "it out",
-            )
+    def _unused(self) -> dict[str, str]:
+        """By key, the setting that leaves it without effect."""
+        unused: dict[str, str] = {}
+        if self.schedule_name == "loglinear":
+            unused |= dict.fromkeys(("sigma_min", "sigma_max"), "noise_schedule=loglinear")
+        else:
+            unused["noise_eps"] = "noise_schedule=geometric"
+        if self.draws_counts:
+            unused["t_min"] = "time_sampler=k"
+            if not self.knows_time:
+                unused["noise_eps"] = (
+                    "time_sampler=k and model_cfg.time_conditioning=false, which read no time in "
+                    "training"
+                )
+        if not self.knows_time:
+            unused["cond_dim"] = "time_conditioning=false"
+        if self.predictor == "first_hitting":
+            unused["sampling_steps"] = "predictor=first_hitting"
+            if self.draws_counts:
+                keys = ("noise_schedule", "sigma_min", "sigma_max")
+                why = "time_sampler=k and model_cfg.predictor=first_hitting, which read no time"
+                unused |= dict.fromkeys(keys, why)
+        return unused
 
     @property
     def knows_time(self) -> bool:

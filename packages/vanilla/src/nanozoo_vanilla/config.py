@@ -193,6 +193,11 @@ class VanillaConfig(ControlConfig):
                 "use an even width",
             )
         p.require(
+            self.rope_base == ROPE_BASE or switches.position == "rope",
+            f"model_cfg.rope_base={self.rope_base} has no effect with model_cfg.position="
+            f"{switches.position}; leave it at {ROPE_BASE:g}",
+        )
+        p.require(
             switches.init not in UNIT_EMBEDDING or not switches.tie_embeddings,
             f"model_cfg.init={switches.init} draws embeddings of unit variance, too large for a "
             "head; use model_cfg.tie_embeddings=false",

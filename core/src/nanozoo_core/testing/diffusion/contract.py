@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
+from nanozoo_core.contract import SamplingSettings
+from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing.contract_kit import ModelContract
+from nanozoo_core.testing.diffusion.models import watch
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 
 
@@ -22,6 +25,7 @@ class DiffusionContract(ModelContract):
     entropy_steps = 800
     entropy_windows = 64
     lr = 5e-3
+    many_steps = 32  # of a window with few holes, so that most steps lift no mask
     flops_steps = 8  # each with as many masks as its level of noise brings
     noise_levels: tuple[float, float]  # of two windows, as the model's forward pass takes them
 
@@ -51,4 +55,19 @@ class DiffusionContract(ModelContract):
 
     def test_cached_decoding_equals_full_recomputation(self) -> None:
         """No cache outlives a change anywhere in a bidirectional window, so there is none; what is
-        skipped instead are steps that change nothing, which the packages test."""
+        skipped instead are steps that change nothing."""
+        adapter, model = self.build(ToyVocabulary(self.toy_vocab))
+        self.perturb(model)
+        model.eval()
+        window = [1, None, None, 3, None, None, None, 2]
+        runs = watch(model)
+        states, counts = [], []
+        for use_cache in (True, False):
+            runs.clear()
+            settings = SamplingSettings(num_steps=self.many_steps, use_cache=use_cache)
+            states.append(list(adapter.denoise(model, window, settings, seeded_generator(4))))
+            counts.append(len(runs))
+        assert states[0] == states[1]
+        assert None not in states[0][-1]
+        assert 1 <= counts[0] <= window.count(None)
+        assert counts[1] > 3 * window.count(None)

@@ -266,6 +266,16 @@ class SamplerLaws(Laws):
         assert all(len(block) == chunk for block in blocks[1:-1])
         assert len(blocks) == 1 or len(blocks[-1]) <= chunk
 
+    def test_network_reads_windows_of_the_trained_length(self, variant: str) -> None:
+        """Whatever is asked for: a few tokens, a gap, or text beyond a window."""
+        model = self.models.make(variant).eval()
+        seen = watch(model)
+        self.blocks(model, [3, 4], 3, 1)
+        self.infill(model, [1, None, None, 2], 0)
+        self.blocks(model, [*range(self.models.seq_len + 3)], 2, 1)
+        assert len(seen) > 3
+        assert {tokens.shape[1] for tokens in seen} == {self.models.seq_len + 1}
+
     def test_text_is_a_function_of_the_seed(self, variant: str) -> None:
         model = self.models.make(variant).eval()
         assert self.blocks(model, [1], 20, 1) == self.blocks(model, [1], 20, 1)
