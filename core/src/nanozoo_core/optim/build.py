@@ -15,7 +15,7 @@ from nanozoo_core.optim.adamw import AdamW
 from nanozoo_core.optim.groups import ParameterGroup
 from nanozoo_core.optim.muon import Muon
 from nanozoo_core.optim.schedule import lr_factor, muon_momentum
-from nanozoo_core.optim.sharding import Piece, fill, gather_whole, pieces_of
+from nanozoo_core.optim.sharding import Piece, Readable, fill, gather_whole, pieces_of
 
 log = logging.getLogger(__name__)
 
@@ -146,14 +146,14 @@ class OptimizerSet:
                 found |= optimizer.pieces()
         return found
 
-    def make_room(self, stored: Mapping[str, Tensor]) -> None:
+    def make_room(self, stored: Mapping[str, Readable]) -> None:
         """Gives fresh optimisers the tensors of a stored state, to be filled.
 
         Args: stored: by name as in `full_state`; only shapes and types are looked at.
 
         Raises: CheckpointError where the state is not that of these parameters and optimisers.
         """
-        of_muon: dict[str, Tensor] = {}
+        of_muon: dict[str, Readable] = {}
         members = {
             name: (optimizer, parameter, group)
             for optimizer in self.optimizers
@@ -187,7 +187,7 @@ class OptimizerSet:
         if isinstance(self.muon, Muon):
             self.muon.check_state(of_muon)
 
-    def load_full_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_full_state(self, state: Mapping[str, Readable]) -> None:
         """Takes over a whole state; training goes on to the same bits.
 
         Raises: CheckpointError as `make_room`.
@@ -318,7 +318,7 @@ def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor, dict]]:
     ]
 
 
-def _fits(value: Tensor, parameter: Tensor) -> bool:
+def _fits(value: Readable, parameter: Tensor) -> bool:
     return value.shape == parameter.shape and value.dtype == parameter.dtype
 
 

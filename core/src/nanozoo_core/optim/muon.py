@@ -21,7 +21,7 @@ from nanozoo_core.errors import CheckpointError
 from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_core.optim.layout import Matrix, cut_matrices, rows_are_neurons
 from nanozoo_core.optim.orthogonalize import COEFFICIENTS, Method
-from nanozoo_core.optim.sharding import Piece, fill, gather_whole, shard_like
+from nanozoo_core.optim.sharding import Piece, Readable, fill, gather_whole, shard_like
 from nanozoo_core.optim.update import merge_halves, muon_update, split_halves
 
 LrScale = Literal["spectral", "match_rms_adamw", "spectral_unclamped", "none"]
@@ -269,7 +269,7 @@ class Muon(torch.optim.Optimizer):
                     found.setdefault(f"{matrix.name}.{kind}", []).append(matrix.piece(one, kind))
         return found
 
-    def check_state(self, state: Mapping[str, Tensor]) -> None:
+    def check_state(self, state: Mapping[str, Readable]) -> None:
         """Compares the names, shapes and types of a whole state with those of this optimiser.
 
         Raises: CheckpointError naming a key that is missing, unknown or of another shape or type.
@@ -293,7 +293,7 @@ class Muon(torch.optim.Optimizer):
                     f"needs {dtype}"
                 )
 
-    def load_full_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_full_state(self, state: Mapping[str, Readable]) -> None:
         """Takes what this rank owns from the whole state of any number of ranks.
 
         Raises: CheckpointError as `check_state`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ class Piece:
     """Where it begins, along each axis of the whole."""
     whole: tuple[int, ...]
     """The shape of the whole."""
+    is_shared: bool = False
+    """Whether all ranks have the same."""
 
     @property
     def place(self) -> tuple[slice, ...]:
@@ -30,18 +33,28 @@ class Piece:
 Pieces = Mapping[str, list[Piece]]
 
 
+class Readable(Protocol):
+    """A whole tensor, or one on disk that is read block by block."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __getitem__(self, place: tuple[slice, ...]) -> Tensor: ...
+
+
 def block(offsets: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[slice, ...]:
     """An index of the block that begins at `offsets`."""
-    return tuple(
-        slice(begin, begin + size) for begin, size in zip(offsets, sizes, strict=True)
-    )
+    return tuple(slice(begin, begin + size) for begin, size in zip(offsets, sizes, strict=True))
 
 
 def pieces_of(tensor: Tensor) -> list[Piece]:
     """What of a tensor lies on this rank, without a copy and without communication: a DTensor's
     shard, or nothing where that is empty; any other tensor whole."""
     if not hasattr(tensor, "full_tensor"):
-        return [Piece(tensor, (0,) * tensor.ndim, tuple(tensor.shape))]
+        return [Piece(tensor, (0,) * tensor.ndim, tuple(tensor.shape), is_shared=True)]
     from torch.distributed.tensor import DTensor
 
     assert isinstance(tensor, DTensor)
@@ -51,7 +64,7 @@ def pieces_of(tensor: Tensor) -> list[Piece]:
 
 
 @torch.no_grad()
-def fill(pieces: Pieces, tensors: Mapping[str, Tensor]) -> None:
+def fill(pieces: Pieces, tensors: Mapping[str, Readable]) -> None:
     """Copies into each piece its block of the whole tensor of that name."""
     for name, parts in pieces.items():
         for piece in parts:
