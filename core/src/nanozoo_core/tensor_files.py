@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,16 +35,21 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+TYPES = {name: dtype for dtype, name in DTYPES.items()}
+SHARDING = "DCP_SHARDING_INFO"  # the key under which torch.distributed.checkpoint keeps offsets
+Offsets = Mapping[str, tuple[int, ...]]
 ALIGNMENT = 8  # of the first tensor, as the format asks
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], offsets: Offsets | None = None) -> str:
     """Writes tensors as one file; what they share of memory is written for each.
+
+    Args: offsets: where each begins in the whole, if they are blocks of larger tensors.
 
     Returns: the sha256 of the file, 64 hex digits.
     Raises: WriteError.
     """
-    parts = _parts(tensors)
+    parts = _parts(tensors, offsets)
     with ThreadPoolExecutor(1) as pool, whole_file(path) as file:
         digest = pool.submit(_sha256, parts)
         for part in parts:
@@ -52,20 +57,35 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return digest.result()
 
 
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
+def digest_of(tensors: Mapping[str, Tensor], offsets: Offsets | None = None) -> str:
     """The sha256 of the file that `write_tensors` would write."""
-    return _sha256(_parts(tensors))
+    return _sha256(_parts(tensors, offsets))
 
 
-def _parts(tensors: Mapping[str, Tensor]) -> list[memoryview]:
+def offsets_in(metadata: Mapping[str, str] | None) -> dict[str, tuple[int, ...]] | None:
+    """Of a file's metadata, where its blocks begin; None for a file of whole tensors.
+
+    Raises: ValueError, LookupError or TypeError for another form.
+    """
+    if not metadata or SHARDING not in metadata:
+        return None
+    found = dict(json.loads(metadata[SHARDING]))
+    return {name: tuple(map(int, about["saved_offsets"])) for name, about in found.items()}
+
+
+def _parts(tensors: Mapping[str, Tensor], offsets: Offsets | None) -> list[memoryview]:
     # Wide types first, so that each tensor begins at a multiple of its element's size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     whole = {name: tensors[name].detach().cpu().contiguous() for name in names}
-    return [_head(whole), *(_bytes_of(tensor) for tensor in whole.values())]
+    return [_head(whole, offsets), *(_bytes_of(tensor) for tensor in whole.values())]
 
 
-def _head(tensors: Mapping[str, Tensor]) -> memoryview:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _head(tensors: Mapping[str, Tensor], offsets: Offsets | None) -> memoryview:
+    metadata = {"format": "pt"}
+    if offsets is not None:
+        saved = {name: {"saved_offsets": list(offsets[name])} for name in tensors}
+        metadata |= {"DCP_VERSION": "1.0", SHARDING: json.dumps(saved, separators=(",", ":"))}
+    entries: dict[str, object] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()
@@ -94,6 +114,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises: SafetensorError, OSError or ValueError when it is missing, truncated or of another kind.
     """
     return load_file(path)
+
+
+def read_blocks(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]] | None]:
+    """The tensors of a file, and where they begin in the whole if they are blocks of larger ones.
+
+    Raises: as `read_tensors`.
+    """
+    with safe_open(path, framework="pt") as opened:
+        offsets = offsets_in(opened.metadata())
+    return read_tensors(path), offsets
 
 
 def require_finite(

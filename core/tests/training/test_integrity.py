@@ -223,9 +223,11 @@ def test_a_run_killed_while_its_model_is_exchanged_is_whole(
     for call in ("before", "after"):
         copy = RunFolder(Path(shutil.copytree(run.path, run.path.with_name(call))))
 
-        def killed(path: Path, tensors: dict[str, torch.Tensor], *, call: str = call) -> str:
+        def killed(
+            path: Path, tensors: dict[str, torch.Tensor], offsets: None, *, call: str = call
+        ) -> str:
             if call == "after":
-                plain(path, tensors)
+                plain(path, tensors, offsets)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:

@@ -322,6 +322,8 @@ class CheckpointConfig:
     """Steps between checkpoints; 0 writes only the last. A new best validation writes one too."""
     keep: Count
     """How many of the latest to keep, beside the best and the last good one."""
+    sharded: Literal["auto", True, False]
+    """Every rank writes its own part, while training goes on; auto does so under fsdp."""
 
 
 @dataclass(frozen=True)

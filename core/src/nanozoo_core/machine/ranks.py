@@ -36,6 +36,14 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """The `value` of each rank, a small picklable object, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        found = [None] * self.world_size
+        dist.all_gather_object(found, value)
+        return found
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over ranks."""
         if self.world_size > 1:

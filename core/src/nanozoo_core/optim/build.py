@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from nanozoo_core.optim.adamw import AdamW
 from nanozoo_core.optim.groups import ParameterGroup
 from nanozoo_core.optim.muon import Muon
 from nanozoo_core.optim.schedule import lr_factor, muon_momentum
-from nanozoo_core.optim.sharding import gather_whole, shard_like
+from nanozoo_core.optim.sharding import Piece, Readable, fill, gather_whole, pieces_of
 
 log = logging.getLogger(__name__)
 
@@ -131,25 +132,40 @@ class OptimizerSet:
                     state[f"{name}.{kind}"] = gather_whole(value).to("cpu", copy=True)
         return state
 
-    def load_full_state(self, state: dict[str, Tensor]) -> None:
-        """Takes over a whole state; training goes on to the same bits.
+    def pieces(self) -> dict[str, list[Piece]]:
+        """What of the state lies on this rank, by the names of `full_state`, without a copy and
+        without communication."""
+        found: dict[str, list[Piece]] = {}
+        for optimizer in self.optimizers:
+            for name, parameter, group in _named(optimizer):
+                if group["every"] > 1 and parameter.grad is not None:
+                    found[f"{name}.{PENDING}"] = pieces_of(parameter.grad)
+                for kind, value in optimizer.state.get(parameter, {}).items():
+                    found[f"{name}.{kind}"] = pieces_of(value)
+            if isinstance(optimizer, Muon):
+                found |= optimizer.pieces()
+        return found
+
+    def make_room(self, stored: Mapping[str, Readable]) -> None:
+        """Gives fresh optimisers the tensors of a stored state, to be filled.
+
+        Args: stored: by name as in `full_state`; only shapes and types are looked at.
 
         Raises: CheckpointError where the state is not that of these parameters and optimisers.
         """
-        of_muon: dict[str, Tensor] = {}
+        of_muon: dict[str, Readable] = {}
         members = {
             name: (optimizer, parameter, group)
             for optimizer in self.optimizers
             for name, parameter, group in _named(optimizer)
         }
-        for key, value in state.items():
+        for key, value in stored.items():
             name, _, kind = key.rpartition(".")
             if name not in members:
                 raise CheckpointError(f"optimiser state '{key}' belongs to no trained parameter")
             optimizer, parameter, group = members[name]
             if kind == PENDING and _fits(value, parameter):
-                gradient = value.to(parameter.device, copy=True)
-                parameter.grad = shard_like(gradient, parameter)
+                parameter.grad = torch.zeros_like(parameter)
                 continue
             if isinstance(optimizer, Muon):
                 of_muon[key] = value
@@ -162,13 +178,22 @@ class OptimizerSet:
                     f"{value.dtype} does not fit {type(optimizer).__name__} of a parameter of "
                     f"shape {tuple(parameter.shape)} and type {parameter.dtype}"
                 )
-            on_cpu = kind == "step" and not group["fused"]
-            value = value.to("cpu" if on_cpu else parameter.device, copy=True)
-            if kind != "step":
-                value = shard_like(value, parameter)
-            optimizer.state[parameter][kind] = value
+            if kind == "step":
+                place = parameter.device if group["fused"] else torch.device("cpu")
+                room = torch.zeros(value.shape, dtype=value.dtype, device=place)
+            else:
+                room = torch.zeros_like(parameter)
+            optimizer.state[parameter][kind] = room.detach()
         if isinstance(self.muon, Muon):
-            self.muon.load_full_state(of_muon)
+            self.muon.check_state(of_muon)
+
+    def load_full_state(self, state: Mapping[str, Readable]) -> None:
+        """Takes over a whole state; training goes on to the same bits.
+
+        Raises: CheckpointError as `make_room`.
+        """
+        self.make_room(state)
+        fill(self.pieces(), state)
 
 
 def build_optimizers(
@@ -293,7 +318,7 @@ def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor, dict]]:
     ]
 
 
-def _fits(value: Tensor, parameter: Tensor) -> bool:
+def _fits(value: Readable, parameter: Tensor) -> bool:
     return value.shape == parameter.shape and value.dtype == parameter.dtype
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from nanozoo_core.optim.sharding import Piece
+
 
 def matrix_sides(param: Tensor) -> tuple[int, int, int]:
     """Number of matrices, fan-out and fan-in of a parameter, before any split of its rows.
@@ -64,6 +66,16 @@ class Matrix:
     def state_of(self, whole: Tensor, kind: str) -> Tensor:
         """This matrix's part of a tensor of `state_shape(kind)`."""
         return whole[self.neurons] if kind == "second_moment" else self.of(whole)
+
+    def piece(self, state: Tensor, kind: str) -> Piece:
+        """This matrix's state, (m, n) or one number per neuron, as a block of the parameter's."""
+        whole = self.state_shape(kind)
+        if kind == "second_moment":
+            return Piece(state.view(-1), (self.neurons.start,), whole)
+        first, rows = self.rows.start, self.shape[0]
+        if self.expert is None:
+            return Piece(state.view(rows, *whole[1:]), (first, *(0 for _ in whole[1:])), whole)
+        return Piece(state.view(1, rows, *whole[2:]), (self.expert, first, 0), whole)
 
 
 def rows_are_neurons(shape: tuple[int, int], neuron_axis: str) -> bool:

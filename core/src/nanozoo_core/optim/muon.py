@@ -9,7 +9,7 @@ arXiv 2502.16982; others at `update`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from nanozoo_core.errors import CheckpointError
 from nanozoo_core.machine.precision import wide_dtype
 from nanozoo_core.optim.layout import Matrix, cut_matrices, rows_are_neurons
 from nanozoo_core.optim.orthogonalize import COEFFICIENTS, Method
-from nanozoo_core.optim.sharding import gather_whole, shard_like
+from nanozoo_core.optim.sharding import Piece, Readable, fill, gather_whole, shard_like
 from nanozoo_core.optim.update import merge_halves, muon_update, split_halves
 
 LrScale = Literal["spectral", "match_rms_adamw", "spectral_unclamped", "none"]
@@ -259,35 +259,47 @@ class Muon(torch.optim.Optimizer):
                     target.copy_(stacks[self._slot(bucket, j)].view_as(target))
         return result
 
-    def load_full_state(self, state: dict[str, Tensor]) -> None:
-        """Takes what this rank owns from the whole state of any number of ranks.
-
-        Raises: CheckpointError naming a key that is missing, unknown or of the wrong shape.
-        """
-        expected = {
-            f"{matrix.name}.{kind}": matrix.state_shape(kind)
-            for bucket in self._buckets
-            for matrix in bucket.matrices
-            for kind in bucket.state
-        }
-        for key in [*expected, *state]:
-            found = tuple(state[key].shape) if key in state else None
-            if found != expected.get(key):
-                raise CheckpointError(
-                    f"Muon's stored state has '{key}' of shape {found}, this model needs "
-                    f"{expected.get(key)}"
-                )
+    def pieces(self) -> dict[str, list[Piece]]:
+        """The state of the matrices that this rank owns, by the names of `full_state`, without a
+        copy and without communication."""
+        found: dict[str, list[Piece]] = {}
         for bucket in self._buckets:
             for kind, stack in bucket.state.items():
-                for target, matrix in zip(stack, bucket.owned, strict=True):
-                    key = f"{matrix.name}.{kind}"
-                    source = matrix.state_of(state[key], kind)
-                    if source.dtype != target.dtype:
-                        raise CheckpointError(
-                            f"Muon's stored state has '{key}' of type {source.dtype}, this model "
-                            f"needs {target.dtype}"
-                        )
-                    target.copy_(source.view_as(target))
+                for matrix, one in zip(bucket.owned, stack, strict=True):
+                    found.setdefault(f"{matrix.name}.{kind}", []).append(matrix.piece(one, kind))
+        return found
+
+    def check_state(self, state: Mapping[str, Readable]) -> None:
+        """Compares the names, shapes and types of a whole state with those of this optimiser.
+
+        Raises: CheckpointError naming a key that is missing, unknown or of another shape or type.
+        """
+        expected = {
+            f"{matrix.name}.{kind}": (matrix.state_shape(kind), stack.dtype)
+            for bucket in self._buckets
+            for matrix in bucket.matrices
+            for kind, stack in bucket.state.items()
+        }
+        for key in [*expected, *state]:
+            shape, dtype = expected.get(key, (None, None))
+            found = tuple(state[key].shape) if key in state else None
+            if found != shape:
+                raise CheckpointError(
+                    f"Muon's stored state has '{key}' of shape {found}, this model needs {shape}"
+                )
+            if state[key].dtype != dtype:
+                raise CheckpointError(
+                    f"Muon's stored state has '{key}' of type {state[key].dtype}, this model "
+                    f"needs {dtype}"
+                )
+
+    def load_full_state(self, state: Mapping[str, Readable]) -> None:
+        """Takes what this rank owns from the whole state of any number of ranks.
+
+        Raises: CheckpointError as `check_state`.
+        """
+        self.check_state(state)
+        fill(self.pieces(), state)
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state; the groups' rates are settings, not state."""

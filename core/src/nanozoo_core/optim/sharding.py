@@ -2,10 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A block of a tensor that lies on this rank."""
+
+    tensor: Tensor
+    """The block itself: what is written into it is written into the state of the run."""
+    offsets: tuple[int, ...]
+    """Where it begins, along each axis of the whole."""
+    whole: tuple[int, ...]
+    """The shape of the whole."""
+    is_shared: bool = False
+    """Whether all ranks have the same."""
+
+    @property
+    def place(self) -> tuple[slice, ...]:
+        """The block in a tensor of the whole's shape."""
+        return block(self.offsets, self.tensor.shape)
+
+
+Pieces = Mapping[str, list[Piece]]
+
+
+class Readable(Protocol):
+    """A whole tensor, or one on disk that is read block by block."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __getitem__(self, place: tuple[slice, ...]) -> Tensor: ...
+
+
+def block(offsets: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[slice, ...]:
+    """An index of the block that begins at `offsets`."""
+    return tuple(slice(begin, begin + size) for begin, size in zip(offsets, sizes, strict=True))
+
+
+def pieces_of(tensor: Tensor) -> list[Piece]:
+    """What of a tensor lies on this rank, without a copy and without communication: a DTensor's
+    shard, or nothing where that is empty; any other tensor whole."""
+    if not hasattr(tensor, "full_tensor"):
+        return [Piece(tensor, (0,) * tensor.ndim, tuple(tensor.shape), is_shared=True)]
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(tensor, DTensor)
+    local = tensor.to_local()
+    (chunk,) = tensor.__create_chunk_list__()  # what DTensor offers torch.distributed.checkpoint
+    return [Piece(local, tuple(chunk.offsets), tuple(tensor.shape))] if local.numel() else []
+
+
+@torch.no_grad()
+def fill(pieces: Pieces, tensors: Mapping[str, Readable]) -> None:
+    """Copies into each piece its block of the whole tensor of that name."""
+    for name, parts in pieces.items():
+        for piece in parts:
+            piece.tensor.copy_(tensors[name][piece.place])
 
 
 def gather_whole(tensor: Tensor) -> Tensor:

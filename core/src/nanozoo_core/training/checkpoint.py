@@ -1,8 +1,8 @@
 """Checkpoints that a kill at any moment cannot spoil, and that load without running any code.
 
 A checkpoint is a folder `step_000040` with `model.safetensors`, `optimizer.safetensors`,
-`ema.safetensors` where weights are averaged, and `state.json`. It is written under another name,
-flushed to disk and renamed.
+`ema.safetensors` where weights are averaged, and `state.json`; `sharded_save` writes folders of
+shards in place of the files. It is written under another name, flushed to disk and renamed.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nanozoo_core import tensor_files
 from nanozoo_core.errors import CheckpointError, NanozooError, first_line
 from nanozoo_core.files import UNFINISHED, remove_unfinished
 from nanozoo_core.machine.ranks import Ranks
-from nanozoo_core.optim.sharding import gather_whole
+from nanozoo_core.optim.sharding import Pieces, Readable, fill, gather_whole, pieces_of
 from nanozoo_core.training.claim import Claim
 from nanozoo_core.training.integrity import DamagedCheckpointError, check_files
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state, write_state
 from nanozoo_core.training.signals import without_interrupts
+from nanozoo_core.training.stored_tensors import StoredTensors
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +47,15 @@ def check_whole(path: Path, stems: tuple[str, ...], *, verify: bool = True) -> N
         state = read_state(path, verify=verify)
     except CheckpointError as error:
         raise DamagedCheckpointError(str(error)) from error
+    names = [name for name in state.files or {} if name.partition("/")[0].split(".")[0] in stems]
+    for name in names:
+        if not (path / name).is_file():
+            raise DamagedCheckpointError(f"{path} is not a checkpoint: it has no {name}")
     for stem in stems:
-        file = _tensor_file(path, stem)
-        try:
-            with safe_open(file, framework="pt") as opened:
-                opened.keys()
-        except (SafetensorError, OSError, ValueError) as error:
-            raise _damaged(file, error) from error
+        with StoredTensors(path, stem):
+            pass
     if verify:
-        check_files(path, state, [f"{stem}.safetensors" for stem in stems])
+        check_files(path, state, names)
 
 
 def newest_whole(run: RunFolder, stems: tuple[str, ...], *, verify: bool = True) -> int:
@@ -97,27 +96,34 @@ def best_whole(run: RunFolder, stems: tuple[str, ...], *, verify: bool = True) -
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers, each once: a tied parameter goes under its first name."""
-    parameters = {name: gather_whole(p.detach()) for name, p in model.named_parameters()}
+    named = dict(model.named_parameters()) | buffers(model)
+    return {name: gather_whole(t.detach()).cpu().contiguous() for name, t in named.items()}
+
+
+def buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The persistent ones, by name."""
     kept = set(model.state_dict(keep_vars=True))
-    buffers = {name: gather_whole(b) for name, b in model.named_buffers() if name in kept}
-    return {name: t.cpu().contiguous() for name, t in (parameters | buffers).items()}
+    return {name: b for name, b in model.named_buffers() if name in kept}
 
 
-def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Copies `tensors` into the model in place.
+def model_pieces(model: nn.Module) -> Pieces:
+    """What of `model_tensors` lies on this rank, without a copy and without communication."""
+    named = dict(model.named_parameters()) | buffers(model)
+    return {name: pieces_of(tensor.detach()) for name, tensor in named.items()}
+
+
+def load_model_tensors(model: nn.Module, tensors: Mapping[str, Readable], source: Path) -> None:
+    """Copies whole tensors into the model in place; a sharded one takes its blocks of them.
 
     Raises: CheckpointError when names, shapes or types are those of another model.
     """
-    targets = dict(model.named_parameters())
-    kept = set(model.state_dict(keep_vars=True))
-    targets |= {name: b for name, b in model.named_buffers() if name in kept}  # type: ignore[misc]
-    _check_fit(targets, tensors, source)
-    with torch.no_grad():
-        for name, target in targets.items():
-            copy_into(target, tensors[name])
+    _check_fit(dict(model.named_parameters()) | buffers(model), tensors, source)
+    fill(model_pieces(model), tensors)
 
 
-def _check_fit(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path) -> None:
+def _check_fit(
+    targets: Mapping[str, Tensor], tensors: Mapping[str, Readable], source: Path
+) -> None:
     """Raises: CheckpointError when names, shapes or types differ."""
     missing = sorted(targets.keys() - tensors.keys())
     foreign = sorted(tensors.keys() - targets.keys())
@@ -139,27 +145,13 @@ def _check_fit(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], sou
             )
 
 
-def check_average(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+def check_average(model: nn.Module, tensors: Mapping[str, Readable], source: Path) -> None:
     """Raises: CheckpointError when the averages are not those of all parameters and no others."""
     _check_fit(dict(model.named_parameters()), tensors, source / "ema.safetensors")
 
 
-def _type(tensor: Tensor) -> str:
+def _type(tensor: Readable) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def copy_into(target: Tensor, source: Tensor) -> None:
-    """target.copy_(source) where target may be sharded and source is whole."""
-    mesh = getattr(target, "device_mesh", None)
-    if mesh is not None:
-        from torch.distributed.tensor import distribute_tensor
-
-        source = distribute_tensor(
-            source.to(target.device),
-            mesh,
-            target.placements,  # type: ignore[attr-defined]
-        )
-    target.copy_(source)
 
 
 def table_names(model: nn.Module) -> Set[str]:
@@ -197,40 +189,60 @@ def save(
         for stem, content in tensors.items():
             digest = tensor_files.write_tensors(temporary / f"{stem}.safetensors", content)
             state.files[f"{stem}.safetensors"] = [digest]
-        write_state(temporary, state)
-        _flush(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        _flush(run.checkpoints_path)
+        conclude(run, state, temporary, keep=keep)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"the checkpoint of step {state.step} cannot be written to {run.checkpoints_path}: "
-            f"{_reason(error)}; earlier checkpoints are untouched, and train resume={run} goes on"
-        ) from error
-    _remove_old(run, state, keep)
+        raise not_written(run, state.step, error) from error
     return final
 
 
-def renew(run: RunFolder, state: TrainState, model: dict[str, Tensor], *, keep: int) -> None:
-    """Replaces the model and the state in the checkpoint of `state.step`, each at once, and removes
-    what has become too old.
+def conclude(run: RunFolder, state: TrainState, temporary: Path, *, keep: int) -> None:
+    """Makes the checkpoint of `state.step` of a folder that holds its tensors, and removes the
+    older ones beyond `keep`. Raises: OSError."""
+    final = run.checkpoint(state.step)
+    write_state(temporary, state)
+    _flush(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    _flush(run.checkpoints_path)
+    _remove_old(run, state, keep)
 
-    Args: model: its tensors, of which the end of a run changes only what calibration sets: a kill
-        between the two files leaves a checkpoint from which the run finishes to the same bits.
-    Raises: CheckpointError when the disk refuses; the checkpoint is then as it was.
+
+def not_written(run: RunFolder, step: int, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint of step {step} cannot be written to {run.checkpoints_path}: "
+        f"{_reason(error)}; earlier checkpoints are untouched, and train resume={run} goes on"
+    )
+
+
+def renew(run: RunFolder, state: TrainState, buffers: Mapping[str, Tensor], *, keep: int) -> None:
+    """Replaces the buffers and the state in the checkpoint of `state.step`, each file at once, and
+    removes what has become too old.
+
+    Args: buffers: of the model, which are all that calibration sets: a kill between two files
+        leaves a checkpoint from which the run finishes to the same bits.
+    Raises: CheckpointError when the disk refuses or the checkpoint is damaged; it is then as it
+        was.
     """
     folder = run.checkpoint(state.step)
     try:
         with without_interrupts():
-            remove_unfinished(folder)
-            digest, name = tensor_files.digest_of(model), "model.safetensors"
             files = read_state(folder, verify=False).files or {}
-            if files.get(name) != [digest]:
-                either = [*files.get(name, []), digest]
-                write_state(folder, replace(state, files=files | {name: either}))
-                tensor_files.write_tensors(folder / name, model)
-            state.files = files | {name: [digest]}
+            with StoredTensors(folder, "model", tables=buffers.keys()) as stored:
+                changed = stored.files(buffers.keys())
+            for file, names in changed.items():
+                remove_unfinished(file.parent)
+                content, offsets = tensor_files.read_blocks(file)
+                content |= {name: buffers[name] for name in names}
+                digest = tensor_files.digest_of(content, offsets)
+                name = file.relative_to(folder).as_posix()
+                if files.get(name) != [digest]:
+                    either = [*files.get(name, []), digest]
+                    write_state(folder, replace(state, files=files | {name: either}))
+                    tensor_files.write_tensors(file, content, offsets)
+                files = files | {name: [digest]}
+            remove_unfinished(folder)
+            state.files = files
             write_state(folder, state)
             _flush(folder)
     except OSError as error:
@@ -277,46 +289,15 @@ def save_on_main(
 
 
 def read_tensors(path: Path, stem: str, *, tables: Set[str] = frozenset()) -> dict[str, Tensor]:
-    """The tensors of one file of a checkpoint folder; never unpickles.
+    """The tensors of one kind of a checkpoint folder, whole; never unpickles.
 
     Args: tables: names of those that may hold the logarithm of 0.
 
     Raises: CheckpointError for a missing, truncated or foreign file; NonFiniteError for the file of
         a run that has diverged.
     """
-    file = _tensor_file(path, stem)
-    try:
-        tensors = tensor_files.read_tensors(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(file, error) from error
-    tensor_files.require_finite(tensors, file, logarithms=tables)
-    return tensors
-
-
-def _tensor_file(path: Path, stem: str) -> Path:
-    """The path of a file of tensors. Raises: CheckpointError when it is missing or a pickle."""
-    file = path / f"{stem}.safetensors"
-    if not file.is_file():
-        pickles = [p.name for p in path.glob("*") if p.suffix in (".pt", ".pth", ".bin", ".pkl")]
-        if pickles:
-            raise CheckpointError(
-                f"{path / pickles[0]} is a pickle, which can run code when it is loaded; "
-                f"only safetensors files are read, and {file.name} is missing"
-            )
-        raise DamagedCheckpointError(f"{path} is not a checkpoint: it has no {file.name}")
-    with file.open("rb") as stream:
-        head = stream.read(9)
-    # Behind the eight bytes of its length, which may be any, the header is JSON.
-    if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
-        raise CheckpointError(
-            f"{file} is a pickle, which can run code when it is loaded; "
-            f"only safetensors files are read"
-        )
-    return file
-
-
-def _damaged(file: Path, error: Exception) -> DamagedCheckpointError:
-    return DamagedCheckpointError(f"{file} is truncated or damaged: {_reason(error)}")
+    with StoredTensors(path, stem, tables=tables) as stored:
+        return {name: tensor.whole() for name, tensor in stored.items()}
 
 
 def _flush(path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from nanozoo_core.optim.sharding import gather_whole
-from nanozoo_core.training.checkpoint import copy_into
+from nanozoo_core.optim.sharding import Pieces, Readable, fill, gather_whole, pieces_of
 
 
 def ramped_decay(decay: float, num_updates: int) -> float:
@@ -57,10 +56,14 @@ class WeightAverage:
         names = [name for name, _ in self.model.named_parameters()]
         return dict(zip(names, (gather_whole(m).cpu() for m in self._means), strict=True))
 
-    @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        for (name, _), mean in zip(self.model.named_parameters(), self._means, strict=True):
-            copy_into(mean, tensors[name])
+    def pieces(self) -> Pieces:
+        """What of the averages lies on this rank, by parameter name."""
+        names = [name for name, _ in self.model.named_parameters()]
+        return dict(zip(names, map(pieces_of, self._means), strict=True))
+
+    def load(self, tensors: Mapping[str, Readable]) -> None:
+        """Takes over whole averages, by parameter name."""
+        fill(self.pieces(), tensors)
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:

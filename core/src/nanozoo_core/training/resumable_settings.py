@@ -94,6 +94,7 @@ RULES = {
     "eval.batch_tokens": FREE,
     "checkpoint.every": FREE,
     "checkpoint.keep": FREE,
+    "checkpoint.sharded": FREE,
     "distributed.strategy": FREE,
     "distributed.timeout_seconds": FREE,
     "log.tensorboard": FREE,

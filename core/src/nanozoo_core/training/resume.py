@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from nanozoo_core.training.resumable_settings import RULES, START, check_setting
 from nanozoo_core.training.run_data import lasting_path
 from nanozoo_core.training.run_folder import RunFolder, TrainState, parse_resume, read_state
 from nanozoo_core.training.setup import Setup
+from nanozoo_core.training.stored_tensors import StoredTensors
 
 log = logging.getLogger(__name__)
 
@@ -98,12 +100,16 @@ def take_over(
     _check_budget(setup, state, folder)
     _check_position(setup, state, folder)
     tables = checkpoint.table_names(setup.model)
-    tensors = {stem: checkpoint.read_tensors(path, stem, tables=tables) for stem in stems}
-    checkpoint.load_model_tensors(setup.model, tensors["model"], path)
-    optimizers.load_full_state(tensors["optimizer"])
-    if average.is_kept:
-        checkpoint.check_average(setup.model, tensors["ema"], path)
-        average.load(tensors["ema"])
+    # Each rank reads the blocks that it needs, whoever has written them.
+    with ExitStack() as files:
+        stored = {
+            stem: files.enter_context(StoredTensors(path, stem, tables=tables)) for stem in stems
+        }
+        checkpoint.load_model_tensors(setup.model, stored["model"], path)
+        optimizers.load_full_state(stored["optimizer"])
+        if average.is_kept:
+            checkpoint.check_average(setup.model, stored["ema"], path)
+            average.load(stored["ema"])
     ranks.barrier()
     if ranks.is_main:
         for name in folder.set_aside_after(step):

@@ -41,6 +41,7 @@ from nanozoo_core.training.resume import (
 )
 from nanozoo_core.training.run_folder import TrainState, parse_resume
 from nanozoo_core.training.setup import set_up
+from nanozoo_core.training.sharded_save import ShardedSave, all_pieces, is_due, should_shard
 from nanozoo_core.training.signals import agreed_signal, catch_signals
 from nanozoo_core.training.step_metrics import StepMetrics
 from nanozoo_core.training.tracking import import_wandb
@@ -117,6 +118,10 @@ class Trainer:
         self.settings = config_to_store(config, setup.model_cfg)
         self.state = TrainState(model=config.model)
         self.saved_step: int | None = None  # of the newest checkpoint
+        self.saving: ShardedSave | None = None  # one that is on its way to the disk
+        self.is_sharded = should_shard(
+            config.checkpoint.sharded, config.distributed.strategy, ranks
+        )
         self.is_whole = True  # whether weights and state are those of one step
         if resumed is not None:
             with self.claim.released_on_error():
@@ -158,7 +163,9 @@ class Trainer:
                     self._validate(draws=1)
                 is_best = state.best_step == state.step
                 if stopping or is_best or last or _is_due(state.step, config.checkpoint.every):
-                    self._save()
+                    self._save(beside=not stopping and not last)
+                elif self.saving is not None and is_due(self.saving, self.ranks, self.device):
+                    self._finish_saving()
                 if stopping and not last:
                     bar.close()
                     return self._leave(interrupted)
@@ -325,19 +332,37 @@ class Trainer:
             messages.say_score(state.step, score)
         return score
 
-    def _save(self) -> None:
-        tensors = gather_tensors(self.model, self.optimizers, self.average)
+    def _save(self, *, beside: bool = False) -> None:
+        """Writes a checkpoint. Args: beside: shards may go to the disk while training goes on."""
+        self._finish_saving()
+        parts = (self.model, self.optimizers, self.average)
         tables = checkpoint.table_names(self.model)
-        keep = self.config.checkpoint.keep
         self.is_whole = False  # for what one attempt cannot save another cannot
         try:
-            checkpoint.save_on_main(
-                self.claim, self.state, tensors, keep=keep, ranks=self.ranks, tables=tables
-            )
+            if self.is_sharded:
+                self.saving = ShardedSave(
+                    self.claim, self.state, all_pieces(*parts), ranks=self.ranks, tables=tables
+                )
+            else:
+                keep, tensors = self.config.checkpoint.keep, gather_tensors(*parts)
+                checkpoint.save_on_main(
+                    self.claim, self.state, tensors, keep=keep, ranks=self.ranks, tables=tables
+                )
+                self.saved_step = self.state.step
         except NonFiniteError as error:
             sentence = f"{error} at step {self.state.step}, which is not saved"
             raise diverged(sentence, self.state, self.folder) from error
-        self.saved_step, self.is_whole = self.state.step, True
+        self.is_whole = True
+        if not beside:
+            self._finish_saving()
+
+    def _finish_saving(self) -> None:
+        """Waits for the checkpoint that is on its way to the disk, if there is one."""
+        if self.saving is None:
+            return
+        saving, self.saving, self.is_whole = self.saving, None, False
+        saving.finish(keep=self.config.checkpoint.keep)
+        self.saved_step, self.is_whole = saving.state.step, True
 
     def _save_after_an_error(self) -> None:
         """Keeps what was trained since the last checkpoint. On several ranks it does not: a save is
@@ -369,10 +394,10 @@ class Trainer:
         finish.calibrate(self.setup, whole, self.state.step)
         score = self._validate(draws=self.config.eval.draws)
         self.state.last_good_step = self.state.step
-        tensors = checkpoint.model_tensors(self.model)
         if self.ranks.is_main:
             self.claim.check_in_place()
-            checkpoint.renew(self.folder, self.state, tensors, keep=self.config.checkpoint.keep)
+            buffers = checkpoint.buffers(self.model)
+            checkpoint.renew(self.folder, self.state, buffers, keep=self.config.checkpoint.keep)
         if (received := agreed_signal(interrupts, self.ranks, self.device)) is not None:
             return self._leave(received)
         if self.ranks.is_main:

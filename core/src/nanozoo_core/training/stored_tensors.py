@@ -1,0 +1,200 @@
+"""The tensors of a checkpoint as they lie on disk, to be read whole or block by block.
+
+A checkpoint keeps each kind of tensors (model, optimizer, ema) in one file `KIND.safetensors`, or
+in a folder `KIND/` of shards that the ranks have written: the format of torch's
+`HuggingFaceStorageReader`. A shard's header says where in the whole each of its blocks begins, so
+that any number of processes can read what any other number has written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Set
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from nanozoo_core import tensor_files
+from nanozoo_core.errors import CheckpointError, first_line
+from nanozoo_core.training.integrity import DamagedCheckpointError
+
+SHARDS = "shard-*.safetensors"
+Place = tuple[slice, ...]
+
+
+def files_of(path: Path, stem: str) -> list[Path]:
+    """The files of one kind of tensors of a checkpoint folder.
+
+    Raises: DamagedCheckpointError when there are none; CheckpointError for a pickle.
+    """
+    if (path / stem).is_dir():
+        found = sorted((path / stem).glob(SHARDS))
+        if not found:
+            raise DamagedCheckpointError(f"{path} is not a checkpoint: it has no shards in {stem}")
+        return found
+    return [_single_file(path, stem)]
+
+
+def is_sharded(path: Path, stem: str) -> bool:
+    return (path / stem).is_dir()
+
+
+def _single_file(path: Path, stem: str) -> Path:
+    """The path of a file of tensors. Raises: CheckpointError when it is missing or a pickle."""
+    file = path / f"{stem}.safetensors"
+    if not file.is_file():
+        pickles = [p.name for p in path.glob("*") if p.suffix in (".pt", ".pth", ".bin", ".pkl")]
+        if pickles:
+            raise CheckpointError(
+                f"{path / pickles[0]} is a pickle, which can run code when it is loaded; "
+                f"only safetensors files are read, and {file.name} is missing"
+            )
+        raise DamagedCheckpointError(f"{path} is not a checkpoint: it has no {file.name}")
+    with file.open("rb") as stream:
+        head = stream.read(9)
+    # Behind the eight bytes of its length, which may be any, the header is JSON.
+    if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
+        raise CheckpointError(
+            f"{file} is a pickle, which can run code when it is loaded; "
+            f"only safetensors files are read"
+        )
+    return file
+
+
+def damaged(file: Path, error: Exception) -> DamagedCheckpointError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+    return DamagedCheckpointError(f"{file} is truncated or damaged: {reason}")
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A part of a tensor in one file."""
+
+    file: Path
+    opened: Any
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+@dataclass
+class StoredTensor:
+    """One tensor, of which any block can be read: `stored[place]` with a slice for each axis."""
+
+    name: str
+    dtype: torch.dtype
+    is_table: bool
+    """Whether it may hold the logarithm of 0."""
+    blocks: list[_Block] = field(default_factory=list)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole: as far as its blocks reach."""
+        ends = [
+            [begin + size for begin, size in zip(block.offsets, block.sizes, strict=True)]
+            for block in self.blocks
+        ]
+        return torch.Size(map(max, zip(*ends, strict=True)))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its blocks, which never overlap, make up the whole."""
+        return sum(math.prod(block.sizes) for block in self.blocks) == math.prod(self.shape)
+
+    def whole(self) -> Tensor:
+        return self[tuple(slice(0, size) for size in self.shape)]
+
+    def __getitem__(self, place: Place) -> Tensor:
+        """Raises: DamagedCheckpointError when a file cannot be read, NonFiniteError for values of a
+        run that has diverged."""
+        found = torch.empty([axis.stop - axis.start for axis in place], dtype=self.dtype)
+        for block in self.blocks:
+            here, there = [], []
+            for axis, begin, size in zip(place, block.offsets, block.sizes, strict=True):
+                first, last = max(axis.start, begin), min(axis.stop, begin + size)
+                here.append(slice(first - axis.start, last - axis.start))
+                there.append(slice(first - begin, last - begin))
+            if all(axis.start < axis.stop for axis in there):
+                found[tuple(here)] = self._read(block, tuple(there))
+        return found
+
+    def _read(self, block: _Block, place: Place) -> Tensor:
+        try:
+            if not place:
+                part = block.opened.get_tensor(self.name)
+            else:
+                part = block.opened.get_slice(self.name)[place]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise damaged(block.file, error) from error
+        tables = {self.name} if self.is_table else frozenset()
+        tensor_files.require_finite({self.name: part}, block.file, logarithms=tables)
+        return part
+
+
+class StoredTensors(Mapping[str, StoredTensor]):
+    """One kind of tensors of a checkpoint, by name; its files are open inside a `with` block."""
+
+    def __init__(self, path: Path, stem: str, *, tables: Set[str] = frozenset()) -> None:
+        """Args: tables: names of those that may hold the logarithm of 0.
+
+        Raises: DamagedCheckpointError for files that are missing, truncated or incomplete;
+            CheckpointError for a pickle.
+        """
+        self._files, self._found = ExitStack(), dict[str, StoredTensor]()
+        try:
+            for file in files_of(path, stem):
+                self._add(file, tables)
+            for name, tensor in self._found.items():
+                if not tensor.is_complete:
+                    raise DamagedCheckpointError(
+                        f"{path / stem} lacks a part of {name}: a shard is missing"
+                    )
+        except BaseException:
+            self._files.close()
+            raise
+
+    def _add(self, file: Path, tables: Set[str]) -> None:
+        try:
+            opened = self._files.enter_context(safe_open(file, framework="pt"))
+            offsets = tensor_files.offsets_in(opened.metadata())
+            for name in opened.keys():  # noqa: SIM118  (it is no mapping)
+                part = opened.get_slice(name)
+                sizes, dtype = tuple(part.get_shape()), tensor_files.TYPES[part.get_dtype()]
+                start = (0,) * len(sizes) if offsets is None else offsets[name]
+                stored = self._found.setdefault(name, StoredTensor(name, dtype, name in tables))
+                stored.blocks.append(_Block(file, opened, start, sizes))
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+            raise damaged(file, error) from error
+
+    def files(self, names: Set[str]) -> dict[Path, set[str]]:
+        """Which of some tensors each file holds."""
+        found: dict[Path, set[str]] = {}
+        for name in names:
+            for block in self._found[name].blocks:
+                found.setdefault(block.file, set()).add(name)
+        return found
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __enter__(self) -> StoredTensors:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._files.close()
