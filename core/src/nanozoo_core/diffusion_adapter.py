@@ -68,11 +68,12 @@ class DiffusionAdapter(DefaultModelAdapter):
 
     def flops_per_token(self, config: Any, seq_len: int) -> float:
         """6 per weight of the blocks, 6 D V for each row that meets the head, and attention as a
-        full square."""
+        full square; all of it for each draw of noise."""
         width = config.model_dim
         blocks = config.num_layers * (4 + 2 * config.mlp_ratio) * width**2
         head = width * config.vocab_size * self.head_share(config)
-        return float(6 * (blocks + head) + 12 * config.num_layers * width * seq_len)
+        one_draw = 6 * (blocks + head) + 12 * config.num_layers * width * seq_len
+        return float(config.train_draws * one_draw)
 
 
 def inspect_levels(

@@ -9,7 +9,14 @@ import torch
 from torch.testing import assert_close
 
 from nanozoo_core.contract import Draw, Step
-from nanozoo_core.diffusion.sampling import choose_masked, draw_noise, mask_counts, masked_times
+from nanozoo_core.diffusion.sampling import (
+    NoiseRange,
+    choose_masked,
+    draw_noise,
+    mask_counts,
+    masked_times,
+)
+from nanozoo_core.diffusion.schedules import Cosine, CosineSquared, Geometric, Linear
 from nanozoo_core.ops.categorical import draw_categorical
 from nanozoo_core.randomness import seeded_generator
 
@@ -118,3 +125,21 @@ def test_draw_is_the_quantile_function():
     assert bool((below - 1e-12 <= uniforms).all())
     assert bool((uniforms < above + 1e-12).all())
     assert_close(drawn, drawn.clamp(0, 6))
+
+
+def test_levels_of_a_range_are_spread_evenly_over_it():
+    noise = draw_noise(Draw(0), torch.arange(50), 50, 3)
+    part = NoiseRange(0.1, 0.6).of_levels(noise)
+    assert ((part.level - 0.1) / 0.5 * 50).long().sort().values.tolist() == list(range(50))
+    assert torch.equal(part.uniforms, noise.uniforms)
+    assert torch.equal(NoiseRange(0.0, 1.0).of_levels(noise).level, noise.level)
+
+
+@pytest.mark.parametrize(
+    "schedule", [Linear(), Linear(1e-3), Cosine(), CosineSquared(), Geometric()], ids=str
+)
+def test_times_of_a_range_have_its_noise(schedule):
+    first, last = NoiseRange(0.1, 0.6).of_times(schedule)
+    ends = schedule.noise(torch.tensor([first, last], dtype=torch.float64))
+    assert ends.tolist() == pytest.approx([0.1, 0.6])
+    assert NoiseRange(0.0, 1.0).of_times(schedule) == (0.0, 1.0)

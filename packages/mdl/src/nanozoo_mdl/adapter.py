@@ -20,7 +20,7 @@ from nanozoo_core.diffusion.bounds import (
     network_draw_sum,
     network_loss,
 )
-from nanozoo_core.diffusion.sampling import WindowNoise, choose_masked, draw_window_noise
+from nanozoo_core.diffusion.sampling import WindowNoise, choose_masked, copies, draw_window_noise
 from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.diffusion_adapter import DiffusionAdapter, cpu_scored
 from nanozoo_core.machine.precision import in_float64
@@ -32,16 +32,23 @@ INSPECTED_SHARES = 8  # masked shares at which `inspect` measures the loss, besi
 
 class MDLMAdapter(DiffusionAdapter):
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
-        """One draw of the bound per window, in nats per scored token."""
+        """A draw or more for each window of the bound, or of its part over the noise that training
+        is to see, in nats per scored token."""
         assert isinstance(model, MDLM)
+        batch = copies(batch, model.config.train_draws)
         config, window = model.config, batch.window
         noise = draw_window_noise(step, batch, stratified=config.stratified)
         if config.time_sampler == "t":
+            first, last = model.training_noise.of_times(model.schedule)
             draw = draw_by_time(
-                noise, schedule=model.schedule, time_min=config.t_min, scored=cpu_scored(batch)
+                noise,
+                schedule=model.schedule,
+                time_min=max(config.t_min, first),
+                time_max=last,
+                scored=cpu_scored(batch),
             )
         else:
-            draw = bound_draw(model, noise, cpu_scored(batch))
+            draw = bound_draw(model, model.training_noise.of_levels(noise), cpu_scored(batch))
         total = network_draw_sum(
             model.net, window[:, :1], model.mask_id, window[:, 1:], draw, model.time_input
         )

@@ -43,11 +43,17 @@ class MaskGraph:
         config = model.config
         noise = draw_window_noise(step, batch, stratified=config.stratified)
         if config.draws_counts:
+            noise = model.training_noise.of_levels(noise)
             draw = draw_by_count(noise, schedule=BY_NOISE, scored=cpu_scored(batch))
             sigma = BY_NOISE.sigma
         else:
+            first, last = model.training_noise.of_times(model.schedule)
             draw = draw_by_time(
-                noise, schedule=model.schedule, time_min=config.t_min, scored=cpu_scored(batch)
+                noise,
+                schedule=model.schedule,
+                time_min=max(config.t_min, first),
+                time_max=last,
+                scored=cpu_scored(batch),
             )
             sigma = model.schedule.sigma
         return network_draw_sum(
