@@ -81,6 +81,22 @@ def test_inspection_takes_the_bound_apart(family):
     assert [x for x, _ in curves.series["bound"]] == [0.125, 0.375, 0.625, 0.875]
 
 
+def test_inspection_counts_masked_tokens_where_there_are_masks():
+    """At t = T all are; uniform noise has none."""
+    batch, vocabulary = MODELS.windows(20), ToyVocabulary(VOCAB)
+    model = MODELS.make("absorbing", time_conditioning=True)
+    found = ADAPTER.inspect(model, [batch], vocabulary)
+    masks = torch.full_like(batch.tokens[:, 1:], VOCAB)
+    with torch.no_grad():
+        everything = torch.cat([batch.tokens[:, :1], masks], 1)
+        logits = model(everything, torch.full((20,), 12))[:, 1:]
+    expected = torch.nn.functional.cross_entropy(logits.mT, batch.tokens[:, 1:])
+    assert found.metrics["nats_all_masked"] == pytest.approx(float(expected), rel=1e-5)
+    assert found.metrics["nats_one_masked"] > 0
+    found = ADAPTER.inspect(MODELS.make("uniform"), [batch], vocabulary)
+    assert "nats_one_masked" not in found.metrics
+
+
 def test_metrics_keep_the_bound_apart_from_the_cross_entropy():
     model = MODELS.make("absorbing", auxiliary_loss_weight=0.5)
     loss = ADAPTER.training_loss(model, MODELS.windows(), Step(0, 0.0, 0))

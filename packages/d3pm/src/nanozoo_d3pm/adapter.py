@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanozoo_core.contract import Batch, Draw, Inspection, Loss, Nll, Step, Vocabulary
-from nanozoo_core.diffusion.bounds import draw_counts_and_steps, network_loss
+from nanozoo_core.diffusion.bounds import TokenLoss, draw_counts_and_steps, network_loss
 from nanozoo_core.diffusion.levels import INSPECTION_SEED
 from nanozoo_core.diffusion.sampling import (
     WindowNoise,
@@ -22,7 +22,12 @@ from nanozoo_core.diffusion.sampling import (
     mask_counts,
 )
 from nanozoo_core.diffusion.unmasking import Holes
-from nanozoo_core.diffusion_adapter import DiffusionAdapter, inspect_levels, level_picture
+from nanozoo_core.diffusion_adapter import (
+    DiffusionAdapter,
+    inspect_levels,
+    level_picture,
+    with_masked_nats,
+)
 from nanozoo_core.machine.precision import finest_dtype, in_float64
 from nanozoo_core.ops.log_mixture import log_mixture
 from nanozoo_d3pm import generate, graph
@@ -92,7 +97,8 @@ class D3PMAdapter(DiffusionAdapter):
     def inspect(
         self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
     ) -> Inspection | None:
-        """One draw of the bound and of the cross-entropy of x_0, by the level of noise."""
+        """One draw of the bound and of the cross-entropy of x_0, by the level of noise; with masks
+        the loss of a masked token by how many are as well."""
         assert isinstance(model, D3PM)
         source, names = Draw(INSPECTION_SEED), ("bound", "cross_entropy")
 
@@ -103,7 +109,15 @@ class D3PMAdapter(DiffusionAdapter):
             return noise.level, torch.stack([bound, in_float64(cross_entropy)], dim=1)
 
         picture = level_picture("The bound by noise", "level of noise", names)
-        return inspect_levels(batches, vocabulary, names, look, picture)
+        found = inspect_levels(batches, vocabulary, names, look, picture)
+        if not isinstance(model.transition, Absorbing):
+            return found
+
+        def token_loss(batch: Batch) -> TokenLoss:
+            return network_loss(model.net, batch.window[:, :1], model.vocab_size, model.time_input)
+
+        steps = model.config.num_timesteps
+        return with_masked_nats(found, batches, token_loss, lambda noise: noise * steps)
 
     def head_share(self, config: D3PMConfig) -> float:
         """Half of the rows under absorbing, which predicts masked tokens alone; else all."""

@@ -133,8 +133,8 @@ class BoundLaws(Laws):
 
     def test_range_of_noise_in_training_leaves_the_score_as_it_is(self, variant: str) -> None:
         """The bound covers all noise whatever training saw, to the last bit."""
-        part = {"train_noise_min": 0.2, "train_noise_max": 0.6}
-        whole, restricted = self.models.make(variant), self.models.make(variant, **part)
+        whole = self.models.make(variant)
+        restricted = self.models.make(variant, train_noise_min=0.2, train_noise_max=0.6)
         restricted.load_state_dict(whole.state_dict())
         batch = self.models.windows(40)
         assert torch.equal(self.nats(whole, batch, 1), self.nats(restricted, batch, 1))

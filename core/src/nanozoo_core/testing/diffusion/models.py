@@ -29,8 +29,8 @@ TRAINING_AS_PUBLISHED: Changes = {
     "train_draws": 1,
     "tie_embeddings": False,
 }
-"""Training that draws all noise once, so that its loss is the bound, and a head that starts at zero,
-so that the first predictions are even: what most laws are about."""
+"""Training that draws all noise once, so that its loss is the bound, and a head that starts at
+zero, so that the first predictions are even: what most laws are about."""
 
 
 @dataclass(frozen=True)
