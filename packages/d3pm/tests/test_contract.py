@@ -2,16 +2,12 @@ from __future__ import annotations
 
 from nanozoo_core.testing import TINY
 from nanozoo_core.testing.diffusion.contract import DiffusionContract
-from nanozoo_core.testing.diffusion.models import TRAINING_AS_PUBLISHED
+from nanozoo_core.testing.diffusion.models import AS_PUBLISHED
 
 
 class TestContract(DiffusionContract):
     model = "d3pm"
-    tiny = (
-        TINY
-        | TRAINING_AS_PUBLISHED
-        | {"cond_dim": 16, "num_timesteps": 32, "sampling_timesteps": 8}
-    )
+    tiny = TINY | AS_PUBLISHED | {"cond_dim": 16, "num_timesteps": 32, "sampling_timesteps": 8}
     own_roles = {"net.head.weight": "head"}  # noqa: RUF012
     noise_levels = (5, 20)
     more_settings = (

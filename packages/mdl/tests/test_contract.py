@@ -11,12 +11,12 @@ from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import TINY, ToyVocabulary
 from nanozoo_core.testing.diffusion.contract import DiffusionContract
-from nanozoo_core.testing.diffusion.models import TRAINING_AS_PUBLISHED
+from nanozoo_core.testing.diffusion.models import AS_PUBLISHED
 
 
 class TestContract(DiffusionContract):
     model = "mdl"
-    tiny = TINY | TRAINING_AS_PUBLISHED | {"sampler": "ancestral_cache", "num_sampling_steps": 8}
+    tiny = TINY | AS_PUBLISHED | {"sampler": "ancestral_cache", "num_sampling_steps": 8}
     more_settings = ({"sampler": "confidence"}, {"sampler": "first_hitting"})
     gradient_steps = 3  # zero head, then zero output matrices, then what lies behind them
     entropy_steps = 600

@@ -32,6 +32,10 @@ TRAINING_AS_PUBLISHED: Changes = {
 """Training that draws all noise once, so that its loss is the bound, and a head that starts at
 zero, so that the first predictions are even: what most laws are about."""
 
+AS_PUBLISHED: Changes = {**TRAINING_AS_PUBLISHED, "locality": 0.0}
+"""The same without locality, for texts that are learned by heart: by place, and not by what stands
+near."""
+
 
 @dataclass(frozen=True)
 class SmallModels:
