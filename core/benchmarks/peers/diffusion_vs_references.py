@@ -37,6 +37,7 @@ from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.diffusion.bounds import MaskDraw, network_draw_sum
 from nanozoo_core.diffusion.dit import DiT
+from nanozoo_core.testing.diffusion.models import AS_PUBLISHED
 from nanozoo_core.testing.sources import batch_of
 
 # Layers, heads, width, sequence, batch, vocabulary.
@@ -211,6 +212,7 @@ def our_model(model: str, name: str) -> nn.Module:
         "num_layers": num_layers,
         "num_heads": num_heads,
         "model_dim": model_dim,
+        **AS_PUBLISHED,
     }
     if model == "sedd":
         settings |= {"time_conditioning": True, "cond_dim": COND_DIM}  # as the released one

@@ -7,6 +7,7 @@ B windows, S positions, D model_dim, V data tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -22,8 +23,10 @@ from nanozoo_core.contract import (
     Vocabulary,
 )
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.diffusion.bounds import TokenLoss
 from nanozoo_core.diffusion.dit import dit_roles
 from nanozoo_core.diffusion.levels import by_level, level_curves, means_by_unit
+from nanozoo_core.diffusion.masked_nats import counts_to_name, named_nats, nats_by_count
 from nanozoo_core.diffusion.model import DiffusionModel
 from nanozoo_core.diffusion.unmasking import Holes, masked_window, partial_text
 
@@ -68,11 +71,12 @@ class DiffusionAdapter(DefaultModelAdapter):
 
     def flops_per_token(self, config: Any, seq_len: int) -> float:
         """6 per weight of the blocks, 6 D V for each row that meets the head, and attention as a
-        full square."""
+        full square; all of it for each draw of noise."""
         width = config.model_dim
         blocks = config.num_layers * (4 + 2 * config.mlp_ratio) * width**2
         head = width * config.vocab_size * self.head_share(config)
-        return float(6 * (blocks + head) + 12 * config.num_layers * width * seq_len)
+        one_draw = 6 * (blocks + head) + 12 * config.num_layers * width * seq_len
+        return float(config.train_draws * one_draw)
 
 
 def inspect_levels(
@@ -94,6 +98,20 @@ def inspect_levels(
     parts, means = by_level(batches, levels, nats)
     terms = dict(zip(names, means, strict=True))
     return Inspection(means_by_unit(terms, batches, vocabulary), (picture(parts),))
+
+
+def with_masked_nats(
+    found: Inspection | None,
+    batches: Sequence[Batch],
+    token_loss: Callable[[Batch], TokenLoss],
+    time_of_noise: Callable[[Tensor], Tensor],
+) -> Inspection | None:
+    """What `inspect_levels` found, and `named_nats` of a model with masks."""
+    if found is None:
+        return None
+    length = batches[0].window.shape[1] - 1
+    nats = nats_by_count(batches, counts_to_name(length), token_loss, time_of_noise)
+    return replace(found, metrics={**found.metrics, **named_nats(nats, length)})
 
 
 def level_picture(title: str, x_label: str, names: Sequence[str]) -> Callable[..., Curves]:

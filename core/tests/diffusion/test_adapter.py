@@ -30,6 +30,10 @@ def config() -> DiffusionConfig:
         dropout=0.0,
         tie_embeddings=False,
         cond_dim=4,
+        locality=1.0,
+        train_noise_min=0.1,
+        train_noise_max=0.6,
+        train_draws=1,
         sar_chunk_size=None,
     )
 

@@ -149,16 +149,17 @@ def test_bound_of_few_steps_follows_any_schedule(schedule):
     assert abs(float(estimates.mean()) - exact) < 3 * standard_error(estimates)
 
 
-@pytest.mark.parametrize("time_min", [0.1, 0.5])
-def test_draw_over_a_part_of_the_times_is_that_part_of_the_integral(time_min):
-    """Even predictions of three symbols: 3 (1 - time_min) ln 3 for alpha = 1 - t."""
+@pytest.mark.parametrize("times", [(0.1, 1.0), (0.5, 1.0), (0.3, 0.8)])
+def test_draw_over_a_part_of_the_times_is_that_part_of_the_integral(times):
+    """Even predictions of three symbols: 3 ln 3 times the width of the part, for alpha = 1 - t."""
+    time_min, time_max = times
     x, noise = draws(10)
 
     def even(targets: Tensor, masked: Tensor, time: Tensor) -> Tensor:
         return masked * math.log(3)
 
-    estimates = time_form(even, x, noise, schedule=Linear(), time_min=time_min)
-    expected = 3 * (1 - time_min) * math.log(3)
+    estimates = time_form(even, x, noise, schedule=Linear(), time_min=time_min, time_max=time_max)
+    expected = 3 * (time_max - time_min) * math.log(3)
     assert abs(float(estimates.mean()) - expected) < 4 * standard_error(estimates)
     assert standard_error(estimates) < 0.01 * expected
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from nanozoo_core.diffusion.bounds import network_loss
-from nanozoo_core.diffusion.dit import DiT, dit_roles
+from nanozoo_core.diffusion.dit import DiT, dit_roles, locality_bias
 
 VOCAB, LENGTH, WIDTH, LAYERS, COND = 11, 8, 32, 2, 6
 VARIANTS = [
@@ -17,11 +18,12 @@ VARIANTS = [
     {"time_conditioning": True},
     {"time_conditioning": False, "tie_embeddings": True},
     {"time_conditioning": False, "adaln_when_unconditioned": True},
+    {"time_conditioning": False, "locality": 1.0},
 ]
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 
 
-def build(cond_dim: int = COND, **variant: bool) -> DiT:
+def build(cond_dim: int = COND, **variant: Any) -> DiT:
     torch.manual_seed(0)
     return DiT(
         VOCAB + 1,
@@ -35,7 +37,7 @@ def build(cond_dim: int = COND, **variant: bool) -> DiT:
     )
 
 
-def perturbed(**variant: bool) -> DiT:
+def perturbed(**variant: Any) -> DiT:
     """Without the zeros of the start, behind which gradients do not flow."""
     net = build(**variant)
     with torch.no_grad():
@@ -224,6 +226,8 @@ def reference(weights, tokens, time, variant):
                 q = rotated(parts[i][0, h], i)
                 keys = [rotated(part[1, h], j) for j, part in enumerate(parts)]
                 scores = torch.stack([q @ k for k in keys]) / math.sqrt(WIDTH // 2)
+                slope = variant.get("locality", 0.0) / 2**h
+                scores = scores - slope * torch.tensor([abs(i - j) for j in range(len(rows))])
                 heads.append(scores.softmax(0) @ torch.stack([part[2, h] for part in parts]))
             results.append(linear(torch.cat(heads), name + ".out"))
         return results
@@ -262,3 +266,37 @@ def reference(weights, tokens, time, variant):
         table = weights["embedding.weight"][:VOCAB]
         return torch.stack([table @ x + weights["tied_bias"] for x in rows])
     return torch.stack([linear(x, "head") for x in rows])
+
+
+# -- locality -------------------------------------------------------------------------------------
+
+
+def test_locality_falls_with_the_distance_half_as_fast_from_head_to_head():
+    bias = locality_bias(torch.tensor([0, 1, 2, 5]), 3, 2.0)
+    assert bias.shape == (1, 3, 4, 4)
+    assert bias[0, 0, 1].tolist() == [-2.0, 0.0, -2.0, -8.0]
+    assert bias[0, 1, 1].tolist() == [-1.0, 0.0, -1.0, -4.0]
+    assert bias[0, 2, 3].tolist() == [-2.5, -2.0, -1.5, 0.0]
+    assert locality_bias(torch.arange(4), 3, 0.0) is None
+
+
+def test_locality_never_makes_a_weight_denormal():
+    """Products with denormal numbers take a CPU several times as long."""
+    bias = locality_bias(torch.arange(1000), 2, 1.0)
+    assert float(bias.min()) == -64
+    assert bias.softmax(-1)[bias.softmax(-1) > 0].min() > torch.finfo(torch.float32).tiny
+
+
+def test_locality_reaches_every_block():
+    """So steep a bias leaves a token its own place alone, through any number of blocks."""
+    tokens = torch.randint(VOCAB, (1, LENGTH + 1))
+    changed = tokens.clone()
+    changed[0, 4] = (changed[0, 4] + 1) % VOCAB
+    for locality, reached in ((60.0, 1), (0.0, LENGTH + 1)):
+        net = perturbed(time_conditioning=False, locality=locality)
+        with torch.no_grad():
+            for block in net.blocks:
+                block.num_heads = 1  # the steepest alone
+            net.num_heads, net.head_dim = 1, WIDTH
+            difference = (net(tokens) - net(changed)).abs().amax(-1)[0]
+        assert int((difference > 1e-6).sum()) == reached

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,9 +10,18 @@ import torch
 from torch.testing import assert_close
 
 from nanozoo_core.contract import Draw, Step
-from nanozoo_core.diffusion.sampling import choose_masked, draw_noise, mask_counts, masked_times
+from nanozoo_core.diffusion.sampling import (
+    NoiseRange,
+    choose_masked,
+    copies,
+    draw_noise,
+    mask_counts,
+    masked_times,
+)
+from nanozoo_core.diffusion.schedules import Cosine, CosineSquared, Geometric, Linear
 from nanozoo_core.ops.categorical import draw_categorical
 from nanozoo_core.randomness import seeded_generator
+from nanozoo_core.testing.sources import batch_of
 
 SOURCES = [Step(number=3, progress=0.1, seed=7), Draw(seed=7, number=1)]
 
@@ -118,3 +128,37 @@ def test_draw_is_the_quantile_function():
     assert bool((below - 1e-12 <= uniforms).all())
     assert bool((uniforms < above + 1e-12).all())
     assert_close(drawn, drawn.clamp(0, 6))
+
+
+def test_copies_of_windows_are_windows_of_their_own_however_the_batch_is_split():
+    tokens = torch.arange(24).view(6, 4)
+    scored = torch.arange(18).view(6, 3) % 2 == 0
+    whole = dataclasses.replace(batch_of(tokens), scored=scored)
+    twice = copies(whole, 2)
+    assert torch.equal(twice.tokens[::2], tokens)
+    assert torch.equal(twice.tokens[1::2], tokens)
+    assert torch.equal(twice.scored[1::2], scored)
+    assert twice.rows.tolist() == list(range(12))
+    assert twice.num_rows == 12
+    part = copies(whole.take(slice(2, 4)), 2)
+    assert part.rows.tolist() == [4, 5, 6, 7]
+    assert part.num_rows == 12
+    assert copies(whole, 1) is whole
+
+
+def test_levels_of_a_range_are_spread_evenly_over_it():
+    noise = draw_noise(Draw(0), torch.arange(50), 50, 3)
+    part = NoiseRange(0.1, 0.6).of_levels(noise)
+    assert ((part.level - 0.1) / 0.5 * 50).long().sort().values.tolist() == list(range(50))
+    assert torch.equal(part.uniforms, noise.uniforms)
+    assert torch.equal(NoiseRange(0.0, 1.0).of_levels(noise).level, noise.level)
+
+
+@pytest.mark.parametrize(
+    "schedule", [Linear(), Linear(1e-3), Cosine(), CosineSquared(), Geometric()], ids=str
+)
+def test_times_of_a_range_have_its_noise(schedule):
+    first, last = NoiseRange(0.1, 0.6).of_times(schedule)
+    ends = schedule.noise(torch.tensor([first, last], dtype=torch.float64))
+    assert ends.tolist() == pytest.approx([0.1, 0.6])
+    assert NoiseRange(0.0, 1.0).of_times(schedule) == (0.0, 1.0)

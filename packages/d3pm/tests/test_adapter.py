@@ -12,12 +12,13 @@ from torch.testing import assert_close
 from nanozoo_core.contract import Batch, Draw, Step
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.diffusion.levels import INSPECTION_SEED
+from nanozoo_core.diffusion.sampling import NoiseSource, draw_window_noise
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing.diffusion.laws import BoundLaws, LearningLaws
 from nanozoo_core.testing.diffusion.models import SmallModels, watch
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
-from nanozoo_d3pm.adapter import bound_terms
+from nanozoo_d3pm import adapter as d3pm_adapter
 from nanozoo_d3pm.graph import cluster_order, cooccurrence_vectors, unit_rows
 from nanozoo_d3pm.losses import general_kl
 from nanozoo_d3pm.model import D3PM
@@ -64,7 +65,8 @@ class TestBound(BoundLaws):
 class TestLearning(LearningLaws):
     models = MODELS
     num_steps = 120
-    changes = {"auxiliary_loss_weight": 0.1}  # noqa: RUF012
+    # By heart means by place: what tells windows apart may stand far from a mask.
+    changes = {"auxiliary_loss_weight": 0.1, "locality": 0.0}  # noqa: RUF012
 
 
 @each_family
@@ -84,6 +86,22 @@ def test_inspection_takes_the_bound_apart(family):
     (curves,) = found.pictures
     assert list(curves.series) == ["bound", "cross_entropy"]
     assert [x for x, _ in curves.series["bound"]] == [0.125, 0.375, 0.625, 0.875]
+
+
+def test_inspection_counts_masked_tokens_where_there_are_masks():
+    """At t = T all are; uniform noise has none."""
+    batch, vocabulary = MODELS.windows(20), ToyVocabulary(VOCAB)
+    model = MODELS.make("absorbing", time_conditioning=True)
+    found = ADAPTER.inspect(model, [batch], vocabulary)
+    masks = torch.full_like(batch.tokens[:, 1:], VOCAB)
+    with torch.no_grad():
+        everything = torch.cat([batch.tokens[:, :1], masks], 1)
+        logits = model(everything, torch.full((20,), 12))[:, 1:]
+    expected = torch.nn.functional.cross_entropy(logits.mT, batch.tokens[:, 1:])
+    assert found.metrics["nats_all_masked"] == pytest.approx(float(expected), rel=1e-5)
+    assert found.metrics["nats_one_masked"] > 0
+    found = ADAPTER.inspect(MODELS.make("uniform"), [batch], vocabulary)
+    assert "nats_one_masked" not in found.metrics
 
 
 def test_metrics_keep_the_bound_apart_from_the_cross_entropy():
@@ -128,10 +146,10 @@ def test_prior_is_paid_for_every_scored_token():
     assert each > 0.1
     batch = MODELS.windows(scored=MODELS.scored_before(4, -1))
     with torch.no_grad():
-        bound, _ = bound_terms(model, batch, Draw(0))
+        bound, _ = terms_at(model, batch, Draw(0))
         nats = ADAPTER.nll(model, batch, Draw(0)).nats
         step = Step(0, 0.0, 0)
-        terms, _ = bound_terms(model, batch, step)
+        terms, _ = terms_at(model, batch, step)
         loss = ADAPTER.training_loss(model, batch, step).metrics["nll"]
     assert_close(nats - bound.double(), each * torch.tensor([10.0] * 5 + [4.0]).double())
     assert float(loss) == pytest.approx(float(terms.sum()) / 54 + each, rel=1e-5)
@@ -142,7 +160,7 @@ def test_cross_entropy_under_masks_is_its_mean_over_the_steps():
     model, batch = MODELS.make("absorbing", time_conditioning=True), MODELS.windows(40)
     x0 = batch.tokens[:, 1:]
     with torch.no_grad():
-        drawn = [float(bound_terms(model, batch, Draw(0, n))[1].sum()) for n in range(60)]
+        drawn = [float(terms_at(model, batch, Draw(0, n))[1].sum()) for n in range(60)]
         exact = []
         for seed in range(20):
             total = 0.0
@@ -214,6 +232,11 @@ def test_network_is_told_the_time_on_the_scale_of_its_features():
     assert told[0].tolist() == pytest.approx([1000 / 12, 500.0, 1000.0])
 
 
+def terms_at(model: D3PM, batch: Batch, source: NoiseSource) -> d3pm_adapter.Terms:
+    """Both terms under the noise that a score or a step draws over all levels."""
+    return d3pm_adapter.bound_terms(model, batch, draw_window_noise(source, batch))
+
+
 def timestep_nats(model: D3PM, batch: Batch, t: int, seed: int) -> Tensor:
     """Sum over windows and tokens of KL_t by the general formula, in float64."""
     x0 = batch.tokens[:, 1:]
@@ -229,8 +252,8 @@ def timestep_nats(model: D3PM, batch: Batch, t: int, seed: int) -> Tensor:
 def test_both_terms_of_a_window_do_not_depend_on_its_batch(family):
     model, batch = MODELS.make(family), MODELS.windows()
     with torch.no_grad():
-        whole = bound_terms(model, batch, Draw(1))
-        pairs = [bound_terms(model, batch.take(slice(i, i + 2)), Draw(1)) for i in (0, 2, 4)]
+        whole = terms_at(model, batch, Draw(1))
+        pairs = [terms_at(model, batch.take(slice(i, i + 2)), Draw(1)) for i in (0, 2, 4)]
     for together, alone in zip(whole, zip(*pairs, strict=True), strict=True):
         assert_close(torch.cat(alone), together, rtol=1e-5, atol=1e-5)
 
@@ -239,8 +262,8 @@ def test_float32_terms_are_those_of_float64():
     for family in ("spectral", "clusters", "gaussian", "uniform"):
         model = MODELS.make(family)
         with torch.no_grad():
-            single = bound_terms(model, MODELS.windows(), Draw(1))
-            double = bound_terms(model.double(), MODELS.windows(), Draw(1))
+            single = terms_at(model, MODELS.windows(), Draw(1))
+            double = terms_at(model.double(), MODELS.windows(), Draw(1))
         for a, b in zip(single, double, strict=True):
             assert_close(a.double(), b.double(), rtol=1e-4, atol=1e-4)
 

@@ -7,11 +7,12 @@ import pytest
 
 from nanozoo_core.testing import TINY
 from nanozoo_core.testing.diffusion.contract import DiffusionContract
+from nanozoo_core.testing.diffusion.models import AS_PUBLISHED
 
 
 class TestContract(DiffusionContract):
     model = "d3pm"
-    tiny = TINY | {"num_timesteps": 32, "sampling_timesteps": 8}
+    tiny = TINY | AS_PUBLISHED | {"num_timesteps": 32, "sampling_timesteps": 8}
     own_roles = {"net.head.weight": "head"}  # noqa: RUF012
     noise_levels = (5, 20)
     key_forms = (

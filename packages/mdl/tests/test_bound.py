@@ -17,7 +17,7 @@ from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
 from nanozoo_core.testing.diffusion.exact import exact_masked_bound
 from nanozoo_core.testing.diffusion.laws import BoundLaws
-from nanozoo_core.testing.diffusion.models import SmallModels, watch
+from nanozoo_core.testing.diffusion.models import TRAINING_AS_PUBLISHED, SmallModels, watch
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_mdl.model import MDLM
 
@@ -31,6 +31,7 @@ VARIANTS = {
     "adaln": {"adaln_when_unconditioned": True, "cond_dim": 8},
     "tied": {"tie_embeddings": True},
     "steps": {"continuous_time": False, "num_timesteps": 6},
+    "published": {"locality": 0.0},
 }
 MODELS = SmallModels("mdl", VARIANTS, {})
 VOCAB, LENGTH = MODELS.vocab_size, MODELS.seq_len
@@ -52,7 +53,7 @@ def toy_model(blur: float = 0.0, **changes: object) -> MDLM:
 
     settings: dict[str, object] = {"vocab_size": 3, "seq_len": 3, "model_dim": 4, "num_heads": 1}
     settings["sampler"] = "ancestral"  # which reads alpha_type
-    model = MDLM(model_config("mdl", settings | changes))
+    model = MDLM(model_config("mdl", settings | TRAINING_AS_PUBLISHED | changes))
     model.net = toy.TableNetwork(table)  # type: ignore[assignment]
     return model
 

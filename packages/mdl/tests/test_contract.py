@@ -9,11 +9,12 @@ import pytest
 from nanozoo_core.commands import cli
 from nanozoo_core.testing import TINY
 from nanozoo_core.testing.diffusion.contract import DiffusionContract
+from nanozoo_core.testing.diffusion.models import AS_PUBLISHED
 
 
 class TestContract(DiffusionContract):
     model = "mdl"
-    tiny = TINY | {"sampler": "ancestral_cache", "num_sampling_steps": 8}
+    tiny = TINY | AS_PUBLISHED | {"sampler": "ancestral_cache", "num_sampling_steps": 8}
     more_settings = (
         {"sampler": "confidence"},
         {"sampler": "first_hitting", "num_sampling_steps": 64},

@@ -341,6 +341,16 @@ def test_inspection_shows_what_the_bound_is_made_of():
     (curves,) = found.pictures
     for one, two in zip(curves.series["bound"], curves.series["bound_normalised"], strict=True):
         assert one[1] > two[1]
+    assert found.metrics["nats_one_masked"] > 0
+    masks = torch.full_like(batch.tokens[:, 1:], VOCAB)
+    everything = torch.cat([batch.tokens[:, :1], masks], 1)
+    model = MODELS.make("absorbing").eval()
+    noise = torch.full((60,), float("inf"))
+    with torch.no_grad():
+        log_u = model.log_measure(model.features(everything, noise)[:, 1:])
+    true = log_u.gather(-1, batch.tokens[:, 1:, None])[..., 0]
+    entropy = log_u.exp().sum(-1) - 1 - true
+    assert found.metrics["nats_all_masked"] == pytest.approx(float(entropy.mean()), rel=1e-5)
     in_bits = found.metrics["bound_bits_per_byte"]  # every token of the toy vocabulary is one byte
     assert in_bits == pytest.approx(raw / math.log(2), rel=1e-9)
 

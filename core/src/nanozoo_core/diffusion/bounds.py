@@ -141,17 +141,19 @@ def draw_by_time(
     *,
     schedule: Schedule,
     time_min: float = 0.0,
+    time_max: float = 1.0,
     scored: Tensor | None = None,
 ) -> MaskDraw:
-    """The same with the time stratified on [time_min, 1]: w(t) sum_{i in M} loss_i.
+    """The same with the time stratified on [time_min, time_max]: w(t) sum_{i in M} loss_i.
 
-    Unbiased for time_min = 0 alone; the interval is not renormalised otherwise.
+    Unbiased for all of [0, 1] alone; a part is not renormalised.
     """
-    time = time_min + (1 - time_min) * (1 - noise.level)  # in (time_min, 1]: w is infinite at 0
+    width = time_max - time_min
+    time = time_min + width * (1 - noise.level)  # in (time_min, time_max]: w is infinite at 0
     masked = noise.uniforms < schedule.noise(time)[:, None]
     if scored is not None:
         masked = masked & scored.to(masked.device)
-    return MaskDraw(masked, time, (1 - time_min) * schedule.weight(time))
+    return MaskDraw(masked, time, width * schedule.weight(time))
 
 
 def draw_by_step(

@@ -12,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanozoo_core.nn.attention import attend
+from nanozoo_core.nn.attention import sdpa
 from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
 
 Angles = tuple[Tensor, Tensor]
 TIME_FEATURES = 256
+LEAST_BIAS = (
+    -64.0
+)  # a weight of e^-64 is none; below e^-87 they are denormal, which a CPU is slow at
 
 
 class TimeEmbedding(nn.Module):
@@ -34,6 +37,22 @@ class TimeEmbedding(nn.Module):
         angles = time.float()[:, None] * 10000.0**-exponent  # (B, 128)
         features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.input.weight.dtype)
         return F.silu(self.output(F.silu(self.input(features))))
+
+
+def locality_bias(positions: Tensor, num_heads: int, slope: float) -> Tensor | None:
+    """-s_h |i - j| for attention between `positions` (S,), with s_h = slope / 2^h: (1, H, S, S)
+    float32; None for a slope of 0.
+
+    Distant tokens begin with next to no weight, so that the first thing a network finds are its
+    neighbours; rotary positions and what it learns can still reach further.
+    Reference: arXiv 2108.12409, section 3, on both sides of a token.
+    """
+    if slope == 0:
+        return None
+    heads = torch.arange(num_heads, device=positions.device)
+    slopes = slope * 0.5**heads  # (H,)
+    distances = (positions[:, None] - positions).abs()  # (S, S)
+    return -(slopes[:, None, None] * distances).clamp(max=-LEAST_BIAS)[None]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -59,23 +78,27 @@ class DiTBlock(nn.Module):
         self.down = nn.Linear(mlp_dim, model_dim)
         self.condition = None if cond_dim is None else nn.Linear(cond_dim, 6 * model_dim)
 
-    def forward(self, x: Tensor, angles: Angles, condition: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, angles: Angles, condition: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
         if self.condition is None or condition is None:
-            x = x + self._drop(self.attention(self.norm_attention(x), angles))
+            x = x + self._drop(self.attention(self.norm_attention(x), angles, bias))
             return x + self._drop(self.mlp(self.norm_mlp(x)))
         parts = self.condition(condition)[:, None].chunk(6, dim=-1)  # 6 of (B, 1, D)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        attended = self.attention(modulate(self.norm_attention(x), shift1, scale1), angles)
+        attended = self.attention(modulate(self.norm_attention(x), shift1, scale1), angles, bias)
         x = torch.addcmul(x, gate1, self._drop(attended))
         return torch.addcmul(
             x, gate2, self._drop(self.mlp(modulate(self.norm_mlp(x), shift2, scale2)))
         )
 
-    def attention(self, x: Tensor, angles: Angles) -> Tensor:
+    def attention(self, x: Tensor, angles: Angles, bias: Tensor | None) -> Tensor:
+        """Over all positions of x (B, S, D), with `bias` (1, H, S, S) added to the scores."""
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, S, 3, H, K)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # (B, H, S, K)
         q, k = apply_rotary(q, *angles), apply_rotary(k, *angles)
-        return self.out(attend(q, k, v, is_causal=False).transpose(1, 2).flatten(2))
+        mixed = sdpa(q, k, v, mask=None if bias is None else bias.to(q.dtype))  # (B, H, S, K)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
     def mlp(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
@@ -91,7 +114,8 @@ class DiT(nn.Module):
     zero instead of their gates. The head starts at zero (untied), so the first loss is ln V.
 
     Args: seq_len: most positions it may read (context token included); dropout: after attention
-        and MLP; tie_embeddings: the head is the embedding's first num_output_ids rows.
+        and MLP; tie_embeddings: the head is the embedding's first num_output_ids rows;
+        locality: see `locality_bias`.
     Reference: arXiv 2406.07524, appendix; layers of arXiv 2212.09748 and 2310.16834.
     """
 
@@ -110,9 +134,12 @@ class DiT(nn.Module):
         cond_dim: int = 128,
         tie_embeddings: bool = False,
         adaln_when_unconditioned: bool = False,
+        locality: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_output_ids = num_output_ids
+        self.num_heads = num_heads
+        self.locality = locality
         self.seq_len = seq_len
         self.head_dim = model_dim // num_heads
         self.time_conditioning = time_conditioning
@@ -185,10 +212,12 @@ class DiT(nn.Module):
                 time = torch.zeros(batch, device=tokens.device)
             assert time is not None, "a conditioned network needs the time"
             condition = self.time_embedding(time.to(tokens.device))  # (B, C)
-        angles = rotary_angles(torch.arange(length, device=tokens.device), self.head_dim)
+        positions = torch.arange(length, device=tokens.device)
+        angles = rotary_angles(positions, self.head_dim)
+        bias = locality_bias(positions, self.num_heads, self.locality)
         x = self.embedding(tokens)  # (B, S, D)
         for block in self.blocks:
-            x = block(x, angles, condition)
+            x = block(x, angles, condition, bias)
         x = self.norm(x)
         if self.condition is None:
             return x

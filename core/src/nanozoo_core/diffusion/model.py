@@ -6,6 +6,7 @@ from torch import nn
 
 from nanozoo_core.config.diffusion import DiffusionConfig
 from nanozoo_core.diffusion.dit import DiT
+from nanozoo_core.diffusion.sampling import NoiseRange
 
 
 class DiffusionModel(nn.Module):
@@ -25,6 +26,7 @@ class DiffusionModel(nn.Module):
         self.max_context = config.seq_len + 1
         """The longest window, context token included."""
         self.chunk_size = config.chunk_size
+        self.training_noise = NoiseRange(config.train_noise_min, config.train_noise_max)
         self.net = DiT(
             num_input_ids,
             config.vocab_size,
@@ -36,6 +38,7 @@ class DiffusionModel(nn.Module):
             dropout=config.dropout,
             time_conditioning=time_conditioning,
             cond_dim=config.cond_dim,
+            locality=config.locality,
             tie_embeddings=config.tie_embeddings,
             adaln_when_unconditioned=adaln_when_unconditioned,
         )

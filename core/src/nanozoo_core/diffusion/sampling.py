@@ -9,13 +9,14 @@ B windows, L scored tokens, n windows of the global batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from nanozoo_core.contract import Batch
+from nanozoo_core.diffusion.schedules import Schedule
 
 
 class NoiseSource(Protocol):
@@ -50,6 +51,50 @@ def draw_noise(
     cells = torch.randperm(num_rows, generator=source.generator(), device="cpu")[rows]
     level = (cells + numbers[:, 0]) / num_rows
     return WindowNoise(level, numbers[:, 1:].reshape(-1, *shape))
+
+
+def copies(batch: Batch, number: int) -> Batch:
+    """Every window `number` times in a row, each a window of its own among `number` times as many:
+    so the draws of all are stratified together, however the batch is split."""
+    if number == 1:
+        return batch
+
+    def repeated(x: Tensor) -> Tensor:
+        return x.repeat_interleave(number, dim=0)
+
+    return replace(
+        batch,
+        tokens=repeated(batch.tokens),
+        documents=repeated(batch.documents),
+        rows=(batch.rows[:, None] * number + torch.arange(number)).flatten(),
+        num_rows=batch.num_rows * number,
+        scored=None if batch.scored is None else repeated(batch.scored),
+    )
+
+
+@dataclass(frozen=True)
+class NoiseRange:
+    """The part of all noise that training draws: no bound, but what is learned there can be scored
+    over all of it.
+
+    From masks for less than a tenth of the tokens little is learned, as few are predicted; from
+    more than two thirds little but the frequency of tokens, as neighbours are hidden.
+    Reference: arXiv 2601.22450 (the middle of the range), 2605.13026 (why it is faster).
+    """
+
+    least: float
+    most: float
+
+    def of_levels(self, noise: WindowNoise) -> WindowNoise:
+        """Levels in [0, 1) moved to [least, most)."""
+        return replace(noise, level=self.least + (self.most - self.least) * noise.level)
+
+    def of_times(self, schedule: Schedule) -> tuple[float, float]:
+        """The times between which the noise 1 - alpha is in this range; 0 and 1 are the ends of
+        every schedule."""
+        ends = torch.tensor([self.least, self.most], dtype=torch.float64, device="cpu")
+        first, last = schedule.time_of_noise(ends).tolist()
+        return first if self.least > 0 else 0.0, last if self.most < 1 else 1.0
 
 
 def draw_window_noise(source: NoiseSource, batch: Batch, *, stratified: bool = True) -> WindowNoise:

@@ -12,17 +12,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanozoo_core.contract import Batch, Draw, Inspection, Loss, Nll, Step, Vocabulary
-from nanozoo_core.diffusion.bounds import draw_counts_and_steps, network_loss
+from nanozoo_core.diffusion.bounds import TokenLoss, draw_counts_and_steps, network_loss
 from nanozoo_core.diffusion.levels import INSPECTION_SEED
 from nanozoo_core.diffusion.sampling import (
-    NoiseSource,
     WindowNoise,
     choose_masked,
+    copies,
     draw_window_noise,
     mask_counts,
 )
 from nanozoo_core.diffusion.unmasking import Holes
-from nanozoo_core.diffusion_adapter import DiffusionAdapter, inspect_levels, level_picture
+from nanozoo_core.diffusion_adapter import (
+    DiffusionAdapter,
+    inspect_levels,
+    level_picture,
+    with_masked_nats,
+)
 from nanozoo_core.machine.precision import finest_dtype, in_float64
 from nanozoo_core.ops.log_mixture import log_mixture
 from nanozoo_d3pm import generate, graph
@@ -63,9 +68,12 @@ class D3PMAdapter(DiffusionAdapter):
         transition.fit(counts / counts.sum(), vectors)
 
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
-        """The hybrid loss in nats per token, with the bound ("nll") and the cross-entropy apart."""
+        """The hybrid loss in nats per token, with the bound ("nll") and the cross-entropy apart;
+        both over the noise that training is to see."""
         assert isinstance(model, D3PM)
-        bound, cross_entropy = bound_terms(model, batch, step)
+        batch = copies(batch, model.config.train_draws)
+        noise = model.training_noise.of_levels(draw_window_noise(step, batch))
+        bound, cross_entropy = bound_terms(model, batch, noise)
         num_scored = max(1, batch.num_scored)
         prior = prior_nats(model, batch).sum().to(bound.device, finest_dtype(bound.device))
         bound = (bound.sum() + prior) / num_scored
@@ -78,7 +86,7 @@ class D3PMAdapter(DiffusionAdapter):
         """One draw of the bound on -log p of each window, prior term included. It bounds the
         likelihood of the T-step model, whatever number of steps is later used to sample."""
         assert isinstance(model, D3PM)
-        bound, _ = bound_terms(model, batch, draw)
+        bound, _ = bound_terms(model, batch, draw_window_noise(draw, batch))
         return Nll(in_float64(bound) + prior_nats(model, batch), batch.num_scored)
 
     def steps(self, model: nn.Module, holes: Holes) -> Iterator[Tensor]:
@@ -89,18 +97,27 @@ class D3PMAdapter(DiffusionAdapter):
     def inspect(
         self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
     ) -> Inspection | None:
-        """One draw of the bound and of the cross-entropy of x_0, by the level of noise."""
+        """One draw of the bound and of the cross-entropy of x_0, by the level of noise; with masks
+        the loss of a masked token by how many are as well."""
         assert isinstance(model, D3PM)
         source, names = Draw(INSPECTION_SEED), ("bound", "cross_entropy")
 
         def look(batch: Batch) -> tuple[Tensor, Tensor]:
-            level = draw_window_noise(source, batch).level
-            bound, cross_entropy = bound_terms(model, batch, source)
+            noise = draw_window_noise(source, batch)
+            bound, cross_entropy = bound_terms(model, batch, noise)
             bound = in_float64(bound) + prior_nats(model, batch)
-            return level, torch.stack([bound, in_float64(cross_entropy)], dim=1)
+            return noise.level, torch.stack([bound, in_float64(cross_entropy)], dim=1)
 
         picture = level_picture("The bound by noise", "level of noise", names)
-        return inspect_levels(batches, vocabulary, names, look, picture)
+        found = inspect_levels(batches, vocabulary, names, look, picture)
+        if not isinstance(model.transition, Absorbing):
+            return found
+
+        def token_loss(batch: Batch) -> TokenLoss:
+            return network_loss(model.net, batch.window[:, :1], model.vocab_size, model.time_input)
+
+        steps = model.config.num_timesteps
+        return with_masked_nats(found, batches, token_loss, lambda noise: noise * steps)
 
     def head_share(self, config: D3PMConfig) -> float:
         """Half of the rows under absorbing, which predicts masked tokens alone; else all."""
@@ -110,13 +127,12 @@ class D3PMAdapter(DiffusionAdapter):
         """Those of the network, and the products with an exact graph's basis."""
         flops = super().flops_per_token(config, seq_len)
         if config.transition_type == "nearest_neighbor" and not config.uses_clusters:
-            flops += 4 * config.vocab_size**2
+            flops += config.train_draws * 4 * config.vocab_size**2
         return flops
 
 
-def bound_terms(model: D3PM, batch: Batch, source: NoiseSource) -> Terms:
-    """One stratified draw for every window of `batch`."""
-    noise = draw_window_noise(source, batch)
+def bound_terms(model: D3PM, batch: Batch, noise: WindowNoise) -> Terms:
+    """One draw for every window of `batch`, whose levels of noise are in [0, 1)."""
     if isinstance(model.transition, Absorbing):
         return _absorbing_terms(model, model.transition, batch, noise)
     t = mask_counts(noise.level, torch.full_like(batch.rows, model.config.num_timesteps))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nanozoo_core.contract import Batch, Curves, Draw, Inspection, Loss, Nll, Step, Vocabulary
 from nanozoo_core.diffusion.bounds import (
     MaskDraw,
+    TokenLoss,
     draw_by_count,
     draw_by_step,
     draw_by_time,
@@ -20,7 +21,8 @@ from nanozoo_core.diffusion.bounds import (
     network_draw_sum,
     network_loss,
 )
-from nanozoo_core.diffusion.sampling import WindowNoise, choose_masked, draw_window_noise
+from nanozoo_core.diffusion.masked_nats import counts_to_name, named_nats, nats_by_count
+from nanozoo_core.diffusion.sampling import WindowNoise, copies, draw_window_noise
 from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.diffusion_adapter import DiffusionAdapter, cpu_scored
 from nanozoo_core.machine.precision import in_float64
@@ -32,16 +34,23 @@ INSPECTED_SHARES = 8  # masked shares at which `inspect` measures the loss, besi
 
 class MDLMAdapter(DiffusionAdapter):
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
-        """One draw of the bound per window, in nats per scored token."""
+        """A draw or more for each window of the bound, or of its part over the noise that training
+        is to see, in nats per scored token."""
         assert isinstance(model, MDLM)
+        batch = copies(batch, model.config.train_draws)
         config, window = model.config, batch.window
         noise = draw_window_noise(step, batch, stratified=config.stratified)
         if config.time_sampler == "t":
+            first, last = model.training_noise.of_times(model.schedule)
             draw = draw_by_time(
-                noise, schedule=model.schedule, time_min=config.t_min, scored=cpu_scored(batch)
+                noise,
+                schedule=model.schedule,
+                time_min=max(config.t_min, first),
+                time_max=last,
+                scored=cpu_scored(batch),
             )
         else:
-            draw = bound_draw(model, noise, cpu_scored(batch))
+            draw = bound_draw(model, model.training_noise.of_levels(noise), cpu_scored(batch))
         total = network_draw_sum(
             model.net, window[:, :1], model.mask_id, window[:, 1:], draw, model.time_input
         )
@@ -70,16 +79,19 @@ class MDLMAdapter(DiffusionAdapter):
         assert isinstance(model, MDLM)
         length = batches[0].window.shape[1] - 1
         shares = torch.arange(1, INSPECTED_SHARES + 1) / INSPECTED_SHARES
-        counts = sorted({1, *(shares * length).long().clamp(min=1).tolist()})
-        points = [(k / length, _loss_at(model, batches, k)) for k in counts]
-        metrics = {"nats_one_masked": points[0][1], "nats_all_masked": points[-1][1]}
+        counts = sorted({*counts_to_name(length), *(shares * length).long().clamp(min=1).tolist()})
+
+        def token_loss(batch: Batch) -> TokenLoss:
+            return network_loss(model.net, batch.window[:, :1], model.mask_id, model.time_input)
+
+        found = nats_by_count(batches, counts, token_loss, model.schedule.time_of_noise)
         curve = Curves(
             title="Loss of a masked token",
             x_label="share of tokens masked",
             y_label="nats per token",
-            series={"masked tokens": points},
+            series={"masked tokens": [(k / length, nats) for k, nats in found.items()]},
         )
-        return Inspection(metrics, (curve,))
+        return Inspection(named_nats(found, length), (curve,))
 
 
 def bound_draw(model: MDLM, noise: WindowNoise, scored: Tensor | None) -> MaskDraw:
@@ -90,21 +102,6 @@ def bound_draw(model: MDLM, noise: WindowNoise, scored: Tensor | None) -> MaskDr
     if model.config.continuous_time:
         return draw_by_count(noise, schedule=model.schedule, scored=scored)
     return draw_by_step(noise, model.count_law, scored=scored)
-
-
-def _loss_at(model: MDLM, batches: Sequence[Batch], count: int) -> float:
-    """Mean nats of a masked token with `count` of each window masked."""
-    total, number = 0.0, 0
-    for batch in batches:
-        window = batch.window
-        size, length = window.shape[0], window.shape[1] - 1
-        noise = draw_window_noise(Draw(0), batch)
-        masked = choose_masked(noise.uniforms, torch.full((size,), count), cpu_scored(batch))
-        time = model.schedule.time_of_noise(torch.full((size,), count / length).double())
-        token_loss = network_loss(model.net, window[:, :1], model.mask_id, model.time_input)
-        total += float(token_loss(window[:, 1:], masked, time).sum())
-        number += int(masked.sum())
-    return total / max(1, number)
 
 
 Adapter = MDLMAdapter

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nanozoo_core.contract import Batch, Draw, Inspection, Loss, Nll, Step, Vocabulary
+from nanozoo_core.diffusion.sampling import copies
 from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.diffusion_adapter import DiffusionAdapter
 from nanozoo_core.machine.precision import in_float64
@@ -30,7 +31,9 @@ class SEDDAdapter(DiffusionAdapter):
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         """Mean score entropy in nats per token. With time_sampler=t it leaves out t < t_min, and
         under uniform noise both ends of the bound: for training alone."""
-        total = graph_of(model).training_sum(batch, step)
+        graph = graph_of(model)
+        batch = copies(batch, graph.model.config.train_draws)
+        total = graph.training_sum(batch, step)
         return Loss((total / max(1, batch.num_scored)).float())
 
     def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:

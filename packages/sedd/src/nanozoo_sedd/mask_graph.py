@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nanozoo_core.contract import Batch, Draw, Inspection, Step, Vocabulary
 from nanozoo_core.diffusion.bounds import (
+    TokenLoss,
     draw_by_count,
     draw_by_time,
     draw_nats,
@@ -22,7 +23,12 @@ from nanozoo_core.diffusion.levels import INSPECTION_SEED
 from nanozoo_core.diffusion.sampling import WindowNoise, draw_window_noise
 from nanozoo_core.diffusion.schedules import Linear
 from nanozoo_core.diffusion.unmasking import Holes
-from nanozoo_core.diffusion_adapter import cpu_scored, inspect_levels, level_picture
+from nanozoo_core.diffusion_adapter import (
+    cpu_scored,
+    inspect_levels,
+    level_picture,
+    with_masked_nats,
+)
 from nanozoo_core.errors import ConfigError
 from nanozoo_sedd.generate import first_hitting, unmask
 from nanozoo_sedd.model import SEDD
@@ -43,11 +49,17 @@ class MaskGraph:
         config = model.config
         noise = draw_window_noise(step, batch, stratified=config.stratified)
         if config.draws_counts:
+            noise = model.training_noise.of_levels(noise)
             draw = draw_by_count(noise, schedule=BY_NOISE, scored=cpu_scored(batch))
             sigma = BY_NOISE.sigma
         else:
+            first, last = model.training_noise.of_times(model.schedule)
             draw = draw_by_time(
-                noise, schedule=model.schedule, time_min=config.t_min, scored=cpu_scored(batch)
+                noise,
+                schedule=model.schedule,
+                time_min=max(config.t_min, first),
+                time_max=last,
+                scored=cpu_scored(batch),
             )
             sigma = model.schedule.sigma
         return network_draw_sum(
@@ -74,19 +86,24 @@ class MaskGraph:
 
         Reference: arXiv 2310.16834, theorem 3.4 with the ratios of the absorbing process.
         """
-        model, window = self.model, batch.window
-        token_loss = network_loss(
+        draw = draw_by_count(noise, schedule=BY_NOISE, scored=cpu_scored(batch))
+        token_loss = self._token_loss(batch, normalised=normalised)
+        return draw_nats(token_loss, batch.window[:, 1:], draw)
+
+    def _token_loss(self, batch: Batch, *, normalised: bool = False) -> TokenLoss:
+        """At times that are the noise 1 - alpha."""
+        model = self.model
+        return network_loss(
             model.net,
-            window[:, :1],
+            batch.window[:, :1],
             self.mask_id,
             lambda time: model.told(BY_NOISE.sigma(time)),
             normalised=normalised,
         )
-        draw = draw_by_count(noise, schedule=BY_NOISE, scored=cpu_scored(batch))
-        return draw_nats(token_loss, window[:, 1:], draw)
 
     def inspect(self, batches: Sequence[Batch], vocabulary: Vocabulary) -> Inspection | None:
-        """The bound of the model and of the normalised one, on the same noise."""
+        """The bound of the model and of the normalised one, on the same noise, and the score
+        entropy of a masked token by how many are."""
         names = ("bound", "bound_normalised")
 
         def look(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -95,7 +112,8 @@ class MaskGraph:
             return noise.level, torch.stack(both, dim=1)
 
         picture = level_picture("The bound by masked share", "masked share", names)
-        return inspect_levels(batches, vocabulary, names, look, picture)
+        found = inspect_levels(batches, vocabulary, names, look, picture)
+        return with_masked_nats(found, batches, self._token_loss, BY_NOISE.time_of_noise)
 
     def steps(self, holes: Holes) -> Iterator[Tensor]:
         """The windows (B, S) after each step that lifted a mask.

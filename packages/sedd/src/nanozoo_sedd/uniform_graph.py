@@ -47,12 +47,15 @@ class UniformGraph:
         self.model = model
 
     def training_sum(self, batch: Batch, step: Step) -> Tensor:
-        """The integrand summed over the windows, at times in (t_min, 1]."""
+        """The integrand summed over the windows, at times in (t_min, 1] or in the part of them that
+        training is to see."""
         config = self.model.config
         noise = draw_window_noise(step, batch, stratified=config.stratified)
-        times = config.t_min + (1 - config.t_min) * (1 - noise.level)
+        first, last = self.model.training_noise.of_times(self.model.schedule)
+        first = max(config.t_min, first)
+        times = first + (last - first) * (1 - noise.level)
         nats = self._integral(batch, times, noise.uniforms)
-        return (1 - config.t_min) * nats.sum()
+        return (last - first) * nats.sum()
 
     def nats(self, batch: Batch, draw: Draw) -> Tensor:
         """One draw of the bound per window, (B,)."""

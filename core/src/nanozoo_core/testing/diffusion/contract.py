@@ -35,7 +35,8 @@ class DiffusionContract(ModelContract):
 
     def num_parameters(self, config: Any) -> int:
         v, d, n, c = config.vocab_size, config.model_dim, config.num_layers, config.cond_dim
-        count = (v + 1) * d + v * (d + 1) + n * (12 * d * d + 7 * d) + d
+        head = v if config.tie_embeddings else v * (d + 1)
+        count = (v + 1) * d + head + n * (12 * d * d + 7 * d) + d
         if self.is_told_the_noise(config):
             count += n * 6 * d * (c + 1) + 2 * d * (c + 1) + 257 * c + c * c + c
         return count

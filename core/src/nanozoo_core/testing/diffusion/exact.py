@@ -49,10 +49,12 @@ def time_form(
     *,
     schedule: Schedule,
     time_min: float = 0.0,
+    time_max: float = 1.0,
     scored: Tensor | None = None,
 ) -> Tensor:
     """(B,) nats of `draw_by_time`."""
-    draw = draw_by_time(noise, schedule=schedule, time_min=time_min, scored=scored)
+    ends = {"time_min": time_min, "time_max": time_max}
+    draw = draw_by_time(noise, schedule=schedule, scored=scored, **ends)
     return draw_nats(token_loss, targets, draw)
 
 
