@@ -193,9 +193,9 @@ def test_prior_of_a_process_that_stops_early_is_in_the_score():
     assert float(expected.min()) > 0.01
     step = Step(0, 0.0, 0)
     with torch.no_grad():
-        bound, _ = bound_terms(model, batch, Draw(0))
+        bound, _ = terms_at(model, batch, Draw(0))
         nats = ADAPTER.nll(model, batch, Draw(0)).nats
-        terms, _ = bound_terms(model, batch, step)
+        terms, _ = terms_at(model, batch, step)
         loss = ADAPTER.training_loss(model, batch, step).metrics["nll"]
     assert_close(nats - bound.double(), expected, rtol=1e-4, atol=1e-5)
     assert float(loss) == pytest.approx(float(terms.sum() + expected.sum()) / 54, rel=1e-5)
@@ -211,7 +211,7 @@ def test_cross_entropy_under_masks_is_that_of_its_own_draw():
     seen, told = watch(model), []
     model.net.time_embedding.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0]))
     with torch.no_grad():
-        bound, cross_entropy = bound_terms(model, batch, Draw(0))
+        bound, cross_entropy = terms_at(model, batch, Draw(0))
         logits = model.net(seen[0], told[0]).double()[:, 1:]
     masked = seen[0][:, 1:] == VOCAB
     t = told[0].double() * 7 / 1000

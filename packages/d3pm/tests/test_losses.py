@@ -122,8 +122,11 @@ def test_absorbing_weight_is_one_over_t():
     assert_close(process.weight(t), 1 / t.double(), rtol=1e-12, atol=0)
 
 
-# A graph needs a step before the mask; the gaussian needs several to come near its end.
-FEWEST_STEPS = {"uniform": 1, "absorbing": 1, "spectral": 2, "clusters": 2, "gaussian": 20}
+# A graph needs a step before the mask; what moves to near ids needs several to come near its end.
+FEWEST_STEPS = {
+    **{"uniform": 1, "absorbing": 1, "spectral": 2, "clusters": 2},
+    **{"gaussian": 20, "band": 20},
+}
 
 
 @pytest.mark.parametrize("extra_steps", [0, 3, 19])
