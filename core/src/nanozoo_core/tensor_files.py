@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,25 +32,35 @@ DTYPES = {
     torch.int64: "I64",
     torch.int32: "I32",
     torch.int16: "I16",
+    torch.uint16: "U16",  # what Muon keeps beside bfloat16 weights
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
 TYPES = {name: dtype for dtype, name in DTYPES.items()}
 SHARDING = "DCP_SHARDING_INFO"  # the key under which torch.distributed.checkpoint keeps offsets
-Offsets = Mapping[str, tuple[int, ...]]
 ALIGNMENT = 8  # of the first tensor, as the format asks
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], offsets: Offsets | None = None) -> str:
+class Place(NamedTuple):
+    """Where a block lies in a larger tensor."""
+
+    offsets: tuple[int, ...]
+    whole: tuple[int, ...]  # the shape of the larger one; torch's reader does not need it
+
+
+Places = Mapping[str, Place]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], places: Places | None = None) -> str:
     """Writes tensors as one file; what they share of memory is written for each.
 
-    Args: offsets: where each begins in the whole, if they are blocks of larger tensors.
+    Args: places: of each in the whole, if they are blocks of larger tensors.
 
     Returns: the sha256 of the file, 64 hex digits.
     Raises: WriteError.
     """
-    parts = _parts(tensors, offsets)
+    parts = _parts(tensors, places)
     with ThreadPoolExecutor(1) as pool, whole_file(path) as file:
         digest = pool.submit(_sha256, parts)
         for part in parts:
@@ -57,33 +68,39 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], offsets: Offsets | 
     return digest.result()
 
 
-def digest_of(tensors: Mapping[str, Tensor], offsets: Offsets | None = None) -> str:
+def digest_of(tensors: Mapping[str, Tensor], places: Places | None = None) -> str:
     """The sha256 of the file that `write_tensors` would write."""
-    return _sha256(_parts(tensors, offsets))
+    return _sha256(_parts(tensors, places))
 
 
-def offsets_in(metadata: Mapping[str, str] | None) -> dict[str, tuple[int, ...]] | None:
-    """Of a file's metadata, where its blocks begin; None for a file of whole tensors.
+def places_in(metadata: Mapping[str, str] | None) -> dict[str, Place] | None:
+    """Of a file's metadata, the places of its blocks; None for a file of whole tensors.
 
     Raises: ValueError, LookupError or TypeError for another form.
     """
     if not metadata or SHARDING not in metadata:
         return None
     found = dict(json.loads(metadata[SHARDING]))
-    return {name: tuple(map(int, about["saved_offsets"])) for name, about in found.items()}
+    return {
+        name: Place(tuple(map(int, about["saved_offsets"])), tuple(map(int, about["whole"])))
+        for name, about in found.items()
+    }
 
 
-def _parts(tensors: Mapping[str, Tensor], offsets: Offsets | None) -> list[memoryview]:
+def _parts(tensors: Mapping[str, Tensor], places: Places | None) -> list[memoryview]:
     # Wide types first, so that each tensor begins at a multiple of its element's size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     whole = {name: tensors[name].detach().cpu().contiguous() for name in names}
-    return [_head(whole, offsets), *(_bytes_of(tensor) for tensor in whole.values())]
+    return [_head(whole, places), *(_bytes_of(tensor) for tensor in whole.values())]
 
 
-def _head(tensors: Mapping[str, Tensor], offsets: Offsets | None) -> memoryview:
+def _head(tensors: Mapping[str, Tensor], places: Places | None) -> memoryview:
     metadata = {"format": "pt"}
-    if offsets is not None:
-        saved = {name: {"saved_offsets": list(offsets[name])} for name in tensors}
+    if places is not None:
+        saved = {
+            name: {"saved_offsets": places[name].offsets, "whole": places[name].whole}
+            for name in tensors
+        }
         metadata |= {"DCP_VERSION": "1.0", SHARDING: json.dumps(saved, separators=(",", ":"))}
     entries: dict[str, object] = {"__metadata__": metadata}
     end = 0
@@ -116,14 +133,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def read_blocks(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]] | None]:
-    """The tensors of a file, and where they begin in the whole if they are blocks of larger ones.
+def read_blocks(path: Path) -> tuple[dict[str, Tensor], dict[str, Place] | None]:
+    """The tensors of a file, and their places in the whole if they are blocks of larger ones.
 
     Raises: as `read_tensors`.
     """
     with safe_open(path, framework="pt") as opened:
-        offsets = offsets_in(opened.metadata())
-    return read_tensors(path), offsets
+        places = places_in(opened.metadata())
+    return read_tensors(path), places
 
 
 def require_finite(

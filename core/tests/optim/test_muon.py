@@ -22,7 +22,8 @@ def step_all(parameters, *, seed, **options):
 def run(muon, parameters, steps):
     for step in steps:
         for i, parameter in enumerate(parameters):
-            parameter.grad = normal(*parameter.shape, seed=1000 * step + i)
+            gradient = normal(*parameter.shape, seed=1000 * step + i)
+            parameter.grad = gradient.to(parameter.dtype)
         muon.step()
 
 
@@ -185,3 +186,34 @@ def test_foreign_state_is_refused_by_key(change, key):
     change(state)
     with pytest.raises(CheckpointError, match=key):
         muon.load_full_state(state)
+
+
+@pytest.mark.parametrize("neuron_axis", ["out", "shape"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pieces_are_blocks_of_the_whole_state_and_fill_a_fresh_one(neuron_axis, dtype):
+    plain = nn.Parameter(normal(24, 16).to(dtype))
+    fused = nn.Parameter(normal(56, 32).to(dtype))
+    fused.muon_split = (32, 16, 8)
+    bank = nn.Parameter(normal(3, 24, 16).to(dtype))
+    bank.muon_split = (16, 8)
+    filters = nn.Parameter(normal(20, 12, 3).to(dtype))
+    filters.muon_flatten = True
+    parameters = [plain, fused, bank, filters]
+    muon = make_muon(parameters, neuron_axis=neuron_axis)
+    run(muon, parameters, range(2))
+    whole = muon.full_state()
+    found = {key: torch.full_like(value, torch.nan) for key, value in whole.items()}
+    pieces = muon.pieces()
+    for key, parts in pieces.items():
+        for piece in parts:
+            assert piece.whole == tuple(whole[key].shape)
+            assert found[key][piece.place].isnan().all(), "two pieces overlap"
+            found[key][piece.place] = piece.tensor
+    assert found.keys() == whole.keys()
+    for key, value in whole.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=0)
+    assert max(map(len, pieces.values())) == 6
+    fresh = make_muon(parameters, neuron_axis=neuron_axis)
+    fresh.load_full_state(whole)
+    for key, value in fresh.full_state().items():
+        torch.testing.assert_close(value, whole[key], rtol=0, atol=0)

@@ -224,10 +224,10 @@ def test_a_run_killed_while_its_model_is_exchanged_is_whole(
         copy = RunFolder(Path(shutil.copytree(run.path, run.path.with_name(call))))
 
         def killed(
-            path: Path, tensors: dict[str, torch.Tensor], offsets: None, *, call: str = call
+            path: Path, tensors: dict[str, torch.Tensor], places: None, *, call: str = call
         ) -> str:
             if call == "after":
-                plain(path, tensors, offsets)
+                plain(path, tensors, places)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:

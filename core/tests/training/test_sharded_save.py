@@ -17,6 +17,7 @@ from nanozoo_core.config import compose_config, resolve
 from nanozoo_core.errors import CheckpointError, NonFiniteError
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.muon import Muon
+from nanozoo_core.tensor_files import Place
 from nanozoo_core.testing.processes import train_in_processes
 from nanozoo_core.training import checkpoint
 from nanozoo_core.training.integrity import DamagedCheckpointError
@@ -159,6 +160,19 @@ def test_one_file_takes_one_block_of_each_tensor(runs: dict[str, RunFolder]) -> 
     ]
 
 
+def test_the_end_of_a_run_renews_its_shards(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    copy = RunFolder(Path(shutil.copytree(runs["alone-shards"].path, tmp_path / "copy")))
+    path = copy.checkpoint(6)
+    before, state = contents(copy, 6), read_state(path)
+    name = min(before["model"])
+    changed = {name: before["model"][name] + 1}
+    state.tokens = 77
+    checkpoint.renew(copy, state, changed, keep=9)
+    checkpoint.check_whole(path, STEMS)
+    assert read_state(path).tokens == 77
+    assert_equal(contents(copy, 6), before | {"model": before["model"] | changed})
+
+
 # -- what can go wrong ----------------------------------------------------------------------------
 
 
@@ -210,7 +224,7 @@ def test_a_shard_that_says_nonsense_of_its_blocks_is_damaged(
     (tmp_path / "model").mkdir()
     file = tmp_path / "model" / "shard-00001-model-00001-of-00001.safetensors"
     monkeypatch.setattr(tensor_files.json, "dumps", wrong_offsets(offsets))
-    tensor_files.write_tensors(file, {"w": torch.ones(2, 3)}, {"w": (0, 0)})
+    tensor_files.write_tensors(file, {"w": torch.ones(2, 3)}, {"w": Place((0, 0), (2, 3))})
     with pytest.raises(DamagedCheckpointError, match="is truncated or damaged"):
         checkpoint.read_tensors(tmp_path, "model")
 
@@ -230,8 +244,8 @@ def test_any_block_is_read_across_shards(tmp_path: Path) -> None:
     ):
         block = whole[slice(*rows), slice(*columns)]
         name = f"shard-{number + 1:05d}-model-00001-of-00001.safetensors"
-        offsets = {"w": (rows[0], columns[0], 0)}
-        tensor_files.write_tensors(tmp_path / "model" / name, {"w": block}, offsets)
+        places = {"w": Place((rows[0], columns[0], 0), (5, 4, 3))}
+        tensor_files.write_tensors(tmp_path / "model" / name, {"w": block}, places)
     with StoredTensors(tmp_path, "model") as stored:
         assert stored["w"].shape == (5, 4, 3)
         for place in (
@@ -284,7 +298,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     plain = tensor_files.write_tensors
 
     def full(path: Path, *given: object) -> str:
-        if trainer.state.step >= 4 and path.parent.name == "ema":
+        if path.parents[1].name.endswith("000004") and path.parent.name == "ema":
             raise OSError(28, "No space left on device")
         return plain(path, *given)  # type: ignore[arg-type]
 

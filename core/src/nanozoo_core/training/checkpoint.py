@@ -232,14 +232,14 @@ def renew(run: RunFolder, state: TrainState, buffers: Mapping[str, Tensor], *, k
                 changed = stored.files(buffers.keys())
             for file, names in changed.items():
                 remove_unfinished(file.parent)
-                content, offsets = tensor_files.read_blocks(file)
+                content, places = tensor_files.read_blocks(file)
                 content |= {name: buffers[name] for name in names}
-                digest = tensor_files.digest_of(content, offsets)
+                digest = tensor_files.digest_of(content, places)
                 name = file.relative_to(folder).as_posix()
                 if files.get(name) != [digest]:
                     either = [*files.get(name, []), digest]
                     write_state(folder, replace(state, files=files | {name: either}))
-                    tensor_files.write_tensors(file, content, offsets)
+                    tensor_files.write_tensors(file, content, places)
                 files = files | {name: [digest]}
             remove_unfinished(folder)
             state.files = files

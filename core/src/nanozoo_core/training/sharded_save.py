@@ -25,6 +25,7 @@ from nanozoo_core.files import UNFINISHED, remove_unfinished
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.optim.build import OptimizerSet
 from nanozoo_core.optim.sharding import Pieces
+from nanozoo_core.tensor_files import Place
 from nanozoo_core.training import checkpoint
 from nanozoo_core.training.claim import Claim
 from nanozoo_core.training.ema import WeightAverage
@@ -39,11 +40,11 @@ def should_shard(setting: Literal["auto", True, False], strategy: str, ranks: Ra
 
 @dataclass(frozen=True)
 class _Shard:
-    """What one file holds: blocks by the names of their tensors, and where each begins."""
+    """What one file holds: blocks by the names of their tensors, and the place of each."""
 
     name: str  # within the checkpoint's folder
     tensors: dict[str, Tensor]
-    offsets: dict[str, tuple[int, ...]]
+    places: dict[str, Place]
 
 
 def all_pieces(
@@ -70,7 +71,8 @@ def copied_shards(kind: str, pieces: Pieces, rank: int) -> list[_Shard]:
         mine = {name: parts[number] for name, parts in written.items() if number < len(parts)}
         name = f"{kind}/shard-{rank + 1:05d}-model-{number + 1:05d}-of-{count:05d}.safetensors"
         tensors = {key: piece.tensor.detach().to("cpu", copy=True) for key, piece in mine.items()}
-        shards.append(_Shard(name, tensors, {key: piece.offsets for key, piece in mine.items()}))
+        places = {key: Place(piece.offsets, piece.whole) for key, piece in mine.items()}
+        shards.append(_Shard(name, tensors, places))
     return shards
 
 
@@ -159,7 +161,7 @@ class ShardedSave:
         digests = {}
         for shard in shards:
             file = self._temporary / shard.name
-            digests[shard.name] = tensor_files.write_tensors(file, shard.tensors, shard.offsets)
+            digests[shard.name] = tensor_files.write_tensors(file, shard.tensors, shard.places)
         return digests
 
     def _conclude(self, digests: dict[str, str], keep: int) -> None:

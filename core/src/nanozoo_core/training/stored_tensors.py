@@ -41,10 +41,6 @@ def files_of(path: Path, stem: str) -> list[Path]:
     return [_single_file(path, stem)]
 
 
-def is_sharded(path: Path, stem: str) -> bool:
-    return (path / stem).is_dir()
-
-
 def _single_file(path: Path, stem: str) -> Path:
     """The path of a file of tensors. Raises: CheckpointError when it is missing or a pickle."""
     file = path / f"{stem}.safetensors"
@@ -90,16 +86,9 @@ class StoredTensor:
     dtype: torch.dtype
     is_table: bool
     """Whether it may hold the logarithm of 0."""
+    shape: torch.Size
+    """Of the whole."""
     blocks: list[_Block] = field(default_factory=list)
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of the whole: as far as its blocks reach."""
-        ends = [
-            [begin + size for begin, size in zip(block.offsets, block.sizes, strict=True)]
-            for block in self.blocks
-        ]
-        return torch.Size(map(max, zip(*ends, strict=True)))
 
     @property
     def is_complete(self) -> bool:
@@ -161,13 +150,15 @@ class StoredTensors(Mapping[str, StoredTensor]):
     def _add(self, file: Path, tables: Set[str]) -> None:
         try:
             opened = self._files.enter_context(safe_open(file, framework="pt"))
-            offsets = tensor_files.offsets_in(opened.metadata())
+            places = tensor_files.places_in(opened.metadata())
             for name in opened.keys():  # noqa: SIM118  (it is no mapping)
                 part = opened.get_slice(name)
                 sizes, dtype = tuple(part.get_shape()), tensor_files.TYPES[part.get_dtype()]
-                start = (0,) * len(sizes) if offsets is None else offsets[name]
-                stored = self._found.setdefault(name, StoredTensor(name, dtype, name in tables))
-                stored.blocks.append(_Block(file, opened, start, sizes))
+                offsets, whole = ((0,) * len(sizes), sizes) if places is None else places[name]
+                stored = self._found.setdefault(
+                    name, StoredTensor(name, dtype, name in tables, torch.Size(whole))
+                )
+                stored.blocks.append(_Block(file, opened, offsets, sizes))
         except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
             raise damaged(file, error) from error
 
