@@ -14,6 +14,9 @@ from nanozoo_core.errors import Problems
 class MDLMConfig(DiffusionConfig):
     renamed: ClassVar[dict[str, str]] = {"use_low_discrepancy_sampler": "stratified"}
 
+    block_size: int | None
+    """Cut the window into blocks of this many tokens, each denoised given all before it; null is
+    one block, the whole window, and 1 a next-token model."""
     time_conditioning: bool
     """Tell the network the noise level by adaLN; the bound does not need it."""
     adaln_when_unconditioned: bool
@@ -34,7 +37,7 @@ class MDLMConfig(DiffusionConfig):
     """ancestral_cache skips the network where ancestral lifts no mask; first_hitting lifts one mask
     at a time, exactly; confidence lifts the surest, which is no longer the model's distribution."""
     num_sampling_steps: int
-    """Steps of a window; first_hitting takes one per token instead."""
+    """Steps of a window, or of each of its blocks; first_hitting takes one per token instead."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,6 +46,11 @@ class MDLMConfig(DiffusionConfig):
     def check(self, p: Problems) -> None:
         super().check(p)
         p.require_at_least(self, {"num_sampling_steps": 1})
+        p.require(
+            self.block_size is None or 1 <= self.block_size <= self.seq_len,
+            f"model_cfg.block_size={self.block_size} must be from 1 to the window of "
+            f"model_cfg.seq_len={self.seq_len} tokens; use null for one block of all",
+        )
         p.require(0 <= self.t_min < 0.5, f"model_cfg.t_min={self.t_min} must be in [0, 0.5)")
         if self.continuous_time:
             p.require(
