@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from nanozoo_core.diffusion.sampling import WindowNoise, choose_masked
 from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.diffusion_adapter import DiffusionAdapter, cpu_scored
 from nanozoo_core.machine.precision import in_float64
-from nanozoo_mdl.blocks import BlockNetwork
+from nanozoo_mdl.blocks import BlockNetwork, Blocks
 from nanozoo_mdl.generate import unmask
 from nanozoo_mdl.model import MDLM
 
@@ -61,6 +62,19 @@ class MDLMAdapter(DiffusionAdapter):
         token_loss = loss_of_window(model, window)
         nats = draw_nats(token_loss, window[:, 1:], bound_draw(model, noise, cpu_scored(batch)))
         return Nll(in_float64(nats), batch.num_scored)
+
+    def flops_per_token(self, config: Any, seq_len: int) -> float:
+        """Of one block as of any DiT. Several read clean text beside the noised, which noised
+        tokens see in full and clean ones without the noised; and where counts are drawn, every
+        block masks a token at least."""
+        number = Blocks(config.block_size or config.seq_len).number(seq_len)
+        num_clean = (number - 1) * (config.block_size or 0)
+        width, layers = config.model_dim, config.num_layers
+        weights = layers * (4 + 2 * config.mlp_ratio) * width**2 * num_clean / seq_len
+        pairs = num_clean + num_clean**2 / seq_len  # for each scored token
+        rows = (number - 1) / (2 * seq_len) if config.time_sampler == "k" else 0
+        more = 6 * (weights + width * config.vocab_size * rows) + 12 * layers * width * pairs
+        return super().flops_per_token(config, seq_len) + more
 
     def steps(self, model: nn.Module, holes: Holes) -> Iterator[Tensor]:
         assert isinstance(model, MDLM)
