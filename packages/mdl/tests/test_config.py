@@ -21,6 +21,8 @@ class TestConfig(ConfigLaws):
             {"continuous_time": False, "num_timesteps": 9, "time_sampler": "t"},
             r"time_sampler=t draws from continuous time; .* use k",
         ),
+        ({"block_size": 0}, r"block_size=0 must be from 1 to .*seq_len=.* use null"),
+        ({"seq_len": 64, "block_size": 65}, r"block_size=65 must be from 1 to .*seq_len=64"),
         ({"num_sampling_steps": 0}, r"num_sampling_steps=0 must be at least 1"),
     )
     wrong = {"t_min": 0.7}  # noqa: RUF012

@@ -21,6 +21,45 @@ VARIANTS = {
 }
 
 
+BLOCKS = {
+    "blocks": {"block_size": 5, "sampler": "first_hitting"},
+    "blocks-timed": {"block_size": 4, "sampler": "ancestral_cache", **TIMED},
+    "tokens": {"block_size": 1, "sampler": "ancestral", "num_sampling_steps": 2},
+}
+
+
+class TestBlockSamplers(SamplerLaws):
+    models = sampler_models("mdl", BLOCKS, {})
+
+    def test_known_tokens_stay_wherever_they_stand_and_no_hole_is_left(self, variant):
+        """Of a text that goes on, and of a block with a gap, which is the last."""
+        model = self.models.make(variant).eval()
+        gap = [8, None, 9] if model.config.block_size > 2 else [8, 9, None]
+        for window in ([1, 2, *[None] * 11], [3, 4, 5, 6, 7, *gap]):
+            results = set()
+            for seed in range(10):
+                steps = []
+                filled = self.infill(model, window, seed, on_step=steps.append)
+                assert self.are_tokens(filled)
+                for state in [*steps, filled]:
+                    pairs = zip(window, state, strict=True)
+                    assert all(known in (None, got) for known, got in pairs)
+                assert [steps[0], steps[-1]] == [window, filled]
+                results.add(tuple(filled))
+            assert len(results) > 4
+
+    def test_texts_appear_from_left_to_right_block_by_block(self):
+        model = self.models.make("blocks").eval()
+        steps = []
+        self.infill(model, [1, 2, *[None] * 10], 0, on_step=steps.append)
+        assert len(steps) == 11
+        for state in steps:
+            missing = [place for place, token in enumerate(state) if token is None]
+            done = 5 * ((missing[0] - 1) // 5) if missing else 12
+            assert None not in state[:done]
+            assert all(token is None for token in state[done + 6 :])
+
+
 class TestSamplers(SamplerLaws):
     models = sampler_models("mdl", VARIANTS, {})
 

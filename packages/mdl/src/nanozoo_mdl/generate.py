@@ -126,8 +126,9 @@ def unmask_blocks(model: MDLM, holes: Holes) -> Iterator[Tensor]:
         end = min(end, room)
         read = partial(read_block, model, x[:, :start], memory)
         for state in fill(model, holes, x[:, start:end], read):
-            x = torch.cat([x[:, :start], state, x[:, end:]], dim=1)
-            yield x[:, :length]
+            before, x = x, torch.cat([x[:, :start], state, x[:, end:]], dim=1)
+            if block < last or not torch.equal(x[:, :length], before[:, :length]):
+                yield x[:, :length]
             if block == last and not bool((x[:, :length] == model.mask_id).any()):
                 return
         if memory is not None and block < last:
