@@ -58,14 +58,15 @@ def draw_noise(
         level = (cells + numbers[:, 0]) / num_rows
     if num_levels is None:
         return WindowNoise(level, uniforms)
-    more = torch.empty(len(rows), num_levels, dtype=torch.float64, device="cpu")
+    levels = torch.empty(len(rows), num_levels, dtype=torch.float64, device="cpu")
     for number, generator in enumerate(generators):
         if stratified:
-            more[number] = torch.randperm(num_levels, generator=generator) + level[number]
+            parts = torch.randperm(num_levels, generator=generator)
+            levels[number] = (parts + level[number]) / num_levels
         else:
             others = torch.rand(num_levels - 1, generator=generator, dtype=torch.float64)
-            more[number] = num_levels * torch.cat([level[number, None], others])
-    return WindowNoise(more / num_levels, uniforms)
+            levels[number] = torch.cat([level[number, None], others])
+    return WindowNoise(levels, uniforms)
 
 
 def draw_window_noise(
