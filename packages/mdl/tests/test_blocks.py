@@ -429,7 +429,7 @@ def test_a_text_that_ends_within_a_block_is_the_begin_of_a_whole_one():
     assert read in ([5, 2], [5, 2, 2])  # what is finished, and one draw or both
 
 
-@pytest.mark.parametrize("sampler", ["first_hitting", "ancestral_cache", "ancestral", "confidence"])
+@pytest.mark.parametrize("sampler", ["first_hitting", "ancestral_cache", "confidence", "remask"])
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_kept_keys_and_values_change_nothing(size, sampler):
     """The same texts, step by step, and no more tokens read."""

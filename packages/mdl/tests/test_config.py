@@ -23,6 +23,7 @@ class TestConfig(ConfigLaws):
         ),
         ({"block_size": 0}, r"block_size=0 must be from 1 to .*seq_len=.* use null"),
         ({"seq_len": 64, "block_size": 65}, r"block_size=65 must be from 1 to .*seq_len=64"),
+        ({"remask_cap": 0.0}, r"remask_cap=0.0 must be in \(0, 1\]; .*sampler=ancestral"),
         ({"num_sampling_steps": 0}, r"num_sampling_steps=0 must be at least 1"),
     )
     wrong = {"t_min": 0.7}  # noqa: RUF012
@@ -53,6 +54,7 @@ def test_key_of_other_code_is_refused(key, message):
     [
         ({"t_min": 0.01}, "t_min=0.01 has no effect with model_cfg.time_sampler=k"),
         ({"cond_dim": 8}, "cond_dim=8 has no effect with model_cfg.time_conditioning=false"),
+        ({"remask_cap": 0.2}, "remask_cap=0.2 has no effect with model_cfg.sampler=first_hitting"),
         ({"num_sampling_steps": 9}, "num_sampling_steps=9 has no effect .*sampler=first_hitting"),
         (
             {"time_conditioning": True, "adaln_when_unconditioned": True},

@@ -18,6 +18,7 @@ from nanozoo_core.diffusion.unmasking import (
     ancestral,
     first_hitting,
     most_confident,
+    remasking,
 )
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.ops.sampling import probabilities
@@ -88,6 +89,15 @@ def fill(model: MDLM, holes: Holes, x: Tensor, read: Read) -> Iterator[Tensor]:
             sharpen=lambda probs: probabilities(probs.log(), settings),
             **grid,
         )
+    if config.sampler == "remask":
+        return remasking(
+            predict,
+            x,
+            mask_id=model.mask_id,
+            cap=config.remask_cap,
+            generator=generator,
+            **grid,
+        )
     return ancestral(
         predict,
         x,
@@ -118,6 +128,7 @@ def unmask_blocks(model: MDLM, holes: Holes) -> Iterator[Tensor]:
     last = int(of_positions[-1])
     room = min(blocks.span(last)[1], model.max_context)
     x = torch.nn.functional.pad(holes.x, (0, room - length), value=model.mask_id)
+    can_end = model.config.sampler != "remask"  # which may take back what is drawn
     memory = Memory(model.net, len(x), room) if holes.settings.use_cache else None
     if memory is not None and first > 0:
         remember(model, memory, x[:, : blocks.span(first)[0]])
@@ -129,7 +140,7 @@ def unmask_blocks(model: MDLM, holes: Holes) -> Iterator[Tensor]:
             before, x = x, torch.cat([x[:, :start], state, x[:, end:]], dim=1)
             if block < last or not torch.equal(x[:, :length], before[:, :length]):
                 yield x[:, :length]
-            if block == last and not bool((x[:, :length] == model.mask_id).any()):
+            if can_end and block == last and not bool((x[:, :length] == model.mask_id).any()):
                 return
         if memory is not None and block < last:
             remember(model, memory, x[:, start:end])
