@@ -25,7 +25,12 @@ VARIANTS = {
 BLOCKS = {
     "blocks": {"block_size": 5, "sampler": "first_hitting"},
     "blocks-timed": {"block_size": 4, "sampler": "ancestral_cache", **TIMED},
-    "blocks-remask": {"block_size": 4, "sampler": "remask", "remask_cap": 0.5},
+    "blocks-remask": {
+        "block_size": 4,
+        "sampler": "remask",
+        "remask_cap": 0.5,
+        "num_sampling_steps": 8,
+    },
     "tokens": {"block_size": 1, "sampler": "ancestral", "num_sampling_steps": 2},
 }
 
