@@ -33,7 +33,7 @@ TIMED = {"time_conditioning": True, "cond_dim": 8}
 MODELS = SmallModels("mdl", {"plain": {}, "timed": TIMED}, {}, scale=0.3)
 VOCAB, LENGTH = MODELS.vocab_size, MODELS.seq_len
 ADAPTER = MODELS.adapter
-SIZES = (1, 3, 4, 10)
+SIZES = (1, 4, 10)
 
 
 def make(size: int | None, variant: str = "plain", **changes: object) -> MDLM:
@@ -328,15 +328,15 @@ def test_bound_lies_above_the_law_of_samples(size):
     assert float(nats.std()) > 0.3
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 6])
+@pytest.mark.parametrize("size", [1, 4])
 def test_score_is_the_bound_over_all_masks(size):
     """The mean of many draws of each text, and of the training loss, by count and by time."""
     model = small(size)
-    batch = batch_of(texts().repeat(40, 1))
+    batch = batch_of(texts().repeat(25, 1))
     expected = exact_bound(model, texts())
     with torch.no_grad():
-        nats = ADAPTER.nll(model, batch, Draw(0)).nats.view(40, NUM_TEXTS)
-    error = nats.std(0) / math.sqrt(40)
+        nats = ADAPTER.nll(model, batch, Draw(0)).nats.view(25, NUM_TEXTS)
+    error = nats.std(0) / math.sqrt(25)
     assert bool(((nats.mean(0) - expected).abs() < 4.5 * error + 1e-9).all())
     few = batch.take(slice(10 * NUM_TEXTS))
     for changes in ({}, {"time_sampler": "t", "t_min": 0.0}, {"stratified": False}):
@@ -394,7 +394,7 @@ def test_ancestral_draws_by_that_law_as_steps_grow():
     model = small(4, sampler="ancestral_cache")
     law = exact_law(model, texts())
     assert not fits(drawn(model, [1], NUM_DRAWS, num_steps=1), law)
-    assert fits(drawn(model, [1], NUM_DRAWS, num_steps=40), law)
+    assert fits(drawn(model, [1], NUM_DRAWS, num_steps=30), law)
     model = small(1, sampler="ancestral")
     assert fits(drawn(model, [1], NUM_DRAWS, num_steps=1), exact_law(model, texts()))
 
@@ -430,7 +430,7 @@ def test_a_text_that_ends_within_a_block_is_the_begin_of_a_whole_one():
 
 
 @pytest.mark.parametrize("sampler", ["first_hitting", "ancestral_cache", "confidence", "remask"])
-@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("size", [1, 3])
 def test_kept_keys_and_values_change_nothing(size, sampler):
     """The same texts, step by step, and no more tokens read."""
     for variant in ("plain", "timed"):
