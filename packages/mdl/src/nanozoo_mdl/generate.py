@@ -123,7 +123,7 @@ def unmask_blocks(model: MDLM, holes: Holes) -> Iterator[Tensor]:
     """
     refuse_gaps(model, holes.known)
     length, blocks = holes.x.shape[1], model.blocks
-    of_positions = blocks.of(torch.arange(length))
+    of_positions = blocks.of(torch.arange(length, device="cpu"))
     first = int(of_positions[(~holes.known).any(0).cpu()].min())
     last = int(of_positions[-1])
     room = min(blocks.span(last)[1], model.max_context)
