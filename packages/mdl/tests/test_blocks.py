@@ -1,5 +1,4 @@
-"""Block diffusion: one pass over all blocks, its bound, and its samples, against small models whose
-every mask, order and text can be listed.
+"""Block diffusion: one pass over all blocks, its bound, and what generation keeps.
 
 B windows, L scored tokens, S = L + 1 positions, C tokens of a block.
 """
@@ -7,26 +6,22 @@ B windows, L scored tokens, S = L + 1 positions, C tokens of a block.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
+from block_cases import spans, states
 from torch import Tensor
 from torch.testing import assert_close
 
-from nanozoo_core.contract import Draw, SamplingSettings, Step
+from nanozoo_core.contract import Draw, Step
 from nanozoo_core.diffusion.bounds import draw_by_count, draw_nats, network_draw_sum, network_loss
 from nanozoo_core.diffusion.sampling import draw_noise
-from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing.diffusion.models import SmallModels, watch
-from nanozoo_core.testing.sources import batch_of
-from nanozoo_core.testing.statistics import chi_square, chi_square_limit
 from nanozoo_mdl.blocks import BlockNetwork, Blocks, Memory
-from nanozoo_mdl.generate import read_block, remember, unmask
+from nanozoo_mdl.generate import read_block, remember
 from nanozoo_mdl.model import MDLM
 
 TIMED = {"time_conditioning": True, "cond_dim": 8}
@@ -38,12 +33,6 @@ SIZES = (1, 4, 10)
 
 def make(size: int | None, variant: str = "plain", **changes: object) -> MDLM:
     return MODELS.make(variant, block_size=size, **changes).double()
-
-
-def spans(length: int, size: int) -> list[tuple[int, int]]:
-    """First position of each block, and the one behind it; the context is with the first."""
-    starts = range(1, length + 1, size)
-    return [(0 if n == 1 else n, min(n + size, length + 1)) for n in starts]
 
 
 def block_by_block(model: MDLM, window: Tensor, noised: Tensor, time: Tensor) -> Tensor:
@@ -244,189 +233,7 @@ def test_every_block_masks_a_number_of_its_own():
     assert torch.equal(tokens[:, LENGTH + 1 :], batch.tokens[:, :9])
 
 
-# -- all texts, masks and orders of a small model -------------------------------------------------
-
-SMALL = SmallModels("mdl", {"plain": {}}, {}, vocab_size=2, seq_len=6, model_dim=16, num_layers=1)
-NUM_TEXTS = 2**6
-NUM_DRAWS = 4000
-
-
-def small(size: int, **changes: object) -> MDLM:
-    """Its predictions differ much from text to text."""
-    model: MDLM = SMALL.make(block_size=size, **changes).double().eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            generator = seeded_generator(9, len(name), parameter.numel())
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_(0.6 * noise)
-    return model
-
-
-def texts() -> Tensor:
-    """(64, 7): all texts behind a context token."""
-    return torch.tensor([(1, *text) for text in itertools.product(range(2), repeat=6)])
-
-
-def log_probs(model: MDLM, windows: Tensor, start: int, end: int, hidden: Tensor) -> Tensor:
-    """(B, end - start): log p of each token of a block of which `hidden` (end - start,) is masked,
-    behind the clean text before it."""
-    tokens = windows[:, :end].clone()
-    tokens[:, start:] = tokens[:, start:].masked_fill(hidden, SMALL.vocab_size)
-    with torch.no_grad():
-        found = model(tokens)[:, start:].log_softmax(-1)
-    return found.gather(-1, windows[:, start:end, None])[..., 0]
-
-
-def exact_bound(model: MDLM, windows: Tensor) -> Tensor:
-    """(B,) nats: over all subsets of every block."""
-    nats = torch.zeros(len(windows), dtype=torch.float64)
-    for start, end in spans(6, model.blocks.size):
-        first = max(start, 1)
-        size = end - first
-        for pattern in itertools.product((False, True), repeat=size):
-            k = sum(pattern)
-            if k:
-                hidden = torch.tensor([False] * (first - start) + list(pattern))
-                losses = -log_probs(model, windows, start, end, hidden)[:, hidden].sum(1)
-                nats += losses / (k * math.comb(size, k))
-    return nats
-
-
-def exact_law(model: MDLM, windows: Tensor, num_known: int = 1) -> Tensor:
-    """(B,): with which probability each window is drawn behind its first `num_known` tokens: in
-    every block the mean over all orders of its holes."""
-    law = torch.ones(len(windows), dtype=torch.float64)
-    for start, end in spans(6, model.blocks.size):
-        known_odds: dict[frozenset[int], Tensor] = {}  # by what is hidden
-        holes = [place for place in range(start, end) if place >= num_known]
-        orders = list(itertools.permutations(holes))
-        mean = torch.zeros_like(law)
-        for order in orders:
-            product = torch.ones_like(law)
-            for number, place in enumerate(order):
-                left = frozenset(order[number:])
-                if left not in known_odds:
-                    hidden = torch.tensor([p in left for p in range(start, end)])
-                    known_odds[left] = log_probs(model, windows, start, end, hidden).exp()
-                product *= known_odds[left][:, place - start]
-            mean += product / len(orders)
-        law *= mean
-    return law
-
-
-@pytest.mark.parametrize("size", [1, 2, 4, 6])
-def test_bound_lies_above_the_law_of_samples(size):
-    """For every text, and at it where blocks have one token: there is only one order."""
-    model = small(size)
-    bound, nats = exact_bound(model, texts()), -exact_law(model, texts()).log()
-    assert float((-nats).exp().sum()) == pytest.approx(1, abs=1e-12)
-    if size == 1:
-        assert_close(bound, nats, rtol=0, atol=1e-12)
-    else:
-        assert bool((bound > nats - 1e-12).all())
-        assert float((bound - nats).max()) > 0.01
-    assert float(nats.std()) > 0.3
-
-
-@pytest.mark.parametrize("size", [1, 4])
-def test_score_is_the_bound_over_all_masks(size):
-    """The mean of many draws of each text, and of the training loss, by count and by time."""
-    model = small(size)
-    batch = batch_of(texts().repeat(25, 1))
-    expected = exact_bound(model, texts())
-    with torch.no_grad():
-        nats = ADAPTER.nll(model, batch, Draw(0)).nats.view(25, NUM_TEXTS)
-    error = nats.std(0) / math.sqrt(25)
-    assert bool(((nats.mean(0) - expected).abs() < 4.5 * error + 1e-9).all())
-    few = batch.take(slice(10 * NUM_TEXTS))
-    for changes in ({}, {"time_sampler": "t", "t_min": 0.0}, {"stratified": False}):
-        trained = small(size, **changes)
-        with torch.no_grad():
-            steps = [ADAPTER.training_loss(trained, few, Step(n, 0.0, 0)) for n in range(16)]
-        losses = torch.stack([6 * loss.value for loss in steps])
-        error = float(losses.std()) / math.sqrt(16)
-        assert abs(float(losses.mean()) - float(expected.mean())) < 4.5 * error + 1e-6
-
-
 # -- samples --------------------------------------------------------------------------------------
-
-
-def states(model: MDLM, windows: Tensor, seed: int = 0, **settings: object) -> Iterator[Tensor]:
-    """Of windows (B, S) whose holes are masks."""
-    chosen = SamplingSettings(**settings)  # type: ignore[arg-type]
-    known = windows != model.mask_id
-    with torch.no_grad():
-        yield from unmask(model, Holes(windows, known, chosen, seeded_generator(seed)))
-
-
-def drawn(model: MDLM, known: list[int], count: int, **settings: object) -> Tensor:
-    """(count, 7) texts behind `known` tokens."""
-    window = torch.tensor([*known, *[model.mask_id] * (7 - len(known))])
-    *_, last = states(model, window.repeat(count, 1), **settings)
-    return last
-
-
-def numbers(windows: Tensor) -> Tensor:
-    """The number of each text of (B, 7) in the order of `texts`."""
-    return (windows[:, 1:] * 2 ** torch.arange(5, -1, -1)).sum(1)
-
-
-def fits(windows: Tensor, law: Tensor) -> bool:
-    """Whether counts of texts are such as a law (64,) gives."""
-    possible = law > 0
-    counts = torch.bincount(numbers(windows), minlength=NUM_TEXTS)
-    assert int(counts[~possible].sum()) == 0
-    degrees = int(possible.sum()) - 1
-    return chi_square(counts[possible], law[possible]) < chi_square_limit(degrees)
-
-
-@pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("size", [1, 4])
-def test_first_hitting_draws_by_the_law_of_all_orders(size, use_cache):
-    model = small(size, sampler="first_hitting")
-    windows = drawn(model, [1], NUM_DRAWS, use_cache=use_cache)
-    assert fits(windows, exact_law(model, texts()))
-    assert not fits(windows, exact_law(small(6), texts()))
-
-
-def test_ancestral_draws_by_that_law_as_steps_grow():
-    """In blocks of one token by any number of steps."""
-    model = small(4, sampler="ancestral_cache")
-    law = exact_law(model, texts())
-    assert not fits(drawn(model, [1], NUM_DRAWS, num_steps=1), law)
-    assert fits(drawn(model, [1], NUM_DRAWS, num_steps=30), law)
-    model = small(1, sampler="ancestral")
-    assert fits(drawn(model, [1], NUM_DRAWS, num_steps=1), exact_law(model, texts()))
-
-
-@pytest.mark.parametrize("known", [[1, 0], [1, 1, 0, 1], [1, 0, 0, 1, 1], [1, 0, 0, 1, 1, 0]])
-def test_prompts_may_end_anywhere_in_a_block(known):
-    """Of blocks of four: the holes of the first that has any are drawn given all of the prompt."""
-    model = small(4, sampler="first_hitting")
-    windows = texts()
-    begins = (windows[:, : len(known)] == torch.tensor(known)).all(1)
-    law = exact_law(model, windows, len(known)) * begins
-    assert float(law.sum()) == pytest.approx(1, abs=1e-12)
-    assert fits(drawn(model, known, NUM_DRAWS), law)
-
-
-def test_a_text_that_ends_within_a_block_is_the_begin_of_a_whole_one():
-    """The network reads whole blocks, and the law of what is kept is that of the first tokens."""
-    model = small(4, sampler="first_hitting")
-    window = torch.tensor([1, *[model.mask_id] * 3]).repeat(NUM_DRAWS, 1)
-    seen = watch(model)
-    *_, short = states(model, window)
-    assert {tokens.shape[1] for tokens in seen} == {5}
-    *_, whole = states(model, torch.tensor([1, *[model.mask_id] * 6]).repeat(NUM_DRAWS, 1))
-    law = exact_law(model, texts()).view(8, 8).sum(1)
-    for windows in (short, whole):
-        counts = torch.bincount(numbers(windows[:, [0, 1, 2, 3, 1, 1, 1]]) // 8, minlength=8)
-        assert chi_square(counts, law) < chi_square_limit(7)
-    # The window ends here, and so does its last block.
-    seen.clear()
-    *_, _ = states(model, torch.tensor([[1, 0, 1, 1, 0, model.mask_id]]))
-    read = [tokens.shape[1] for tokens in seen]
-    assert read in ([5, 2], [5, 2, 2])  # what is finished, and one draw or both
 
 
 @pytest.mark.parametrize("sampler", ["first_hitting", "ancestral_cache", "confidence", "remask"])
