@@ -319,6 +319,11 @@ class DefaultModelAdapter:
         """
         raise NotImplementedError(f"{type(model).__name__} reads from left to right only")
 
+    def denoised_length(self, model: nn.Module, length: int) -> int:
+        """Of the window in which a text of `length` tokens is denoised: the network has learned
+        windows of one length, in which a text goes on to the end."""
+        return cast(DenoisingModel, model).max_context
+
     def drafter(self, model: nn.Module) -> Drafter | None:
         """A fresh decoding state that proposes tokens for the model to check, for speculative
         decoding; None where there is nothing to propose with."""

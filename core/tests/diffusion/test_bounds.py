@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from torch.testing import assert_close
 from nanozoo_core.diffusion.bounds import (
     DiscreteCounts,
     MaskDraw,
+    draw_by_count,
     draw_by_step,
+    draw_in_runs,
     draw_nats,
     network_draw_sum,
     network_loss,
@@ -180,6 +183,37 @@ def test_unscored_tokens_are_context():
     nothing = torch.zeros_like(scored)
     for form in (count_form, time_form):
         assert float(form(TABLE, x, noise, schedule=Linear(), scored=nothing).sum()) == 0.0
+
+
+@pytest.mark.parametrize("all_scored", [True, False])
+@pytest.mark.parametrize("run", [1, 3, 4, 7])
+def test_draw_in_runs_is_a_draw_of_each(run, all_scored):
+    """Of windows of seven, the last run being shorter: masks, times, weights and nats."""
+    generator = seeded_generator(11)
+    number = math.ceil(7 / run)
+    level, uniforms = (
+        torch.rand(30, size, generator=generator, dtype=torch.float64) for size in (number, 7)
+    )
+    scored = None if all_scored else torch.rand(30, 7, generator=generator) < 0.6
+    draw = draw_in_runs(
+        partial(draw_by_count, schedule=Cosine()), WindowNoise(level, uniforms), run, scored
+    )
+    losses = torch.rand(30, 7, generator=generator)
+    total = torch.zeros(30)
+    for n in range(number):
+        part = slice(run * n, run * n + run)
+        alone = draw_by_count(
+            WindowNoise(level[:, n], uniforms[:, part]),
+            schedule=Cosine(),
+            scored=None if scored is None else scored[:, part],
+        )
+        assert torch.equal(draw.masked[:, part], alone.masked)
+        assert torch.equal(draw.time[:, n], alone.time)
+        assert torch.equal(draw.weight[:, n], alone.weight)
+        assert torch.equal(draw.by_token(draw.weight)[:, part], alone.by_token(alone.weight))
+        total += alone.weighted(losses[:, part] * alone.masked)
+    found = draw_nats(lambda *_: losses * draw.masked, losses, draw)
+    assert_close(found, total)
 
 
 def test_enumeration_counts_in_order():

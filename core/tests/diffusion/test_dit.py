@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from nanozoo_core.diffusion.bounds import network_loss
-from nanozoo_core.diffusion.dit import DiT, dit_roles, locality_bias
+from nanozoo_core.diffusion.dit import DiT, dit_roles, locality_bias, see_all
 
 VOCAB, LENGTH, WIDTH, LAYERS, COND = 11, 8, 32, 2, 6
 VARIANTS = [
@@ -123,6 +123,46 @@ def test_time_changes_the_prediction_only_where_it_conditions():
     for variant in (VARIANTS[0], VARIANTS[3]):
         net = perturbed(**variant)
         assert torch.equal(net(tokens, early), net(tokens, late))
+
+
+@each_variant
+def test_a_view_says_where_tokens_stand_and_what_they_see(variant):
+    """Tokens in another order, which stand where they stood: the same features, in that order. The
+    time may be given for each token."""
+    net = perturbed(**variant).double()
+    tokens = torch.randint(VOCAB + 1, (2, LENGTH + 1))
+    time = torch.tensor([0.3, 7.0], dtype=torch.float64)
+    order = torch.randperm(LENGTH + 1)
+    asked = []
+
+    class Shuffled:
+        positions = order
+
+        def attend(self, layer, q, k, v):
+            asked.append(layer)
+            bias = locality_bias(order, net.num_heads, net.locality)
+            return see_all(bias, q, k, v)
+
+    by_token = time[:, None].expand(2, LENGTH + 1)
+    found = net.features(tokens[:, order], by_token, view=Shuffled())
+    assert_close(found, net.features(tokens, time)[:, order], rtol=1e-10, atol=1e-10)
+    assert asked == list(range(LAYERS))
+
+
+def test_time_of_each_token_conditions_that_token_alone_but_for_what_it_sees():
+    class Blind:
+        positions = torch.arange(LENGTH + 1)
+
+        def attend(self, layer, q, k, v):
+            return v
+
+    net = perturbed(time_conditioning=True).double()
+    tokens = torch.randint(VOCAB + 1, (1, LENGTH + 1))
+    time = torch.rand(1, LENGTH + 1, dtype=torch.float64)
+    other = time.clone()
+    other[0, 3] += 1
+    before, after = (net.features(tokens, t, view=Blind()) for t in (time, other))
+    assert (before != after).any(-1)[0].tolist() == [i == 3 for i in range(LENGTH + 1)]
 
 
 def test_shorter_windows_are_read_and_longer_ones_refused():

@@ -56,6 +56,35 @@ def test_levels_without_strata_are_independent():
     assert filled < 64 == len(set((strata.level * 64).long().tolist()))
 
 
+def test_levels_of_a_window_are_one_in_each_part():
+    """Of 12 windows with 5 levels: one in each 60th, and in each window one in each fifth, in an
+    order of its own; the uniforms are those of a single level, which is the window's own."""
+    step = Step(number=2, progress=0.0, seed=3)
+    noise = draw_noise(step, torch.arange(12), 12, 4, num_levels=5)
+    assert (noise.level * 60).long().flatten().sort().values.tolist() == list(range(60))
+    fifths = (noise.level * 5).long()
+    assert bool((fifths.sort(1).values == torch.arange(5)).all())
+    assert len(fifths.unique(dim=0)) > 8
+    part = draw_noise(step, torch.tensor([7, 3]), 12, 4, num_levels=5)
+    assert torch.equal(part.level, noise.level[[7, 3]])
+    single = draw_noise(step, torch.arange(12), 12, 4)
+    assert torch.equal(noise.uniforms, single.uniforms)
+    one = draw_noise(step, torch.arange(12), 12, 4, num_levels=1)
+    assert torch.equal(one.level[:, 0], single.level)
+
+
+def test_levels_of_a_window_without_strata_are_independent():
+    step = Step(number=2, progress=0.0, seed=3)
+    noise = draw_noise(step, torch.arange(200), 200, 4, stratified=False, num_levels=5)
+    assert noise.level.shape == (200, 5)
+    assert noise.level.unique().numel() == 1000
+    assert abs(float(noise.level.mean()) - 0.5) < 4 * math.sqrt(1 / 12 / 1000)
+    shares = torch.corrcoef(noise.level.T)
+    assert float(shares.triu(1).abs().max()) < 4 / math.sqrt(200)
+    single = draw_noise(step, torch.arange(200), 200, 4, stratified=False)
+    assert torch.equal(noise.level[:, 0], single.level)
+
+
 def test_steps_and_windows_get_noise_of_their_own():
     first = draw_noise(Step(0, 0.0, 0), torch.arange(4), 4, 6)
     second = draw_noise(Step(1, 0.0, 0), torch.arange(4), 4, 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from nanozoo_core.diffusion.unmasking import (
     masked_window,
     most_confident,
     partial_text,
+    remasking,
 )
 from nanozoo_core.randomness import seeded_generator
 from nanozoo_core.testing import toy
@@ -37,6 +39,11 @@ def grid(num_steps: int, schedule: Schedule) -> dict[str, list[float]]:
 def by_ancestral(num_steps: int, schedule: Schedule | None = None, seed: int = 1) -> Sampler:
     steps = grid(num_steps, schedule or Linear())
     return lambda x: ancestral(table, x, mask_id=MASK, **steps, generator=seeded_generator(seed))
+
+
+def by_remasking(num_steps: int, cap: float, schedule: Schedule | None = None) -> Sampler:
+    steps, generator = grid(num_steps, schedule or Linear()), seeded_generator(1)
+    return lambda x: remasking(table, x, mask_id=MASK, **steps, cap=cap, generator=generator)
 
 
 def by_hitting(seed: int = 1) -> Sampler:
@@ -85,6 +92,33 @@ def test_known_tokens_anywhere_are_conditioned_on(given, sampler):
     for drawn in sampler(start):
         assert bool(((drawn == known) | (known == MASK)).all())
     assert chi_square(toy.counts(drawn), law / law.sum()) < chi_square_limit(26)
+
+
+def test_remasking_draws_from_the_source_as_steps_grow():
+    """Where each step hides few again: many hidden at once are drawn side by side again, each
+    without regard to the other."""
+    law = toy.joint()
+    *_, many = by_remasking(300, 0.01)(masks(20_000))
+    assert chi_square(toy.counts(many), law) < chi_square_limit(26)
+    *_, crude = by_remasking(32, 1.0)(masks(20_000))
+    assert chi_square(toy.counts(crude), law) > 2 * chi_square_limit(26)
+
+
+@pytest.mark.parametrize("cap", [0.2, 1.0])
+def test_remasking_leaves_as_many_masks_at_every_time(cap):
+    """A share of 1 - alpha, whatever is hidden again; of the holes alone, and none at the end."""
+    start = masks(20_000)
+    start[:, 1] = 2
+    schedule = CosineSquared()
+    states = list(by_remasking(6, cap, schedule)(start))
+    assert len(states) == 6
+    times = 1 - torch.arange(1, 7, dtype=torch.float64) / 6
+    for state, noise in zip(states, schedule.noise(times).tolist(), strict=True):
+        assert bool((state[:, 1] == 2).all())
+        share = float((state[:, [0, 2]] == MASK).double().mean())
+        assert abs(share - noise) <= 4 * (noise * (1 - noise) / 40_000) ** 0.5
+    hidden = [(old != MASK) & (new == MASK) for old, new in pairwise(states)]
+    assert int(hidden[2].sum()) > 1000
 
 
 def test_first_hitting_lifts_one_mask_at_a_time_of_each_window():
@@ -140,7 +174,8 @@ def test_skipped_steps_change_nothing():
 
 
 def test_no_mask_is_left_after_the_last_step():
-    for sampler in (by_hitting(), by_ancestral(7), by_confidence(2), by_confidence(40)):
+    samplers = (by_hitting(), by_ancestral(7), by_confidence(2), by_confidence(40))
+    for sampler in (*samplers, by_remasking(2, 1.0), by_remasking(40, 0.3)):
         *_, drawn = sampler(masks(100))
         assert int(drawn.max()) < MASK
 

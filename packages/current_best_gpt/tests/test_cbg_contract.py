@@ -60,6 +60,7 @@ class TestContract(ModelContract):
     # Windows beyond the text: a query then meets every key that is counted.
     flops_cfg: ClassVar[dict[str, Any]] = {
         "windows": [[64, 64], [64, 64]], "dc_window": 64, "paired_layers": [],
+        "yarn": False,
     }  # fmt: skip
     own_roles: ClassVar[dict[str, str]] = dict.fromkeys(
         (

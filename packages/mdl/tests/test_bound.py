@@ -32,6 +32,11 @@ VARIANTS = {
     "tied": {"tie_embeddings": True},
     "steps": {"continuous_time": False, "num_timesteps": 6},
     "published": {"locality": 0.0},
+    "blocks": {"block_size": 4},
+    "blocks-timed": {"block_size": 3, "time_conditioning": True, "cond_dim": 8},
+    "blocks-steps": {"block_size": 4, "continuous_time": False, "num_timesteps": 6},
+    "blocks-times": {"block_size": 5, "time_sampler": "t"},
+    "tokens": {"block_size": 1},
 }
 MODELS = SmallModels("mdl", VARIANTS, {})
 VOCAB, LENGTH = MODELS.vocab_size, MODELS.seq_len
@@ -41,6 +46,22 @@ ADAPTER = load_adapter("mdl")
 class TestBound(BoundLaws):
     models = MODELS
     uneven = ("tied",)
+
+    def has_range(self, variant: str) -> bool:
+        """A block of one token has one mask."""
+        return variant != "tokens"
+
+    def further_flops(self, variant: str) -> float:
+        """Windows of 10 in blocks: clean text of all but the last one beside them, which noised
+        tokens see and whose tokens see each other, and (N - 1) / 2 more masked tokens of 10."""
+        settings = VARIANTS[variant]
+        size = settings.get("block_size", LENGTH)
+        num_blocks = math.ceil(LENGTH / size)
+        num_clean, width = size * (num_blocks - 1), MODELS.model_dim
+        weights = 2 * 12 * width**2 * num_clean / LENGTH
+        pairs = (LENGTH * num_clean + num_clean**2) / LENGTH
+        masked = 0 if settings.get("time_sampler") == "t" else (num_blocks - 1) / 2 / LENGTH
+        return 6 * (weights + masked * VOCAB * width) + 12 * 2 * width * pairs
 
 
 def toy_model(blur: float = 0.0, **changes: object) -> MDLM:

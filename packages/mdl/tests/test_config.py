@@ -34,6 +34,13 @@ class TestConfig(ConfigLaws):
             {"sampler": "ancestral", "num_sampling_steps": 0},
             r"num_sampling_steps=0 must be at least 1",
         ),
+        ({"block_size": 0}, r"block_size=0 must be from 1 to .*seq_len=.* use null"),
+        ({"seq_len": 64, "block_size": 65}, r"block_size=65 must be from 1 to .*seq_len=64"),
+        (
+            {"sampler": "remask", "num_sampling_steps": 8, "remask_cap": 0.0},
+            r"remask_cap=0.0 must be in \(0, 1\]; .*sampler=ancestral",
+        ),
+        ({"remask_cap": 0.2}, r"remask_cap=0.2 has no effect .*sampler=first_hitting"),
     )
     wrong = {"num_timesteps": 9}  # noqa: RUF012
     paper_sizes = (

@@ -3,7 +3,8 @@
 -log p(x) <= Int_0^1 w(t) E sum_{i masked} loss_i dt (arXiv 2406.07524, eq. 10), or the same over T
 discrete times. Everywhere the mask's own probability is 0 and clean tokens contribute nothing.
 
-B windows, L scored tokens, V vocabulary, n gathered rows, T timesteps.
+B windows, L scored tokens, V vocabulary, n gathered rows, T timesteps, N runs of tokens that a
+window is cut into where noise is drawn for each.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.diffusion.dit import DiT
 from nanozoo_core.diffusion.sampling import (
     WindowNoise,
     choose_masked,
@@ -29,20 +30,35 @@ from nanozoo_core.ops.linear_cross_entropy import linear_cross_entropy
 
 class TokenLoss(Protocol):
     """Losses (B, L) in nats of `targets` where `masked` (B, L) is True, 0 elsewhere, with those
-    positions hidden at `time` (B,)."""
+    positions hidden at `time` (B,), or (B, N) of each run."""
 
     def __call__(self, targets: Tensor, masked: Tensor, time: Tensor) -> Tensor: ...
 
 
+class Network(Protocol):
+    """What is read of a `DiT`, or of what stands in its place."""
+
+    @property
+    def output_weight(self) -> Tensor: ...
+
+    @property
+    def output_bias(self) -> Tensor: ...
+
+    def features(self, tokens: Tensor, time: Tensor) -> Tensor:
+        """What the head reads, (B, L + 1, D), of windows (B, L + 1) that hold masks, at the times
+        of the draw."""
+        ...
+
+
 def network_loss(
-    net: DiT,
+    net: Network,
     context: Tensor,
     mask_id: int,
     time_input: Callable[[Tensor], Tensor] | None = None,
     *,
     normalised: bool = True,
 ) -> TokenLoss:
-    """Cross-entropy of a DiT that also reads the clean token `context` (B, 1) before the window.
+    """Cross-entropy of a network that also reads the clean token `context` (B, 1) before them.
 
     Only the masked rows go through the head. `masked` is best left on the CPU, where the rows can
     be counted without waiting for the device; `time_input` turns time into what the net reads.
@@ -66,7 +82,7 @@ def network_loss(
 
 
 def network_draw_sum(
-    net: DiT,
+    net: Network,
     context: Tensor,
     mask_id: int,
     targets: Tensor,
@@ -80,7 +96,7 @@ def network_draw_sum(
     rows, features = _masked_features(
         net, context, targets, draw.masked, draw.time, mask_id, time_input
     )
-    weight = draw.weight.float()[:, None].expand(draw.masked.shape)[draw.masked]
+    weight = draw.by_token(draw.weight.float())[draw.masked]
     return linear_cross_entropy(
         features,
         net.output_weight,
@@ -93,7 +109,7 @@ def network_draw_sum(
 
 
 def _masked_features(
-    net: DiT,
+    net: Network,
     context: Tensor,
     targets: Tensor,
     masked: Tensor,
@@ -114,11 +130,52 @@ def _masked_features(
 @dataclass(frozen=True)
 class MaskDraw:
     """Which tokens to hide, when, and the factor on their summed losses: one unbiased draw of the
-    bound for each window."""
+    bound for each window, or for each run of `run` tokens of it, the last of which may be
+    shorter."""
 
     masked: Tensor  # (B, L) bool, on the CPU
-    time: Tensor  # (B,) float64
-    weight: Tensor  # (B,) float64
+    time: Tensor  # (B,) or (B, N) float64
+    weight: Tensor  # (B,) or (B, N) float64
+    run: int | None = None
+
+    def by_token(self, values: Tensor) -> Tensor:
+        """Values like `weight` for every token, (B, L)."""
+        if self.run is None:
+            return values[:, None].expand(self.masked.shape)
+        return values.repeat_interleave(self.run, dim=1)[:, : self.masked.shape[1]]
+
+    def weighted(self, losses: Tensor) -> Tensor:
+        """(B,): losses (B, L) of the tokens, summed and weighted."""
+        if self.run is not None:
+            missing = -losses.shape[1] % self.run
+            losses = F.pad(losses, (0, missing)).unflatten(1, (-1, self.run))  # (B, N, run)
+        weighted = losses.sum(-1) * self.weight.to(losses)
+        return weighted if self.run is None else weighted.sum(1)
+
+
+def draw_in_runs(
+    draw: Callable[..., MaskDraw], noise: WindowNoise, run: int, scored: Tensor | None = None
+) -> MaskDraw:
+    """A draw of its own for every run of `run` tokens.
+
+    Args: draw: one of the functions below, with all but the noise and `scored` bound. noise: level
+        (B, N), uniforms (B, L).
+    """
+    batch, length = noise.uniforms.shape
+    missing = -length % run
+    if missing and scored is None:
+        scored = torch.ones(batch, length, dtype=torch.bool, device="cpu")
+
+    def cut(x: Tensor) -> Tensor:
+        return F.pad(x, (0, missing)).reshape(-1, run)  # (B N, run)
+
+    drawn = draw(
+        WindowNoise(noise.level.flatten(), cut(noise.uniforms)),
+        scored=None if scored is None else cut(scored),
+    )
+    masked = drawn.masked.reshape(batch, -1)[:, :length]
+    time, weight = (x.view(noise.level.shape) for x in (drawn.time, drawn.weight))
+    return MaskDraw(masked, time, weight, run)
 
 
 def draw_by_count(
@@ -183,8 +240,7 @@ def draw_counts_and_steps(
 
 def draw_nats(token_loss: TokenLoss, targets: Tensor, draw: MaskDraw) -> Tensor:
     """Nats of each window, (B,)."""
-    total = token_loss(targets, draw.masked, draw.time).sum(1)
-    return total * draw.weight.to(total)
+    return draw.weighted(token_loss(targets, draw.masked, draw.time))
 
 
 def _num_scored(noise: WindowNoise, scored: Tensor | None) -> Tensor:

@@ -7,6 +7,9 @@ N gathered rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +19,34 @@ from nanozoo_core.nn.attention import sdpa
 from nanozoo_core.nn.rotary import apply_rotary, rotary_angles
 
 Angles = tuple[Tensor, Tensor]
+Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention: q, k, v (B, H, S, K), turned by their positions, to (B, H, S, K)."""
 TIME_FEATURES = 256
-LEAST_BIAS = (
-    -64.0
-)  # a weight of e^-64 is none; below e^-87 they are denormal, which a CPU is slow at
+LEAST_BIAS = -64.0
+"""A weight of e^-64 is none; below e^-87 they are denormal, which a CPU is slow at."""
+
+
+class View(Protocol):
+    """Where the tokens of a sequence stand and what they see, where that is not each other."""
+
+    @property
+    def positions(self) -> Tensor:
+        """(S,) in the window, the context token at 0; two tokens may share one."""
+        ...
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """A `Mix` of one of the network's blocks."""
+        ...
+
+
+def see_all(bias: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The `Mix` of a window whose positions all see each other. Args: bias: (1, H, S, S), added to
+    the scores."""
+    return sdpa(q, k, v, mask=None if bias is None else bias.to(q.dtype))
 
 
 class TimeEmbedding(nn.Module):
-    """SiLU(W2 SiLU(W1 gamma(time))): (B,) -> (B, C), gamma being 128 cosines and 128 sines with
+    """SiLU(W2 SiLU(W1 gamma(time))): (...) -> (..., C), gamma being 128 cosines and 128 sines with
     frequencies 10000^(-j/128)."""
 
     def __init__(self, cond_dim: int) -> None:
@@ -34,14 +57,16 @@ class TimeEmbedding(nn.Module):
     def forward(self, time: Tensor) -> Tensor:
         half = TIME_FEATURES // 2
         exponent = torch.arange(half, dtype=torch.float32, device=time.device) / half
-        angles = time.float()[:, None] * 10000.0**-exponent  # (B, 128)
+        angles = time.float()[..., None] * 10000.0**-exponent  # (..., 128)
         features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.input.weight.dtype)
         return F.silu(self.output(F.silu(self.input(features))))
 
 
-def locality_bias(positions: Tensor, num_heads: int, slope: float) -> Tensor | None:
-    """-s_h |i - j| for attention between `positions` (S,), with s_h = slope / 2^h: (1, H, S, S)
-    float32; None for a slope of 0.
+def locality_bias(
+    positions: Tensor, num_heads: int, slope: float, keys: Tensor | None = None
+) -> Tensor | None:
+    """-s_h |i - j| for attention from `positions` (S,) to those of `keys` (T,), or to themselves,
+    with s_h = slope / 2^h: (1, H, S, T) float32; None for a slope of 0.
 
     Distant tokens begin with next to no weight, so that the first thing a network finds are its
     neighbours; rotary positions and what it learns can still reach further.
@@ -51,7 +76,7 @@ def locality_bias(positions: Tensor, num_heads: int, slope: float) -> Tensor | N
         return None
     heads = torch.arange(num_heads, device=positions.device)
     slopes = slope * 0.5**heads  # (H,)
-    distances = (positions[:, None] - positions).abs()  # (S, S)
+    distances = (positions[:, None] - (positions if keys is None else keys)).abs()  # (S, T)
     return -(slopes[:, None, None] * distances).clamp(max=-LEAST_BIAS)[None]
 
 
@@ -78,27 +103,23 @@ class DiTBlock(nn.Module):
         self.down = nn.Linear(mlp_dim, model_dim)
         self.condition = None if cond_dim is None else nn.Linear(cond_dim, 6 * model_dim)
 
-    def forward(
-        self, x: Tensor, angles: Angles, condition: Tensor | None, bias: Tensor | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, condition: Tensor | None, mix: Mix) -> Tensor:
         if self.condition is None or condition is None:
-            x = x + self._drop(self.attention(self.norm_attention(x), angles, bias))
+            x = x + self._drop(self.attention(self.norm_attention(x), angles, mix))
             return x + self._drop(self.mlp(self.norm_mlp(x)))
-        parts = self.condition(condition)[:, None].chunk(6, dim=-1)  # 6 of (B, 1, D)
+        parts = self.condition(condition).chunk(6, dim=-1)  # 6 of (B, 1 or S, D)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        attended = self.attention(modulate(self.norm_attention(x), shift1, scale1), angles, bias)
+        attended = self.attention(modulate(self.norm_attention(x), shift1, scale1), angles, mix)
         x = torch.addcmul(x, gate1, self._drop(attended))
         return torch.addcmul(
             x, gate2, self._drop(self.mlp(modulate(self.norm_mlp(x), shift2, scale2)))
         )
 
-    def attention(self, x: Tensor, angles: Angles, bias: Tensor | None) -> Tensor:
-        """Over all positions of x (B, S, D), with `bias` (1, H, S, S) added to the scores."""
+    def attention(self, x: Tensor, angles: Angles, mix: Mix) -> Tensor:
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, S, 3, H, K)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # (B, H, S, K)
         q, k = apply_rotary(q, *angles), apply_rotary(k, *angles)
-        mixed = sdpa(q, k, v, mask=None if bias is None else bias.to(q.dtype))  # (B, H, S, K)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        return self.out(mix(q, k, v).transpose(1, 2).flatten(2))
 
     def mlp(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
@@ -199,29 +220,36 @@ class DiT(nn.Module):
         assert bias is not None
         return bias
 
-    def features(self, tokens: Tensor, time: Tensor | None = None) -> Tensor:
-        """The stream that the head reads, (B, S, D), for tokens (B, S) and time (B,).
+    def features(
+        self, tokens: Tensor, time: Tensor | None = None, view: View | None = None
+    ) -> Tensor:
+        """The stream that the head reads, (B, S, D), for tokens (B, S) and time (B,), or (B, S)
+        where it differs between tokens. With a `view` they stand and see as it says.
 
         `time` is ignored without time conditioning (a constant 0 when adaLN is kept regardless).
         """
         batch, length = tokens.shape
-        assert length <= self.seq_len, f"{length} positions, but at most {self.seq_len} are known"
+        assert view is not None or length <= self.seq_len, (
+            f"{length} positions, but at most {self.seq_len} are known"
+        )
         condition = None
         if self.time_embedding is not None:
             if not self.time_conditioning:
                 time = torch.zeros(batch, device=tokens.device)
             assert time is not None, "a conditioned network needs the time"
-            condition = self.time_embedding(time.to(tokens.device))  # (B, C)
-        positions = torch.arange(length, device=tokens.device)
+            by_token = time if time.dim() == 2 else time[:, None]
+            condition = self.time_embedding(by_token.to(tokens.device))  # (B, 1 or S, C)
+        positions = torch.arange(length, device=tokens.device) if view is None else view.positions
         angles = rotary_angles(positions, self.head_dim)
-        bias = locality_bias(positions, self.num_heads, self.locality)
+        bias = locality_bias(positions, self.num_heads, self.locality) if view is None else None
         x = self.embedding(tokens)  # (B, S, D)
-        for block in self.blocks:
-            x = block(x, angles, condition, bias)
+        for layer, block in enumerate(self.blocks):
+            mix = partial(see_all, bias) if view is None else partial(view.attend, layer)
+            x = block(x, angles, condition, mix)
         x = self.norm(x)
         if self.condition is None:
             return x
-        shift, scale = self.condition(condition)[:, None].chunk(2, dim=-1)
+        shift, scale = self.condition(condition).chunk(2, dim=-1)
         return modulate(x, shift, scale)
 
     def logits(self, features: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Noise for a batch of windows: stratified noise levels and per-token uniforms.
 
 Levels are stratified over the whole global batch (or validation set): of n windows exactly one
-falls into each interval [j/n, (j+1)/n). All noise of a window is drawn from that window's own
-generator, so a result does not depend on how the batch is split over ranks and micro-batches.
+falls into each interval [j/n, (j+1)/n), and of n windows of N levels each exactly one into each
+[j/nN, (j+1)/nN), of which every window has one in each [i/N, (i+1)/N). All noise of a window is
+drawn from that window's own generator, so a result does not depend on how the batch is split over
+ranks and micro-batches.
 
-B windows, L scored tokens, n windows of the global batch.
+B windows, L scored tokens, n windows of the global batch, N levels of a window.
 """
 
 from __future__ import annotations
@@ -31,26 +33,41 @@ class NoiseSource(Protocol):
 class WindowNoise:
     """Noise of B windows, float64 on the CPU."""
 
-    level: Tensor  # (B,) in [0, 1), stratified
+    level: Tensor  # (B,) in [0, 1), stratified; (B, N) where a window has several
     uniforms: Tensor  # (B, ...) in [0, 1), independent
 
 
 def draw_noise(
-    source: NoiseSource, rows: Tensor, num_rows: int, *shape: int, stratified: bool = True
+    source: NoiseSource,
+    rows: Tensor,
+    num_rows: int,
+    *shape: int,
+    stratified: bool = True,
+    num_levels: int | None = None,
 ) -> WindowNoise:
     """Noise of the windows numbered `rows` (B,) among `num_rows`; `shape` is that of one window's
-    uniforms. Without `stratified` the levels are independent, as a control."""
+    uniforms. Without `stratified` the levels are independent, as a control. `num_levels` N gives
+    each window that many: level (B, N)."""
     count = 1 + torch.Size(shape).numel()
-    drawn = [
-        torch.rand(count, generator=source.row_generator(row), dtype=torch.float64)
-        for row in rows.tolist()
-    ]
+    generators = [source.row_generator(row) for row in rows.tolist()]
+    drawn = [torch.rand(count, generator=g, dtype=torch.float64) for g in generators]
     numbers = torch.stack(drawn) if drawn else torch.empty(0, count, dtype=torch.float64)
-    if not stratified:
-        return WindowNoise(numbers[:, 0], numbers[:, 1:].reshape(-1, *shape))
-    cells = torch.randperm(num_rows, generator=source.generator(), device="cpu")[rows]
-    level = (cells + numbers[:, 0]) / num_rows
-    return WindowNoise(level, numbers[:, 1:].reshape(-1, *shape))
+    uniforms = numbers[:, 1:].reshape(-1, *shape)
+    level = numbers[:, 0]
+    if stratified:
+        cells = torch.randperm(num_rows, generator=source.generator(), device="cpu")[rows]
+        level = (cells + numbers[:, 0]) / num_rows
+    if num_levels is None:
+        return WindowNoise(level, uniforms)
+    levels = torch.empty(len(rows), num_levels, dtype=torch.float64, device="cpu")
+    for number, generator in enumerate(generators):
+        if stratified:
+            parts = torch.randperm(num_levels, generator=generator)
+            levels[number] = (parts + level[number]) / num_levels
+        else:
+            others = torch.rand(num_levels - 1, generator=generator, dtype=torch.float64)
+            levels[number] = torch.cat([level[number, None], others])
+    return WindowNoise(levels, uniforms)
 
 
 def copies(batch: Batch, number: int) -> Batch:
@@ -97,10 +114,14 @@ class NoiseRange:
         return first if self.least > 0 else 0.0, last if self.most < 1 else 1.0
 
 
-def draw_window_noise(source: NoiseSource, batch: Batch, *, stratified: bool = True) -> WindowNoise:
-    """A level for each window of a batch, and one uniform per scored token of it."""
+def draw_window_noise(
+    source: NoiseSource, batch: Batch, *, stratified: bool = True, num_levels: int | None = None
+) -> WindowNoise:
+    """A level for each window of a batch, or `num_levels`, and one uniform per scored token."""
     length = batch.window.shape[1] - 1
-    return draw_noise(source, batch.rows, batch.num_rows, length, stratified=stratified)
+    return draw_noise(
+        source, batch.rows, batch.num_rows, length, stratified=stratified, num_levels=num_levels
+    )
 
 
 def mask_counts(level: Tensor, num_scored: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 All of them yield the windows after every step that changed one. A known token is never touched, so
 whatever is given from the start, wherever it stands, is conditioned on exactly. Which masks are
-lifted is decided before the network runs, and it predicts the rows of those alone.
+lifted is decided before the network runs, and it predicts the rows of those alone. `remasking`
+alone takes back what it drew.
 
 B windows, S positions, V data tokens, N gathered rows of the flattened windows.
 """
@@ -68,6 +69,45 @@ def ancestral(
             continue
         x = place(x, rows, draw_categorical(probs, uniforms(rows.numel(), generator)))
         yield x
+
+
+def remasking(
+    predict: Predictor,
+    x: Tensor,
+    *,
+    mask_id: int,
+    times: Sequence[float],
+    noise: Sequence[float],
+    cap: float,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """As `ancestral`, but a step from t to s also hides again each token that it drew before, with
+    probability sigma = min(cap, (1 - alpha_s) / alpha_t), and lifts each mask with probability
+    (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t). At every time as many tokens are masked as
+    without it, and a token drawn beside one that it does not fit has another chance.
+
+    Args: x: (B, S), its masks being what is to be drawn. cap: in (0, 1], the share that is hidden
+        again in a step; times and noise as for `ancestral`.
+    Reference: arXiv 2503.00307, eq. 5 and the schedule with a cap.
+    """
+    is_hole = x == mask_id
+    for (t, noise_t), (_, noise_s) in pairwise(zip(times, noise, strict=True)):
+        keep_t = 1 - noise_t
+        sigma = min(cap, noise_s / keep_t) if keep_t > 0 else 0.0
+        share = (noise_t - noise_s + sigma * keep_t) / noise_t  # exactly 1 in the last step
+        masked = masked_rows(x, mask_id)
+        rows = masked[(uniforms(masked.numel(), generator) < share).to(x.device)]
+        drawn = (is_hole & (x != mask_id)).flatten().nonzero()[:, 0]
+        hidden = drawn[(uniforms(drawn.numel(), generator) < sigma).to(x.device)]
+        before = x
+        if rows.numel():
+            time = torch.full((x.shape[0],), t, dtype=torch.float64, device="cpu")
+            probs = predict(x, time, rows)
+            x = place(x, rows, draw_categorical(probs, uniforms(rows.numel(), generator)))
+        if hidden.numel():
+            x = place(x, hidden, torch.full_like(hidden, mask_id))
+        if x is not before:
+            yield x
 
 
 def first_hitting(

@@ -57,8 +57,8 @@ def denoised(
     """`window` without holes. `before` and `after` are the text that did not fit into it, for
     whoever watches the steps.
 
-    The network has learned windows of one length, in which a text goes on to the end. So a shorter
-    one gets holes behind it up to that length, and what they become is cut off again.
+    A text that is shorter than `denoised_length` gets holes behind it, and what they become is cut
+    off again.
 
     Raises: ValueError when the window is too long or does not begin with a known token.
     """
@@ -76,7 +76,8 @@ def denoised(
     show(state)
     if None not in state:
         return cast(list[int], state)
-    padded = [*window, *[None] * (limit - len(window))]
+    missing = adapter.denoised_length(model, len(window)) - len(window)
+    padded = [*window, *[None] * missing]
     for whole in adapter.denoise(model, padded, settings, generator):
         if whole[: len(window)] != state:
             state = whole[: len(window)]

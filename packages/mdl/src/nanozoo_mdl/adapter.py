@@ -1,11 +1,13 @@
 """How an MDLM is trained, scored and sampled.
 
-B windows, L scored tokens, S = L + 1 positions, N gathered rows, D model_dim, V data tokens.
+B windows, L scored tokens, S = L + 1 positions, C tokens of a block, D model_dim, V data tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +19,17 @@ from nanozoo_core.diffusion.bounds import (
     draw_by_count,
     draw_by_step,
     draw_by_time,
+    draw_in_runs,
     draw_nats,
     network_draw_sum,
     network_loss,
 )
-from nanozoo_core.diffusion.masked_nats import counts_to_name, named_nats, nats_by_count
-from nanozoo_core.diffusion.sampling import WindowNoise, copies, draw_window_noise
+from nanozoo_core.diffusion.masked_nats import counts_to_name, named_nats
+from nanozoo_core.diffusion.sampling import WindowNoise, choose_masked, copies
 from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.diffusion_adapter import DiffusionAdapter, cpu_scored
 from nanozoo_core.machine.precision import in_float64
+from nanozoo_mdl.blocks import BlockNetwork, Blocks
 from nanozoo_mdl.generate import unmask
 from nanozoo_mdl.model import MDLM
 
@@ -34,37 +38,60 @@ INSPECTED_SHARES = 8  # masked shares at which `inspect` measures the loss, besi
 
 class MDLMAdapter(DiffusionAdapter):
     def training_loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
-        """A draw or more for each window of the bound, or of its part over the noise that training
-        is to see, in nats per scored token."""
+        """A draw or more for each block of each window of the bound, or of its part over the noise
+        that training is to see, in nats per scored token."""
         assert isinstance(model, MDLM)
         batch = copies(batch, model.config.train_draws)
         config, window = model.config, batch.window
-        noise = draw_window_noise(step, batch, stratified=config.stratified)
+        noise = model.blocks.noise(step, batch, stratified=config.stratified)
         if config.time_sampler == "t":
             first, last = model.training_noise.of_times(model.schedule)
-            draw = draw_by_time(
-                noise,
+            by_time = partial(
+                draw_by_time,
                 schedule=model.schedule,
                 time_min=max(config.t_min, first),
                 time_max=last,
-                scored=cpu_scored(batch),
             )
+            run = model.blocks.run(window.shape[1] - 1)
+            draw = draw_in_runs(by_time, noise, run, cpu_scored(batch))
         else:
             draw = bound_draw(model, model.training_noise.of_levels(noise), cpu_scored(batch))
+        net = BlockNetwork(model.net, model.blocks, window)
         total = network_draw_sum(
-            model.net, window[:, :1], model.mask_id, window[:, 1:], draw, model.time_input
+            net, window[:, :1], model.mask_id, window[:, 1:], draw, model.time_input
         )
         return Loss(total / max(1, batch.num_scored))
 
     def nll(self, model: nn.Module, batch: Batch, draw: Draw) -> Nll:
-        """One draw of the bound on -log p of each window: over all of [0, 1], so that no term is
-        left out, whatever training samples."""
+        """One draw of the bound on -log p of each window, the sum over its blocks: over all of
+        [0, 1], so that no term is left out, whatever training samples."""
         assert isinstance(model, MDLM)
         window = batch.window
-        noise = draw_window_noise(draw, batch)
-        token_loss = network_loss(model.net, window[:, :1], model.mask_id, model.time_input)
+        noise = model.blocks.noise(draw, batch)
+        token_loss = loss_of_window(model, window)
         nats = draw_nats(token_loss, window[:, 1:], bound_draw(model, noise, cpu_scored(batch)))
         return Nll(in_float64(nats), batch.num_scored)
+
+    def flops_per_token(self, config: Any, seq_len: int) -> float:
+        """Of one block as of any DiT. Several read clean text beside the noised, which noised
+        tokens see in full and clean ones without the noised; and where counts are drawn, every
+        block masks a token at least."""
+        number = Blocks(config.block_size or config.seq_len).number(seq_len)
+        num_clean = (number - 1) * (config.block_size or 0)
+        width, layers = config.model_dim, config.num_layers
+        weights = layers * (4 + 2 * config.mlp_ratio) * width**2 * num_clean / seq_len
+        pairs = num_clean + num_clean**2 / seq_len  # for each scored token
+        rows = (number - 1) / (2 * seq_len) if config.time_sampler == "k" else 0
+        more = 6 * (weights + width * config.vocab_size * rows) + 12 * layers * width * pairs
+        return super().flops_per_token(config, seq_len) + config.train_draws * more
+
+    def denoised_length(self, model: nn.Module, length: int) -> int:
+        """Block by block: to the end of the last block that has a token."""
+        assert isinstance(model, MDLM)
+        if model.config.block_size is None:
+            return model.max_context
+        last = int(model.blocks.of(torch.tensor(length - 1)))
+        return min(model.blocks.span(last)[1], model.max_context)
 
     def steps(self, model: nn.Module, holes: Holes) -> Iterator[Tensor]:
         assert isinstance(model, MDLM)
@@ -74,17 +101,13 @@ class MDLMAdapter(DiffusionAdapter):
     def inspect(
         self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
     ) -> Inspection:
-        """The loss of a masked token by how many are masked: the bound is its mean over the share,
-        between the loss of one hidden token and that of a text from nothing."""
+        """The loss of a masked token by how many of its block are masked: the bound is its mean
+        over the share, between the loss of one hidden token and that of a block from nothing."""
         assert isinstance(model, MDLM)
-        length = batches[0].window.shape[1] - 1
+        length = model.blocks.run(batches[0].window.shape[1] - 1)
         shares = torch.arange(1, INSPECTED_SHARES + 1) / INSPECTED_SHARES
         counts = sorted({*counts_to_name(length), *(shares * length).long().clamp(min=1).tolist()})
-
-        def token_loss(batch: Batch) -> TokenLoss:
-            return network_loss(model.net, batch.window[:, :1], model.mask_id, model.time_input)
-
-        found = nats_by_count(batches, counts, token_loss, model.schedule.time_of_noise)
+        found = {count: _loss_at(model, batches, count) for count in counts}
         curve = Curves(
             title="Loss of a masked token",
             x_label="share of tokens masked",
@@ -95,13 +118,42 @@ class MDLMAdapter(DiffusionAdapter):
 
 
 def bound_draw(model: MDLM, noise: WindowNoise, scored: Tensor | None) -> MaskDraw:
-    """An unbiased draw of the bound: in continuous time, or of the model of num_timesteps.
+    """An unbiased draw of the bound of each block: in continuous time, or of the model of
+    num_timesteps.
 
     Args: scored: (B, L) on the CPU, or None for all.
     """
     if model.config.continuous_time:
-        return draw_by_count(noise, schedule=model.schedule, scored=scored)
-    return draw_by_step(noise, model.count_law, scored=scored)
+        draw = partial(draw_by_count, schedule=model.schedule)
+    else:
+        draw = partial(draw_by_step, law=model.count_law)
+    return draw_in_runs(draw, noise, model.blocks.run(noise.uniforms.shape[1]), scored)
+
+
+def loss_of_window(model: MDLM, window: Tensor) -> TokenLoss:
+    """Of the tokens of windows (B, S), each block given those before it."""
+    net = BlockNetwork(model.net, model.blocks, window)
+    return network_loss(net, window[:, :1], model.mask_id, model.time_input)
+
+
+def _loss_at(model: MDLM, batches: Sequence[Batch], count: int) -> float:
+    """Mean nats of a masked token with `count` of each block masked."""
+    total, number = 0.0, 0
+    for batch in batches:
+        window = batch.window
+        run = model.blocks.run(window.shape[1] - 1)
+        time = model.schedule.time_of_noise(torch.tensor(count / run).double())
+
+        def masks(noise: WindowNoise, scored: Tensor | None, time: Tensor = time) -> MaskDraw:
+            size, length = noise.uniforms.shape
+            counts = torch.full((size,), length) if scored is None else scored.sum(1)
+            masked = choose_masked(noise.uniforms, counts.clamp(max=count), scored)
+            return MaskDraw(masked, time.expand(size), torch.ones(size))
+
+        draw = draw_in_runs(masks, model.blocks.noise(Draw(0), batch), run, cpu_scored(batch))
+        total += float(draw_nats(loss_of_window(model, window), window[:, 1:], draw).sum())
+        number += int(draw.masked.sum())
+    return total / max(1, number)
 
 
 Adapter = MDLMAdapter

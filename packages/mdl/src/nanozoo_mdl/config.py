@@ -14,6 +14,9 @@ from nanozoo_core.errors import Problems
 class MDLMConfig(DiffusionConfig):
     renamed: ClassVar[dict[str, str]] = {"use_low_discrepancy_sampler": "stratified"}
 
+    block_size: int | None
+    """Cut the window into blocks of this many tokens, each denoised given all before it; null is
+    one block, the whole window, and 1 a next-token model."""
     time_conditioning: bool
     """Tell the network the noise level by adaLN; the bound does not need it."""
     adaln_when_unconditioned: bool
@@ -30,16 +33,29 @@ class MDLMConfig(DiffusionConfig):
     """Spread the draws of time_sampler evenly over the global batch; false is a control."""
     t_min: float
     """Least time in training with time_sampler=t, where the weight is 1/t; never in evaluation."""
-    sampler: Literal["ancestral", "ancestral_cache", "first_hitting", "confidence"]
+    sampler: Literal["ancestral", "ancestral_cache", "first_hitting", "confidence", "remask"]
     """ancestral_cache skips the network where ancestral lifts no mask; first_hitting lifts one mask
-    at a time, exactly; confidence lifts the surest, which is no longer the model's distribution."""
+    at a time, exactly; confidence lifts the surest, which is no longer the model's distribution;
+    remask hides drawn tokens again, to draw them anew."""
+    remask_cap: float
+    """Most of the drawn tokens, as a share, that sampler=remask hides again in a step."""
     num_sampling_steps: int
-    """Steps of a window; first_hitting takes one per token instead."""
+    """Steps of a window, or of each of its blocks; first_hitting takes one per token instead."""
 
     def check(self, p: Problems) -> None:
         super().check(p)
         refuse_unused(p, "mdl", self, self._unused())
         p.require_at_least(self, {"num_sampling_steps": 1})
+        p.require(
+            self.block_size is None or 1 <= self.block_size <= self.seq_len,
+            f"model_cfg.block_size={self.block_size} must be from 1 to the window of "
+            f"model_cfg.seq_len={self.seq_len} tokens; use null for one block of all",
+        )
+        p.require(
+            0 < self.remask_cap <= 1,
+            f"model_cfg.remask_cap={self.remask_cap} must be in (0, 1]; to hide no token again use "
+            "model_cfg.sampler=ancestral",
+        )
         p.require(0 <= self.t_min < 0.5, f"model_cfg.t_min={self.t_min} must be in [0, 0.5)")
         if self.continuous_time:
             p.require(
@@ -68,6 +84,8 @@ class MDLMConfig(DiffusionConfig):
             unused["adaln_when_unconditioned"] = "time_conditioning=true"
         elif not self.adaln_when_unconditioned:
             unused["cond_dim"] = "time_conditioning=false"
+        if self.sampler != "remask":
+            unused["remask_cap"] = f"sampler={self.sampler}"
         if self.sampler == "first_hitting":
             unused["num_sampling_steps"] = "sampler=first_hitting"
         if not self.reads_schedule:

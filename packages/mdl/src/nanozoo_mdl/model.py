@@ -14,6 +14,7 @@ from torch import Tensor
 from nanozoo_core.diffusion.bounds import DiscreteCounts
 from nanozoo_core.diffusion.model import DiffusionModel
 from nanozoo_core.diffusion.schedules import Cosine, CosineSquared, Linear, Schedule
+from nanozoo_mdl.blocks import Blocks
 from nanozoo_mdl.config import MDLMConfig
 
 SCHEDULES: dict[str, Schedule] = {
@@ -36,6 +37,11 @@ class MDLM(DiffusionModel):
         )
         self.config = config
         self.schedule = SCHEDULES[config.alpha_type]
+        self.blocks = Blocks(
+            config.block_size or config.seq_len,
+            num_heads=config.num_heads,
+            locality=config.locality,
+        )
         self._count_laws: dict[int, DiscreteCounts] = {}
 
     @property
@@ -47,8 +53,15 @@ class MDLM(DiffusionModel):
         return self.schedule.sigma(time).clamp(max=MAX_SIGMA)
 
     def forward(self, tokens: Tensor, time: Tensor | None = None) -> Tensor:
-        """Logits (B, S, V) for windows (B, S) with masks at time (B,) in [0, 1]."""
-        return self.net(tokens, None if time is None else self.time_input(time).float())
+        """Logits (B, S, V) for windows (B, S) with masks at time (B,) in [0, 1], or (B, S) of each
+        token. Where windows are cut into blocks, each is predicted from those before it as they
+        stand, and from itself."""
+        told = None if time is None else self.time_input(time).float()
+        num_positions = tokens.shape[1]
+        if self.blocks.number(num_positions - 1) <= 1:
+            return self.net(tokens, told)
+        view = self.blocks.causal_view(num_positions, tokens.device)
+        return self.net.logits(self.net.features(tokens, told, view=view))
 
     def count_law(self, length: int) -> DiscreteCounts:
         """How many of `length` tokens are masked, and when, in the model of num_timesteps."""

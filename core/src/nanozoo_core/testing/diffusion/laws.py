@@ -122,9 +122,10 @@ class BoundLaws(Laws):
             assert all(bool((tokens == self.models.vocab_size).any()) for tokens in seen)
         for number in range(5):
             self.loss(model, batch, number)
+        length = self.models.seq_len + 1  # behind it a network may read the clean text as well
         for tokens in seen:
             assert torch.equal(tokens[:, 0], batch.tokens[:, 0])
-            assert torch.equal(tokens[:, 7:], batch.tokens[:, 7:])
+            assert torch.equal(tokens[:, 7:length], batch.tokens[:, 7:])
         none = self.models.windows(scored=self.models.scored_before(0))
         assert float(self.nats(model, none).abs().sum()) == 0.0
         assert float(self.loss(model, none).value.detach()) == 0.0
@@ -139,7 +140,11 @@ class BoundLaws(Laws):
         batch = self.models.windows(40)
         assert torch.equal(self.nats(whole, batch, 1), self.nats(restricted, batch, 1))
         losses = [float(self.loss(model, batch).value.detach()) for model in (whole, restricted)]
-        assert losses[0] != losses[1]
+        assert (losses[0] != losses[1]) == self.has_range(variant)
+
+    def has_range(self, variant: str) -> bool:
+        """Whether there is more than one level of noise."""
+        return True
 
     def test_two_draws_of_each_window_are_two_windows_of_one_draw(self, variant: str) -> None:
         twice = self.models.make(variant, train_draws=2)

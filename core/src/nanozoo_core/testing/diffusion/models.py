@@ -111,9 +111,9 @@ def watch(model: Any) -> list[Tensor]:
     seen: list[Tensor] = []
     features = model.net.features
 
-    def spy(tokens: Tensor, time: Tensor | None = None) -> Tensor:
+    def spy(tokens: Tensor, time: Tensor | None = None, **view: Any) -> Tensor:
         seen.append(tokens)
-        return features(tokens, time)
+        return features(tokens, time, **view)
 
     model.net.features = spy
     return seen
