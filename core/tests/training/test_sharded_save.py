@@ -23,7 +23,7 @@ from nanozoo_core.training import checkpoint
 from nanozoo_core.training.integrity import DamagedCheckpointError
 from nanozoo_core.training.run_folder import RunFolder, read_state
 from nanozoo_core.training.sharded_save import should_shard
-from nanozoo_core.training.stored_tensors import StoredTensors
+from nanozoo_core.training.stored_tensors import stored_tensors
 from nanozoo_core.training.trainer import Trainer, train
 
 STEMS = ("model", "optimizer", "ema")
@@ -246,7 +246,7 @@ def test_any_block_is_read_across_shards(tmp_path: Path) -> None:
         name = f"shard-{number + 1:05d}-model-00001-of-00001.safetensors"
         places = {"w": Place((rows[0], columns[0], 0), (5, 4, 3))}
         tensor_files.write_tensors(tmp_path / "model" / name, {"w": block}, places)
-    with StoredTensors(tmp_path, "model") as stored:
+    with stored_tensors(tmp_path, "model") as stored:
         assert stored["w"].shape == (5, 4, 3)
         for place in (
             (slice(0, 5), slice(0, 4), slice(0, 3)),
@@ -374,7 +374,7 @@ def test_muon_reads_the_state_of_each_matrix_from_its_own_block(
         for key, value in checkpoint.read_tensors(path, "optimizer").items()
         if key in muon.full_state()
     }
-    with StoredTensors(path, "optimizer") as stored:
+    with stored_tensors(path, "optimizer") as stored:
         trainer.optimizers.load_full_state(stored)
     trainer.claim.release()
     found = muon.full_state()

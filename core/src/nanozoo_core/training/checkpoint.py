@@ -25,7 +25,7 @@ from nanozoo_core.training.claim import Claim
 from nanozoo_core.training.integrity import DamagedCheckpointError, check_files
 from nanozoo_core.training.run_folder import RunFolder, TrainState, read_state, write_state
 from nanozoo_core.training.signals import without_interrupts
-from nanozoo_core.training.stored_tensors import StoredTensors
+from nanozoo_core.training.stored_tensors import by_file, stored_tensors
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def check_whole(path: Path, stems: tuple[str, ...], *, verify: bool = True) -> N
         if "/" in name and not (path / name).is_file():  # a shard
             raise DamagedCheckpointError(f"{path} is not a checkpoint: it has no {name}")
     for stem in stems:
-        with StoredTensors(path, stem):
+        with stored_tensors(path, stem):
             pass
     if verify:
         check_files(path, state, names)
@@ -228,8 +228,8 @@ def renew(run: RunFolder, state: TrainState, buffers: Mapping[str, Tensor], *, k
     try:
         with without_interrupts():
             files = read_state(folder, verify=False).files or {}
-            with StoredTensors(folder, "model", tables=buffers.keys()) as stored:
-                changed = stored.files(buffers.keys())
+            with stored_tensors(folder, "model", tables=buffers.keys()) as stored:
+                changed = by_file(stored, buffers.keys())
             for file, names in changed.items():
                 remove_unfinished(file.parent)
                 content, places = tensor_files.read_blocks(file)
@@ -296,7 +296,7 @@ def read_tensors(path: Path, stem: str, *, tables: Set[str] = frozenset()) -> di
     Raises: CheckpointError for a missing, truncated or foreign file; NonFiniteError for the file of
         a run that has diverged.
     """
-    with StoredTensors(path, stem, tables=tables) as stored:
+    with stored_tensors(path, stem, tables=tables) as stored:
         return {name: tensor.whole() for name, tensor in stored.items()}
 
 

@@ -19,7 +19,7 @@ from nanozoo_core.training.resumable_settings import RULES, START, check_setting
 from nanozoo_core.training.run_data import lasting_path
 from nanozoo_core.training.run_folder import RunFolder, TrainState, parse_resume, read_state
 from nanozoo_core.training.setup import Setup
-from nanozoo_core.training.stored_tensors import StoredTensors
+from nanozoo_core.training.stored_tensors import stored_tensors
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def take_over(
     # Each rank reads the blocks that it needs, whoever has written them.
     with ExitStack() as files:
         stored = {
-            stem: files.enter_context(StoredTensors(path, stem, tables=tables)) for stem in stems
+            stem: files.enter_context(stored_tensors(path, stem, tables=tables)) for stem in stems
         }
         checkpoint.load_model_tensors(setup.model, stored["model"], path)
         optimizers.load_full_state(stored["optimizer"])

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Set
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -125,67 +124,53 @@ class StoredTensor:
         return part
 
 
-class StoredTensors(Mapping[str, StoredTensor]):
-    """One kind of tensors of a checkpoint, by name; its files are open inside a `with` block."""
+StoredTensors = Mapping[str, StoredTensor]
 
-    def __init__(self, path: Path, stem: str, *, tables: Set[str] = frozenset()) -> None:
-        """Args: tables: names of those that may hold the logarithm of 0.
 
-        Raises: DamagedCheckpointError for files that are missing, truncated or incomplete;
-            CheckpointError for a pickle.
-        """
-        self._files, self._found = ExitStack(), dict[str, StoredTensor]()
-        try:
-            for file in files_of(path, stem):
-                self._add(file, tables)
-            for name, tensor in self._found.items():
-                if not tensor.is_complete:
-                    raise DamagedCheckpointError(
-                        f"{path / stem} lacks a part of {name}: a shard is missing"
-                    )
-        except BaseException:
-            self._files.close()
-            raise
+@contextmanager
+def stored_tensors(
+    path: Path, stem: str, *, tables: Set[str] = frozenset()
+) -> Iterator[StoredTensors]:
+    """One kind of tensors of a checkpoint, by name; its files are open inside the block.
 
-    def _add(self, file: Path, tables: Set[str]) -> None:
-        try:
-            opened = self._files.enter_context(safe_open(file, framework="pt"))
-            places = tensor_files.places_in(opened.metadata())
-            for name in opened.keys():  # noqa: SIM118  (it is no mapping)
-                part = opened.get_slice(name)
-                sizes, dtype = tuple(part.get_shape()), tensor_files.TYPES[part.get_dtype()]
-                offsets, whole = ((0,) * len(sizes), sizes) if places is None else places[name]
-                stored = self._found.setdefault(
-                    name, StoredTensor(name, dtype, name in tables, torch.Size(whole))
+    Args: tables: names of those that may hold the logarithm of 0.
+
+    Raises: DamagedCheckpointError for files that are missing, truncated or incomplete;
+        CheckpointError for a pickle.
+    """
+    found: dict[str, StoredTensor] = {}
+    with ExitStack() as files:
+        for file in files_of(path, stem):
+            try:
+                opened = files.enter_context(safe_open(file, framework="pt"))
+                _add(found, file, opened, tables)
+            except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+                raise damaged(file, error) from error
+        for name, tensor in found.items():
+            if not tensor.is_complete:
+                raise DamagedCheckpointError(
+                    f"{path / stem} lacks a part of {name}: a shard is missing"
                 )
-                stored.blocks.append(_Block(file, opened, offsets, sizes))
-        except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
-            raise damaged(file, error) from error
+        yield found
 
-    def files(self, names: Set[str]) -> dict[Path, set[str]]:
-        """Which of some tensors each file holds."""
-        found: dict[Path, set[str]] = {}
-        for name in names:
-            for block in self._found[name].blocks:
-                found.setdefault(block.file, set()).add(name)
-        return found
 
-    def __getitem__(self, name: str) -> StoredTensor:
-        return self._found[name]
+def _add(found: dict[str, StoredTensor], file: Path, opened: Any, tables: Set[str]) -> None:
+    """Adds what one file holds."""
+    places = tensor_files.places_in(opened.metadata())
+    for name in opened.keys():  # noqa: SIM118  (it is no mapping)
+        part = opened.get_slice(name)
+        sizes, dtype = tuple(part.get_shape()), tensor_files.TYPES[part.get_dtype()]
+        offsets, whole = ((0,) * len(sizes), sizes) if places is None else places[name]
+        stored = found.setdefault(
+            name, StoredTensor(name, dtype, name in tables, torch.Size(whole))
+        )
+        stored.blocks.append(_Block(file, opened, offsets, sizes))
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
 
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def __enter__(self) -> StoredTensors:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._files.close()
+def by_file(stored: StoredTensors, names: Set[str]) -> dict[Path, set[str]]:
+    """Which of some tensors each file holds."""
+    found: dict[Path, set[str]] = {}
+    for name in names:
+        for block in stored[name].blocks:
+            found.setdefault(block.file, set()).add(name)
+    return found

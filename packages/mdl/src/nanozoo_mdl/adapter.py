@@ -24,8 +24,8 @@ from nanozoo_core.diffusion.bounds import (
     network_draw_sum,
     network_loss,
 )
-from nanozoo_core.diffusion.masked_nats import counts_to_name, named_nats
-from nanozoo_core.diffusion.sampling import WindowNoise, choose_masked, copies
+from nanozoo_core.diffusion.masked_nats import counts_to_name, named_nats, nats_by_count
+from nanozoo_core.diffusion.sampling import WindowNoise, copies
 from nanozoo_core.diffusion.unmasking import Holes
 from nanozoo_core.diffusion_adapter import DiffusionAdapter, cpu_scored
 from nanozoo_core.machine.precision import in_float64
@@ -107,7 +107,13 @@ class MDLMAdapter(DiffusionAdapter):
         length = model.blocks.run(batches[0].window.shape[1] - 1)
         shares = torch.arange(1, INSPECTED_SHARES + 1) / INSPECTED_SHARES
         counts = sorted({*counts_to_name(length), *(shares * length).long().clamp(min=1).tolist()})
-        found = {count: _loss_at(model, batches, count) for count in counts}
+        found = nats_by_count(
+            batches,
+            counts,
+            lambda batch: loss_of_window(model, batch.window),
+            model.schedule.time_of_noise,
+            run=length,
+        )
         curve = Curves(
             title="Loss of a masked token",
             x_label="share of tokens masked",
@@ -134,26 +140,6 @@ def loss_of_window(model: MDLM, window: Tensor) -> TokenLoss:
     """Of the tokens of windows (B, S), each block given those before it."""
     net = BlockNetwork(model.net, model.blocks, window)
     return network_loss(net, window[:, :1], model.mask_id, model.time_input)
-
-
-def _loss_at(model: MDLM, batches: Sequence[Batch], count: int) -> float:
-    """Mean nats of a masked token with `count` of each block masked."""
-    total, number = 0.0, 0
-    for batch in batches:
-        window = batch.window
-        run = model.blocks.run(window.shape[1] - 1)
-        time = model.schedule.time_of_noise(torch.tensor(count / run).double())
-
-        def masks(noise: WindowNoise, scored: Tensor | None, time: Tensor = time) -> MaskDraw:
-            size, length = noise.uniforms.shape
-            counts = torch.full((size,), length) if scored is None else scored.sum(1)
-            masked = choose_masked(noise.uniforms, counts.clamp(max=count), scored)
-            return MaskDraw(masked, time.expand(size), torch.ones(size))
-
-        draw = draw_in_runs(masks, model.blocks.noise(Draw(0), batch), run, cpu_scored(batch))
-        total += float(draw_nats(loss_of_window(model, window), window[:, 1:], draw).sum())
-        number += int(draw.masked.sum())
-    return total / max(1, number)
 
 
 Adapter = MDLMAdapter
