@@ -73,9 +73,9 @@ def require_gpu(setting: str, model: nn.Module) -> None:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The autocast precision. auto takes bfloat16 only where the hardware is fast at it: most CPUs
-    support it at half of float32's speed or less. It never takes float16, whose range a model may
-    leave: who has an older GPU asks for it.
+    """The autocast precision. auto takes bfloat16 only on GPUs that are fast at it; on a CPU, where
+    a training measures that first, it stands for float32. It never takes float16, whose range a
+    model may leave: who has an older GPU asks for it.
 
     Raises: ConfigError where PyTorch cannot multiply in that precision on the device.
     """
@@ -119,6 +119,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Switches autocast off inside of it, without losing the weights that it has cast."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def synchronize(device: torch.device) -> None:

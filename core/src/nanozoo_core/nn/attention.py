@@ -12,6 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanozoo_core.machine.attention_form import current_form
+from nanozoo_core.ops.product_attention import product_attention
+
+# Kept probabilities grow with the square of the length, and the kernel's advantage with them.
+MOST_KEPT_KEYS = 1024
 # Blocks of queries waste up to a block of keys each, and small ones the width of a product.
 _MIN_BLOCK, _SMALL_BLOCK = 32, 64
 
@@ -97,9 +102,50 @@ def _attend_banded(
 
 
 def sdpa(
-    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, is_causal: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+    dropout: float = 0.0,
 ) -> Tensor:
+    """softmax(q k^T / sqrt(K) + mask) v, by torch's kernel or the form that the run has chosen.
+
+    Args:
+        q: (B, H, T, K); k, v: (B, Hk, S, K).
+        mask: broadcast to (B, H, T, S); true where a key is seen, or a number added to its score.
+        dropout: probability that a weight of the average is dropped.
+    """
     grouped = q.shape[1] != k.shape[1]
+    form = current_form() if q.device.type == "cpu" else "kernel"
+    if form != "kernel" and (dtype := _product_dtype(q)) == torch.bfloat16:
+        if form == "float32":
+            with torch.autocast("cpu", enabled=False):
+                wide = [x.float() for x in (q, k, v)]
+                mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
+                return F.scaled_dot_product_attention(
+                    *wide, mask, dropout, is_causal, enable_gqa=grouped
+                ).to(dtype)
+        if _suits_products(q, k, mask, dropout):
+            q, k, v = (x.to(dtype) for x in (q, k, v))
+            if grouped:
+                k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+            bias = None if mask is None else mask.to(dtype)
+            return product_attention(q, k, v, bias=bias, is_causal=is_causal)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, enable_gqa=grouped
     )
+
+
+def _product_dtype(q: Tensor) -> torch.dtype:
+    """The type that F.scaled_dot_product_attention would compute in."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
+
+
+def _suits_products(q: Tensor, k: Tensor, mask: Tensor | None, dropout: float) -> bool:
+    """Whether probabilities are worth keeping: for a gradient, of a few keys, all of them seen. A
+    mask of truths may hide every key of a query, and one with a gradient is the kernel's."""
+    is_trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k))
+    is_bias = mask is None or (mask.dtype != torch.bool and not mask.requires_grad)
+    return is_trained and is_bias and dropout == 0 and k.shape[2] <= MOST_KEPT_KEYS

@@ -155,9 +155,10 @@ class _Head:
         cls, x: Tensor, weight: Tensor, softcap: float | None, chunk_size: int | None,
         backend: Backend | None, *, normalised: bool = True,
     ) -> _Head:  # fmt: skip
-        chunk_size = _chunk_size(x, weight, chunk_size)
+        dtype = _product_dtype(x)
+        chunk_size = _chunk_size(x, weight, chunk_size, dtype)
         backend = backend or _default_backend(x)
-        return cls(softcap, normalised, chunk_size, _product_dtype(x), backend)
+        return cls(softcap, normalised, chunk_size, dtype, backend)
 
 
 @dataclass
@@ -347,19 +348,20 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device)
 
 
-def _chunk_size(x: Tensor, weight: Tensor, asked: int | None) -> int:
+def _chunk_size(x: Tensor, weight: Tensor, asked: int | None, dtype: torch.dtype) -> int:
     """Tokens per chunk, all chunks being about equally long.
 
     On the CPU a short chunk of logits (4 MiB) stays near the core, but each chunk also reads the
-    weight twice and adds to its gradient: where these do not fit a cache, 512 tokens or 16 MiB keep
-    that traffic small beside the products. Above all, a chunk holds at most 128 MiB.
+    weight twice and adds to its gradient: where these do not fit a cache, or where products in half
+    precision leave little time for them, 512 tokens or 4 M logits keep that traffic small beside
+    the products. Above all, a chunk holds at most 128 MiB.
     """
     num_tokens, vocab_size = x.shape[0], weight.shape[0]
     if asked is not None:
         return asked
     if x.device.type == "cpu":
         size = 2**20 // vocab_size
-        if weight.numel() > 2**19:
+        if weight.numel() > 2**19 or dtype.itemsize == 2:
             size = max(2**22 // vocab_size, min(512, 2**25 // vocab_size))
     else:
         size = 2**27 // vocab_size

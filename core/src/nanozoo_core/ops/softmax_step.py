@@ -34,9 +34,14 @@ def softmax_step_torch(
     losses = logits.new_empty(targets.shape, dtype=accumulator)
     norm = logits.new_empty(num_tokens, 1, dtype=accumulator)
     block_size = max(1, 2**19 // vocab_size) if logits.device.type == "cpu" else num_tokens
+    # One block for all rows, since memory that was just used is in the cache.
+    is_half = accumulator != logits.dtype
+    wide = logits.new_empty(min(block_size, num_tokens) * is_half, vocab_size, dtype=accumulator)
     for start in range(0, num_tokens, block_size):
         rows = slice(start, start + block_size)
-        z = logits[rows].to(accumulator)  # (R, V), a view of `logits` unless they are half
+        z = logits[rows]  # (R, V)
+        if is_half:
+            z = wide[: len(z)].copy_(z)
         if softcap is not None:
             z.div_(softcap).tanh_()
             slope = 1 - z.square()
@@ -60,7 +65,7 @@ def softmax_step_torch(
             if logits.dtype == torch.float16:  # `total`, up to V or beyond, may be out of its range
                 z.mul_(FLOAT16_SCALE / total)
                 total.fill_(FLOAT16_SCALE)
-            if z.dtype != logits.dtype:
+            if is_half:
                 logits[rows] = z
     return losses, norm
 

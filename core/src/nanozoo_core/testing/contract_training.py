@@ -47,6 +47,7 @@ class TrainingContract:
     @pytest.fixture(autouse=True)
     def own_cache(self, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NANOZOO_CACHE", str(corpus.parent / "cache"))
+        monkeypatch.setenv("NANOZOO_CPU_PRECISION", "float32")
 
     def overrides(self, corpus: Path, run_dir: Path, **changes: Any) -> list[str]:
         """A training of a few steps on the CPU."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -106,9 +107,17 @@ def make_result(
         "device": devices.device_name(setup.device),
         "num_processes": num_processes,
         "dtype": str(setup.dtype).removeprefix("torch."),
+        "attention_form": setup.attention_form,
+        "precision_measured": _measured(setup),
         "torch": torch.__version__,
         "git_commit": git_commit(),
     }
+
+
+def _measured(setup: Setup) -> dict[str, Any] | None:
+    """The milliseconds by which a CPU's types and forms were chosen; None where they were given."""
+    found = None if setup.precision is None else setup.precision.measured
+    return None if found is None else dataclasses.asdict(found) | {"speedup": found.speedup}
 
 
 def sources_of(setup: Setup, state: TrainState, score: Score) -> dict[str, dict[str, Any]]:

@@ -30,7 +30,8 @@ def introduce(setup: Setup, state: TrainState, groups: str, folder: RunFolder) -
     world_size = setup.ranks.world_size
     processes = f" x {world_size}" if world_size > 1 else ""
     verb = f"continuing at step {state.step}" if state.step else "writing to"
-    notes = "".join(f"{note}\n" for note in setup.notes)
+    chosen = () if setup.precision is None else (setup.precision.describe(),)
+    notes = "".join(f"{note}\n" for note in (*chosen, *setup.notes))
     say(
         f"{setup.config.model}: {report['params'] / 1e6:.2f} M parameters on "
         f"{device_name(setup.device)}{processes}, {str(setup.dtype).removeprefix('torch.')}\n"

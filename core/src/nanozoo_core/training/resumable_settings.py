@@ -24,6 +24,7 @@ RULES = {
     "seed": KEPT,
     "device": FREE,
     "dtype": FREE,
+    "attention_form": FREE,
     "compile": FREE,
     "resume": START,
     "resume_data": START,

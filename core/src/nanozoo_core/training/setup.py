@@ -21,10 +21,11 @@ from nanozoo_core.data.tokenizers import Tokenizer
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.machine import device as devices
+from nanozoo_core.machine.attention_form import AttentionForm
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.machine.terminal import say
 from nanozoo_core.optim.freezing import describe_frozen, freeze
-from nanozoo_core.training import memory
+from nanozoo_core.training import cpu_precision, memory
 from nanozoo_core.training.filling import begin_with
 from nanozoo_core.training.initial_weights import InitialWeights, check_model_cfg, find_weights
 from nanozoo_core.training.plan import RunPlan, plan_run
@@ -51,6 +52,13 @@ class Setup:
     model: nn.Module
     notes: tuple[str, ...] = ()
     """Lines for the terminal: where the weights came from, and which of them do not train."""
+    precision: cpu_precision.Choice | None = None
+    """What was measured to choose the types and forms of a CPU, if it was."""
+
+    @property
+    def attention_form(self) -> AttentionForm:
+        form = self.config.attention_form
+        return "kernel" if form == "auto" else form
 
     def statistics_batches(self, step: int) -> Iterator[Batch]:
         """The first micro-batch of some steps, the same on every rank."""
@@ -64,7 +72,7 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
     """
     config = resolved.training
     device = devices.resolve_device(config.device, ranks.local_rank)
-    dtype = devices.resolve_dtype(config.dtype, device)
+    devices.resolve_dtype(config.dtype, device)  # refuses before the data is prepared
     adapter = load_adapter(config.model)
     weights = _initial_weights(resolved)
     is_theirs = weights is not None and config.data.tokenizer == weights.data.get("tokenizer")
@@ -92,6 +100,12 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
         torch.manual_seed(config.seed)
         model = adapter.build(model_cfg, data.vocabulary)
     memory.require_room_for_batch(config, plan, model, device)
+    precision = None
+    if device.type == "cpu":
+        num_tokens = plan.micro_windows(plan.stages[0]) * plan.stages[0].seq_len
+        config, precision = cpu_precision.choose(
+            config, model, model_cfg, num_tokens=num_tokens, ranks=ranks
+        )
     model = model.to(device)
     adapter.prepare_model(model, _statistics_batches(loader, plan, device, 0))
     notes = []
@@ -111,7 +125,7 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
         model_cfg=model_cfg,
         ranks=ranks,
         device=device,
-        dtype=dtype,
+        dtype=devices.resolve_dtype(config.dtype, device),
         data=data,
         adapter=adapter,
         plan=plan,
@@ -119,6 +133,7 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
         validation=validation,
         model=model,
         notes=tuple(notes),
+        precision=precision,
     )
 
 

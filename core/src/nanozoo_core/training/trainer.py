@@ -7,7 +7,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nanozoo_core.errors import NonFiniteError, WriteError
 from nanozoo_core.evaluation.score import Score, evaluate
 from nanozoo_core.likelihood import bits_per_byte, target_bytes
 from nanozoo_core.machine import device as devices
+from nanozoo_core.machine.attention_form import attention_form
 from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks, process_group
 from nanozoo_core.optim.build import build_optimizers
@@ -242,17 +244,30 @@ class Trainer:
         """Leaves the clipped gradients of a global batch in the parameters; returns what was
         measured on the way, and their norm before."""
         measured = StepMetrics(self.ranks, self.device, step.num_micro_steps)
-        for batch, part in parts:
-            set_gradient_sync(self.wrapped, part.micro_step == step.num_micro_steps - 1)
-            seed_dropout(part)
-            with devices.autocast(self.device, self.setup.dtype):
-                loss, metrics = self.wrapped(batch, part)
-            (loss / step.num_micro_steps * self.loss_scale.factor).backward()
-            measured.add(loss, metrics, target_bytes(batch, self.setup.data.vocabulary))
+        with self._precision():
+            for batch, part in parts:
+                set_gradient_sync(self.wrapped, part.micro_step == step.num_micro_steps - 1)
+                seed_dropout(part)
+                with devices.autocast(self.device, self.setup.dtype):
+                    loss, metrics = self.wrapped(batch, part)
+                with devices.no_autocast(self.device):  # which is not for the backward pass
+                    (loss / step.num_micro_steps * self.loss_scale.factor).backward()
+                measured.add(loss, metrics, target_bytes(batch, self.setup.data.vocabulary))
         self.loss_scale.unscale()
         with torch.no_grad():
             self.adapter.before_update(self.model, step, self.optimizers.optimizers)
         return measured, self.optimizers.clip(self.config.train.grad_clip)
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Of a step's forward passes. Weights that autocast has cast stay so until the last part;
+        under FSDP, where they would outlive the whole ones, for one part."""
+        with attention_form(self.setup.attention_form):
+            if self.config.distributed.strategy == "fsdp":
+                yield
+            else:
+                with devices.autocast(self.device, self.setup.dtype):
+                    yield
 
     def _count(
         self, stage: int, elapsed: float, measured: StepMetrics, grad_norm: Tensor

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.nn.attention import sdpa
 from nanozoo_core.nn.cache import KVCache
 from nanozoo_core.nn.padding import padded_size, padding_bias
 from nanozoo_gpt2.config import GPT2Config
@@ -32,7 +33,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         if cache is None:
             dropout = self.dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+            y = sdpa(q, k, v, is_causal=True, dropout=dropout)
         else:
             y = cache.attend(layer, q, k, v)  # (B, H, T, K)
         y = self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
