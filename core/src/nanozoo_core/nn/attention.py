@@ -131,7 +131,7 @@ def sdpa(
             q, k, v = (x.to(dtype) for x in (q, k, v))
             if grouped:
                 k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-            bias = None if mask is None else mask.to(dtype)
+            bias = mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)
             return product_attention(q, k, v, bias=bias, is_causal=is_causal)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, enable_gqa=grouped
@@ -144,8 +144,7 @@ def _product_dtype(q: Tensor) -> torch.dtype:
 
 
 def _suits_products(q: Tensor, k: Tensor, mask: Tensor | None, dropout: float) -> bool:
-    """Whether probabilities are worth keeping: for a gradient, of a few keys, all of them seen. A
-    mask of truths may hide every key of a query, and one with a gradient is the kernel's."""
+    """Whether probabilities are worth keeping: for a gradient, and of not too many keys."""
     is_trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k))
-    is_bias = mask is None or (mask.dtype != torch.bool and not mask.requires_grad)
-    return is_trained and is_bias and dropout == 0 and k.shape[2] <= MOST_KEPT_KEYS
+    is_constant = mask is None or not mask.requires_grad
+    return is_trained and is_constant and dropout == 0 and k.shape[2] <= MOST_KEPT_KEYS

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.machine.precision import wide_dtype, widened
+from nanozoo_core.machine.precision import row_multiple, wide_dtype, widened
 from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.ops.optional_triton import triton
 from nanozoo_core.ops.softmax_step import FLOAT16_SCALE, softmax_step_torch, softmax_step_triton
@@ -184,6 +184,11 @@ def _losses_and_gradients(
 ) -> tuple[Tensor, _Gradients]:
     """Losses (N, M) of targets (N, M) and, as `needs` asks of (x, weight, bias), gradients of
     sum_im shares_im loss_im."""
+    given = x.shape[0]
+    more = -given % row_multiple(x.device, head.dtype)
+    if more:  # tokens of no weight
+        x, targets = (F.pad(rows, (0, 0, 0, more)) for rows in (x, targets))
+        shares = None if shares is None else F.pad(shares, (0, 0, 0, more))
     num_tokens, vocab_size = x.shape[0], weight.shape[0]
     accumulator = wide_dtype(x)
     is_float16 = head.dtype == torch.float16
@@ -247,7 +252,9 @@ def _losses_and_gradients(
     if needs[2]:
         assert bias is not None
         grads.bias = _or_zeros(grads.bias, bias, is_float16=is_float16)
-    return losses, grads
+    if grads.x is not None:
+        grads.x = grads.x[:given]
+    return losses[:given], grads
 
 
 def _product(logits: Tensor, rows: Tensor) -> Tensor:
@@ -366,7 +373,9 @@ def _chunk_size(x: Tensor, weight: Tensor, asked: int | None, dtype: torch.dtype
     else:
         size = 2**27 // vocab_size
     num_chunks = math.ceil(num_tokens / max(1, size))
-    return math.ceil(num_tokens / max(1, num_chunks)) or 1
+    multiple = row_multiple(x.device, dtype)
+    size = math.ceil(num_tokens / max(1, num_chunks))
+    return math.ceil(size / multiple) * multiple or 1
 
 
 def _check(

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 # Causal queries are taken in two blocks, of which the first meets its own half of the keys alone.
 # More blocks skip more of what is masked, but their products are too small to be fast.
 MIN_BLOCK = 64
+HIDDEN = -1e30  # far below any score, and finite
 
 
 def product_attention(
@@ -31,7 +32,8 @@ def product_attention(
 
     Args:
         q: (B, H, T, K); k, v: (B, H, S, K), in one type.
-        bias: broadcast to (B, H, T, S), finite, without gradient.
+        bias: broadcast to (B, H, T, S), without gradient; added to the scores, or a bool that is
+            true where a key is seen. A query that sees none gets the mean of all values.
         is_causal: the query at t sees the keys up to t; needs T = S.
 
     Returns: (B, H, T, K).
@@ -63,15 +65,15 @@ class _ProductAttention(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             q = (q * ctx.scale).flatten(0, 1)  # (N, T, K)
             k, v = k.flatten(0, 1), v.flatten(0, 1)  # (N, S, K)
-            if bias is not None:
-                bias = bias.expand(batch, num_heads, -1, -1).flatten(0, 1)
+            if bias is not None and bias.dtype == torch.bool:
+                bias = torch.zeros_like(bias, dtype=q.dtype).masked_fill_(~bias, HIDDEN)
             ctx.blocks = _blocks(num_queries, k.shape[1], is_causal=is_causal)
             out = v.new_empty(*q.shape[:2], v.shape[2])
             kept = []
             for queries, keys in ctx.blocks:
                 scores = torch.bmm(q[:, queries], k[:, keys].mT)  # (N, C, S)
                 if bias is not None:
-                    scores += bias
+                    scores.unflatten(0, (batch, num_heads)).add_(bias)
                 if is_causal:
                     _hide_later_keys(scores)
                 probabilities = torch.softmax(scores, -1)

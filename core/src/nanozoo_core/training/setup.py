@@ -5,16 +5,17 @@ Training, timing and decoding start from it alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nanozoo_core.config import ResolvedConfig, TrainingConfig, schema
-from nanozoo_core.contract import Batch
+from nanozoo_core.contract import Batch, Step
 from nanozoo_core.data.loader import TrainLoader, ValidationSet
 from nanozoo_core.data.prepare import AnyData, prepare
 from nanozoo_core.data.tokenizers import Tokenizer
@@ -102,10 +103,8 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
     memory.require_room_for_batch(config, plan, model, device)
     precision = None
     if device.type == "cpu":
-        num_tokens = plan.micro_windows(plan.stages[0]) * plan.stages[0].seq_len
-        config, precision = cpu_precision.choose(
-            config, model, model_cfg, num_tokens=num_tokens, ranks=ranks
-        )
+        losses = partial(_short_step, config, model_cfg, adapter, data, loader, plan)
+        config, precision = cpu_precision.choose(config, model_cfg, losses, ranks=ranks)
     model = model.to(device)
     adapter.prepare_model(model, _statistics_batches(loader, plan, device, 0))
     notes = []
@@ -135,6 +134,26 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
         notes=tuple(notes),
         precision=precision,
     )
+
+
+def _short_step(
+    config: TrainingConfig,
+    model_cfg: Any,
+    adapter: DefaultModelAdapter,
+    data: AnyData,
+    loader: TrainLoader,
+    plan: RunPlan,
+) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
+    """Another model of the run's shape, and its loss on the first windows of the text."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = adapter.build(model_cfg, data.vocabulary).train()
+    stage = plan.stages[0]
+    windows = min(plan.micro_windows(stage), max(1, cpu_precision.MOST_TOKENS // stage.seq_len))
+    batch = loader.batch(0, 0, windows)
+    step = Step(number=0, progress=0.0, seed=config.seed)
+    adapter.before_step(model, step)
+    return model, lambda model: adapter.training_loss(model, batch, step).value
 
 
 def _initial_weights(resolved: ResolvedConfig) -> InitialWeights | None:

@@ -35,7 +35,9 @@ from nanozoo_hnet.routing import (
 )
 from nanozoo_hnet.state import HNetCache, StageState
 
-GPU_BUCKET = 128  # chunks are padded to multiples of this on a GPU, so that shapes come back
+# Chunks are padded to multiples of these, so that shapes come back: on a GPU; and on a CPU in half
+# precision, whose matrix library compiles every new shape.
+GPU_BUCKET, CPU_BUCKET = 128, 16
 CHUNKS_PER_POSITION = 0.6  # room in the caches of an inner stage at first; it grows
 
 
@@ -297,7 +299,8 @@ class ChunkedStage(nn.Module):
             boundaries = boundaries & (boundaries.cumsum(1) <= num_chunks)
         else:
             num_chunks = int(boundaries.sum(1).max())  # the only wait for the device
-            bucket = GPU_BUCKET if boundaries.is_cuda else 1
+            is_half = torch.is_autocast_enabled("cpu") and not boundaries.is_cuda
+            bucket = GPU_BUCKET if boundaries.is_cuda else CPU_BUCKET if is_half else 1
             num_chunks = min(-(-num_chunks // bucket) * bucket, length)
         return boundaries, chunk_order(boundaries, num_chunks)
 

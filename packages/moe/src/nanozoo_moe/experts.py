@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.precision import row_multiple
 
 Implementation = Literal["auto", "grouped_mm", "loop", "dense"]
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -23,9 +24,10 @@ _grouped_mm: Product | None = getattr(F, "grouped_mm", None)  # since torch 2.10
 
 
 class Dispatch(NamedTuple):
-    """Where the N k rows lie once they are grouped by expert."""
+    """Where the N k rows lie once they are grouped by expert, M in all, those among them that only
+    round up a group."""
 
-    tokens: Tensor  # (M,): the token of each grouped row
+    tokens: Tensor  # (M,): the token of each grouped row; any for one that rounds up
     places: Tensor  # (N, k): the grouped row of each choice
     ends: Tensor  # (E,) int32: where each expert's rows end
     counts: Tensor  # (E,) int64: rows of each expert
@@ -37,19 +39,24 @@ def count_tokens(experts: Tensor, num_experts: int) -> Tensor:
     return flat.new_zeros(num_experts).scatter_add_(0, flat, torch.ones_like(flat))
 
 
-def dispatch(experts: Tensor, num_experts: int) -> Dispatch:
-    """Sorts the choices (N, k) by expert, keeping the order of tokens within each."""
+def dispatch(experts: Tensor, num_experts: int, *, multiple: int = 1) -> Dispatch:
+    """Sorts the choices (N, k) by expert, keeping the order of tokens within each.
+
+    Args: multiple: of which every group's number of rows is made one.
+    """
     flat = experts.reshape(-1)
     order = flat.argsort(stable=True)
-    places = torch.empty_like(order)
-    places.scatter_(0, order, torch.arange(order.numel(), device=order.device))
+    rows = torch.arange(order.numel(), device=order.device)
     counts = count_tokens(flat, num_experts)
-    return Dispatch(
-        tokens=order // experts.shape[1],
-        places=places.view_as(experts),
-        ends=counts.cumsum(0).to(torch.int32),
-        counts=counts,
-    )
+    ends, tokens = counts.cumsum(0), order // experts.shape[1]
+    if multiple > 1:
+        sizes = -(-counts // multiple) * multiple
+        rows = rows + (sizes.cumsum(0) - sizes - (ends - counts))[flat[order]]
+        ends = sizes.cumsum(0)
+        tokens = order.new_zeros(int(ends[-1])).scatter_(0, rows, tokens)
+    places = torch.empty_like(order)
+    places.scatter_(0, order, rows)
+    return Dispatch(tokens, places.view_as(experts), ends.to(torch.int32), counts)
 
 
 def mix_experts(
@@ -81,7 +88,9 @@ def mix_experts(
     if experts.numel() < up.shape[0] and not torch.is_grad_enabled():
         return _mix_few(h, up, down, experts, weights)
     product = _choose_product(h, up.shape[1], implementation)
-    return _MixExperts.apply(h, up, down, weights, dispatch(experts, up.shape[0]), product)
+    multiple = row_multiple(h.device, h.dtype)
+    plan = dispatch(experts, up.shape[0], multiple=multiple)
+    return _MixExperts.apply(h, up, down, weights, plan, product)
 
 
 def mix_experts_reference(
@@ -177,7 +186,7 @@ class _MixExperts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, hidden, up, down, weights, *fields = ctx.saved_tensors
         plan, product = Dispatch(*fields), ctx.product
-        sorted_weights = torch.empty_like(weights).reshape(-1)
+        sorted_weights = weights.new_zeros(len(plan.tokens))  # rows that round up have none
         sorted_weights[plan.places.reshape(-1)] = weights.reshape(-1)
         sorted_weights = sorted_weights[:, None]  # (M, 1)
         activation = hidden * hidden  # (M, F)
