@@ -122,11 +122,15 @@ def sdpa(
     if form != "kernel" and (dtype := _product_dtype(q)) == torch.bfloat16:
         if form == "float32":
             with torch.autocast("cpu", enabled=False):
-                wide = [x.float() for x in (q, k, v)]
                 mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
-                return F.scaled_dot_product_attention(
-                    *wide, mask, dropout, is_causal, enable_gqa=grouped
-                ).to(dtype)
+                y = F.scaled_dot_product_attention(
+                    *(q.float(), k.float(), v.float()),
+                    attn_mask=mask,
+                    dropout_p=dropout,
+                    is_causal=is_causal,
+                    enable_gqa=grouped,
+                )
+                return y.to(dtype)
         if _suits_products(q, k, mask, dropout):
             q, k, v = (x.to(dtype) for x in (q, k, v))
             if grouped:

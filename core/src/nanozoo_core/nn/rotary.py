@@ -43,8 +43,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     cos, sin = cos.detach(), sin.detach()
     if cos.dim() == 3:
         cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, R/2)
-    by_hand = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    if by_hand and not torch.compiler.is_compiling():
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return _Rotary.apply(x, cos, sin)
     half = cos.shape[-1]
     first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
@@ -69,10 +68,11 @@ class _Rotary(torch.autograd.Function):
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    half = cos.shape[-1]
+    half, dtype = cos.shape[-1], x.dtype
+    x = x.to(torch.promote_types(dtype, cos.dtype))  # of two types each product would be slow
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     first, second = x[..., :half], x[..., half : 2 * half]
     torch.mul(first, cos, out=y[..., :half]).addcmul_(second, sin, value=-direction)
     torch.mul(second, cos, out=y[..., half : 2 * half]).addcmul_(first, sin, value=direction)
     y[..., 2 * half :] = x[..., 2 * half :]
-    return y
+    return y.to(dtype)

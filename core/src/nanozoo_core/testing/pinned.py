@@ -1,7 +1,7 @@
 """A pytest plugin, `-p nanozoo_core.testing.pinned`.
 
-What `dtype=auto` measures on one machine it need not on another, so tests on a CPU compute in float32
-unless they name a type.
+What `dtype=auto` measures on one machine it need not on another, so tests on a CPU compute in
+float32 unless they name a type.
 """
 
 from __future__ import annotations

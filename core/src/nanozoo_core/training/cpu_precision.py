@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -182,12 +183,12 @@ def measure(model_cfg: Any, losses: Losses, *, seq_len: int) -> Measured:
         size = (max(1, MOST_TOKENS // seq_len), seq_len, heads, width // heads)
         inputs = [torch.randn(*size, generator=generator).transpose(1, 2) for _ in range(4)]
         for form in get_args(AttentionForm):
-            attention[form] = _milliseconds(lambda form=form: _attention_step(inputs, form))
+            attention[form] = _milliseconds(partial(_attention_step, inputs, form))
     sides = [min(p.shape) for p in model.parameters() if p.ndim == 2] or [64]
     side = sorted(sides)[len(sides) // 2]
     matrices = torch.randn(2, side, side, generator=generator)
     newton_schulz = {
-        name: _milliseconds(lambda dtype=dtype: orthogonalize(matrices, dtype=dtype))
+        name: _milliseconds(partial(orthogonalize, matrices, dtype=dtype))
         for name, dtype in TYPES.items()
     }
     form = Measured({}, attention, newton_schulz).best_form
@@ -198,9 +199,7 @@ def measure(model_cfg: Any, losses: Losses, *, seq_len: int) -> Measured:
         value.backward()
 
     with torch.random.fork_rng(devices=[]):
-        steps = {
-            name: _milliseconds(lambda dtype=dtype: step(dtype)) for name, dtype in TYPES.items()
-        }
+        steps = {name: _milliseconds(partial(step, dtype)) for name, dtype in TYPES.items()}
     return Measured(steps, attention, newton_schulz)
 
 
