@@ -2,9 +2,9 @@
 
     python core/benchmarks/precision.py [--models gpt2 moe] [--steps 60] [--seeds 2] [--folder F]
 
-Runs that are in the folder already are not repeated. `difference` is the mean score in bfloat16 less
-that in float32, `seeds` how far two seeds in float32 lie apart; speed is tokens per second of the
-whole training, bfloat16 over float32, at the threads that the environment allows.
+Runs that are in the folder already are not repeated. `difference` is the mean score in bfloat16
+less that in float32, `seeds` how far the seeds in float32 lie apart; speed is tokens per second of
+the whole training, bfloat16 over float32, at the threads that the environment allows.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from nanozoo_core.machine.attention_form import attention_form, current_form
+from nanozoo_core.nn import attention as attention_module
 from nanozoo_core.nn.attention import attend
 
 
@@ -109,3 +111,65 @@ def test_a_window_without_causality_is_refused():
 def test_documents_with_fewer_queries_than_keys_are_refused():
     with pytest.raises(ValueError, match="as many queries"):
         attend(*inputs(num_queries=2), documents=torch.zeros(2, 9))
+
+
+# -- forms of bfloat16 on a CPU -------------------------------------------------------------------
+
+
+def in_form(form, q, k, v, **options):
+    with attention_form(form), torch.autocast("cpu", torch.bfloat16):
+        return attend(q, k, v, **options)
+
+
+@pytest.mark.parametrize("form", ["products", "float32"])
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("num_kv_heads", [4, 1])
+def test_every_form_is_the_explicit_softmax(form, options, num_kv_heads):
+    q, k, v = (x.bfloat16() for x in inputs(num_kv_heads=num_kv_heads))
+    expected = explicit(*(x.double() for x in (q, k, v)), **options)
+    found = in_form(form, q.float().requires_grad_(), k, v, **options)
+    assert found.dtype == torch.bfloat16
+    # Scores of at most about 4 and probabilities, each rounded to 2^-9 of it, then the result.
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=4 * 2**-8)
+
+
+def test_products_are_for_gradients_of_few_keys_alone(monkeypatch):
+    calls = []
+    plain = attention_module.product_attention
+    monkeypatch.setattr(
+        attention_module, "product_attention", lambda *a, **o: calls.append(1) or plain(*a, **o)
+    )
+    monkeypatch.setattr(attention_module, "MOST_KEPT_KEYS", 9)
+    q, k, v = (x.float() for x in inputs())
+    long = [x.float() for x in inputs(num_queries=10, num_keys=10)]
+    in_form("products", q, k, v)
+    in_form("kernel", q.requires_grad_(), k, v)
+    with torch.no_grad():
+        in_form("products", q, k, v)
+    in_form("products", long[0].requires_grad_(), *long[1:])
+    with attention_form("products"):
+        attend(q, k, v)  # in float32
+    assert not calls
+    in_form("products", q, k, v)
+    assert calls
+
+
+def test_a_form_ends_with_its_context():
+    def fail():
+        with attention_form("products"):
+            raise RuntimeError(current_form())
+
+    assert current_form() == "kernel"
+    with pytest.raises(RuntimeError, match="products"):
+        fail()
+    assert current_form() == "kernel"
+
+
+def test_dropout_and_a_bias_that_learns_stay_with_the_kernel(monkeypatch):
+    monkeypatch.setattr(attention_module, "product_attention", None)
+    q, k, v = (x.bfloat16().requires_grad_() for x in inputs())
+    bias = torch.zeros(9, 9, dtype=torch.bfloat16, requires_grad=True)
+    with attention_form("products"):
+        assert attention_module.sdpa(q, k, v, dropout=0.5).requires_grad
+        attention_module.sdpa(q, k, v, mask=bias).sum().backward()
+    assert bias.grad is not None

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+
+_kept: dict[int, tuple[Tensor, Tensor]] | None = None  # by weight: it, and its copy
 
 
 def finest_dtype(device: torch.device) -> torch.dtype:
@@ -33,3 +38,25 @@ def row_multiple(device: torch.device, dtype: torch.dtype) -> int:
     milliseconds, longer than the product itself.
     """
     return 64 if device.type == "cpu" and dtype.itemsize == 2 else 1
+
+
+@contextmanager
+def casts_kept() -> Iterator[None]:
+    """Inside of it no weight may change, and `cast_once` casts each at most once. Autocast does so
+    for its own operations alone."""
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
+def cast_once(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weight` as `dtype`, without a gradient to it; the same copy as before where that is kept."""
+    if weight.dtype == dtype or _kept is None or not weight.is_leaf:
+        return weight.detach().to(dtype)
+    kept = _kept.get(id(weight))
+    if kept is None or kept[1].dtype != dtype:
+        kept = _kept[id(weight)] = weight, weight.detach().to(dtype)
+    return kept[1]

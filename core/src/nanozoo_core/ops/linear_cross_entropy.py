@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.machine.precision import row_multiple, wide_dtype, widened
+from nanozoo_core.machine.precision import cast_once, row_multiple, wide_dtype, widened
 from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.ops.optional_triton import triton
 from nanozoo_core.ops.softmax_step import FLOAT16_SCALE, softmax_step_torch, softmax_step_triton
@@ -201,7 +201,7 @@ def _losses_and_gradients(
             parts = shares / torch.where(totals == 0, 1, totals)
     held_dtype = accumulator if is_float16 else x.dtype
     grads = _Gradients(x=torch.empty_like(x, dtype=held_dtype) if needs[0] else None)
-    inputs, matrix = x.to(head.dtype), weight.to(head.dtype)
+    inputs, matrix = x.to(head.dtype), cast_once(weight, head.dtype)
     offset = None if bias is None else bias.to(head.dtype)
     # Rows that start on 128-byte boundaries let a GPU load and multiply them in full vectors.
     row_stride = vocab_size if head.backend == "torch" else math.ceil(vocab_size / 64) * 64

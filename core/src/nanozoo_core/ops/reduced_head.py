@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanozoo_core.machine.precision import cast_once
 from nanozoo_core.ops.optional_triton import triton
 
 # A chunk of float32 logits: about the size of a GPU's L2 cache, and at most 512 rows on a CPU,
@@ -82,7 +83,7 @@ class _ReducedHead(torch.autograd.Function):
         inputs = (x, weight, bias)
         if torch.is_autocast_enabled(x.device.type):
             product = torch.get_autocast_dtype(x.device.type)
-            inputs = (x.to(product), weight.to(product), bias.to(product))
+            inputs = (x.to(product), cast_once(weight, product), bias.to(product))
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         size = reduction.num_results + reduction.num_saved
         results = torch.empty(size, x.shape[0], dtype=dtype, device=x.device)

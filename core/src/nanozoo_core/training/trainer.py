@@ -22,6 +22,7 @@ from nanozoo_core.evaluation.score import Score, evaluate
 from nanozoo_core.likelihood import bits_per_byte, target_bytes
 from nanozoo_core.machine import device as devices
 from nanozoo_core.machine.attention_form import attention_form
+from nanozoo_core.machine.precision import casts_kept
 from nanozoo_core.machine.process import tune_process
 from nanozoo_core.machine.ranks import Ranks, process_group
 from nanozoo_core.optim.build import build_optimizers
@@ -266,7 +267,7 @@ class Trainer:
             if self.config.distributed.strategy == "fsdp":
                 yield
             else:
-                with devices.autocast(self.device, self.setup.dtype):
+                with devices.autocast(self.device, self.setup.dtype), casts_kept():
                     yield
 
     def _count(
