@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from head_cases import (
 )
 from torch import Tensor
 
+from nanozoo_core.ops import linear_cross_entropy as module
 from nanozoo_core.ops.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
@@ -300,6 +302,29 @@ def test_bfloat16_autocast_keeps_loss_and_weight_gradient_in_float32() -> None:
     # of spread sqrt(32) moves by up to 0.03, and probabilities and gradients by that share.
     assert_same(found, expected, 0.03)
     assert not torch.equal(found["weight"], expected["weight"])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("num_tokens", [2, 64, 65, 200])
+def test_bfloat16_rounds_rows_up_to_64_and_those_have_no_part(
+    num_tokens: int, reduction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU's library compiles a product for each new number of rows."""
+    rows: list[int] = []
+    plain = module.softmax_step_torch
+
+    def step(logits: Tensor, *given: Any, **named: Any) -> Any:
+        rows.append(logits.shape[0])
+        return plain(logits, *given, **named)
+
+    monkeypatch.setattr(module, "softmax_step_torch", step)
+    args = make(num_tokens, 32, 50, with_bias=True, with_token_weight=True, dtype=torch.float32)
+    expected = values_and_gradients(linear_cross_entropy_reference, args, reduction=reduction)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = values_and_gradients(linear_cross_entropy, args, reduction=reduction)
+    assert_same(found, expected, 0.03)  # as above
+    assert sum(rows) % (math.ceil(num_tokens / 64) * 64) == 0
+    assert all(number % 64 == 0 for number in rows)
 
 
 def test_bfloat16_arguments_give_a_float32_loss_and_their_own_gradients() -> None:

@@ -272,6 +272,21 @@ def test_bf16_autocast_stays_near_float32() -> None:
     assert (found.float() - expected).abs().mean() < 0.01
 
 
+def test_bf16_rounds_the_number_of_chunks_up_and_the_rest_has_no_part() -> None:
+    model, tokens = build(VARIANTS["space"], noise=0.02), text(2, 100)
+    boundaries = torch.zeros(2, 100, dtype=torch.bool)
+    boundaries[0, ::7], boundaries[1, ::9] = True, True
+    stage = next(each for each in model.modules() if hasattr(each, "_pack"))
+    assert stage._pack(boundaries)[1].shape[1] == 15
+    with torch.autocast("cpu", torch.bfloat16):
+        assert stage._pack(boundaries)[1].shape[1] == 16
+        boundaries[0] = True
+        assert stage._pack(boundaries)[1].shape[1] == 100
+        few = model(tokens[:, :96])
+        longer = model(tokens)[:, :96]
+    torch.testing.assert_close(few.float(), longer.float(), rtol=0, atol=0.1)
+
+
 @pytest.mark.slow
 def test_compiled_networks_around_eager_chunking() -> None:
     model, tokens = build(SMALL, noise=0.02), text(2, 100)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nanozoo_core.errors import ConfigError
+from nanozoo_moe import experts as experts_module
 from nanozoo_moe.experts import count_tokens, dispatch, mix_experts, mix_experts_reference
 
 DIM, HIDDEN = 16, 24
@@ -105,6 +106,24 @@ def test_rows_are_grouped_by_expert_in_the_order_of_tokens():
     assert plan.tokens.tolist() == [0, 1, 1, 2, 0, 2]
     assert plan.ends.tolist() == [2, 4, 6, 6]
     assert plan.places.tolist() == [[4, 0], [1, 2], [5, 3]]
+
+
+def test_groups_are_rounded_up_and_no_choice_moves_into_another():
+    experts = torch.tensor([[2, 0], [0, 1], [2, 1]])
+    plan = dispatch(experts, 4, multiple=3)
+    assert plan.ends.tolist() == [3, 6, 9, 9]
+    assert plan.counts.tolist() == [2, 2, 2, 0]
+    assert plan.places.tolist() == [[6, 0], [1, 3], [7, 4]]
+    assert plan.tokens[plan.places].tolist() == [[0, 0], [1, 1], [2, 2]]
+
+
+@pytest.mark.parametrize("implementation", ["grouped_mm", "loop"])
+def test_rows_that_round_up_have_no_part(implementation, monkeypatch):
+    """The first token, which they copy, has a gradient of its own to spoil."""
+    inputs = make_inputs(43)
+    expected = values_and_gradients(mix_experts_reference, inputs)
+    monkeypatch.setattr(experts_module, "row_multiple", lambda device, dtype: 16)
+    assert_near(values_and_gradients(mix_experts, inputs, implementation), expected, 1e-5)
 
 
 def test_an_expanded_gradient_is_taken():
