@@ -17,7 +17,8 @@ from nanozoo_core.config.resolved import resolve
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training import cpu_precision
-from nanozoo_core.training.cpu_precision import FORCED, Choice, Measured, decide, forced
+from nanozoo_core.training.cpu_precision import Choice, Measured, decide, forced
+from nanozoo_core.training.precision_settings import FORCED, undecided
 from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.trainer import Trainer
 
@@ -119,6 +120,7 @@ def test_a_run_says_and_keeps_what_was_chosen(
 def test_the_result_has_the_figures(corpus: Path, tmp_path: Path, probe: list[Measured]) -> None:
     probe.append(SLOW)
     make_trainer(corpus, tmp_path / "run").run([])
+    assert RunFolder(tmp_path / "run").read_config()["dtype"] == "auto"
     result = RunFolder(tmp_path / "run").read_result()
     assert result["dtype"] == "float32"
     assert result["precision_measured"]["step"] == SLOW.step
@@ -157,6 +159,25 @@ def test_every_model_is_measured_once(corpus: Path, tmp_path: Path, probe: list[
         path.write_text("{")
     probe.append(SLOW)
     assert make_trainer(corpus, tmp_path / "four").setup.dtype == torch.float32
+
+
+def test_a_run_that_chose_has_the_settings_that_were_asked_for() -> None:
+    def settings(dtype: str, form: str | None, orth: str) -> dict:
+        forms = {} if form is None else {"attention_form": form}
+        return {
+            "dtype": dtype,
+            **forms,
+            "optim": {"lr": 1.0, "muon": {"lr": 0.1, "orth_dtype": orth}},
+        }
+
+    asked = settings("auto", "auto", "auto")
+    assert undecided(settings("bfloat16", "products", "bfloat16"), asked) == asked
+    assert undecided(settings("auto", None, "auto"), asked) == asked  # of an older version
+    stored, given = (
+        settings("bfloat16", "products", "float32"),
+        settings("float32", "kernel", "bfloat16"),
+    )
+    assert undecided(stored, given) == stored
 
 
 def test_measuring_changes_nothing_in_the_run(

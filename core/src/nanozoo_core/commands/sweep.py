@@ -6,6 +6,7 @@ from typing import Any
 
 from nanozoo_core.config import ResolvedConfig, resolve
 from nanozoo_core.training.claim import RUNS
+from nanozoo_core.training.precision_settings import undecided
 from nanozoo_core.training.resume import config_to_store
 from nanozoo_core.training.run_folder import RunFolder
 
@@ -30,4 +31,5 @@ def _has_settings(run: RunFolder, asked: ResolvedConfig) -> bool:
     wanted = config_to_store(asked.training, model_cfg)
     if asked.training.init_digest is None:  # noted by the run
         del wanted["init_digest"]
+    stored = undecided(stored, wanted)
     return all(stored.get(key) == value for key, value in wanted.items())

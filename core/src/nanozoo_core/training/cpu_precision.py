@@ -30,8 +30,8 @@ from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.machine.terminal import say
 from nanozoo_core.nn.attention import sdpa
 from nanozoo_core.optim.orthogonalize import orthogonalize
+from nanozoo_core.training.precision_settings import FORCED
 
-FORCED = "NANOZOO_CPU_PRECISION"  # float32 or bfloat16: no measurement, such as in tests
 WORTH = 1.2  # how much faster bfloat16 must be, for what it costs in digits
 MOST_TOKENS, ROUNDS = 1024, 2
 VERSION = 1  # of what is measured
@@ -101,8 +101,8 @@ def _both(times: dict[str, float]) -> str:
 def choose(
     config: TrainingConfig, model_cfg: Any, losses: Losses, *, ranks: Ranks
 ) -> tuple[TrainingConfig, Choice | None]:
-    """The config with what is `auto` of a CPU's precision replaced by what it stands for, so that a
-    resumed run and an evaluation keep it. All ranks choose what rank 0 does.
+    """The config with what is `auto` of a CPU's precision replaced by what it stands for where that
+    is bfloat16, so that a resumed run and an evaluation keep it. All ranks choose what rank 0 does.
 
     Args: losses: called only where something is to be measured.
 
@@ -121,6 +121,8 @@ def choose(
         if choice is None:
             choice = decide(_measured(config, model_cfg, losses), asked=config.dtype)
     choice = ranks.broadcast(choice)
+    if choice.dtype == "float32":  # which is what auto stands for wherever a run goes on
+        return config, choice
     if config.attention_form == "auto":
         config = replace(config, attention_form=choice.attention)
     if muon.orth_dtype == "auto" and muon.impl == "nanozoo":

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nanozoo_core.comparing.compare.plan import Member
 from nanozoo_core.errors import NanozooError, NonFiniteError
 from nanozoo_core.machine.terminal import has_bars, say
+from nanozoo_core.training.precision_settings import FORCED
 from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.signals import ending_as_keyboard_interrupt
 
@@ -100,7 +101,10 @@ def start_member(
     *,
     start_new_session: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """A process that trains one member of a plan and writes what it says beside the run."""
+    """A process that trains one member of a plan and writes what it says beside the run.
+
+    What `dtype=auto` would measure for each entrant is float32 for all, unless it is decided.
+    """
     log = member.beside("log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
@@ -108,7 +112,7 @@ def start_member(
             [sys.executable, "-m", "nanozoo_core.comparing.compare.member", str(plan), str(number)],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | (environment or {}),
+            env={FORCED: "float32"} | dict(os.environ) | (environment or {}),
             start_new_session=start_new_session,
         )
 

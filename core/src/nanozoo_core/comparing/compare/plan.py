@@ -16,6 +16,7 @@ from nanozoo_core.config import ResolvedConfig, TrainingConfig, schema
 from nanozoo_core.config.overrides import as_written
 from nanozoo_core.errors import CheckpointError, ConfigError, NonFiniteError
 from nanozoo_core.files import read_json, write_json
+from nanozoo_core.training.precision_settings import undecided
 from nanozoo_core.training.resume import config_to_store
 from nanozoo_core.training.run_folder import RunFolder
 
@@ -135,7 +136,8 @@ def _settings_then_and_now(
         size = stored["model_cfg"].get("vocab_size") or asked.vocab_size
         training = replace(asked.training, seed=member.seed)
         wanted = config_to_store(training, asked.with_vocabulary(size).model_cfg)
-        yield kept_settings(as_written(stored), "seed"), kept_settings(as_written(wanted), "seed")
+        then, now = (as_written(settings) for settings in (stored, wanted))
+        yield kept_settings(undecided(then, now), "seed"), kept_settings(now, "seed")
 
 
 def kept_settings(settings: dict[str, Any], *also: str) -> dict[str, Any]:

@@ -1,0 +1,20 @@
+"""What the choice of a CPU's precision leaves in a run's settings. Loads no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+FORCED = "NANOZOO_CPU_PRECISION"
+"""float32 or bfloat16: what auto is then without a measurement, such as in tests."""
+
+
+def undecided(stored: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run with `auto` again where `asked` has it and a choice has replaced it, to
+    compare the two. Args: both with the keys of `TrainingConfig`."""
+    for key in ("dtype", "attention_form"):
+        if asked.get(key) == "auto":
+            stored = stored | {key: "auto"}
+    muon, theirs = (settings["optim"]["muon"] for settings in (stored, asked))
+    if theirs["orth_dtype"] == "auto":
+        stored = stored | {"optim": stored["optim"] | {"muon": muon | {"orth_dtype": "auto"}}}
+    return stored
