@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nanozoo_core.config.compose import compose_config
 from nanozoo_core.config.resolved import resolve
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.machine.device import resolve_dtype
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training import cpu_precision
 from nanozoo_core.training.cpu_precision import Choice, Measured, decide, forced
@@ -28,6 +29,7 @@ FAST = Measured(
     {"float32": 1.3, "bfloat16": 1.0},
 )
 SLOW = replace(FAST, step={"float32": 11.9, "bfloat16": 10.0})
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -145,7 +147,8 @@ def test_a_run_begun_before_there_was_a_choice_goes_on_in_float32(
 ) -> None:
     config = resolve(compose_config(words(corpus, tmp_path, "resume='x'"))).training
     chosen, choice = cpu_precision.choose(config, None, None, ranks=Ranks())  # type: ignore[arg-type]
-    assert (chosen.dtype, choice) == ("float32", None)
+    assert (chosen, choice) == (config, None)
+    assert resolve_dtype(chosen.dtype, CPU) == torch.float32
 
 
 def test_every_model_is_measured_once(corpus: Path, tmp_path: Path, probe: list[Measured]) -> None:
@@ -173,6 +176,8 @@ def test_a_run_that_chose_has_the_settings_that_were_asked_for() -> None:
     asked = settings("auto", "auto", "auto")
     assert undecided(settings("bfloat16", "products", "bfloat16"), asked) == asked
     assert undecided(settings("auto", None, "auto"), asked) == asked  # of an older version
+    chosen = settings("bfloat16", "products", "bfloat16")
+    assert undecided(chosen, asked, keys=("attention_form",))["dtype"] == "bfloat16"
     stored, given = (
         settings("bfloat16", "products", "float32"),
         settings("float32", "kernel", "bfloat16"),

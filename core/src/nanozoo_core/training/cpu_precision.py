@@ -109,11 +109,10 @@ def choose(
     Returns: the choice too, None where nothing was to choose.
     Raises: ConfigError for a forced type of another name.
     """
-    if config.dtype == "auto" and config.resume is not None:
-        config = replace(config, dtype="float32")  # what auto was when the run began
     muon = config.optim.muon
     is_open = "auto" in (config.dtype, config.attention_form, muon.orth_dtype)
-    if config.dtype in ("float32", "float16") or not is_open:
+    has_begun = config.dtype == "auto" and config.resume is not None  # in float32
+    if config.dtype in ("float32", "float16") or has_begun or not is_open:
         return config, None
     choice = None
     if ranks.is_main:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 FORCED = "NANOZOO_CPU_PRECISION"
 """float32 or bfloat16: what auto is then without a measurement, such as in tests."""
 
 
-def undecided(stored: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+def undecided(
+    stored: dict[str, Any],
+    asked: dict[str, Any],
+    *,
+    keys: Sequence[str] = ("dtype", "attention_form"),
+) -> dict[str, Any]:
     """The settings of a run with `auto` again where `asked` has it and a choice has replaced it, to
-    compare the two. Args: both with the keys of `TrainingConfig`."""
-    for key in ("dtype", "attention_form"):
+    compare the two. Args: both have the keys of `TrainingConfig`; of the first ones `keys`."""
+    for key in keys:
         if asked.get(key) == "auto":
             stored = stored | {key: "auto"}
     muon, theirs = (settings["optim"]["muon"] for settings in (stored, asked))

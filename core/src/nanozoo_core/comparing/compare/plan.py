@@ -137,7 +137,10 @@ def _settings_then_and_now(
         training = replace(asked.training, seed=member.seed)
         wanted = config_to_store(training, asked.with_vocabulary(size).model_cfg)
         then, now = (as_written(settings) for settings in (stored, wanted))
-        yield kept_settings(undecided(then, now), "seed"), kept_settings(now, "seed")
+        then = undecided(
+            then, now, keys=("attention_form",)
+        )  # the type is float32 unless asked for
+        yield kept_settings(then, "seed"), kept_settings(now, "seed")
 
 
 def kept_settings(settings: dict[str, Any], *also: str) -> dict[str, Any]:
