@@ -46,8 +46,8 @@ def race_peers(words: Sequence[str], *, force: bool = False) -> None:
         "not_run": [],
     }
     say("measuring what one thread of this processor can do")
-    record |= _run(scripts / "limits.py", [])
-    record["limits"] = record.pop("results")
+    measured = run_script(scripts / "limits.py", [])
+    record |= {"machine": measured["machine"], "limits": measured["results"]}
     failures = []
     for race in request.races:
         label = f"{race.model} beside {race.peer}"
@@ -56,7 +56,7 @@ def race_peers(words: Sequence[str], *, force: bool = False) -> None:
             say(label)
             options = [*race.options, *request.arguments]
             try:
-                found = _run(scripts / race.script, options)["results"]
+                found = run_script(scripts / race.script, options)["results"]
                 record["races"] += rows_of(race, found, record["limits"])
             except RaceError as error:
                 why = str(error)
@@ -73,7 +73,7 @@ class RaceError(NanozooError):
     """A race cannot be run to its end, and why."""
 
 
-def _run(script: Path, arguments: Sequence[str]) -> dict[str, Any]:
+def run_script(script: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """What a script writes with --json, run in a process of its own on one thread.
 
     Raises: RaceError with the last line that it has to say; NanozooError when the user stops it.
