@@ -94,6 +94,15 @@ def test_in_float32_nothing_is_cast() -> None:
     assert watch_step(*case(11, 3, 5), torch.float32).num_casts == 0
 
 
+def test_a_copy_in_the_same_precision_is_no_cast() -> None:
+    model = nn.Linear(3, 2)
+    with Watch(model) as watch, torch.no_grad():
+        torch.empty(2, 3).copy_(model.weight)
+        assert watch.num_casts == 0
+        torch.empty(2, 3, dtype=torch.bfloat16).copy_(model.weight)
+    assert watch.num_casts == 1
+
+
 def test_all_logits_at_once_are_large() -> None:
     """The logits, their logarithms, and the gradients of both."""
     watch = watch_step(*case(2**14 + 1, 8, 64), torch.float32)
