@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from race import adamw, begin, end, find, race, show_sizes
 from torch import Tensor, nn
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.testing.sources import batch_of
-from nanozoo_vanilla.config import VanillaConfig
 from nanozoo_vanilla.model import Control
 
 
@@ -219,12 +219,15 @@ def build(shape: Shape) -> Control:
     """Our control with weights as after some training: nothing is zero, embeddings are normal."""
     torch.manual_seed(0)
     model = Control(
-        VanillaConfig(
-            vocab_size=shape.vocab_size,
+        model_config(
+            "vanilla",
+            {
+                "num_layers": shape.num_layers,
+                "num_heads": shape.num_heads,
+                "model_dim": shape.model_dim,
+            },
             seq_len=shape.seq_len,
-            num_layers=shape.num_layers,
-            num_heads=shape.num_heads,
-            model_dim=shape.model_dim,
+            vocab_size=shape.vocab_size,
         )
     )
     with torch.no_grad():
