@@ -54,6 +54,12 @@ def test_recipe_can_be_planned(path: Path) -> None:
     assert f"train --config {path}" in shown
 
 
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_package_has_a_table_of_what_its_step_counts(name: str) -> None:
+    """Without it the contract kit compares nothing."""
+    assert (CONFIGS.parent / "packages" / name / "tests" / "step_counts.json").is_file()
+
+
 @pytest.mark.parametrize("name", ["mod", "moe"])
 def test_recipe_of_one_idea_is_the_controls_but_for_the_idea(name: str) -> None:
     control, other = (load_recipe(CONFIGS / f"{model}.yaml") for model in ("vanilla", name))

@@ -4,18 +4,19 @@
         python core/benchmarks/peers/diffusion_vs_references.py
 
 Both run in one process, alternating; times are the CPU seconds of one thread, which other jobs
-hardly disturb. A step is fresh noise, loss, gradients, AdamW(fused=True) and zero_grad, in float32,
-without dropout. Theirs is their own loss over their own network, with our stand-ins for what they
-import and do not need here: flash_attn becomes torch's attention and a rotation in place, einops
-three reshapes. Ours is what our trainer runs; before as many scored tokens as theirs, a window of
-ours has one of clean context. Before timing, the two networks must agree on the logits of equal
-weights, and mdl's loss on equal noise with theirs. sedd runs where it is installed.
+hardly disturb. A step is fresh noise, loss, gradients, AdamW(fused=True) and zero_grad, without
+dropout; theirs runs in the fastest of its forms and ours as --dtype says. Theirs is their own loss
+over their own network, with our stand-ins for what they import and do not need here: flash_attn
+becomes torch's attention and a rotation in place, einops three reshapes. Ours is what our trainer
+runs; before as many scored tokens as theirs, a window of ours has one of clean context. Before
+timing, the two networks must agree on the logits of equal weights, and mdl's loss on equal noise
+with theirs. sedd runs where it is installed.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import itertools
 import sys
 import types
 import warnings
@@ -27,8 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from race import Step as TimedStep
-from race import adamw_step, begin, end, find, race, show_race
+from race import Contestant, adamw, begin, end, find, race, show_race
 from torch import Tensor, nn
 
 from nanozoo_core import registry
@@ -221,9 +221,14 @@ def our_model(model: str, name: str) -> nn.Module:
 
 
 def our_loss(model: str, ours: nn.Module, tokens: Tensor) -> Callable[[], Tensor]:
-    """As in training: every call is the next step, with noise of its own."""
-    adapter, batch, numbers = load_adapter(model), batch_of(tokens), itertools.count()
-    return lambda: adapter.training_loss(ours, batch, Step(next(numbers), 0.0, 0)).value
+    """Every call is a step of its own, with its noise."""
+    adapter, batch = load_adapter(model), batch_of(tokens)
+
+    def loss() -> Tensor:
+        number = int(torch.randint(2**31, ()))
+        return adapter.training_loss(ours, batch, Step(number, 0.0, 0)).value
+
+    return loss
 
 
 # -- do they agree --------------------------------------------------------------------------------
@@ -309,8 +314,8 @@ def losses_differ_by(peer: nn.Module, name: str, tokens: Tensor) -> float:
 # -- the race -------------------------------------------------------------------------------------
 
 
-def contestants(model: str, name: str) -> tuple[TimedStep, TimedStep, dict[str, float]]:
-    """Their step, ours, and by how much the two differ."""
+def contestants(model: str, name: str) -> tuple[Contestant, Contestant, Any, dict[str, float]]:
+    """Theirs, ours, the settings of ours, and by how much the two differ."""
     _, _, _, seq_len, batch_size, vocab_size = SHAPES[name]
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(vocab_size, (batch_size, seq_len + 1), generator=generator)
@@ -338,20 +343,30 @@ def contestants(model: str, name: str) -> tuple[TimedStep, TimedStep, dict[str, 
         assert found["losses_differ_by"] <= 1e-4, found
     ours = our_model(model, name)
     move_away(ours)
-    steps = adamw_step(theirs, their_loss), adamw_step(ours, our_loss(model, ours, tokens))
-    return *steps, found
+    both = adamw(theirs, their_loss), adamw(ours, our_loss(model, ours, tokens))
+    return *both, ours.config, found
 
 
-def compare(model: str, name: str, rounds: int) -> dict[str, float]:
-    theirs, ours, found = contestants(model, name)
-    _, _, _, seq_len, batch_size, _ = SHAPES[name]
-    return race("reference", theirs, ours, num_tokens=batch_size * seq_len, rounds=rounds) | found
+def compare(model: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    theirs, ours, config, found = contestants(model, name)
+    _, _, width, seq_len, batch_size, vocab_size = SHAPES[name]
+    row = race(
+        "reference",
+        theirs,
+        ours,
+        arguments,
+        num_tokens=batch_size * seq_len,
+        width=width,
+        vocab_size=vocab_size,
+        flops_per_token=load_adapter(model).flops_per_token(config, seq_len),
+    )
+    return row | found
 
 
 def main() -> None:
     arguments = begin(__doc__, SHAPES, models=MODELS)
     installed = registry.model_summaries()
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    results: dict[str, dict[str, dict[str, Any]]] = {}
     # The references ask for autocast on CUDA, which is not there, and for a retired compiler.
     warnings.filterwarnings("ignore", message=".*(autocast|torch.jit.script).*")
     print(f"{'model':<6}{'shape':<10}{'theirs tok/s':>14}{'ours tok/s':>14}{'ratio':>8}  (range)")
@@ -360,7 +375,7 @@ def main() -> None:
             print(f"{model:<6}is not installed")
             continue
         for name in arguments.shapes:
-            row = compare(model, name, arguments.rounds)
+            row = compare(model, name, arguments)
             results.setdefault(model, {})[name] = row
             print(
                 f"{model:<6}{name:<10}{row['reference_tokens_per_second']:>14,.0f}"

@@ -3,11 +3,12 @@
     PEERS=<folder that holds nanoGPT/> python core/benchmarks/peers/gpt2_vs_nanogpt.py
 
 Both run in one process, alternating; times are the CPU seconds of one thread, which other jobs
-hardly disturb. A step is loss, gradients, AdamW(fused=True) and zero_grad, in float32. Both get
-the process settings that our trainer makes, or with --untuned neither. Before timing, the two must
-agree on the loss.
+hardly disturb. A step is loss, gradients, AdamW(fused=True) and zero_grad; nanoGPT runs in the
+fastest of its forms and ours as --dtype says. Both get the process settings that our trainer makes,
+or with --untuned neither. Before timing, the two must agree on the loss in float32.
 """
 
+import argparse
 import contextlib
 import importlib.util
 import io
@@ -15,9 +16,10 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
-from race import adamw_step, both_settings, find, race, race_shapes
+from race import adamw, both_settings, find, race, race_shapes
 from torch import Tensor, nn
 
 from nanozoo_core.config import model_config
@@ -30,6 +32,7 @@ from nanozoo_gpt2.model import GPT2
 SHAPES = {
     "tiny256": (4, 4, 128, 256, 16, 256),
     "tiny4096": (4, 4, 128, 256, 16, 4096),
+    "small4096": (6, 6, 384, 256, 8, 4096),
     "124M": (12, 12, 768, 512, 1, 50257),
 }
 THEIR_NAMES = {"transformer.wte": "embedding", "transformer.wpe": "pos_embed", "transformer.": ""}
@@ -77,16 +80,24 @@ def losses(
     )
 
 
-def compare(peer: ModuleType, name: str, rounds: int) -> dict[str, float]:
-    _, _, _, seq_len, batch_size, vocab_size = SHAPES[name]
+def compare(peer: ModuleType, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    _, _, width, seq_len, batch_size, vocab_size = SHAPES[name]
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(vocab_size, (batch_size, seq_len + 1), generator=generator)
     theirs, ours = build(peer, name)
     their_loss, our_loss = losses(theirs, ours, tokens)
-    values = float(their_loss().detach()), float(our_loss().detach())
+    both = adamw(theirs, their_loss), adamw(ours, our_loss)
+    values = [one.value() for one in both]
     assert abs(values[0] - values[1]) < 1e-5 * values[0], values
-    steps = adamw_step(theirs, their_loss), adamw_step(ours, our_loss)
-    return race("nanoGPT", *steps, num_tokens=batch_size * seq_len, rounds=rounds)
+    return race(
+        "nanoGPT",
+        *both,
+        arguments,
+        num_tokens=batch_size * seq_len,
+        width=width,
+        vocab_size=vocab_size,
+        flops_per_token=load_adapter("gpt2").flops_per_token(ours.config, seq_len),
+    )
 
 
 def main() -> None:

@@ -4,19 +4,21 @@ tokens.
     uv run --with transformers --with mambapy python core/benchmarks/peers/mamba_vs_others.py
 
 Both run in one process, alternating; times are the CPU seconds of one thread, which other jobs
-hardly disturb. A step is loss, gradients, AdamW(fused=True) and zero_grad, in float32. On a CPU
-both others are plain torch: transformers loops over the positions, mambapy scans in parallel. Of
-mambapy the blocks are used, between our embedding and a tied head. Before timing, all must agree on
-the loss.
+hardly disturb. A step is loss, gradients, AdamW(fused=True) and zero_grad; the others run in the
+fastest of their forms and ours as --dtype says. On a CPU both others are plain torch: transformers
+loops over the positions, mambapy scans in parallel. Of mambapy the blocks are used, between our
+embedding and a tied head. Before timing, all must agree on the loss in float32.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from race import adamw_step, begin, end, race, show_race
+from race import adamw, begin, end, race, show_race
 from torch import Tensor, nn
 
 from nanozoo_core.config import model_config
@@ -77,7 +79,7 @@ def mambapy_loss(ours: Mamba, tokens: Tensor) -> tuple[nn.Module, Callable[[], T
     return model, lambda: F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 
-def compare(peer: str, name: str, rounds: int) -> dict[str, float]:
+def compare(peer: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     num_layers, dim, seq_len, batch_size, vocab_size = SHAPES[name]
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(vocab_size, (batch_size, seq_len + 1), generator=generator)
@@ -93,19 +95,27 @@ def compare(peer: str, name: str, rounds: int) -> dict[str, float]:
     def our_loss() -> Tensor:
         return adapter.training_loss(ours, batch, step).value
 
-    values = float(their_loss().detach()), float(our_loss().detach())
+    both = adamw(theirs, their_loss), adamw(ours, our_loss)
+    values = [one.value() for one in both]
     assert abs(values[0] - values[1]) < 1e-5 * values[0], values
-    steps = adamw_step(theirs, their_loss), adamw_step(ours, our_loss)
-    return race(peer, *steps, num_tokens=batch_size * seq_len, rounds=rounds)
+    return race(
+        peer,
+        *both,
+        arguments,
+        num_tokens=batch_size * seq_len,
+        width=dim,
+        vocab_size=vocab_size,
+        flops_per_token=adapter.flops_per_token(config, seq_len),
+    )
 
 
 def main() -> None:
     arguments = begin(__doc__, SHAPES, peers=PEERS)
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    results: dict[str, dict[str, dict[str, Any]]] = {}
     print(f"{'shape':<17}{'peer':<14}{'their tok/s':>13}{'nanozoo tok/s':>15}{'ratio':>8}  (range)")
     for name in arguments.shapes:
         for peer in arguments.peers:
-            row = compare(peer, name, arguments.rounds)
+            row = compare(peer, name, arguments)
             results.setdefault(name, {})[peer] = row
             rates = [row[f"{who}_tokens_per_second"] for who in (peer, "nanozoo")]
             line = f"{name:<17}{peer:<14}{rates[0]:>13,.0f}{rates[1]:>15,.0f}{show_race(row)}"

@@ -3,18 +3,20 @@
     uv run --with MEGABYTE-pytorch python core/benchmarks/peers/megabyte_vs_lucidrains.py
 
 Both run in one process, alternating; times are the CPU seconds of one thread, which other jobs
-hardly disturb. A step is loss, gradients, AdamW(fused=True) and zero_grad, in float32, at equal
-widths, layers, heads and bytes. The two are not the same function, see what is printed at the end:
-no losses are compared but that of a uniform guess, from which both start.
+hardly disturb. A step is loss, gradients, AdamW(fused=True) and zero_grad, at equal widths, layers,
+heads and bytes; theirs runs in the fastest of its forms and ours as --dtype says. The two are not
+the same function, see what is printed at the end: no losses are compared but that of a uniform
+guess, from which both start.
 """
 
+import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from race import adamw_step, begin, end, race, show_sizes
+from race import adamw, begin, end, race, show_sizes
 from torch import Tensor, nn
 
 from nanozoo_core.config import model_config
@@ -90,7 +92,7 @@ def our_loss(model: nn.Module, tokens: Tensor) -> Callable[[], Tensor]:
     return lambda: adapter.training_loss(model, batch, step).value
 
 
-def compare(name: str, shape: Shape, rounds: int) -> dict[str, Any]:
+def compare(name: str, shape: Shape, arguments: argparse.Namespace) -> dict[str, Any]:
     """Bytes per second of both, and the ratio ours / theirs over rounds: median and range."""
     models = {PEER: build_peer(shape), "nanozoo": build(shape)}
     generator = torch.Generator().manual_seed(1)
@@ -101,12 +103,21 @@ def compare(name: str, shape: Shape, rounds: int) -> dict[str, Any]:
         PEER: lambda: models[PEER](modelled, return_loss=True),
         "nanozoo": our_loss(models["nanozoo"], tokens),
     }
+    both = {who: adamw(model, losses[who]) for who, model in models.items()}
     uniform = math.log(shape.vocab_size)
-    for who, loss in losses.items():
-        start = float(loss().detach())
+    for who, contestant in both.items():
+        start = contestant.value()
         assert abs(start - uniform) < 0.5, (who, start, uniform)
-    steps = (adamw_step(model, losses[who]) for who, model in models.items())
-    row = race(PEER, *steps, num_tokens=modelled.numel(), rounds=rounds)
+    config: Any = models["nanozoo"].config
+    row = race(
+        PEER,
+        *both.values(),
+        arguments,
+        num_tokens=modelled.numel(),
+        width=shape.width,
+        vocab_size=shape.vocab_size,
+        flops_per_token=load_adapter("megabyte").flops_per_token(config, shape.seq_len),
+    )
     sizes = {who: sum(p.numel() for p in model.parameters()) for who, model in models.items()}
     return row | {"parameters": sizes, "differs": DIFFERS}
 
@@ -117,8 +128,8 @@ def main() -> None:
     print(f"{'':<18}{'parameters':>18}{'':>8}{'bytes/s':>12}")
     print(f"{'shape':<18}{'theirs':>13}{'ours':>13}{'theirs':>10}{'ours':>10}   ratio")
     for name in arguments.shapes:
-        results[name] = compare(name, SHAPES[name], arguments.rounds)
-        print(f"{name:<18}{show_sizes(PEER, results[name])}", flush=True)
+        results[name] = compare(name, SHAPES[name], arguments)
+        print(f"{name:<18}{show_sizes(results[name])}", flush=True)
     print(f"{PEER}: {DIFFERS}")
     end(arguments, results)
 

@@ -4,23 +4,26 @@
 
 Both run in one process, alternating; times are the CPU seconds of one thread, which other jobs
 hardly disturb. A step is loss, gradients, the optimiser, zero_grad and the normalisation of all
-weights, in float32. NVIDIA's model runs with torch's attention for flash_attn and float32 for its
-bfloat16, its optimiser is the AdamW that it makes itself, its normalisation that of its train.py.
+weights; NVIDIA's runs in the fastest of its forms and ours as --dtype says. Its model has torch's
+attention for flash_attn, in float32, its optimiser is the AdamW that it makes itself, its
+normalisation that of its train.py.
 Ours has AdamW(fused=True), as our trainer. Its position map is no rotation: before timing, the two
 must agree on the logits with that map lent to ours, and then each runs with its own.
 """
 
+import argparse
 import contextlib
 import io
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from race import both_settings, find, race, race_shapes
+from race import Contestant, both_settings, find, race, race_shapes
 from torch import Tensor, nn
 
 import nanozoo_ngpt.model as our_module
@@ -131,10 +134,8 @@ def logits_differ_by(peer: ModuleType, theirs: nn.Module, ours: NGPT, tokens: Te
     return float((found - theirs(tokens, tokens)[0]).abs().max())
 
 
-def contestants(
-    theirs: nn.Module, ours: NGPT, tokens: Tensor
-) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A training step of each, as its own training makes it."""
+def contestants(theirs: nn.Module, ours: NGPT, tokens: Tensor) -> tuple[Contestant, Contestant]:
+    """Each as its own training makes it."""
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     adapter = load_adapter("ngpt")
     batch, step = batch_of(tokens), Step(number=0, progress=0.0, seed=0)
@@ -144,32 +145,39 @@ def contestants(
         ours.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
 
-    def their_step() -> None:
-        theirs(inputs, targets)[1].backward()
+    def their_update() -> None:
         their_adam.step()
         their_adam.zero_grad(set_to_none=True)
         normalize(theirs)
 
-    def our_step() -> None:
-        adapter.training_loss(ours, batch, step).value.backward()
+    def our_update() -> None:
         our_adam.step()
         our_adam.zero_grad(set_to_none=True)
         with torch.no_grad():
             adapter.after_step(ours, step, [our_adam])
 
-    return their_step, our_step
+    return (
+        Contestant(lambda: theirs(inputs, targets)[1], their_update),
+        Contestant(lambda: adapter.training_loss(ours, batch, step).value, our_update),
+    )
 
 
-def compare(peer: ModuleType, name: str, rounds: int) -> dict[str, float]:
-    _, _, _, seq_len, batch_size, vocab_size = SHAPES[name]
+def compare(peer: ModuleType, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    _, _, width, seq_len, batch_size, vocab_size = SHAPES[name]
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(vocab_size, (batch_size, seq_len + 1), generator=generator)
     theirs, ours = build(peer, name)
     difference = logits_differ_by(peer, theirs, ours, tokens[:, :-1].contiguous())
     assert difference <= 1e-4, difference
-
-    steps = contestants(theirs, ours, tokens)
-    row = race("nvidia", *steps, num_tokens=batch_size * seq_len, rounds=rounds)
+    row = race(
+        "nvidia",
+        *contestants(theirs, ours, tokens),
+        arguments,
+        num_tokens=batch_size * seq_len,
+        width=width,
+        vocab_size=vocab_size,
+        flops_per_token=load_adapter("ngpt").flops_per_token(ours.config, seq_len),
+    )
     return row | {"logits_differ_by": difference}
 
 

@@ -3,16 +3,17 @@
     uv run --with native-sparse-attention-pytorch python core/benchmarks/peers/nsa_vs_lucidrains.py
 
 Both run in one process, alternating; times are the CPU seconds of one thread, which other jobs
-hardly disturb. A step is loss, gradients, AdamW(fused=True) and zero_grad, in float32, at equal
-widths, heads, blocks and tokens read. The two are not the same function: theirs scores blocks by
-averaged logits, has a learned key before the compressed ones, GELU in its MLPs and an RMSNorm with
-gain; ours adds a mean to compression and norms queries and keys. Its faster forms need CUDA.
+hardly disturb. A step is loss, gradients, AdamW(fused=True) and zero_grad, at equal widths, heads,
+blocks and tokens read; theirs runs in the fastest of its forms and ours as --dtype says. The two
+are not the same function: theirs scores blocks by averaged logits, has a learned key before the
+compressed ones, GELU in its MLPs and an RMSNorm with gain; ours adds a mean to compression and
+norms queries and keys. Its faster forms need CUDA.
 """
 
 from dataclasses import dataclass
 
 import torch
-from race import adamw_step, begin, end, race, show_race
+from race import adamw, begin, end, race, show_race
 
 from nanozoo_core.config import model_config
 from nanozoo_core.contract import Step
@@ -97,13 +98,16 @@ def main() -> None:
         batch = batch_of(tokens)
         results[name] = race(
             "lucidrains",
-            adamw_step(peer, lambda peer=peer, tokens=tokens: peer(tokens, return_loss=True)),
-            adamw_step(
+            adamw(peer, lambda peer=peer, tokens=tokens: peer(tokens, return_loss=True)),
+            adamw(
                 model,
                 lambda model=model, batch=batch: adapter.training_loss(model, batch, BEGIN).value,
             ),
+            arguments,
             num_tokens=shape.batch_size * shape.seq_len,
-            rounds=arguments.rounds,
+            width=shape.model_dim,
+            vocab_size=VOCAB_SIZE,
+            flops_per_token=adapter.flops_per_token(model.config, shape.seq_len),
         )
         print(f"{name:12}{show_race(results[name])}", flush=True)
     end(arguments, results)

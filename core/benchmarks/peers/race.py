@@ -1,19 +1,26 @@
-"""Two training steps timed in one process: what the scripts of this folder share."""
+"""Two trainings timed in one process: what the scripts of this folder share."""
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.errors import first_line
 from nanozoo_core.testing import timing
 from nanozoo_core.testing.timing import end
 
 __all__ = [
-    "adamw_step",
+    "Contestant",
+    "adamw",
     "begin",
     "both_settings",
     "end",
@@ -25,7 +32,178 @@ __all__ = [
 ]
 
 CPU = torch.device("cpu")
-Step = Callable[[], None]
+# How much faster bfloat16's products must be before ours takes it: casts and a slower backward of
+# attention eat a smaller gain.
+WORTHWHILE = 1.2
+# Of a loss in bfloat16, relative: logits and the loss are each rounded to 8 bits, half a unit off.
+TWO_ROUNDINGS = 2 * 2.0**-9
+
+
+# -- forms of a training --------------------------------------------------------------------------
+
+
+def autocast() -> AbstractContextManager[None]:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@contextmanager
+def autocast_but_attention() -> Iterator[None]:
+    """Autocast whose fused attention, backward too, runs in float32: on many processors that in
+    bfloat16 is slower."""
+    own = F.scaled_dot_product_attention
+
+    def precise(query: Tensor, *others: Any, **named: Any) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            named = {name: _as_float32(value) for name, value in named.items()}
+            return own(_as_float32(query), *map(_as_float32, others), **named).to(query.dtype)
+
+    F.scaled_dot_product_attention = precise
+    try:
+        with autocast():
+            yield
+    finally:
+        F.scaled_dot_product_attention = own
+
+
+def _as_float32(value: Any) -> Any:
+    is_half = isinstance(value, Tensor) and value.is_floating_point()
+    return value.float() if is_half else value
+
+
+FORMS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "float32": nullcontext,
+    "bfloat16": autocast,
+    "bfloat16, attention float32": autocast_but_attention,
+}
+"""In which a loss may be computed, the gradients following it. The peer has the fastest."""
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model in training: its loss on a batch, and what moves its weights once their gradients are
+    there and takes these away. A loss that draws noise draws it from torch's global generator."""
+
+    loss: Callable[[], Tensor]
+    update: Callable[[], None]
+
+    def step(self, form: str) -> None:
+        with FORMS[form]():
+            loss = self.loss()
+        loss.backward()
+        self.update()
+
+    @torch.no_grad()
+    def value(self, form: str = "float32") -> float:
+        """The loss, on the same noise every time."""
+        torch.manual_seed(0)
+        with FORMS[form]():
+            return float(self.loss())
+
+    def check_rounding(self, form: str) -> None:
+        """Raises: ValueError where the loss is not that of float32, up to what bfloat16 rounds."""
+        exact, rounded = self.value(), self.value(form)
+        if not abs(rounded - exact) <= TWO_ROUNDINGS * abs(exact):
+            raise ValueError(f"the loss is {rounded:.5f} in {form} and {exact:.5f} in float32")
+
+
+def adamw(model: nn.Module, loss: Callable[[], Tensor]) -> Contestant:
+    """Under AdamW(fused=True) and zero_grad."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return Contestant(loss, update)
+
+
+def fastest_form(contestant: Contestant) -> tuple[str, dict[str, float | str]]:
+    """The name of the fastest form, and of each the speed over that of float32, or why it is out:
+    a peer may hold operations that do not mix, or lose its precision."""
+    steps: dict[str, Callable[[], None]] = {}
+    told: dict[str, float | str] = {}
+    for form in FORMS:
+        try:
+            contestant.check_rounding(form)
+            contestant.step(form)
+        except (RuntimeError, ValueError) as error:
+            if form == "float32":
+                raise
+            told[form] = first_line(error)
+        else:
+            steps[form] = partial(contestant.step, form)
+    times = timing.take_turns(steps, CPU, rounds=3)
+    speeds = {form: times.speed(form, than="float32").median for form in steps}
+    return max(speeds, key=lambda form: speeds[form]), told | speeds
+
+
+def choose_dtype(asked: str, num_tokens: int, width: int, vocab_size: int) -> str:
+    """What `asked` says; auto is bfloat16 where a layer's and the head's product of this size are
+    WORTHWHILE times as fast in it."""
+    if asked != "auto":
+        return asked
+    x = torch.randn(num_tokens, width)
+    weights = [torch.randn(size, width) for size in (4 * width, vocab_size)]
+
+    def products(dtype: torch.dtype) -> Callable[[], None]:
+        inputs, matrices = x.to(dtype), [weight.to(dtype) for weight in weights]
+
+        def run() -> None:
+            for matrix in matrices:
+                inputs @ matrix.mT
+
+        return run
+
+    runs = {name: products(getattr(torch, name)) for name in DTYPES[1:]}
+    gain = timing.take_turns(runs, CPU, rounds=3).speed("bfloat16", than="float32").median
+    return "bfloat16" if gain >= WORTHWHILE else "float32"
+
+
+# -- the race -------------------------------------------------------------------------------------
+
+
+def race(
+    peer: str,
+    theirs: Contestant,
+    ours: Contestant,
+    arguments: argparse.Namespace,
+    *,
+    num_tokens: int,
+    width: int,
+    vocab_size: int,
+    flops_per_token: float | None = None,
+) -> dict[str, Any]:
+    """Median tokens per second of both, and the ratio ours / theirs over rounds: median and range.
+    The two alternate, and take turns at being first. The peer runs in its fastest form, ours in the
+    dtype of the command line.
+
+    Args: num_tokens: of a step. width, vocab_size: of the products that decide dtype=auto.
+        flops_per_token: of our training, by our formula.
+    """
+    form, forms = fastest_form(theirs)
+    dtype = choose_dtype(arguments.dtype, num_tokens, width, vocab_size)
+    ours.check_rounding(dtype)
+    runs = {peer: partial(theirs.step, form), "nanozoo": partial(ours.step, dtype)}
+    repeats = max(1, round(1 / max(timing.seconds(runs[peer], CPU, 2), 1e-9)))
+    times = timing.take_turns(runs, CPU, rounds=arguments.rounds, repeats=repeats)
+    ratio = times.speed("nanozoo", than=peer)
+    rates = {who: num_tokens / times.median(who) for who in runs}
+    flops = None if flops_per_token is None else flops_per_token * rates["nanozoo"]
+    return {
+        **{f"{who}_tokens_per_second": rate for who, rate in rates.items()},
+        "ratio": ratio.median,
+        "ratio_least": ratio.least,
+        "ratio_most": ratio.most,
+        "dtype": dtype,
+        "peer": peer,
+        "peer_form": form,
+        "peer_forms": forms,
+        "flops_per_second": flops,
+    }
+
+
+# -- what the scripts share besides ---------------------------------------------------------------
 
 
 def find(folder: str) -> Path:
@@ -52,47 +230,28 @@ def begin(
     up, on the CPU."""
     parser = timing.flags(description, rounds=7)
     parser.set_defaults(device="cpu")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of our products; auto is the faster one, by a short measure",
+    )
     for name, choices in {**options, "shapes": list(shapes)}.items():
         parser.add_argument(f"--{name}", nargs="*", choices=choices, default=choices)
     return timing.begin(parser)
 
 
-def adamw_step(model: nn.Module, loss: Callable[[], Tensor]) -> Step:
-    """Loss, gradients, AdamW(fused=True) and zero_grad."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step() -> None:
-        loss().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def race(peer: str, theirs: Step, ours: Step, *, num_tokens: int, rounds: int) -> dict:
-    """Median tokens per second of both, and the ratio ours / theirs over rounds: median and range.
-    The two alternate, and take turns at being first."""
-    runs = {peer: theirs, "nanozoo": ours}
-    repeats = max(1, round(1 / max(timing.seconds(theirs, CPU, 2), 1e-9)))
-    times = timing.take_turns(runs, CPU, rounds=rounds, repeats=repeats)
-    ratio = times.speed("nanozoo", than=peer)
-    return {
-        **{f"{who}_tokens_per_second": num_tokens / times.median(who) for who in runs},
-        "ratio": ratio.median,
-        "ratio_least": ratio.least,
-        "ratio_most": ratio.most,
-    }
-
-
 def show_race(row: dict) -> str:
-    """The ratio and its range."""
-    return f"{row['ratio']:>8.3f}  ({row['ratio_least']:.3f}..{row['ratio_most']:.3f})"
+    """The ratio and its range, our dtype and the peer's form."""
+    ratio = f"{row['ratio']:>8.3f}  ({row['ratio_least']:.3f}..{row['ratio_most']:.3f})"
+    return f"{ratio}  {row['dtype']} over {row['peer_form']}"
 
 
-def show_sizes(peer: str, row: dict) -> str:
+def show_sizes(row: dict) -> str:
     """Parameters and speeds of the two, and the race between them."""
-    sizes = [row["parameters"][who] for who in (peer, "nanozoo")]
-    rates = [row[f"{who}_tokens_per_second"] for who in (peer, "nanozoo")]
+    names = (row["peer"], "nanozoo")
+    sizes = [row["parameters"][who] for who in names]
+    rates = [row[f"{who}_tokens_per_second"] for who in names]
     numbers = [f"{size:>13,}" for size in sizes] + [f"{rate:>10,.0f}" for rate in rates]
     return "".join(numbers) + show_race(row)
 
@@ -101,17 +260,17 @@ def race_shapes(
     description: str | None,
     shapes: Iterable[str],
     peer: str,
-    compare: Callable[[str, int], dict],
+    compare: Callable[[str, argparse.Namespace], dict],
 ) -> None:
     """A race for every shape that the command line asks for, as a table.
 
-    Args: peer: the name that `compare(shape, rounds)` gave to `race`.
+    Args: peer: the name that `compare(shape, arguments)` gave to `race`.
     """
     arguments = begin(description, shapes)
     results = {}
     print(f"{'shape':<10}{f'{peer} tok/s':>15}{'nanozoo tok/s':>15}{'ratio':>8}  (range)")
     for name in arguments.shapes:
-        row = results[name] = compare(name, arguments.rounds)
+        row = results[name] = compare(name, arguments)
         rates = [row[f"{who}_tokens_per_second"] for who in (peer, "nanozoo")]
         print(f"{name:<10}{rates[0]:>15,.0f}{rates[1]:>15,.0f}{show_race(row)}", flush=True)
     end(arguments, results)

@@ -4,12 +4,14 @@
         python core/benchmarks/peers/vanilla_vs_others.py
 
 Each pair runs in one process, alternating; times are the CPU seconds of one thread, which other
-jobs hardly disturb. A step is loss, gradients, AdamW(fused=True) and zero_grad, in float32. All get
-the process settings that our trainer makes, or with --untuned none does. The peers get the options
-nearest to the control, and what is left to differ is printed. Before timing, each pair must agree
-on the loss with equal weights, as far as their architectures are the same.
+jobs hardly disturb. A step is loss, gradients, AdamW(fused=True) and zero_grad; the peers run in
+the fastest of their forms and ours as --dtype says. All get the process settings that our trainer
+makes, or with --untuned none does. The peers get the options nearest to the control, and what is
+left to differ is printed. Before timing, each pair must
+agree on the loss with equal weights, as far as their architectures are the same.
 """
 
+import argparse
 import logging
 import math
 import sys
@@ -19,13 +21,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from race import adamw_step, begin, end, find, race, show_sizes
+from race import adamw, begin, end, find, race, show_sizes
 from torch import Tensor, nn
 
+from nanozoo_core.config import model_config
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.testing.sources import batch_of
-from nanozoo_vanilla.config import VanillaConfig
 from nanozoo_vanilla.model import Control
 
 
@@ -217,12 +219,15 @@ def build(shape: Shape) -> Control:
     """Our control with weights as after some training: nothing is zero, embeddings are normal."""
     torch.manual_seed(0)
     model = Control(
-        VanillaConfig(
-            vocab_size=shape.vocab_size,
+        model_config(
+            "vanilla",
+            {
+                "num_layers": shape.num_layers,
+                "num_heads": shape.num_heads,
+                "model_dim": shape.model_dim,
+            },
             seq_len=shape.seq_len,
-            num_layers=shape.num_layers,
-            num_heads=shape.num_heads,
-            model_dim=shape.model_dim,
+            vocab_size=shape.vocab_size,
         )
     )
     with torch.no_grad():
@@ -251,7 +256,7 @@ def check(
     peer.load(kept)
 
 
-def compare(name: str, shape: Shape, rounds: int) -> dict[str, object]:
+def compare(name: str, shape: Shape, arguments: argparse.Namespace) -> dict[str, object]:
     """Tokens per second of both, and the ratio ours / theirs over rounds: median and range."""
     peer, ours = PEERS[name](shape), build(shape)
     generator = torch.Generator().manual_seed(1)
@@ -262,8 +267,15 @@ def compare(name: str, shape: Shape, rounds: int) -> dict[str, object]:
     models = {name: peer.model, "nanozoo": ours}
     losses = {name: lambda: peer.loss(inputs, targets), "nanozoo": our_loss(ours, tokens)}
     check(ours, peer, *losses.values())
-    steps = (adamw_step(model, losses[who]) for who, model in models.items())
-    row = race(name, *steps, num_tokens=targets.numel(), rounds=rounds)
+    row = race(
+        name,
+        *(adamw(model, losses[who]) for who, model in models.items()),
+        arguments,
+        num_tokens=targets.numel(),
+        width=shape.model_dim,
+        vocab_size=shape.vocab_size,
+        flops_per_token=load_adapter("vanilla").flops_per_token(ours.config, shape.seq_len),
+    )
     sizes = {who: sum(p.numel() for p in m.parameters()) for who, m in models.items()}
     return row | {"parameters": sizes, "differs": peer.differs}
 
@@ -277,9 +289,9 @@ def main() -> None:
     print(f"{'shape':<10}{'peer':<16}{'theirs':>13}{'ours':>13}{'theirs':>10}{'ours':>10}   ratio")
     for name in arguments.shapes:
         for peer in arguments.peers:
-            row = compare(peer, SHAPES[name], arguments.rounds)
+            row = compare(peer, SHAPES[name], arguments)
             results.setdefault(name, {})[peer] = row
-            print(f"{name:<10}{peer:<16}{show_sizes(peer, row)}", flush=True)
+            print(f"{name:<10}{peer:<16}{show_sizes(row)}", flush=True)
     for peer in arguments.peers:
         print(f"{peer}: {results[arguments.shapes[0]][peer]['differs']}")
     end(arguments, results)

@@ -12,7 +12,9 @@ class TestContract(ModelContract):
 import pytest
 
 pytest.register_assert_rewrite("nanozoo_core.testing.contract_kit")
+pytest.register_assert_rewrite("nanozoo_core.testing.contract_counts")
 pytest.register_assert_rewrite("nanozoo_core.testing.contract_flops")
+pytest.register_assert_rewrite("nanozoo_core.testing.step_counts")
 pytest.register_assert_rewrite("nanozoo_core.testing.contract_keys")
 pytest.register_assert_rewrite("nanozoo_core.testing.contract_training")
 pytest.register_assert_rewrite("nanozoo_core.testing.chunking")

@@ -1,0 +1,48 @@
+"""Puts what `nanozoo bench --peers` has measured into docs/pages/performance.md.
+
+    python docs/performance.py runs/peers/TIME/peers.json
+
+Replaces what stands between the marks of the page: the processor's limits, the table, and the
+command with its date and commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nanozoo_core.comparing.peers.report import cells, limits_line, markdown
+
+PAGE = Path(__file__).parent / "pages" / "performance.md"
+BEGIN, END = "<!-- written by docs/performance.py -->", "<!-- end of it -->"
+
+
+def section(record: Mapping[str, Any]) -> str:
+    """What the page says of a peers.json."""
+    source = f"`{record['command']}`, {record['date']}, commit {record['git_commit']}"
+    parts = [f"One thread of {limits_line(record)}.", markdown(cells(record)), f"{source}."]
+    return "\n\n".join(parts)
+
+
+def replaced(page: str, text: str) -> str:
+    """The page with `text` between its marks. Raises: ValueError where it has not one of each."""
+    before, _, rest = page.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark or BEGIN in rest or END in after:
+        raise ValueError(f"the page must hold {BEGIN} and then {END}, once each")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("record", type=Path, metavar="PEERS.JSON")
+    record = json.loads(parser.parse_args().record.read_text(encoding="utf-8"))
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(replaced(page, section(record)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
