@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.machine.attention_form import current_form
 from nanozoo_core.testing import timing
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "core/benchmarks/peers"))
@@ -45,7 +46,7 @@ def dtypes_in(form: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.dty
 
 def test_forms_differ_in_where_they_are_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     half, full = torch.bfloat16, torch.float32
-    found = {form: dtypes_in(form, monkeypatch) for form in race.FORMS}
+    found = {form: dtypes_in(form, monkeypatch) for form in race.PEER_FORMS}
     assert found == {
         "float32": {"product": full, "inside": full, "outside": full},
         "bfloat16": {"product": half, "inside": half, "outside": half},
@@ -99,9 +100,9 @@ def with_times(monkeypatch: pytest.MonkeyPatch, seconds: Mapping[str, float]) ->
 
 
 def test_the_peer_has_the_fastest_form_that_keeps_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_times(monkeypatch, dict(zip(race.FORMS, (4.0, 1.0, 2.0), strict=True)))
+    with_times(monkeypatch, dict(zip(race.PEER_FORMS, (4.0, 1.0, 2.0), strict=True)))
     best, told = race.fastest_form(autocast_adds(0))
-    assert (best, told) == ("bfloat16", dict(zip(race.FORMS, (1.0, 4.0, 2.0), strict=True)))
+    assert (best, told) == ("bfloat16", dict(zip(race.PEER_FORMS, (1.0, 4.0, 2.0), strict=True)))
     best, told = race.fastest_form(autocast_adds(1))
     assert best == "float32"
     assert "the loss is 2.0" in str(told["bfloat16"])
@@ -119,11 +120,22 @@ def test_a_peer_that_does_not_mix_runs_in_float32(monkeypatch: pytest.MonkeyPatc
     assert isinstance(told["bfloat16"], str)
 
 
-@pytest.mark.parametrize(("gain", "chosen"), [(1.19, "float32"), (1.21, "bfloat16")])
-def test_auto_takes_bfloat16_where_its_products_are_worth_it(
+PRODUCTS = "bfloat16, attention products"
+
+
+@pytest.mark.parametrize(("gain", "chosen"), [(1.19, "float32"), (1.21, PRODUCTS)])
+def test_ours_takes_bfloat16_where_a_step_is_worth_it(
     gain: float, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_times(monkeypatch, {"float32": gain, "bfloat16": 1.0})
-    assert race.choose_dtype("auto", 2, 3, 5) == chosen
-    assert race.choose_dtype("float32", 2, 3, 5) == "float32"
-    assert race.choose_dtype("bfloat16", 2, 3, 5) == "bfloat16"
+    with_times(monkeypatch, dict.fromkeys(race.FORMS, 1.0) | {"float32": 1.0, PRODUCTS: 1 / gain})
+    ours = autocast_adds(0)
+    assert race.our_form(ours, "auto")[0] == chosen
+    assert race.our_form(ours, "float32") == ("float32", {})
+    assert race.our_form(ours, "bfloat16")[0] == PRODUCTS
+
+
+def test_ours_has_products_with_kept_probabilities() -> None:
+    with race.FORMS[PRODUCTS]():
+        assert current_form() == "products"
+        assert torch.is_autocast_enabled("cpu")
+    assert current_form() == "kernel"

@@ -349,15 +349,13 @@ def contestants(model: str, name: str) -> tuple[Contestant, Contestant, Any, dic
 
 def compare(model: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     theirs, ours, config, found = contestants(model, name)
-    _, _, width, seq_len, batch_size, vocab_size = SHAPES[name]
+    _, _, _, seq_len, batch_size, _ = SHAPES[name]
     row = race(
         "reference",
         theirs,
         ours,
         arguments,
         num_tokens=batch_size * seq_len,
-        width=width,
-        vocab_size=vocab_size,
         flops_per_token=load_adapter(model).flops_per_token(config, seq_len),
     )
     return row | found

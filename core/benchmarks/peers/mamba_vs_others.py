@@ -103,8 +103,6 @@ def compare(peer: str, name: str, arguments: argparse.Namespace) -> dict[str, An
         *both,
         arguments,
         num_tokens=batch_size * seq_len,
-        width=dim,
-        vocab_size=vocab_size,
         flops_per_token=adapter.flops_per_token(config, seq_len),
     )
 

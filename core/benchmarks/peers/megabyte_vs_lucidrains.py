@@ -114,8 +114,6 @@ def compare(name: str, shape: Shape, arguments: argparse.Namespace) -> dict[str,
         *both.values(),
         arguments,
         num_tokens=modelled.numel(),
-        width=shape.width,
-        vocab_size=shape.vocab_size,
         flops_per_token=load_adapter("megabyte").flops_per_token(config, shape.seq_len),
     )
     sizes = {who: sum(p.numel() for p in model.parameters()) for who, model in models.items()}

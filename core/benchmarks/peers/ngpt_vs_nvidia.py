@@ -163,7 +163,7 @@ def contestants(theirs: nn.Module, ours: NGPT, tokens: Tensor) -> tuple[Contesta
 
 
 def compare(peer: ModuleType, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    _, _, width, seq_len, batch_size, vocab_size = SHAPES[name]
+    _, _, _, seq_len, batch_size, vocab_size = SHAPES[name]
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(vocab_size, (batch_size, seq_len + 1), generator=generator)
     theirs, ours = build(peer, name)
@@ -174,8 +174,6 @@ def compare(peer: ModuleType, name: str, arguments: argparse.Namespace) -> dict[
         *contestants(theirs, ours, tokens),
         arguments,
         num_tokens=batch_size * seq_len,
-        width=width,
-        vocab_size=vocab_size,
         flops_per_token=load_adapter("ngpt").flops_per_token(ours.config, seq_len),
     )
     return row | {"logits_differ_by": difference}

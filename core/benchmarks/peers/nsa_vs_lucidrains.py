@@ -105,8 +105,6 @@ def main() -> None:
             ),
             arguments,
             num_tokens=shape.batch_size * shape.seq_len,
-            width=shape.model_dim,
-            vocab_size=VOCAB_SIZE,
             flops_per_token=adapter.flops_per_token(model.config, shape.seq_len),
         )
         print(f"{name:12}{show_race(results[name])}", flush=True)

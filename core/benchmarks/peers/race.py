@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanozoo_core.errors import first_line
+from nanozoo_core.machine.attention_form import attention_form
 from nanozoo_core.testing import timing
 from nanozoo_core.testing.timing import end
+from nanozoo_core.training.cpu_precision import WORTH
 
 __all__ = [
     "Contestant",
@@ -32,9 +34,6 @@ __all__ = [
 ]
 
 CPU = torch.device("cpu")
-# How much faster bfloat16's products must be before ours takes it: casts and a slower backward of
-# attention eat a smaller gain.
-WORTHWHILE = 1.2
 # Of a loss in bfloat16, relative: logits and the loss are each rounded to 8 bits, half a unit off.
 TWO_ROUNDINGS = 2 * 2.0**-9
 
@@ -70,12 +69,21 @@ def _as_float32(value: Any) -> Any:
     return value.float() if is_half else value
 
 
+@contextmanager
+def autocast_with_products() -> Iterator[None]:
+    with autocast(), attention_form("products"):
+        yield
+
+
 FORMS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "float32": nullcontext,
     "bfloat16": autocast,
     "bfloat16, attention float32": autocast_but_attention,
+    "bfloat16, attention products": autocast_with_products,
 }
-"""In which a loss may be computed, the gradients following it. The peer has the fastest."""
+"""In which a loss may be computed, the gradients following it. The peer has the fastest of the
+first three; the last is core's own."""
+PEER_FORMS = tuple(FORMS)[:3]
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -118,12 +126,14 @@ def adamw(model: nn.Module, loss: Callable[[], Tensor]) -> Contestant:
     return Contestant(loss, update)
 
 
-def fastest_form(contestant: Contestant) -> tuple[str, dict[str, float | str]]:
-    """The name of the fastest form, and of each the speed over that of float32, or why it is out:
-    a peer may hold operations that do not mix, or lose its precision."""
+def fastest_form(
+    contestant: Contestant, forms: Sequence[str] = PEER_FORMS
+) -> tuple[str, dict[str, float | str]]:
+    """The name of the fastest of some forms, float32 first, and of each the speed over that of
+    float32, or why it is out: it may hold operations that do not mix, or lose its precision."""
     steps: dict[str, Callable[[], None]] = {}
     told: dict[str, float | str] = {}
-    for form in FORMS:
+    for form in forms:
         try:
             contestant.check_rounding(form)
             contestant.step(form)
@@ -138,26 +148,17 @@ def fastest_form(contestant: Contestant) -> tuple[str, dict[str, float | str]]:
     return max(speeds, key=lambda form: speeds[form]), told | speeds
 
 
-def choose_dtype(asked: str, num_tokens: int, width: int, vocab_size: int) -> str:
-    """What `asked` says; auto is bfloat16 where a layer's and the head's product of this size are
-    WORTHWHILE times as fast in it."""
-    if asked != "auto":
-        return asked
-    x = torch.randn(num_tokens, width)
-    weights = [torch.randn(size, width) for size in (4 * width, vocab_size)]
-
-    def products(dtype: torch.dtype) -> Callable[[], None]:
-        inputs, matrices = x.to(dtype), [weight.to(dtype) for weight in weights]
-
-        def run() -> None:
-            for matrix in matrices:
-                inputs @ matrix.mT
-
-        return run
-
-    runs = {name: products(getattr(torch, name)) for name in DTYPES[1:]}
-    gain = timing.take_turns(runs, CPU, rounds=3).speed("bfloat16", than="float32").median
-    return "bfloat16" if gain >= WORTHWHILE else "float32"
+def our_form(ours: Contestant, asked: str) -> tuple[str, dict[str, float | str]]:
+    """As a training chooses: with auto bfloat16 in its fastest form where a step is then WORTH
+    times as fast, else float32. Args: asked: of DTYPES."""
+    if asked == "float32":
+        return asked, {}
+    best, told = fastest_form(ours, tuple(FORMS))
+    speeds = {form: speed for form, speed in told.items() if isinstance(speed, float)}
+    del speeds["float32"]
+    if asked == "auto" and max(speeds.values(), default=0.0) < WORTH:
+        return "float32", told
+    return max(speeds, key=lambda form: speeds[form], default=best), told
 
 
 # -- the race -------------------------------------------------------------------------------------
@@ -170,21 +171,17 @@ def race(
     arguments: argparse.Namespace,
     *,
     num_tokens: int,
-    width: int,
-    vocab_size: int,
     flops_per_token: float | None = None,
 ) -> dict[str, Any]:
     """Median tokens per second of both, and the ratio ours / theirs over rounds: median and range.
     The two alternate, and take turns at being first. The peer runs in its fastest form, ours in the
     dtype of the command line.
 
-    Args: num_tokens: of a step. width, vocab_size: of the products that decide dtype=auto.
-        flops_per_token: of our training, by our formula.
+    Args: num_tokens: of a step. flops_per_token: of our training, by our formula.
     """
     form, forms = fastest_form(theirs)
-    dtype = choose_dtype(arguments.dtype, num_tokens, width, vocab_size)
-    ours.check_rounding(dtype)
-    runs = {peer: partial(theirs.step, form), "nanozoo": partial(ours.step, dtype)}
+    chosen, choices = our_form(ours, arguments.dtype)
+    runs = {peer: partial(theirs.step, form), "nanozoo": partial(ours.step, chosen)}
     repeats = max(1, round(1 / max(timing.seconds(runs[peer], CPU, 2), 1e-9)))
     times = timing.take_turns(runs, CPU, rounds=arguments.rounds, repeats=repeats)
     ratio = times.speed("nanozoo", than=peer)
@@ -195,7 +192,9 @@ def race(
         "ratio": ratio.median,
         "ratio_least": ratio.least,
         "ratio_most": ratio.most,
-        "dtype": dtype,
+        "dtype": chosen.partition(",")[0],
+        "form": chosen,
+        "forms": choices,
         "peer": peer,
         "peer_form": form,
         "peer_forms": forms,

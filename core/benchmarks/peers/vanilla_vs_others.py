@@ -272,8 +272,6 @@ def compare(name: str, shape: Shape, arguments: argparse.Namespace) -> dict[str,
         *(adamw(model, losses[who]) for who, model in models.items()),
         arguments,
         num_tokens=targets.numel(),
-        width=shape.model_dim,
-        vocab_size=shape.vocab_size,
         flops_per_token=load_adapter("vanilla").flops_per_token(ours.config, shape.seq_len),
     )
     sizes = {who: sum(p.numel() for p in m.parameters()) for who, m in models.items()}
