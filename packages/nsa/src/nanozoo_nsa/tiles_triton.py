@@ -14,13 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nanozoo_core.ops.optional_triton import product_precision
+
 
 def tile_constants(q: Tensor) -> dict[str, Any]:
     """Those of every kernel, for queries (S, T, G, K)."""
     return {
         "G": q.shape[2],
         "K": q.shape[3],
-        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
+        "PRECISION": product_precision(q.dtype),
         "UPCAST": not q.is_cuda,
     }
 
