@@ -98,7 +98,7 @@ def nsa() -> None:
     compressed, _ = compressed_attention(q, made(1, 2, windows, 64), made(1, 2, windows, 64), grid)
     chosen = torch.full((1, 2, length, grid.num_free), -1, dtype=torch.int32)
     selected = selected_attention(q, k, v, chosen, grid)
-    differentiate(compressed, selected, window_attention(q, k, v, 256))
+    differentiate(compressed, selected, window_attention(q, k, v, 256, grid))
 
 
 def hnet() -> None:
