@@ -173,6 +173,8 @@ def gradients(
     grad_c += partial
     end = tl.load(ends + row)
     step = tl.arange(0, TILE_T)
+    if TILE_N <= 16:  # offsets of 64 bits: gfx942 spills those of 32 here, NVIDIA those of 64 above
+        step = step.to(tl.int64)
     is_first = (step == 0)[:, None, None]
     for back in range(num_tiles):
         m = num_tiles - 1 - back

@@ -1,7 +1,9 @@
-"""What a compiled Triton kernel takes of a GPU, told without one: registers, spills, shared memory.
+"""What a compiled Triton kernel takes of a GPU, told without one: registers, spills, shared
+memory.
 
-`recorded_launches` runs code that would launch kernels and keeps how each was called; `compiled_for`
-compiles such a call for a target as Triton would on it; `resources` reads what the compiler wrote.
+`recorded_launches` runs code that would launch kernels and keeps how each was called;
+`compiled_for` compiles such a call for a target as Triton would on it; `resources` reads what the
+compiler wrote.
 """
 
 from __future__ import annotations
