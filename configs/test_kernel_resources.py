@@ -40,7 +40,7 @@ def test_the_table_is_of_the_locked_compiler() -> None:
     assert locked is not None
     assert first.startswith(f"# triton {locked[1]}\n"), (
         "uv.lock has another triton than core/benchmarks/kernel_resources.csv; run "
-        "`python core/benchmarks/kernel_resources.py --write` and commit it"
+        "`uv run python core/benchmarks/kernel_resources.py --write`"
     )
 
 

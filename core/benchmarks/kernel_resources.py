@@ -48,7 +48,7 @@ from nanozoo_sedd.kernels.score_sums import SCORE_SUMS
 TABLE = Path(__file__).with_suffix(".csv")
 NUMBERS = ("registers", "spill_bytes", "shared_bytes")
 COLUMNS = ("kernel", "recipe", "constants", "target", *NUMBERS)
-REMAKE = "if that is meant, run `python core/benchmarks/kernel_resources.py --write` and commit it"
+REMAKE = "if that is meant, run `uv run python core/benchmarks/kernel_resources.py --write`"
 VOCABULARY = 50257
 LOW = torch.bfloat16
 

@@ -361,22 +361,29 @@ def vector_gradients(
     tile = tl.program_id(1)
     t_in = tile * TILE_T + tl.arange(0, TILE_T)
     t = m * Q + t_in
-    p = tl.arange(0, TILE_P)
     n = tl.program_id(2) * TILE_N + tl.arange(0, TILE_N)
-    values += _offset(batch, value_batch) + _offset(t, value_time)[:, None] + p[None, :]
+    values += _offset(batch, value_batch) + _offset(t, value_time)[:, None]
     slot = m + 1 if REVERSE else m
     states += _offset((batch * (num_chunks + 1) + slot) * num_heads, P * N)
-    states += p[:, None] * N + n[None, :]
+    states += n[None, :]
     vectors += _offset(batch, vector_batch) + n[None, :]
     pairs += _offset(tl.program_id(0), Q * Q)
     total = tl.zeros((TILE_T, TILE_N), tl.float32)
     for head in range(num_heads):
-        value = tl.load(
-            values + head * value_head, mask=(t < length)[:, None] & (p < P)[None, :], other=0.0
-        )
-        state = tl.load(states + head * P * N, mask=(p < P)[:, None] & (n < N)[None, :], other=0.0)
         read = tl.zeros((TILE_T, TILE_N), tl.float32)
-        read = _add_narrow_wide(read, _operand(value, NARROW), state, NARROW, PRECISION)
+        for start in range(0, P, TILE_P):
+            p = start + tl.arange(0, TILE_P)
+            value = tl.load(
+                values + head * value_head + p[None, :],
+                mask=(t < length)[:, None] & (p < P)[None, :],
+                other=0.0,
+            )
+            state = tl.load(
+                states + (head * P + p)[:, None] * N,
+                mask=(p < P)[:, None] & (n < N)[None, :],
+                other=0.0,
+            )
+            read = _add_narrow_wide(read, _operand(value, NARROW), state, NARROW, PRECISION)
         place = _offset(batch * num_heads + head, num_chunks * Q) + t
         total += tl.load(scale + place)[:, None] * read
     first = tile if REVERSE else 0

@@ -106,7 +106,7 @@ class _Launch:
     numbers of registers that follow are in core/benchmarks/kernel_resources.csv.
     """
 
-    def __init__(self, x: Tensor, b: Tensor, chunk_size: int) -> None:
+    def __init__(self, x: Tensor, b: Tensor, c: Tensor, chunk_size: int) -> None:
         self.batch, self.length, self.heads, self.channels = x.shape
         self.state_dim = b.shape[-1]
         self.chunks = triton.cdiv(self.length, chunk_size)
@@ -123,12 +123,14 @@ class _Launch:
             "TILE_T": tile_t,
             "TILE_P": tile_p,
             "PRECISION": product_precision(x.dtype),
-            "NARROW": x.dtype == b.dtype == torch.bfloat16 and x.is_cuda,
+            # The interpreter cannot multiply bfloat16.
+            "NARROW": x.is_cuda and all(t.dtype == torch.bfloat16 for t in (x, b, c)),
             "num_warps": 4,
             "num_stages": 2,
         }
-        self.pair_constants = self.constants | {"TILE_P": 16 if most == 32 else tile_p}
         self.state_constants = self.constants | {"N": self.state_dim, "TILE_N": self.tile_n}
+        # Where P is summed over, and its products take many registers, by parts.
+        self.part = {"TILE_P": 16 if most == 32 else tile_p}
 
     def empty_states(self, like: Tensor) -> Tensor:
         shape = (self.batch, self.chunks + 1, self.heads, self.channels, self.state_dim)
@@ -190,7 +192,7 @@ class _Launch:
         pairs = self.empty_pairs(value)
         kernels.pair_sums[(self.batch * self.chunks, self.tiles_t, self.tiles_t)](
             gradient, value, at.delta, at.cumulated, at.runs, pairs, *self.sizes,
-            *gradient.stride()[:3], *value.stride()[:3], **self.pair_constants,
+            *gradient.stride()[:3], *value.stride()[:3], **self.constants | self.part,
         )  # fmt: skip
         return pairs
 
@@ -201,7 +203,7 @@ class _Launch:
         result = torch.empty_like(vectors, memory_format=torch.contiguous_format)
         kernels.vector_gradients[(self.batch * self.chunks, self.tiles_t, self.tiles_n)](
             values, scale, states, pairs, vectors, result, *self.sizes, *values.stride()[:3],
-            *vectors.stride()[:2], REVERSE=reverse, **self.state_constants,
+            *vectors.stride()[:2], REVERSE=reverse, **self.state_constants | self.part,
         )  # fmt: skip
         return result
 
@@ -213,7 +215,7 @@ def _forward(
     initial_state: Tensor, runs: Tensor, chunk_size: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y (B, L, H, P) and the states before every chunk and behind the last, (B, M + 1, H, P, N)."""
-    launch = _Launch(x, b, chunk_size)
+    launch = _Launch(x, b, c, chunk_size)
     at = _positions(delta, log_decay, runs, chunk_size)
     states = launch.scan(x, at.delta * at.to_end, b, initial_state, at.through, reverse=False)
     one = torch.ones_like(at.delta)
@@ -247,7 +249,7 @@ def _backward(
     log_decay: Tensor, skip: Tensor, runs: Tensor, states: Tensor, chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, b, c, delta, log_decay, skip and the initial state."""
-    launch = _Launch(x, b, chunk_size)
+    launch = _Launch(x, b, c, chunk_size)
     at = _positions(delta, log_decay, runs, chunk_size)
     writes, one = at.delta * at.to_end, torch.ones_like(at.delta)
     products = launch.pair_products(c, b)
