@@ -16,10 +16,10 @@ import csv
 import io
 import sys
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import triton
 from torch import Tensor
 
 from nanozoo_core.ops.causal_conv import causal_conv1d
@@ -191,7 +191,7 @@ def _constants(launch: Launch) -> str:
 
 def made_with() -> str:
     """The compiler that numbers belong to."""
-    return f"# triton {triton.__version__}"
+    return f"# triton {version('triton')}"
 
 
 def as_text(table: list[Row]) -> str:
