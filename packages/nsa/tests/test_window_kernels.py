@@ -20,6 +20,7 @@ CASES = {
     "three-heads": (1, 2, 45, 3, 16, 7),
     "one-head": (2, 1, 70, 1, 16, 33),
     "own-token": (1, 1, 20, 2, 32, 1),
+    "two-tokens": (1, 1, 40, 1, 16, 2),  # the last query that sees a tile's keys begins a tile
     "all-tokens": (1, 1, 37, 2, 16, 50),
     "many-heads": (1, 1, 9, 40, 16, 4),
 }
