@@ -266,9 +266,9 @@ for name in MODELS:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """The tests marked slow, of core and every package."""
+    """The tests marked slow, of core, the recipes and every package."""
     sync(session, "--all-packages", "--all-groups")
-    folders = ["core/tests", *(f"packages/{model}/tests" for model in MODELS)]
+    folders = ["core/tests", "configs", *(f"packages/{model}/tests" for model in MODELS)]
     session.run("pytest", "-m", "slow", *folders, *session.posargs, env=ONE_THREAD)
 
 

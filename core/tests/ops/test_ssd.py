@@ -6,8 +6,13 @@ import pytest
 import torch
 from scan_cases import assert_close, doubles, make_segments, values_and_gradients
 
+from nanozoo_core.ops.backend import HAS_TRITON
+from nanozoo_core.ops.optional_triton import jit, tl
 from nanozoo_core.ops.ssd import ssd, ssd_reference, ssd_step
-from nanozoo_core.testing.kernels import compile_for_sm_90, compiled, interpreted, run_interpreted
+from nanozoo_core.testing.kernels import compile_launches, compiled, interpreted, run_interpreted
+
+if HAS_TRITON:
+    from nanozoo_core.ops.ssd_kernels import halves
 
 GRADIENTS = ("x", "delta", "log_decay", "b", "c", "skip", "initial_state")
 
@@ -196,7 +201,7 @@ def test_wrong_shape_is_named():
 
 @compiled
 def test_kernels_agree_with_the_recurrence_in_a_child_process():
-    run_interpreted(__file__, num_tests=5)
+    run_interpreted(__file__, num_tests=6)
 
 
 @interpreted
@@ -228,27 +233,42 @@ def test_interpreted_kernels_take_bfloat16_views_without_segments():
     torch.testing.assert_close(y.float(), expected, atol=1e-6, rtol=2**-7)
 
 
+@jit
+def store_halves(x, parts):  # (64,), (2, 64) out
+    i = tl.arange(0, 64)
+    high, low = halves(tl.load(x + i))
+    tl.store(parts + i, high.to(tl.float32))
+    tl.store(parts + 64 + i, low.to(tl.float32))
+
+
+@interpreted
+def test_interpreted_halves_of_float32_leave_little():
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    parts = torch.empty(2, 64)
+    store_halves[(1,)](x, parts)
+    assert torch.equal(parts.bfloat16().float(), parts)
+    # Each has 8 significant bits, and the interpreter rounds towards zero.
+    torch.testing.assert_close(parts.sum(0), x, rtol=2**-14, atol=0)
+
+
 @compiled
 @pytest.mark.parametrize(
-    "kernel", ["chunk_writes", "pass_states", "mix", "pair_sums", "vector_gradients"]
+    ("length", "heads", "dtype"),
+    [
+        (1, 1, torch.bfloat16),
+        pytest.param(300, 2, torch.float16, marks=pytest.mark.slow),
+        pytest.param(300, 2, torch.float32, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
-def test_kernel_compiles_for_sm_90(kernel):
-    from nanozoo_core.ops import ssd_kernels
-
-    constants = {"P": 32, "N": 32, "Q": 64, "TILE_T": 32, "TILE_P": 32, "TILE_N": 32}
-    constants |= {"SIZE": 1024, "BLOCK": 1024, "PRECISION": "tf32"}
-    constants |= {"REVERSE": True, "HAS_RESULT": True, "HAS_DOTS": True}
-    sixteen_bits = {"values", "vectors", "query", "key", "value", "direct", "partner", "result"}
-    function = getattr(ssd_kernels, kernel)
-    kinds = {}
-    for name in (parameter.name for parameter in function.params):
-        if name.endswith(("_batch", "_time", "_head", "_heads", "_chunks", "length")):
-            kinds[name] = "i32"
-        elif name == "runs":
-            kinds[name] = "*i32"
-        else:
-            kinds[name] = "*bf16" if name in sixteen_bits | {"gradient"} else "*fp32"
-    compile_for_sm_90(function, kinds, constants, num_warps=8)
+def test_kernels_compile_without_spills(length, heads, dtype):
+    """Sizes of 1 are constants to Triton."""
+    inputs = make_inputs(1, length, heads, 64, 128)
+    for name in ("x", "b", "c"):
+        inputs[name] = inputs[name].detach().to(dtype)
+    found = compile_launches(lambda: values_and_gradients(ssd, inputs, chunk_size=128))
+    assert set(found) >= {"chunk_writes", "pair_products", "mix", "pair_sums", "vector_gradients"}
+    assert not any(used.spill_bytes for used in found.values()), found
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanozoo_core.testing.kernels import compile_for_sm_90, compiled, interpreted, run_interpreted
+from nanozoo_core.testing.kernels import compile_launches, compiled, interpreted, run_interpreted
 from nanozoo_core.testing.laws import assert_close_in_size
 from nanozoo_nsa.config import Grid
 from nanozoo_nsa.selected.attention import masked_attention, selected_attention
@@ -20,6 +20,7 @@ CASES = {
     "three-heads": (1, 2, 21, 3, 16, Grid(8, 4, 16, 3, 1, 1)),
     "one-head": (2, 1, 17, 1, 16, Grid(8, 8, 16, 2, 0, 1)),
     "block-32": (1, 1, 34, 2, 32, Grid(8, 4, 32, 2, 1, 1)),
+    "six-heads-that-differ": (1, 1, 101, 6, 16, Grid(8, 4, 16, 3, 1, 1)),
     "many-heads": (1, 1, 5, 17, 16, Grid(16, 16, 16, 3, 1, 2)),
 }
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -89,19 +90,13 @@ def test_interpreted_kernels_take_strided_inputs() -> None:
 
 
 @compiled
-@pytest.mark.parametrize(
-    "kernel", ["_attend", "_query_gradients", "_block_gradients", "_add_segments"]
-)
-def test_kernel_compiles_for_sm_90(kernel: str) -> None:
-    from nanozoo_nsa.selected import attention_triton as selected
-
-    constants = {"G": 6, "GP": 16, "K": 64, "C": 64, "NUM": 8, "R": 4}
-    constants |= {"PRECISION": "tf32", "UPCAST": False}
-    kinds = dict.fromkeys(("q", "k", "v", "grad", "out", "d_q", "d_k", "d_v"), "*bf16")
-    kinds |= dict.fromkeys(("norms", "delta", "partial"), "*fp32") | {"blocks": "*i32"}
-    kinds |= dict.fromkeys(("queries", "block_of", "starts", "ends", "first", "count"), "*i64")
-    kinds |= {"length": "i32", "num_blocks": "i32", "scale": "fp32"}
-    compile_for_sm_90(getattr(selected, kernel), kinds, constants, num_warps=4)
+@pytest.mark.parametrize("length", [1, pytest.param(1000, marks=pytest.mark.slow)])
+def test_kernels_compile_for_sm_90_without_spills(length: int) -> None:
+    case = (1, 1, length, 6, 64, Grid(32, 16, 64, 8, 1, 2))
+    inputs = make_inputs(case, torch.bfloat16)
+    found = compile_launches(lambda: value_and_gradients(triton_form, inputs, case[-1]))
+    assert set(found) == {"_attend", "_query_gradients", "_block_gradients", "_add_segments"}
+    assert not any(used.spill_bytes for used in found.values()), found
 
 
 @pytest.mark.gpu

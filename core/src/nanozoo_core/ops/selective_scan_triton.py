@@ -22,6 +22,8 @@ from nanozoo_core.ops.backend import segment_runs, unit_stride
 from nanozoo_core.ops.selective_scan_torch import ScanArguments
 
 NUM_WARPS = 8
+# Of the backward pass, that keep a GPU busy: each leaves a partial sum for b and one for c.
+GRADIENT_PROGRAMS = 256
 
 
 def selective_scan_triton(scan: ScanArguments) -> tuple[Tensor, Tensor]:
@@ -144,8 +146,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the inputs, that of the gate empty without one, and of the initial state."""
     x, delta, rates, b, c, _, gate, _ = inputs
-    grid, constants = _launch(x, rates)
-    batch, length, channels = x.shape
+    (batch, blocks), constants = _launch(x, rates)
+    _, length, channels = x.shape
 
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, device=x.device, dtype=torch.float32)
@@ -153,12 +155,14 @@ def _backward(
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     grad_delta = new(batch, length, channels)
     grad_gate = torch.empty_like(gate, memory_format=torch.contiguous_format) if gated else new(0)
-    grad_rates, grad_initial = new(batch, *rates.shape), new(batch, *rates.shape)
-    partial_b, partial_c = (new(*grid, length, b.shape[2]) for _ in range(2))
-    grad_skip = new(batch, channels)
-    kernels.gradients[grid](
-        *inputs, runs, ends, states, grad_y, grad_last, grad_x, grad_delta, grad_gate, grad_rates,
-        partial_b, partial_c, grad_skip, grad_initial, length, *_strides(inputs),
+    grad_rates, grad_skip = new(batch, *rates.shape).zero_(), new(batch, channels).zero_()
+    grad_state = grad_last.clone()
+    num_blocks = triton.cdiv(blocks, min(blocks, triton.cdiv(GRADIENT_PROGRAMS, batch)))
+    programs = (batch, triton.cdiv(blocks, num_blocks))
+    partial_b, partial_c = (new(*programs, length, b.shape[2]) for _ in range(2))
+    kernels.gradients[programs](
+        *inputs, runs, ends, states, grad_y, grad_x, grad_delta, grad_gate, grad_rates,
+        partial_b, partial_c, grad_skip, grad_state, length, num_blocks, *_strides(inputs),
         SOFTPLUS=softplus, GATED=gated, **constants,
     )  # fmt: skip
     return (
@@ -170,7 +174,7 @@ def _backward(
         grad_skip.sum(0),
         grad_gate,
         grad_delta.sum((0, 1)),
-        grad_initial,
+        grad_state,
     )
 
 

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from nanozoo_core.ops import ssd_kernels as kernels
 from nanozoo_core.ops.backend import segment_runs, unit_stride
+from nanozoo_core.ops.optional_triton import product_precision
 
 
 def ssd_triton(
@@ -40,6 +41,11 @@ def ssd_triton(
         chunk_size,
     )
     return y, states
+
+
+PAIR_CONSTANTS = (
+    "N", "Q", "TILE_T", "TILE_N", "PRECISION", "NARROW", "num_warps", "num_stages"
+)  # fmt: skip
 
 
 class _SSD(torch.autograd.Function):
@@ -95,19 +101,19 @@ def _positions(delta: Tensor, log_decay: Tensor, runs: Tensor, chunk_size: int) 
 class _Launch:
     """Grids, tile sizes and strides of one problem.
 
-    Products of 16-bit inputs run in TF32 (10 bits of mantissa, more than the inputs have), those of
-    float32 in three TF32 products, which need twice the registers. With 8 warps and 2 stages, tiles
-    of 64 or 32 positions and 64 of N fit an sm_90 thread's 255 registers up to P = 64, N = 128 (no
-    spills in 16 bits, at most 44 bytes in float32, as ptxas reports). P stays whole.
+    Tiles of 64 positions, 64 of N and all of P, of 4 warps, are a product of one sm_90 warpgroup.
+    Products of float32 take three of TF32 and more registers: half as many positions and N. The
+    numbers of registers that follow are in core/benchmarks/kernel_resources.csv.
     """
 
-    def __init__(self, x: Tensor, b: Tensor, chunk_size: int) -> None:
+    def __init__(self, x: Tensor, b: Tensor, c: Tensor, chunk_size: int) -> None:
         self.batch, self.length, self.heads, self.channels = x.shape
         self.state_dim = b.shape[-1]
         self.chunks = triton.cdiv(self.length, chunk_size)
         self.chunk_size = chunk_size
-        self.tile_n = min(64, max(16, triton.next_power_of_2(self.state_dim)))
-        tile_t = min(32 if x.dtype == torch.float32 else 64, chunk_size)
+        most = 32 if x.dtype == torch.float32 else 64
+        self.tile_n = min(most, max(16, triton.next_power_of_2(self.state_dim)))
+        tile_t, tile_p = min(most, chunk_size), max(16, triton.next_power_of_2(self.channels))
         self.tiles_t = chunk_size // tile_t
         self.tiles_n = triton.cdiv(self.state_dim, self.tile_n)
         self.sizes = (self.length, self.chunks, self.heads)
@@ -115,15 +121,23 @@ class _Launch:
             "P": self.channels,
             "Q": chunk_size,
             "TILE_T": tile_t,
-            "TILE_P": max(16, triton.next_power_of_2(self.channels)),
-            "PRECISION": "tf32x3" if x.dtype == torch.float32 else "tf32",
-            "num_warps": 8,
+            "TILE_P": tile_p,
+            "PRECISION": product_precision(x.dtype),
+            # The interpreter cannot multiply bfloat16.
+            "NARROW": x.is_cuda and all(t.dtype == torch.bfloat16 for t in (x, b, c)),
+            "num_warps": 4,
             "num_stages": 2,
         }
         self.state_constants = self.constants | {"N": self.state_dim, "TILE_N": self.tile_n}
+        # Where P is summed over, and its products take many registers, by parts.
+        self.part = {"TILE_P": 16 if most == 32 else tile_p}
 
     def empty_states(self, like: Tensor) -> Tensor:
         shape = (self.batch, self.chunks + 1, self.heads, self.channels, self.state_dim)
+        return torch.empty(shape, device=like.device, dtype=torch.float32)
+
+    def empty_pairs(self, like: Tensor) -> Tensor:
+        shape = (self.batch, self.chunks, self.chunk_size, self.chunk_size)
         return torch.empty(shape, device=like.device, dtype=torch.float32)
 
     def scan(
@@ -143,8 +157,17 @@ class _Launch:
         )  # fmt: skip
         return states
 
+    def pair_products(self, c: Tensor, b: Tensor) -> Tensor:
+        """c b^T of every chunk, (B, M, Q, Q), on and below the diagonal."""
+        products = self.empty_pairs(c)
+        kernels.pair_products[(self.batch * self.chunks, self.tiles_t, self.tiles_t)](
+            c, b, products, self.length, self.chunks, *c.stride()[:2], *b.stride()[:2],
+            **{name: self.state_constants[name] for name in PAIR_CONSTANTS},
+        )  # fmt: skip
+        return products
+
     def mix(
-        self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, states: Tensor,
+        self, query: Tensor, products: Tensor, value: Tensor, weight: Tensor, states: Tensor,
         scale: Tensor, at: _Positions, *, factor: Tensor | None = None, skip: Tensor | None = None,
         direct: Tensor | None = None, partner: Tensor | None = None, reverse: bool = False,
     ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
@@ -156,9 +179,8 @@ class _Launch:
         absent = scale  # stands for pointers that the kernel does not touch
         optional = (absent if t is None else t for t in (factor, skip, direct, partner, result))
         kernels.mix[(self.batch * self.chunks, self.heads, self.tiles_t)](
-            query, key, value, weight, states, scale, at.cumulated, at.runs, *optional,
-            dots, direct_dots, *self.sizes,
-            *query.stride()[:2], *key.stride()[:2], *value.stride()[:3],
+            query, products, value, weight, states, scale, at.cumulated, at.runs, *optional,
+            dots, direct_dots, *self.sizes, *query.stride()[:2], *value.stride()[:3],
             *(value if direct is None else direct).stride()[:3],
             *(value if partner is None else partner).stride()[:3],
             REVERSE=reverse, HAS_RESULT=direct is not None, HAS_DOTS=partner is not None,
@@ -167,11 +189,10 @@ class _Launch:
         return result, dots, direct_dots
 
     def pair_sums(self, gradient: Tensor, value: Tensor, at: _Positions) -> Tensor:
-        shape = (self.batch, self.chunks, self.chunk_size, self.chunk_size)
-        pairs = torch.empty(shape, device=value.device, dtype=torch.float32)
+        pairs = self.empty_pairs(value)
         kernels.pair_sums[(self.batch * self.chunks, self.tiles_t, self.tiles_t)](
             gradient, value, at.delta, at.cumulated, at.runs, pairs, *self.sizes,
-            *gradient.stride()[:3], *value.stride()[:3], **self.constants,
+            *gradient.stride()[:3], *value.stride()[:3], **self.constants | self.part,
         )  # fmt: skip
         return pairs
 
@@ -182,7 +203,7 @@ class _Launch:
         result = torch.empty_like(vectors, memory_format=torch.contiguous_format)
         kernels.vector_gradients[(self.batch * self.chunks, self.tiles_t, self.tiles_n)](
             values, scale, states, pairs, vectors, result, *self.sizes, *values.stride()[:3],
-            *vectors.stride()[:2], REVERSE=reverse, **self.state_constants,
+            *vectors.stride()[:2], REVERSE=reverse, **self.state_constants | self.part,
         )  # fmt: skip
         return result
 
@@ -194,12 +215,21 @@ def _forward(
     initial_state: Tensor, runs: Tensor, chunk_size: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y (B, L, H, P) and the states before every chunk and behind the last, (B, M + 1, H, P, N)."""
-    launch = _Launch(x, b, chunk_size)
+    launch = _Launch(x, b, c, chunk_size)
     at = _positions(delta, log_decay, runs, chunk_size)
     states = launch.scan(x, at.delta * at.to_end, b, initial_state, at.through, reverse=False)
     one = torch.ones_like(at.delta)
     y, _, _ = launch.mix(
-        c, b, x, at.delta, states, at.from_start, at, factor=one, skip=skip, direct=x
+        c,
+        launch.pair_products(c, b),
+        x,
+        at.delta,
+        states,
+        at.from_start,
+        at,
+        factor=one,
+        skip=skip,
+        direct=x,
     )
     assert y is not None
     return y, states
@@ -219,12 +249,13 @@ def _backward(
     log_decay: Tensor, skip: Tensor, runs: Tensor, states: Tensor, chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, b, c, delta, log_decay, skip and the initial state."""
-    launch = _Launch(x, b, chunk_size)
+    launch = _Launch(x, b, c, chunk_size)
     at = _positions(delta, log_decay, runs, chunk_size)
     writes, one = at.delta * at.to_end, torch.ones_like(at.delta)
+    products = launch.pair_products(c, b)
     grads = launch.scan(grad_y, at.from_start, c, grad_state, at.through, reverse=True)
     grad_x, grad_delta, direct = launch.mix(
-        b, c, grad_y, one, grads, at.to_end, at,
+        b, products, grad_y, one, grads, at.to_end, at,
         factor=at.delta, skip=skip, direct=grad_y, partner=x, reverse=True,
     )  # fmt: skip
     assert grad_x is not None
@@ -235,7 +266,7 @@ def _backward(
     # The cumulated log decay of t scales what t reads and divides what t writes; that of the last
     # position scales the state handed on. What t reads is computed anew: y, rounded and with the
     # skip in it, would leave few digits.
-    _, reads, _ = launch.mix(c, b, x, at.delta, states, at.from_start, at, partner=grad_y)
+    _, reads, _ = launch.mix(c, products, x, at.delta, states, at.from_start, at, partner=grad_y)
     grad_cumulated = (reads - at.delta * grad_delta).unflatten(2, (-1, chunk_size))
     handed_on = grads[:, 1:].flatten(3)[..., None, :] @ states[:, 1:].flatten(3)[..., None]
     grad_cumulated[..., -1] += handed_on.flatten(2).mT  # (B, H, M)

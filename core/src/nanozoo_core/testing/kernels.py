@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from nanozoo_core.machine.device import is_interpreting
 from nanozoo_core.ops.backend import HAS_TRITON
+from nanozoo_core.testing.kernel_resources import (
+    MAX_SHARED_BYTES,
+    Launch,
+    Resources,
+    compiled_for,
+    recorded_launches,
+    resources,
+)
 
 interpreted = pytest.mark.skipif(
     not is_interpreting(), reason="run by a test here in a child process"
@@ -47,17 +55,27 @@ def compile_for_sm_90(
             no kind that Triton knows to be 1, as a stride. Both by name, and either may hold those
             of other kernels.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     names = {each.name: each.is_constexpr or each.name not in kinds for each in kernel.params}
     signature = {name: "constexpr" if fixed else kinds[name] for name, fixed in names.items()}
     given = {name: constants[name] for name, fixed in names.items() if fixed}
-    source = ASTSource(kernel, signature, constexprs=given)
-    binary = triton.compile(
-        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps}
+    return checked_for(
+        "sm_90", Launch(kernel, signature, given, frozenset(), {"num_warps": num_warps})
     )
-    assert binary.asm["cubin"]
-    assert binary.metadata.shared <= 227 * 1024
+
+
+def compile_launches(run: Callable[[], object], *, target: str = "sm_90") -> dict[str, Resources]:
+    """What the kernels that `run` launches on a GPU take of one, by function, after asserting of
+    each that it compiles and fits. Of a function's several launches the last counts."""
+    with recorded_launches(target) as found:
+        run()
+    assert found, "no kernel was launched"
+    by_name = {each.name.rpartition(".")[2]: each for each in found}
+    return {name: resources(checked_for(target, each)) for name, each in by_name.items()}
+
+
+def checked_for(target: str, launch: Launch) -> Any:
+    """`compiled_for`, with machine code and no more shared memory than the target has."""
+    binary = compiled_for(target, launch)
+    assert binary.asm.get("cubin") or binary.asm["hsaco"]
+    assert binary.metadata.shared <= MAX_SHARED_BYTES[target]
     return binary

@@ -129,7 +129,9 @@ class NSAMixer(nn.Module):
         selected = selected_attention(
             heads.q, *heads.selected, chosen, self.grid, self.config.nsa_impl
         )
-        window = window_attention(heads.q, *heads.window, self.window_size)
+        window = window_attention(
+            heads.q, *heads.window, self.window_size, self.grid, self.config.nsa_impl
+        )
         branches = (_join(compressed), _join(selected), _join(window))
         return branches, chosen, (*heads.selected, *heads.window, *heads.raw, keys, values)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from nanozoo_core.ops.optional_triton import product_precision
 
 
 def tile_constants(q: Tensor) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def tile_constants(q: Tensor) -> dict[str, Any]:
     return {
         "G": q.shape[2],
         "K": q.shape[3],
-        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
+        "PRECISION": product_precision(q.dtype),
         "UPCAST": not q.is_cuda,
     }
 

@@ -22,6 +22,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nanozoo_core.ops.optional_triton import product_precision
+
 TILE_ROWS = 64  # half for float32, whose products take three of the tensor cores'
 
 
@@ -141,7 +143,7 @@ def _launch(kernel: Any, q: Tensor, *others: Tensor) -> None:
     kernel[(triton.cdiv(num_patches, rows // size) * num_heads,)](
         q, *others, num_patches, *q.stride()[:3], 1 / math.sqrt(width),
         P=size, H=num_heads, K=width, KP=max(16, triton.next_power_of_2(width)), M=rows,
-        PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32",
+        PRECISION=product_precision(q.dtype),
         UPCAST=not q.is_cuda,
         num_warps=4 if width * q.element_size() <= 128 else 8,
     )  # fmt: skip

@@ -1,16 +1,17 @@
 """Triton kernels of selected attention, forward and backward.
 
-Forward and the queries' gradient: one program per query and key head. Its G query heads, padded to
-the 16 rows of a tensor core's tile, meet the n blocks of the query one after the other: 2 n C K
-values are read, from the second-level cache, for G rows of results, so the cost follows the number
-of key heads. Gradients of keys and values: one program per segment of at most SEGMENT queries of
-one block, found by sorting; 64 rows of queries at a time meet the block, which stays in registers.
-Rows of q and of the gradient are read once for each block of a query. Segments of a block are added
-by a last kernel in a fixed order: no atomics.
+Forward and the queries' gradient: a program has as many successive queries of a key head as their G
+heads fill the 16 rows of a tensor core's tile. It goes through the blocks of each query, and each
+block that several of them read, as neighbours mostly do, it reads once, for the rows of all of
+them: at most 2 R n C K values, from the second-level cache, for R G rows of results. Gradients of
+keys and values: one program per segment of at most SEGMENT queries of one block, found by sorting;
+their heads, 64 rows at a time, meet the block, which stays in registers. Rows of q and of the
+gradient are read once for each block of a query. Segments of a block are added by a last kernel in
+a fixed order: no atomics.
 
-S sequences (batch times key heads), T positions, G query heads of a key head, padded to GP, K
-head_dim, C tokens of a block, N blocks of a sequence, n blocks of a query, P pairs of a query and a
-block, R queries of a tile.
+S sequences (batch times key heads), T positions, G query heads of a key head, K head_dim, C tokens
+of a block, N blocks of a sequence, n blocks of a query, padded to NP, P pairs of a query and a
+block, R queries of a tile, M rows of it, at least R G.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -28,33 +29,61 @@ from torch.autograd.function import once_differentiable
 from nanozoo_nsa.tiles_triton import load_pair, load_rows, score_gradients, tile_constants
 
 SEGMENT = 512  # queries of one program: the first block has all T, which one would walk too long
-TILE_ROWS = 64
+# Rows of a tile: the fewest that a tensor core takes, as each query has its own blocks; and of
+# those that meet one block.
+QUERY_ROWS, BLOCK_ROWS = 16, 64
 
 
 @triton.jit
-def _place(length, G: tl.constexpr, GP: tl.constexpr, K: tl.constexpr):
-    """Of a program: its position, the row of (S, T), where in (S, T, G) and in (S, T, G, K) its
-    heads lie, and which heads there are."""
-    t = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64) * length + t
-    head, channel = tl.arange(0, GP), tl.arange(0, K)
-    place = row * G + head
-    return t, row, place, place[:, None] * K + channel[None, :], head < G
+def _tile(
+    blocks, length,
+    G: tl.constexpr, K: tl.constexpr, NUM: tl.constexpr, NP: tl.constexpr, R: tl.constexpr,
+    M: tl.constexpr,
+):  # fmt: skip
+    """Of a program: its first position and the sequence's row of (S, T), its rows' queries, which
+    of R, and positions, where in (S, T, G) and in (S, T, G, K) they lie, which rows there are, and
+    the blocks that each reads, (M, NP), -1 where there is none."""
+    start, number = tl.program_id(0) * R, tl.arange(0, M)
+    sequence = tl.program_id(1).to(tl.int64) * length
+    member = number // G
+    position = start + member
+    real = (member < R) & (position < length)
+    place = (sequence + start) * G + number
+    at = place[:, None] * K + tl.arange(0, K)[None, :]
+    slot = tl.arange(0, NP)
+    lists = tl.load(
+        blocks + (sequence + position)[:, None] * NUM + slot[None, :],
+        mask=real[:, None] & (slot < NUM)[None, :],
+        other=-1,
+    )
+    return start, sequence, member, position, place, at, real, lists
+
+
+@triton.jit
+def _reads(blocks, lists, member, start, sequence, length, i, NUM: tl.constexpr):
+    """The i-th pair of a query of a program and its block: the block, -1 if there is none, or if
+    a query before it has read it for all; and which rows read it, (M,)."""
+    query = i // NUM
+    inside = start + query < length
+    block = tl.load(blocks + (sequence + start) * NUM + i, mask=inside, other=-1)
+    reads = tl.max((lists == block).to(tl.int32), 1)
+    before = tl.max(tl.where(member < query, reads, 0), 0)
+    return tl.where(before > 0, -1, block), reads > 0
 
 
 @triton.jit
 def _meet(
-    query, k, v, block, t, row, scale,
+    query, k, v, block, sequence, position, reads, length, scale,
     K: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values of a block of the sequence of position t, and the scores of its queries, -inf
-    for tokens behind it."""
-    place = block * C + tl.arange(0, C)
-    seen = place <= t
-    source = (row - t) * K + place.to(tl.int64)[:, None] * K + tl.arange(0, K)[None, :]
-    key, value = load_pair(k, v, source, seen[:, None], UPCAST)
+    """Keys and values of a block, and the scores of the rows with them, -inf for tokens behind a
+    row's position and for rows that do not read the block."""
+    token = block * C + tl.arange(0, C)
+    source = (sequence + token)[:, None] * K + tl.arange(0, K)[None, :]
+    key, value = load_pair(k, v, source, (token < length)[:, None], UPCAST)
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-    return key, value, tl.where(seen[None, :], scores, float("-inf"))
+    seen = reads[:, None] & (token[None, :] <= position[:, None])
+    return key, value, tl.where(seen, scores, float("-inf"))
 
 
 @triton.jit
@@ -65,28 +94,35 @@ def _attend(
     out,  # (S, T, G, K)
     norms,  # (S, T, G) float32: log of the sum of exponentials
     length, scale,
-    G: tl.constexpr, GP: tl.constexpr, K: tl.constexpr, C: tl.constexpr, NUM: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    G: tl.constexpr, K: tl.constexpr, C: tl.constexpr, NUM: tl.constexpr, NP: tl.constexpr,
+    R: tl.constexpr, M: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    t, row, place, at, real = _place(length, G, GP, K)
+    start, sequence, member, position, place, at, real, lists = _tile(
+        blocks, length, G, K, NUM, NP, R, M
+    )
     query = tl.load(q + at, mask=real[:, None], other=0.0)
     if UPCAST:  # the interpreter cannot multiply bfloat16
         query = query.to(tl.float32)
-    top = tl.full((GP,), float("-inf"), tl.float32)
-    total = tl.zeros((GP,), tl.float32)
-    result = tl.zeros((GP, K), tl.float32)
-    for i in range(NUM):
-        block = tl.load(blocks + row * NUM + i)
+    top = tl.full((M,), float("-inf"), tl.float32)
+    total = tl.zeros((M,), tl.float32)
+    result = tl.zeros((M, K), tl.float32)
+    for i in range(R * NUM):
+        block, reads = _reads(blocks, lists, member, start, sequence, length, i, NUM)
         if block >= 0:
-            _, value, scores = _meet(query, k, v, block, t, row, scale, K, C, PRECISION, UPCAST)
-            # A listed block is in the past: it has a token that is seen, so no maximum is -inf.
+            _, value, scores = _meet(
+                query, k, v, block, sequence, position, reads, length, scale, K, C, PRECISION,
+                UPCAST,
+            )  # fmt: skip
             highest = tl.maximum(top, tl.max(scores, 1))
-            probs = tl.exp(scores - highest[:, None])
-            keep = tl.exp(top - highest)
+            # Rows that have read nothing have no maximum; exp(-inf - 0) is 0, exp(-inf + inf) not.
+            shift = tl.where(highest == float("-inf"), 0.0, highest)
+            probs = tl.exp(scores - shift[:, None])
+            keep = tl.exp(top - shift)
             total = total * keep + tl.sum(probs, 1)
             result = result * keep[:, None]
             result += tl.dot(probs.to(value.dtype), value, input_precision=PRECISION)
             top = highest
+    total = tl.where(real, total, 1.0)
     result = result / total[:, None]
     tl.store(out + at, result.to(out.dtype.element_ty), mask=real[:, None])
     tl.store(norms + place, top + tl.log(total), mask=real)
@@ -99,17 +135,22 @@ def _query_gradients(
     norms, delta,  # (S, T, G); delta: sums of grad * out
     d_q,  # (S, T, G, K) out
     length, scale,
-    G: tl.constexpr, GP: tl.constexpr, K: tl.constexpr, C: tl.constexpr, NUM: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    G: tl.constexpr, K: tl.constexpr, C: tl.constexpr, NUM: tl.constexpr, NP: tl.constexpr,
+    R: tl.constexpr, M: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    t, row, place, at, real = _place(length, G, GP, K)
+    start, sequence, member, position, place, at, real, lists = _tile(
+        blocks, length, G, K, NUM, NP, R, M
+    )
     query, upper = load_pair(q, grad, at, real[:, None], UPCAST)
     norm, mean = load_rows(norms, delta, place, real)
-    result = tl.zeros((GP, K), tl.float32)
-    for i in range(NUM):
-        block = tl.load(blocks + row * NUM + i)
+    result = tl.zeros((M, K), tl.float32)
+    for i in range(R * NUM):
+        block, reads = _reads(blocks, lists, member, start, sequence, length, i, NUM)
         if block >= 0:
-            key, value, scores = _meet(query, k, v, block, t, row, scale, K, C, PRECISION, UPCAST)
+            key, value, scores = _meet(
+                query, k, v, block, sequence, position, reads, length, scale, K, C, PRECISION,
+                UPCAST,
+            )  # fmt: skip
             probs = tl.exp(scores - norm[:, None])
             d_scores = score_gradients(probs, upper, value, mean, PRECISION)
             result += tl.dot(d_scores, key, input_precision=PRECISION)
@@ -124,7 +165,7 @@ def _block_gradients(
     starts, ends,  # (segments,): in queries
     partial,  # (segments, 2, C, K) float32 out: of keys, of values
     length, num_blocks, scale,
-    G: tl.constexpr, GP: tl.constexpr, K: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
+    G: tl.constexpr, K: tl.constexpr, C: tl.constexpr, R: tl.constexpr, M: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     segment = tl.program_id(0).to(tl.int64)
@@ -136,11 +177,11 @@ def _block_gradients(
     inside = (place < length)[:, None]
     source = (sequence * length + place)[:, None] * K + channel[None, :]
     key, value = load_pair(k, v, source, inside, UPCAST)
-    member, head = tl.arange(0, R * GP) // GP, tl.arange(0, R * GP) % GP
+    member, head = tl.arange(0, M) // G, tl.arange(0, M) % G
     d_key = tl.zeros((C, K), tl.float32)
     d_value = tl.zeros((C, K), tl.float32)
     for begin in range(start, end, R):
-        real = (begin + member < end) & (head < G)
+        real = (begin + member < end) & (member < R)
         row = tl.load(queries + begin + member, mask=real, other=0).to(tl.int64)
         heads = row * G + head
         at = heads[:, None] * K + channel[None, :]
@@ -218,12 +259,22 @@ class _Selected(torch.autograd.Function):
 
 
 def _constants(q: Tensor, block_size: int) -> dict[str, Any]:
-    group, width = q.shape[2:]
+    width = q.shape[3]
     return tile_constants(q) | {
-        "GP": max(16, triton.next_power_of_2(group)),
         "C": block_size,
         "num_warps": 4 if block_size * width <= 4096 else 8,
     }
+
+
+def _rows(q: Tensor, at_least: int) -> dict[str, int]:
+    """Rows of a tile and the queries whose heads fill them."""
+    group = q.shape[2]
+    rows = max(at_least, triton.next_power_of_2(group))
+    return {"M": rows, "R": rows // group}
+
+
+def _lists(blocks: Tensor) -> dict[str, int]:
+    return {"NUM": blocks.shape[-1], "NP": triton.next_power_of_2(blocks.shape[-1])}
 
 
 # Opaque to torch.compile: the kernels run as they are, and the graph around them stays whole.
@@ -236,9 +287,10 @@ def _forward(
     out = torch.empty_like(q)
     norms = torch.empty(q.shape[:3], device=q.device, dtype=torch.float32)
     if q.numel():
-        _attend[(length, num_sequences)](
+        rows = _rows(q, QUERY_ROWS)
+        _attend[(triton.cdiv(length, rows["R"]), num_sequences)](
             q, k, v, blocks, out, norms, length, 1 / math.sqrt(width),
-            NUM=blocks.shape[-1], **_constants(q, block_size),
+            **rows, **_lists(blocks), **_constants(q, block_size),
         )  # fmt: skip
     return out, norms
 
@@ -292,9 +344,10 @@ def _backward(
         return d_q, d_k, d_v
     delta = (grad.float() * out.float()).sum(-1)
     constants, scale = _constants(q, block_size), 1 / math.sqrt(width)
-    _query_gradients[(length, num_sequences)](
+    rows = _rows(q, QUERY_ROWS)
+    _query_gradients[(triton.cdiv(length, rows["R"]), num_sequences)](
         q, k, v, blocks, grad, norms, delta, d_q, length, scale,
-        NUM=blocks.shape[-1], **constants,
+        **rows, **_lists(blocks), **constants,
     )  # fmt: skip
     num_blocks = triton.cdiv(length, block_size)
     found = segments(blocks, num_blocks)
@@ -303,7 +356,7 @@ def _backward(
     )
     _block_gradients[(len(found.block),)](
         q, k, v, grad, norms, delta, found.queries, found.block, found.start, found.end, partial,
-        length, num_blocks, scale, R=max(1, TILE_ROWS // constants["GP"]), **constants,
+        length, num_blocks, scale, **_rows(q, BLOCK_ROWS), **constants,
     )  # fmt: skip
     _add_segments[(num_sequences * num_blocks,)](
         partial, found.first, found.num, d_k, d_v, length, num_blocks, K=width, C=block_size
