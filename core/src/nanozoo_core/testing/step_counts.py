@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.device import autocast
+from nanozoo_core.machine.precision import casts_kept
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training.distributed import LossModule
 from nanozoo_core.training.parts import Part, seed_dropout, with_totals
@@ -58,7 +59,7 @@ def take_step(
     module = LossModule(model, adapter)
     adapter.before_step(model, parts[0][1])
     parts = with_totals(adapter, module, parts, Ranks(), device=CPU, dtype=dtype)
-    with autocast(CPU, dtype):
+    with autocast(CPU, dtype), casts_kept():
         for batch, step in parts:
             seed_dropout(step)
             loss, _ = module(batch, step)
