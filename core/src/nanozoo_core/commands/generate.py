@@ -15,6 +15,7 @@ from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import out, warn, write
 from nanozoo_core.python.generation import (
     CONTINUATION_TOKENS,
+    DTYPES,
     MIDDLE_TOKENS,
     NUM_DRAFTS,
     TextRequest,
@@ -99,6 +100,13 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--num-drafts", type=int, default=NUM_DRAFTS, help="how many tokens --draft proposes"
     )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=DTYPES,
+        help="of the weights in products; auto takes bfloat16 on a CPU where a probe finds it "
+        "faster, and says so",
+    )
     parser.set_defaults(handler=run)
 
 
@@ -174,6 +182,7 @@ def _request(arguments: argparse.Namespace, seed: int) -> TextRequest:
         use_cache=not arguments.no_cache,
         speculative=arguments.speculative,
         num_drafts=arguments.num_drafts,
+        dtype=arguments.dtype,
     )
 
 
