@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nanozoo_core.errors import ConfigError
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 CONTINUATION_TOKENS = 256
 MIDDLE_TOKENS = 32
 NUM_DRAFTS = 4
+MOST_TOGETHER = 16
+"""Texts that are decoded in one batch: their caches lie in memory together."""
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -123,18 +125,68 @@ def write_pieces(
     return _continuation(run, request.prompt, settings, drafter, tally, contexts)
 
 
+def write_samples(
+    run: LoadedRun,
+    request: TextRequest,
+    seeds: Sequence[int],
+    *,
+    draft: LoadedRun | None = None,
+    tally: Tally | None = None,
+    on_steps: Sequence[Callable[[PartialText], object] | None] | None = None,
+    tell: Callable[[str], object] | None = None,
+) -> Iterator[Iterator[str]]:
+    """The pieces of a text for each seed, in the place of the request's own: what `write_pieces`
+    gives for each. Where a model writes from left to right and nothing drafts, up to
+    `MOST_TOGETHER` texts are decoded together, and each then comes as one piece.
+
+    Args: on_steps: one for each seed; the others as in `write_pieces`.
+    """
+    is_plain = not (run.adapter.can_denoise or request.speculative or draft or on_steps)
+    if is_plain and len(seeds) > 1:
+        check_request(run, request)
+        for start in range(0, len(seeds), MOST_TOGETHER):
+            texts = _together(run, request, seeds[start : start + MOST_TOGETHER], tell)
+            yield from (iter([text]) for text in texts)
+        return
+    for seed, on_step in zip(seeds, on_steps or [None] * len(seeds), strict=True):
+        one = replace(request, seed=seed)
+        yield write_pieces(run, one, draft=draft, tally=tally, on_step=on_step, tell=tell)
+
+
+def _together(
+    run: LoadedRun,
+    request: TextRequest,
+    seeds: Sequence[int],
+    tell: Callable[[str], object] | None,
+) -> list[str]:
+    from nanozoo_core.generation.decoding_dtype import step_by_step
+    from nanozoo_core.generation.text import generate_together
+
+    contexts = _contexts(run, request, None, tell, num_rows=len(seeds))
+    tokens: list[list[int]] = [[] for _ in seeds]
+    steps = generate_together(
+        run.adapter, run.model, run.vocabulary, request.prompt, request.sampling(), seeds
+    )
+    for step in step_by_step(steps, contexts):
+        for text, new in zip(tokens, step, strict=True):
+            text += new
+    return [run.vocabulary.decode(text) for text in tokens]
+
+
 def _contexts(
     run: LoadedRun,
     request: TextRequest,
     draft: LoadedRun | None,
     tell: Callable[[str], object] | None,
+    *,
+    num_rows: int = 1,
 ) -> list[RoundedWeights]:
     """What the type of the request asks each step of decoding to be in."""
     from nanozoo_core.generation.decoding_dtype import decoding_contexts
 
     loaded = [run] if draft is None else [run, draft]
     models = [(each.adapter, each.model) for each in loaded]
-    return decoding_contexts(models, request.dtype, tell=tell)
+    return decoding_contexts(models, request.dtype, num_rows=num_rows, tell=tell)
 
 
 def _drafter(run: LoadedRun, request: TextRequest, draft: LoadedRun | None) -> Drafter | None:
