@@ -68,7 +68,7 @@ def rounded_linear(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Ten
     y = product.mT.to(dtype=x.dtype, memory_format=torch.contiguous_format)  # (N, O)
     if bias is not None:
         y += bias
-    return y.view(*x.shape[:-1], -1)
+    return y.view(*x.shape[:-1], len(matrix))
 
 
 def _is_active(kind: str) -> bool:
