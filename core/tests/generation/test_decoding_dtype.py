@@ -36,6 +36,7 @@ class Parts(nn.Module):
         self.table = nn.Embedding(16, 8)
         self.inner = nn.Linear(8, 8)
         self.kept = nn.Linear(8, 8, bias=False)
+        self.kept.weight.keeps_float32 = True  # type: ignore[attr-defined]
         for parameter in self.parameters():
             parameter.data.normal_(generator=generator)
 
@@ -45,12 +46,10 @@ class Parts(nn.Module):
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
         x = self.table(tokens)
-        with torch.autocast("cpu", enabled=False):
-            kept = self.kept(x)
         return {
             "looked_up": x,
             "slice": x @ self.inner.weight[:4].mT,
-            "kept": kept,
+            "kept": self.kept(x),
             "inner": self.inner(x),
             "logits": F.linear(x, self.output_weight),
         }
@@ -69,7 +68,7 @@ def equal_parts(found: dict[str, Tensor], expected: dict[str, Tensor]) -> set[st
     return {name for name, part in found.items() if torch.equal(part, expected[name])}
 
 
-@pytest.mark.parametrize("shape", [(5,), (1, 1, 5), (3, 5), (2, 3, 5), (0, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(5,), (1, 1, 5), (3, 5), (2, 3, 5), (300, 5), (0, 5)], ids=str)
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_a_rounded_product_is_that_of_the_rounded_numbers(
     shape: tuple[int, ...], has_bias: bool
@@ -89,7 +88,7 @@ def test_a_rounded_product_is_that_of_the_rounded_numbers(
 
 
 @torch.no_grad()
-def test_only_products_outside_of_islands_are_rounded() -> None:
+def test_only_products_that_may_be_are_rounded() -> None:
     model = Parts()
     exact = model(TOKENS)
     weights = RoundedWeights(model)
@@ -100,26 +99,12 @@ def test_only_products_outside_of_islands_are_rounded() -> None:
     assert not any(isinstance(parameter, RoundedMatrix) for parameter in model.parameters())
 
 
-@torch.no_grad()
-def test_real_autocast_does_not_use_the_copies() -> None:
-    """As another thread may see the model while this one decodes."""
-    model = Parts()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = model(TOKENS)
-    with RoundedWeights(model), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert equal_parts(model(TOKENS), expected) == set(expected)
-    with RoundedWeights(model), torch.autocast("cpu", enabled=False):
-        found = model(TOKENS)
-    assert equal_parts(found, model(TOKENS)) == set(found)
-
-
 def test_an_error_inside_leaves_the_model_as_it_was() -> None:
     model = Parts()
     before = list(model.parameters())
     with pytest.raises(IndexError), RoundedWeights(model):
         model(torch.tensor([99]))
     assert all(a is b for a, b in zip(model.parameters(), before, strict=True))
-    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_whoever_takes_a_step_is_not_inside_of_it() -> None:

@@ -30,7 +30,7 @@ def autoregressive(
     return autoregressive_rows(adapter, model, prompt, settings, [generator])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def autoregressive_rows(
     adapter: DefaultModelAdapter,
     model: nn.Module,

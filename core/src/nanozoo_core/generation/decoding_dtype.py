@@ -23,6 +23,7 @@ from nanozoo_core.machine.device import resolve_dtype
 LEAST_WEIGHTS = 2**16  # of a matrix: below it the calls that round its input cost what it saves
 LEAST_TOTAL = 2**21  # of all of them: below it a model lies in a core's own cache
 LEAST_SPEEDUP = 1.2
+MOST_COLUMNS = 256  # above these rows, turning the result costs more than the product saves
 PROBED_WEIGHTS = 2**24  # 64 MiB in float32, more than a core's own cache
 PROBE_ROUNDS = 5
 
@@ -30,9 +31,9 @@ Item = TypeVar("Item")
 
 
 class RoundedMatrix(Tensor):
-    """A float32 matrix (O, I) with its bfloat16 copy, of which `F.linear` makes its products inside
-    a `RoundedWeights`. All else sees the float32 numbers: a look-up in a table that is the output
-    head too, a slice, a norm."""
+    """A float32 matrix (O, I) with its bfloat16 copy, of which `F.linear` makes its products. All
+    else sees the float32 numbers: a look-up in a table that is the output head too, a slice, a
+    norm."""
 
     rounded: Tensor
 
@@ -48,13 +49,8 @@ class RoundedMatrix(Tensor):
     ) -> Any:
         if function is F.linear and not kwargs and isinstance(args[1], RoundedMatrix):
             x, matrix = args[0], args[1]
-            kind = x.device.type
-            if x.dtype == torch.float32 and _is_active(kind):
-                torch.set_autocast_enabled(kind, False)  # else it would make bfloat16 float32
-                try:
-                    return rounded_linear(x, matrix.rounded, args[2] if len(args) > 2 else None)
-                finally:
-                    torch.set_autocast_enabled(kind, True)
+            if x.dtype == torch.float32:
+                return rounded_linear(x, matrix.rounded, args[2] if len(args) > 2 else None)
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **(kwargs or {}))
 
@@ -62,31 +58,29 @@ class RoundedMatrix(Tensor):
 def rounded_linear(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b in float32 with x (..., I), rounded to the bfloat16 of `matrix` W (O, I), and the
     bias (O,) in float32. The sums are float32 inside the product and rounded behind it."""
-    rows = x.reshape(-1, x.shape[-1]).to(matrix.dtype)  # (N, I)
-    # W x^T, not x W^T: a CPU takes W as it lies, and 16 rows cost it little more than one.
-    product = matrix @ rows.mT  # (O, N)
-    y = product.mT.to(dtype=x.dtype, memory_format=torch.contiguous_format)  # (N, O)
-    if bias is not None:
-        y += bias
-    return y.view(*x.shape[:-1], len(matrix))
-
-
-def _is_active(kind: str) -> bool:
-    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float32
+    narrow = x.to(matrix.dtype)
+    num_rows = x.numel() // x.shape[-1]
+    if 1 < num_rows <= MOST_COLUMNS:
+        # W x^T, not x W^T: a CPU takes W as it lies, and 16 rows cost it little more than one.
+        product = (matrix @ narrow.reshape(num_rows, -1).mT).mT  # (N, O)
+        wide = product.to(dtype=x.dtype, memory_format=torch.contiguous_format)
+        y = wide.view(*x.shape[:-1], len(matrix))
+    else:
+        y = F.linear(narrow, matrix).to(x.dtype)
+    return y if bias is None else y.add_(bias)
 
 
 class RoundedWeights:
     """Inside it the products of a model with its large matrices are of bfloat16, and everything
     else is what it is outside: norms, softmax, scans and sampling. It can be entered any number of
-    times; each time costs some microseconds. Twice the bytes of a weight lie in memory once more.
+    times, by one thread; each time costs some microseconds. While it lives, half the bytes of the
+    matrices lie in memory once more.
 
-    What a model keeps in float32 under autocast, such as the choice of experts, stays float32: the
-    models mark it by `torch.autocast(enabled=False)`. Inside, autocast is on, but to float32, which
-    casts nothing, so a product can tell whether it is in such a place.
+    A weight whose product must not be rounded, such as one that chooses experts, has the attribute
+    `keeps_float32`.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.kind = next(model.parameters()).device.type
         rounded = {id(matrix): RoundedMatrix.of(matrix) for matrix in large_matrices(model)}
         self._places = [
             (module._parameters, name, parameter, rounded[id(parameter)])
@@ -96,9 +90,6 @@ class RoundedWeights:
         ]
 
     def __enter__(self) -> None:
-        self._before = torch.is_autocast_enabled(self.kind), torch.get_autocast_dtype(self.kind)
-        torch.set_autocast_enabled(self.kind, True)
-        torch.set_autocast_dtype(self.kind, torch.float32)
         for parameters, name, _, rounded in self._places:
             parameters[name] = cast(nn.Parameter, rounded)
 
@@ -110,13 +101,11 @@ class RoundedWeights:
     ) -> None:
         for parameters, name, parameter, _ in self._places:
             parameters[name] = parameter
-        is_enabled, dtype = self._before
-        torch.set_autocast_enabled(self.kind, is_enabled)
-        torch.set_autocast_dtype(self.kind, dtype)
 
 
 def large_matrices(model: nn.Module) -> list[Tensor]:
-    """The float32 weights of Linear layers and the output head that are worth rounding."""
+    """The float32 weights of Linear layers and of the output head that are worth rounding, and may
+    be."""
     found = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     head = getattr(model, "output_weight", None)
     if isinstance(head, nn.Parameter):
@@ -124,7 +113,9 @@ def large_matrices(model: nn.Module) -> list[Tensor]:
     return [
         matrix
         for matrix in {id(matrix): matrix for matrix in found}.values()
-        if matrix.dtype == torch.float32 and matrix.numel() >= LEAST_WEIGHTS
+        if matrix.dtype == torch.float32
+        and matrix.numel() >= LEAST_WEIGHTS
+        and not getattr(matrix, "keeps_float32", False)
     ]
 
 
