@@ -182,12 +182,15 @@ def probe(
         left -= size * fan_in
     pairs = [(matrix, matrix.to(torch.bfloat16)) for matrix in sample]
     inputs = {matrix.shape[1]: torch.ones(num_rows, matrix.shape[1]) for matrix in sample}
+    # Other programs do not change the seconds of this process, which are too coarse on Windows.
+    is_fine = time.get_clock_info("process_time").resolution <= 1e-5
+    clock = time.process_time if is_fine else time.perf_counter
 
     def seconds(index: int, product: Callable[[Tensor, Tensor], Tensor]) -> float:
-        started = time.perf_counter()
+        started = clock()
         for pair in pairs:
             product(inputs[pair[0].shape[1]], pair[index])
-        return time.perf_counter() - started
+        return clock() - started
 
     rounds = [(seconds(0, F.linear), seconds(1, rounded_linear)) for _ in range(PROBE_ROUNDS)]
     return min(full for full, _ in rounds), min(half for _, half in rounds)
