@@ -101,6 +101,7 @@ def test_texts_written_together_are_those_written_alone(
     """Some end at a separator, one token of four, long before others; the context ends at 5."""
     torch.manual_seed(0)
     model = ControlModel(ControlConfig(4, 5, 1, 16, num_heads=2, mlp_ratio=4)).double()
+    model.max_context = 5
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     adapter, vocabulary = DefaultModelAdapter(ControlConfig, ControlModel), ToyVocabulary(4)
