@@ -2,15 +2,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
+from nanozoo_core.config.control import ControlConfig
 from nanozoo_core.contract import SamplingSettings
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.errors import ConfigError
-from nanozoo_core.generation.text import check_settings
+from nanozoo_core.generation.text import check_settings, generate_together, generate_tokens
+from nanozoo_core.nn.control import ControlModel
 from nanozoo_core.ops.sampling import probabilities, sample
 from nanozoo_core.randomness import seeded_generator
+from nanozoo_core.testing import ToyVocabulary
 
 LOGITS = torch.tensor([2.0, 0.5, -1.0, 1.0, 0.0])
 
@@ -86,3 +91,31 @@ def test_settings_out_of_range_are_refused_together() -> None:
     with pytest.raises(ConfigError) as caught:
         check_settings(SamplingSettings(max_tokens=0, temperature=-1, top_k=-2, top_p=math.inf))
     assert len(caught.value.problems) == 4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("max_tokens", [1, 20])
+def test_texts_written_together_are_those_written_alone(
+    temperature: float, max_tokens: int
+) -> None:
+    """Some end at a separator, one token of four, long before others; the context ends at 5."""
+    torch.manual_seed(0)
+    model = ControlModel(ControlConfig(4, 5, 1, 16, num_heads=2, mlp_ratio=4)).double()
+    model.max_context = 5
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    adapter, vocabulary = DefaultModelAdapter(ControlConfig, ControlModel), ToyVocabulary(4)
+    settings = SamplingSettings(max_tokens=max_tokens, temperature=temperature)
+    prompt, seeds = "1 2", [4, 0, 9, 7, 1]
+    texts: list[list[int]] = [[] for _ in seeds]
+    steps = generate_together(adapter, model, vocabulary, prompt, settings, seeds)
+    for step in steps:
+        for text, new in zip(texts, step, strict=True):
+            text += new
+    for seed, text in zip(seeds, texts, strict=True):
+        one = replace(settings, seed=seed)
+        alone = generate_tokens(adapter, model, vocabulary, prompt, one)
+        assert text == [token for piece in alone for token in piece]
+    assert model.training
+    if temperature and max_tokens > 1:
+        assert len({len(text) for text in texts} - {max_tokens}) > 0

@@ -260,6 +260,28 @@ def test_a_small_model_drafts_what_it_would_write_itself() -> None:
     assert alone.acceptance == 1
 
 
+@torch.no_grad()
+def test_drafts_come_from_the_whole_text() -> None:
+    """To the last digit, however many of the drafts before stood."""
+    model, small = controls(None)
+    drafter = Adapter(small).drafter(model)
+    text, unread = [1, 2, 5], 3
+    drafter.begin(torch.tensor([text]), torch.tensor([3]), 40)
+    for count in (1, 4, 2, 4, 3):
+        read = [*text, unread]
+
+        def choose(logits: Tensor, read: list[int] = read) -> Tensor:
+            expected = small(torch.tensor([read]))[:, -1]
+            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
+            read.append((read[-1] * 3 + len(read)) % 8)
+            return torch.tensor([read[-1]])
+
+        drafts = drafter.draft(torch.tensor([unread]), choose)
+        drafter.check(torch.cat([torch.tensor([[unread]]), drafts], 1))
+        drafter.keep(torch.tensor([count]))
+        text, unread = read[: len(text) + count], (count + len(text)) % 8
+
+
 def test_uneven_rows_are_each_row_alone() -> None:
     model, small = controls(None)
     generator = torch.Generator().manual_seed(0)

@@ -16,7 +16,10 @@ import torch
 import nanozoo_core
 from nanozoo_core.commands import cli
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.generation import decoding_dtype
 from nanozoo_core.likelihood import in_bits
+from nanozoo_core.python import generation
+from nanozoo_core.testing.rounding import counted_products
 
 TEXT = "word1 word2 caf\xe9 word3\n" * 9  # longer than a window of 32 bytes
 
@@ -31,6 +34,36 @@ def test_generate_writes_what_the_command_writes(
     assert (found.prompt, found.suffix, found.seed) == ("word", "", 4)
     assert "".join(run.stream("word", max_tokens=9, seed=4)) == found.text
     assert run.generate("word", max_tokens=9, seed=5).text != found.text
+
+
+def test_samples_of_the_command_are_texts_of_following_seeds(
+    run: nanozoo_core.Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "MOST_TOGETHER", 2)
+    words = ["generate", str(run.folder), "--prompt", "word", "--max-tokens", "9", "--seed", "4"]
+    cli.main([*words, "--device", "cpu", "--num-samples", "3", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    texts = [run.generate("word", max_tokens=9, seed=seed).text for seed in (4, 5, 6)]
+    assert [(row["seed"], row["text"]) for row in rows] == list(zip((4, 5, 6), texts, strict=True))
+    cli.main([*words, "--device", "cpu", "--num-samples", "2"])
+    line = "-" * 80
+    assert capsys.readouterr().out == f"word{texts[0]}\n{line}\nword{texts[1]}\n"
+
+
+def test_float32_is_what_a_small_model_has_and_bfloat16_can_be_asked_for(
+    run: nanozoo_core.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding_dtype, "LEAST_WEIGHTS", 1)
+    settings = {"max_tokens": 40, "temperature": 0.0}
+    plain = run.generate("word", **settings).text
+    assert run.generate("word", **settings, dtype="float32").text == plain
+    with counted_products() as count:
+        assert run.generate("word", **settings, dtype="bfloat16").text
+        assert count[0] > 0
+        assert "".join(run.stream("word", **settings, dtype="bfloat16"))
+    with counted_products() as count:
+        assert run.generate("word", **settings).text == plain
+    assert count[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ from nanozoo_core.config.compose import compose_config
 from nanozoo_core.config.resolved import resolve
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.machine.device import resolve_dtype
+from nanozoo_core.machine.environment import FORCED
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training import cpu_precision
 from nanozoo_core.training.cpu_precision import Choice, Measured, decide, forced
-from nanozoo_core.training.precision_settings import FORCED, undecided
+from nanozoo_core.training.precision_settings import undecided
 from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.trainer import Trainer
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from nanozoo_core.commands.run_arguments import Commands, add_run_arguments, load, model_values
@@ -15,10 +17,12 @@ from nanozoo_core.machine.paths import path_argument
 from nanozoo_core.machine.terminal import out, warn, write
 from nanozoo_core.python.generation import (
     CONTINUATION_TOKENS,
+    DTYPES,
     MIDDLE_TOKENS,
     NUM_DRAFTS,
     TextRequest,
     write_pieces,
+    write_samples,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +72,13 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the first sample; each further one adds 1"
     )
-    parser.add_argument("--num-samples", type=int, default=1, help="how many texts to draw")
+    parser.add_argument(
+        "--num-samples",
+        type=int,
+        default=1,
+        help="how many texts to draw; decoded "
+        "together where the model writes from left to right and nothing is drafted",
+    )
     parser.add_argument(
         "--num-steps",
         type=int,
@@ -99,6 +109,13 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--num-drafts", type=int, default=NUM_DRAFTS, help="how many tokens --draft proposes"
     )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=DTYPES,
+        help="of the weights in products; auto takes bfloat16 on a CPU where a probe finds it "
+        "faster, and says so",
+    )
     parser.set_defaults(handler=run)
 
 
@@ -113,7 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     _check_flags(arguments)
     seeds = range(arguments.seed, arguments.seed + arguments.num_samples)
-    requests = [_request(arguments, seed) for seed in seeds]
+    request = _request(arguments)
     traces = [Trace(f"seed {seed}") for seed in seeds]
     is_traced = arguments.trace is not None
     if is_traced and not arguments.trace.absolute().parent.is_dir():
@@ -121,38 +138,48 @@ def run(arguments: argparse.Namespace) -> None:
     run = load(arguments, model_values(arguments))
     draft = None if arguments.draft is None else _load_draft(arguments)
     tally = Tally() if arguments.speculative or draft is not None else None
+    tell = cache(warn)  # once, however many texts there are
     if arguments.prompt == "-":
-        prompt = _standard_input()
-        requests = [replace(request, prompt=prompt) for request in requests]
+        request = replace(request, prompt=_standard_input())
     if arguments.interactive:
-        first = requests.pop()
         continue_lines(
             arguments.prompt,
             lambda text, turn: write_pieces(
                 run,
-                replace(first, prompt=text, seed=first.seed + turn),
+                replace(request, prompt=text, seed=request.seed + turn),
                 draft=draft,
                 tally=tally,
+                tell=tell,
             ),
         )
-    for number, request in enumerate(requests):
-        on_step = traces[number].add if is_traced else None
-        pieces = write_pieces(run, request, draft=draft, tally=tally, on_step=on_step)
-        if arguments.json:
-            text = "".join(pieces) + request.suffix
-            out(json.dumps({"prompt": request.prompt, "text": text, "seed": request.seed}))
-            continue
-        if number:
-            out("-" * 80)
-        write(request.prompt)
-        for piece in pieces:
-            write(piece)
-        out(request.suffix)
+    else:
+        on_steps = [trace.add for trace in traces] if is_traced else None
+        samples = write_samples(
+            run, request, seeds, draft=draft, tally=tally, on_steps=on_steps, tell=tell
+        )
+        for seed, pieces in zip(seeds, samples, strict=True):
+            _show(request, seed, pieces, arguments)
     if tally is not None:
         warn(tally.describe())
     if is_traced:
         title = f"{run.config.model}: {arguments.run}"
         write_text(arguments.trace, trace_page(title, traces, run.vocabulary))
+
+
+def _show(
+    request: TextRequest, seed: int, pieces: Iterator[str], arguments: argparse.Namespace
+) -> None:
+    """One sample, piece by piece, or as a line of JSON when it is whole."""
+    if arguments.json:
+        text = "".join(pieces) + request.suffix
+        out(json.dumps({"prompt": request.prompt, "text": text, "seed": seed}))
+        return
+    if seed > arguments.seed:
+        out("-" * 80)
+    write(request.prompt)
+    for piece in pieces:
+        write(piece)
+    out(request.suffix)
 
 
 def _load_draft(arguments: argparse.Namespace) -> LoadedRun:
@@ -161,7 +188,7 @@ def _load_draft(arguments: argparse.Namespace) -> LoadedRun:
     return runs.load_run(arguments.draft, device=arguments.device, verify=not arguments.no_verify)
 
 
-def _request(arguments: argparse.Namespace, seed: int) -> TextRequest:
+def _request(arguments: argparse.Namespace) -> TextRequest:
     return TextRequest(
         prompt=arguments.prompt,
         suffix=arguments.suffix,
@@ -169,11 +196,12 @@ def _request(arguments: argparse.Namespace, seed: int) -> TextRequest:
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
-        seed=seed,
+        seed=arguments.seed,
         num_steps=arguments.num_steps,
         use_cache=not arguments.no_cache,
         speculative=arguments.speculative,
         num_drafts=arguments.num_drafts,
+        dtype=arguments.dtype,
     )
 
 

@@ -17,7 +17,11 @@ from nanozoo_core.errors import NanozooError
 
 class ModelDrafter:
     """A model whose tokens another one of the same vocabulary proposes. Both read the same text:
-    the small one token by token, the large one all drafts of a pass at once."""
+    the small one token by token, the large one all drafts of a pass at once.
+
+    The small one has read all but the last of the tokens that stand, and reads that one with the
+    first of a pass: it costs no call of its own, and the last draft is read only where it stands.
+    """
 
     def __init__(
         self,
@@ -41,33 +45,35 @@ class ModelDrafter:
         self.cache = self.adapter.init_cache(self.model, batch_size, max_length)
         self.small_cache = self.small_adapter.init_cache(self.small_model, batch_size, max_length)
         self.small_adapter.prefill(self.small_model, tokens, lengths, self.small_cache)
+        self.small_cache.crop(lengths - 1)
         self.lengths = lengths
+        self.last = tokens.gather(1, lengths[:, None] - 1)[:, 0]  # (B,)
         return self.adapter.prefill(self.model, tokens, lengths, self.cache)
 
     def draft(self, token: Tensor, choose: Choose) -> Tensor:
         count = self.num_drafts
         if self.max_context is not None:  # a table of positions ends there
             count = max(0, min(count, self.max_context - 1 - int(self.lengths.max())))
-        read = [token]
+        drafts: list[Tensor] = []
+        new = torch.stack([self.last, token], 1)  # (B, 2)
         for _ in range(count):
-            read.append(choose(self._small(read[-1])))
-        self._small(read[-1])  # so that both have read the same when all drafts stand
-        return torch.stack(read, 1)[:, 1:]
+            logits = self.small_adapter.append(self.small_model, new, self.small_cache)
+            drafts.append(choose(logits[:, -1]))
+            new = drafts[-1][:, None]
+        return torch.stack(drafts, 1) if drafts else token.new_empty(len(token), 0)
 
     def check(self, tokens: Tensor) -> Tensor:
+        self.checked = tokens  # (B, K + 1)
         return self.adapter.append(self.model, tokens, self.cache)
 
     def keep(self, counts: Tensor) -> None:
         self.lengths = self.lengths + counts
+        kept = self.checked.gather(1, (counts[:, None] - 1).clamp(min=0))[:, 0]
+        self.last = torch.where(counts > 0, kept, self.last)
         if self.max_context is not None:  # a complete row reads one token once more, for nothing
             self.lengths = self.lengths.clamp(max=self.max_context - 1)
         self.cache.crop(self.lengths)
-        self.small_cache.crop(self.lengths)
-
-    def _small(self, token: Tensor) -> Tensor:
-        """Logits (B, V) of the small model after one more token (B,)."""
-        model = self.small_model
-        return self.small_adapter.append(model, token[:, None], self.small_cache)[:, 0]
+        self.small_cache.crop(self.lengths - 1)
 
 
 @torch.no_grad()

@@ -139,7 +139,7 @@ class _Chooser:
         return draw(self.probs[-1], self.generator).to(logits.device)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def decode(
     drafter: Drafter,
     tokens: Tensor,

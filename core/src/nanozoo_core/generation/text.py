@@ -11,7 +11,7 @@ from torch import nn
 from nanozoo_core.contract import Drafter, SamplingSettings, Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter, DenoisingModel
 from nanozoo_core.errors import ConfigError, Problems
-from nanozoo_core.generation.autoregressive import autoregressive
+from nanozoo_core.generation.autoregressive import autoregressive, autoregressive_rows
 from nanozoo_core.generation.denoising import continue_text, denoised, fit_window
 from nanozoo_core.generation.speculative import Tally, speculative
 from nanozoo_core.randomness import seeded_generator
@@ -82,6 +82,42 @@ def generate_tokens(
             left -= len(new)
             if left <= 0:
                 return
+    finally:
+        model.train(was_training)
+
+
+def generate_together(
+    adapter: DefaultModelAdapter,
+    model: nn.Module,
+    vocabulary: Vocabulary,
+    prompt: str,
+    settings: SamplingSettings,
+    seeds: Sequence[int],
+) -> Iterator[list[list[int]]]:
+    """Yields what each of some texts after one prompt gained in a step: a token, or nothing once it
+    has reached a separator. Each text is that of `generate_tokens` with its own seed, in the place
+    of `settings.seed`, up to how the model's products round more rows than one.
+
+    For models that read from left to right.
+    """
+    check_settings(settings)
+    tokens = [vocabulary.separator, *vocabulary.encode(prompt)]
+    generators = [seeded_generator(seed, 5) for seed in seeds]
+    running = [True] * len(generators)
+    was_training = model.training
+    model.eval()
+    try:
+        with adapter.at_steps(model, settings.num_steps):
+            for step in autoregressive_rows(adapter, model, tokens, settings, generators):
+                running = [
+                    goes_on and token != vocabulary.separator
+                    for goes_on, token in zip(running, step, strict=True)
+                ]
+                if not any(running):
+                    return
+                yield [
+                    [token] if goes_on else [] for goes_on, token in zip(running, step, strict=True)
+                ]
     finally:
         model.train(was_training)
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nanozoo_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from nanozoo_core.contract import Drafter, PartialText, SamplingSettings
+    from nanozoo_core.generation.decoding_dtype import RoundedWeights
     from nanozoo_core.generation.speculative import Tally
     from nanozoo_core.training.runs import LoadedRun
 
 CONTINUATION_TOKENS = 256
 MIDDLE_TOKENS = 32
 NUM_DRAFTS = 4
+MOST_TOGETHER = 16
+"""Texts that are decoded in one batch: their caches lie in memory together."""
+DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class TextRequest:
     use_cache: bool = True
     speculative: bool = False
     num_drafts: int = NUM_DRAFTS
+    dtype: str = "auto"
 
     def __post_init__(self) -> None:
         from nanozoo_core.generation.text import check_settings
@@ -55,6 +60,8 @@ class TextRequest:
             raise ConfigError("--speculative decodes with the cache; leave out --no-cache")
         if self.num_drafts < 1:
             raise ConfigError(f"num_drafts={self.num_drafts} must be at least 1")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype={self.dtype} is none of {', '.join(DTYPES)}")
         check_settings(self.sampling())
 
     def sampling(self, on_step: Callable[[PartialText], object] | None = None) -> SamplingSettings:
@@ -96,6 +103,7 @@ def write_pieces(
     draft: LoadedRun | None = None,
     tally: Tally | None = None,
     on_step: Callable[[PartialText], object] | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> Iterator[str]:
     """The new text of a request in pieces, each as soon as it is known; a character that needs
     several tokens comes whole.
@@ -104,15 +112,81 @@ def write_pieces(
         draft: a smaller run, whose tokens this one checks.
         tally: counts what speculation was worth.
         on_step: called by models that denoise with the whole text after every step.
+        tell: hears which type of weights a probe has chosen, in a line.
 
     Raises: ConfigError, at once, for what the model cannot serve.
     """
     check_request(run, request, is_traced=on_step is not None)
     settings = request.sampling(on_step)
     drafter = _drafter(run, request, draft)
+    contexts = _contexts(run, request, draft, tell)
     if request.suffix:
-        return _middle(run, request, settings)
-    return _continuation(run, request.prompt, settings, drafter, tally)
+        return _middle(run, request, settings, contexts)
+    return _continuation(run, request.prompt, settings, drafter, tally, contexts)
+
+
+def write_samples(
+    run: LoadedRun,
+    request: TextRequest,
+    seeds: Sequence[int],
+    *,
+    draft: LoadedRun | None = None,
+    tally: Tally | None = None,
+    on_steps: Sequence[Callable[[PartialText], object] | None] | None = None,
+    tell: Callable[[str], object] | None = None,
+) -> Iterator[Iterator[str]]:
+    """The pieces of a text for each seed, in the place of the request's own: what `write_pieces`
+    gives for each. Where a model writes from left to right and nothing drafts, up to
+    `MOST_TOGETHER` texts are decoded together, and each then comes as one piece.
+
+    Args: on_steps: one for each seed; the others as in `write_pieces`.
+    """
+    is_plain = not (run.adapter.can_denoise or request.speculative or draft or on_steps)
+    if is_plain and len(seeds) > 1:
+        check_request(run, request)
+        for start in range(0, len(seeds), MOST_TOGETHER):
+            texts = _together(run, request, seeds[start : start + MOST_TOGETHER], tell)
+            yield from (iter([text]) for text in texts)
+        return
+    for seed, on_step in zip(seeds, on_steps or [None] * len(seeds), strict=True):
+        one = replace(request, seed=seed)
+        yield write_pieces(run, one, draft=draft, tally=tally, on_step=on_step, tell=tell)
+
+
+def _together(
+    run: LoadedRun,
+    request: TextRequest,
+    seeds: Sequence[int],
+    tell: Callable[[str], object] | None,
+) -> list[str]:
+    from nanozoo_core.generation.decoding_dtype import step_by_step
+    from nanozoo_core.generation.text import generate_together
+
+    contexts = _contexts(run, request, None, tell, num_rows=len(seeds))
+    tokens: list[list[int]] = [[] for _ in seeds]
+    steps = generate_together(
+        run.adapter, run.model, run.vocabulary, request.prompt, request.sampling(), seeds
+    )
+    for step in step_by_step(steps, contexts):
+        for text, new in zip(tokens, step, strict=True):
+            text += new
+    return [run.vocabulary.decode(text) for text in tokens]
+
+
+def _contexts(
+    run: LoadedRun,
+    request: TextRequest,
+    draft: LoadedRun | None,
+    tell: Callable[[str], object] | None,
+    *,
+    num_rows: int = 1,
+) -> list[RoundedWeights]:
+    """What the type of the request asks each step of decoding to be in."""
+    from nanozoo_core.generation.decoding_dtype import decoding_contexts
+
+    loaded = [run] if draft is None else [run, draft]
+    models = [(each.adapter, each.model) for each in loaded]
+    return decoding_contexts(models, request.dtype, num_rows=num_rows, tell=tell)
 
 
 def _drafter(run: LoadedRun, request: TextRequest, draft: LoadedRun | None) -> Drafter | None:
@@ -154,12 +228,19 @@ def _drafter(run: LoadedRun, request: TextRequest, draft: LoadedRun | None) -> D
     )
 
 
-def _middle(run: LoadedRun, request: TextRequest, settings: SamplingSettings) -> Iterator[str]:
+def _middle(
+    run: LoadedRun,
+    request: TextRequest,
+    settings: SamplingSettings,
+    contexts: Sequence[RoundedWeights],
+) -> Iterator[str]:
+    from nanozoo_core.generation.decoding_dtype import inside
     from nanozoo_core.generation.text import infill_tokens
 
-    middle = infill_tokens(
-        run.adapter, run.model, run.vocabulary, request.prompt, request.suffix, settings
-    )
+    with inside(contexts):
+        middle = infill_tokens(
+            run.adapter, run.model, run.vocabulary, request.prompt, request.suffix, settings
+        )
     yield run.vocabulary.decode(middle)
 
 
@@ -169,7 +250,9 @@ def _continuation(
     settings: SamplingSettings,
     drafter: Drafter | None,
     tally: Tally | None,
+    contexts: Sequence[RoundedWeights],
 ) -> Iterator[str]:
+    from nanozoo_core.generation.decoding_dtype import step_by_step
     from nanozoo_core.generation.text import generate_tokens
 
     tokens: list[int] = []
@@ -177,7 +260,7 @@ def _continuation(
     stream = generate_tokens(
         run.adapter, run.model, run.vocabulary, prompt, settings, drafter=drafter, tally=tally
     )
-    for new in stream:
+    for new in step_by_step(stream, contexts):
         tokens += new
         text = run.vocabulary.decode(tokens)
         stable = text[: len(text) - 1] if text.endswith("\ufffd") else text

@@ -150,6 +150,7 @@ class Run:
         speculative: bool = False,
         draft: Run | None = None,
         num_drafts: int = NUM_DRAFTS,
+        dtype: str = "auto",
     ) -> Generated:
         """Writes a text: behind the prompt, or between it and a suffix.
 
@@ -166,6 +167,8 @@ class Run:
             speculative: check several tokens at once, where the model can propose them.
             draft: a smaller run of the same vocabulary, which proposes them instead.
             num_drafts: how many it proposes at once.
+            dtype: of the weights in products, "float32", "bfloat16", or "auto" for bfloat16 on a
+                CPU where a probe finds it faster.
 
         Raises: ConfigError for settings out of range, or that the model cannot serve.
         """
@@ -181,6 +184,7 @@ class Run:
             use_cache=use_cache,
             speculative=speculative,
             num_drafts=num_drafts,
+            dtype=dtype,
         )
         small = None if draft is None else draft.loaded
         with told_out_of_memory():

@@ -13,6 +13,7 @@ import pytest
 
 pytest.register_assert_rewrite("nanozoo_core.testing.contract_kit")
 pytest.register_assert_rewrite("nanozoo_core.testing.contract_counts")
+pytest.register_assert_rewrite("nanozoo_core.testing.contract_decoding")
 pytest.register_assert_rewrite("nanozoo_core.testing.contract_flops")
 pytest.register_assert_rewrite("nanozoo_core.testing.step_counts")
 pytest.register_assert_rewrite("nanozoo_core.testing.contract_keys")

@@ -27,6 +27,7 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.machine.device import autocast
 from nanozoo_core.testing.contract_counts import CountsContract
+from nanozoo_core.testing.contract_decoding import DecodingContract
 from nanozoo_core.testing.contract_flops import AccountsContract
 from nanozoo_core.testing.contract_keys import KeysContract
 from nanozoo_core.testing.contract_training import TrainingContract
@@ -45,7 +46,9 @@ TINY: dict[str, Any] = {"num_layers": 2, "model_dim": 32, "num_heads": 2}
 """Of a model with the shape of the control."""
 
 
-class ModelContract(AccountsContract, CountsContract, KeysContract, TrainingContract):
+class ModelContract(
+    AccountsContract, CountsContract, DecodingContract, KeysContract, TrainingContract
+):
     """The contract, test by test. Override the attributes, and the methods whose rule differs."""
 
     model: str

@@ -26,11 +26,11 @@ from nanozoo_core.errors import CheckpointError, ConfigError, DataError, NonFini
 from nanozoo_core.files import read_json
 from nanozoo_core.machine.attention_form import AttentionForm, attention_form
 from nanozoo_core.machine.device import autocast, device_name
+from nanozoo_core.machine.environment import FORCED
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.machine.terminal import say
 from nanozoo_core.nn.attention import sdpa
 from nanozoo_core.optim.orthogonalize import orthogonalize
-from nanozoo_core.training.precision_settings import FORCED
 
 WORTH = 1.2  # how much faster bfloat16 must be, for what it costs in digits
 MOST_TOKENS, ROUNDS = 1024, 2

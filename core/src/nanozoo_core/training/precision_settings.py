@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-FORCED = "NANOZOO_CPU_PRECISION"
-"""float32 or bfloat16: what auto is then without a measurement, such as in tests."""
-
 
 def undecided(
     stored: dict[str, Any],

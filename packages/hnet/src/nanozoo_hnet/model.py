@@ -127,6 +127,7 @@ class ChunkedStage(nn.Module):
             MainStage(config, stage + 1, self.mixers) if is_last else type(self)(config, stage + 1)
         )
         self.residual = nn.Linear(dims[stage], dims[stage])
+        self.residual.weight.keeps_float32 = True  # type: ignore[attr-defined]
         self.decoder = Isotropic(config, stage, layout.decoder, self.mixers)
 
     def networks(self) -> list[Isotropic]:

@@ -121,6 +121,8 @@ class Router(nn.Module):
         super().__init__()
         self.query = nn.Linear(model_dim, model_dim, bias=False)
         self.key = nn.Linear(model_dim, model_dim, bias=False)
+        for weight in (self.query.weight, self.key.weight):
+            weight.keeps_float32 = True  # type: ignore[attr-defined]
         self.init_weights()
 
     def init_weights(self) -> None:

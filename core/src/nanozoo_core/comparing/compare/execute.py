@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from nanozoo_core.comparing.compare.plan import Member
 from nanozoo_core.errors import NanozooError, NonFiniteError
+from nanozoo_core.machine.environment import FORCED
 from nanozoo_core.machine.terminal import has_bars, say
-from nanozoo_core.training.precision_settings import FORCED
 from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.signals import ending_as_keyboard_interrupt
 
