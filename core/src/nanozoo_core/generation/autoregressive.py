@@ -30,7 +30,7 @@ def autoregressive(
     return autoregressive_rows(adapter, model, prompt, settings, [generator])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def autoregressive_rows(
     adapter: DefaultModelAdapter,
     model: nn.Module,

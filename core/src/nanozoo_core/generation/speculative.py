@@ -139,7 +139,7 @@ class _Chooser:
         return draw(self.probs[-1], self.generator).to(logits.device)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(
     drafter: Drafter,
     tokens: Tensor,
