@@ -1,9 +1,9 @@
 """Puts what `nanozoo bench --peers` has measured into docs/pages/performance.md.
 
-    python docs/performance.py runs/peers/TIME/peers.json
+    python docs/performance.py runs/peers/TIME/peers.json ...
 
-Replaces what stands between the marks of the page: the processor's limits, the table, and the
-command with its date and commit.
+Of each file one table. Replaces what stands between the marks of the page: the processor's limits,
+the table, and the command with its date and commit.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ def replaced(page: str, text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("record", type=Path, metavar="PEERS.JSON")
-    record = json.loads(parser.parse_args().record.read_text(encoding="utf-8"))
+    parser.add_argument("records", type=Path, nargs="+", metavar="PEERS.JSON")
+    records = parser.parse_args().records
+    sections = [section(json.loads(path.read_text(encoding="utf-8"))) for path in records]
     page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(replaced(page, section(record)), encoding="utf-8")
+    PAGE.write_text(replaced(page, "\n\n".join(sections)), encoding="utf-8")
 
 
 if __name__ == "__main__":
