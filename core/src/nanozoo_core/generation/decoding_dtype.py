@@ -6,7 +6,6 @@ N rows that a product reads at once, I inputs and O outputs of a matrix.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.device import resolve_dtype
-from nanozoo_core.machine.environment import FORCED
+from nanozoo_core.machine.environment import forced_precision
 
 LEAST_WEIGHTS = 2**16  # of a matrix: below it the calls that round its input cost what it saves
 LEAST_TOTAL = 2**21  # of all of them: below it a model lies in a core's own cache
@@ -153,7 +152,7 @@ def decoding_contexts(
         shapes = [(m.shape[0], m.shape[1]) for m in large_matrices(model)]
         if sum(rows * width for rows, width in shapes) < LEAST_TOTAL:
             continue
-        if decided := os.environ.get(FORCED):
+        if decided := forced_precision():
             chosen += [RoundedWeights(model)] if decided == "bfloat16" else []
             continue
         full, half = probe(tuple(shapes), num_rows, torch.get_num_threads())

@@ -31,6 +31,14 @@ def widened(x: Tensor) -> Tensor:
     return x.to(wide_dtype(x))
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Of a matrix product with x: autocast's where it is on, as for F.linear."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device)
+
+
 def row_multiple(device: torch.device, dtype: torch.dtype) -> int:
     """To what a number of rows that changes from batch to batch is best rounded up.
 

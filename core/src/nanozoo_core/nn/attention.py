@@ -7,12 +7,14 @@ C block length, N blocks, M blocks of keys that a block of queries meets.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nanozoo_core.machine.attention_form import current_form
+from nanozoo_core.machine.precision import product_dtype
 from nanozoo_core.ops.product_attention import product_attention
 
 # Kept probabilities grow with the square of the length, and the kernel's advantage with them.
@@ -118,33 +120,27 @@ def sdpa(
         dropout: probability that a weight of the average is dropped.
     """
     grouped = q.shape[1] != k.shape[1]
-    form = current_form() if q.device.type == "cpu" else "kernel"
-    if form != "kernel" and (dtype := _product_dtype(q)) == torch.bfloat16:
-        if form == "float32":
-            with torch.autocast("cpu", enabled=False):
-                mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
-                y = F.scaled_dot_product_attention(
-                    *(q.float(), k.float(), v.float()),
-                    attn_mask=mask,
-                    dropout_p=dropout,
-                    is_causal=is_causal,
-                    enable_gqa=grouped,
-                )
-                return y.to(dtype)
-        if _suits_products(q, k, mask, dropout):
-            q, k, v = (x.to(dtype) for x in (q, k, v))
-            if grouped:
-                k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-            bias = mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)
-            return product_attention(q, k, v, bias=bias, is_causal=is_causal)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, enable_gqa=grouped
+    kernel = partial(
+        F.scaled_dot_product_attention,
+        dropout_p=dropout,
+        is_causal=is_causal,
+        enable_gqa=grouped,
     )
-
-
-def _product_dtype(q: Tensor) -> torch.dtype:
-    """The type that F.scaled_dot_product_attention would compute in."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
+    form = current_form() if q.device.type == "cpu" else "kernel"
+    if form == "kernel" or (dtype := product_dtype(q)) != torch.bfloat16:
+        return kernel(q, k, v, attn_mask=mask)
+    is_bias = mask is not None and mask.dtype != torch.bool
+    if form == "float32":
+        with torch.autocast("cpu", enabled=False):
+            bias = mask.float() if mask is not None and is_bias else mask
+            return kernel(q.float(), k.float(), v.float(), attn_mask=bias).to(dtype)
+    if not _suits_products(q, k, mask, dropout):
+        return kernel(q, k, v, attn_mask=mask)
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    if grouped:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    bias = mask.to(dtype) if mask is not None and is_bias else mask
+    return product_attention(q, k, v, bias=bias, is_causal=is_causal)
 
 
 def _suits_products(q: Tensor, k: Tensor, mask: Tensor | None, dropout: float) -> bool:

@@ -19,7 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozoo_core.machine.precision import cast_once, row_multiple, wide_dtype, widened
+from nanozoo_core.machine.precision import (
+    cast_once,
+    product_dtype,
+    row_multiple,
+    wide_dtype,
+    widened,
+)
 from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.ops.optional_triton import triton
 from nanozoo_core.ops.softmax_step import FLOAT16_SCALE, softmax_step_torch, softmax_step_triton
@@ -155,7 +161,7 @@ class _Head:
         cls, x: Tensor, weight: Tensor, softcap: float | None, chunk_size: int | None,
         backend: Backend | None, *, normalised: bool = True,
     ) -> _Head:  # fmt: skip
-        dtype = _product_dtype(x)
+        dtype = product_dtype(x)
         chunk_size = _chunk_size(x, weight, chunk_size, dtype)
         backend = backend or _default_backend(x)
         return cls(softcap, normalised, chunk_size, dtype, backend)
@@ -345,14 +351,6 @@ def _refuse_second_derivative() -> None:
 def _default_backend(x: Tensor) -> Backend:
     has_triton = triton is not None and x.is_cuda and x.dtype != torch.float64
     return "triton" if has_triton else "torch"
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of the matrix products: autocast's where it is on, as for F.linear."""
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-        return x.dtype
-    return torch.get_autocast_dtype(device)
 
 
 def _chunk_size(x: Tensor, weight: Tensor, asked: int | None, dtype: torch.dtype) -> int:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nanozoo_core.contract import Vocabulary
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.testing import step_counts
+from nanozoo_core.testing.contract_parts import ContractPart
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 from nanozoo_core.training.parts import Part
@@ -23,27 +23,8 @@ VOCAB_SIZE, NUM_WINDOWS = 77, 5
 WIDE_VOCAB_SIZE, WIDE_TOKENS = 4352, 4096
 
 
-class CountsContract:
+class CountsContract(ContractPart):
     """The part of `ModelContract` that holds a step to `step_counts.json` beside the test file."""
-
-    seq_len: int
-
-    def build(
-        self, vocabulary: Vocabulary, seq_len: int | None = None, *, seed: int = 0, **changes: Any
-    ) -> tuple[DefaultModelAdapter, nn.Module]:
-        raise NotImplementedError
-
-    def random_tokens(
-        self,
-        vocab_size: int,
-        num_windows: int,
-        seq_len: int | None = None,
-        *,
-        adapter: DefaultModelAdapter | None = None,
-        config: Any = None,
-        seed: int = 1,
-    ) -> Tensor:
-        raise NotImplementedError
 
     def counted_step(
         self, vocab_size: int, seq_len: int, *, num_windows: int, num_parts: int

@@ -10,41 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanozoo_core.contract import SamplingSettings, Vocabulary
+from nanozoo_core.contract import SamplingSettings
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.generation import decoding_dtype
 from nanozoo_core.generation.autoregressive import autoregressive_rows
 from nanozoo_core.generation.decoding_dtype import RoundedWeights, large_matrices
 from nanozoo_core.machine.device import autocast
 from nanozoo_core.randomness import seeded_generator
+from nanozoo_core.testing.contract_parts import ContractPart
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 
 
-class DecodingContract:
+class DecodingContract(ContractPart):
     """The part of `ModelContract` that writes."""
 
-    seq_len: int
     toy_vocab: int
     bfloat16_perturbation: float
     bfloat16_tolerance: float
 
-    def build(
-        self, vocabulary: Vocabulary, seq_len: int | None = None, *, seed: int = 0
-    ) -> tuple[DefaultModelAdapter, nn.Module]:
-        raise NotImplementedError
-
     def perturb(self, model: nn.Module, scale: float = 0.05) -> None:
-        raise NotImplementedError
-
-    def random_tokens(
-        self,
-        vocab_size: int,
-        num_windows: int,
-        seq_len: int | None = None,
-        *,
-        adapter: DefaultModelAdapter | None = None,
-        config: Any = None,
-    ) -> Tensor:
         raise NotImplementedError
 
     def config(self, vocab_size: int) -> Any:

@@ -8,21 +8,19 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
-from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nanozoo_core.contract import Step, Vocabulary
-from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.contract import Step
+from nanozoo_core.testing.contract_parts import ContractPart
 from nanozoo_core.testing.sources import batch_of
 from nanozoo_core.testing.toy_vocabulary import ToyVocabulary
 
 
-class AccountsContract:
+class AccountsContract(ContractPart):
     """The part of `ModelContract` that counts."""
 
     model: str
     tiny: dict[str, Any]
-    seq_len: int
     flops_cfg: dict[str, Any] = {}  # noqa: RUF012 - model_cfg under which torch sees every product
     flops_steps = 1  # over which the count is averaged, where it differs from step to step
     flops_tolerance = 0.04  # relative
@@ -32,23 +30,6 @@ class AccountsContract:
         such as a scan's, less those that it sees and the formula leaves out; each with its
         reason."""
         return 0.0
-
-    def build(
-        self, vocabulary: Vocabulary, seq_len: int | None = None, *, seed: int = 0, **changes: Any
-    ) -> tuple[DefaultModelAdapter, nn.Module]:
-        raise NotImplementedError
-
-    def random_tokens(
-        self,
-        vocab_size: int,
-        num_windows: int,
-        seq_len: int | None = None,
-        *,
-        adapter: DefaultModelAdapter | None = None,
-        config: Any = None,
-        seed: int = 1,
-    ) -> Tensor:
-        raise NotImplementedError
 
     def test_flops_are_those_that_torch_counts(self) -> None:
         """Of the training loss forward and backward, attention by plain products. Torch counts

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nanozoo_core import registry
 from nanozoo_core.config import compose_config, resolve
+from nanozoo_core.machine.environment import FORCED
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.testing.processes import train_in_processes
 from nanozoo_core.testing.training import move
@@ -47,7 +48,7 @@ class TrainingContract:
     @pytest.fixture(autouse=True)
     def own_cache(self, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NANOZOO_CACHE", str(corpus.parent / "cache"))
-        monkeypatch.setenv("NANOZOO_CPU_PRECISION", "float32")
+        monkeypatch.setenv(FORCED, "float32")
 
     def overrides(self, corpus: Path, run_dir: Path, **changes: Any) -> list[str]:
         """A training of a few steps on the CPU."""

@@ -8,4 +8,6 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("NANOZOO_CPU_PRECISION", "float32")
+from nanozoo_core.machine.environment import FORCED
+
+os.environ.setdefault(FORCED, "float32")

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanozoo_core.contract import Step
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
-from nanozoo_core.machine.device import autocast
+from nanozoo_core.machine.device import autocast, no_autocast
 from nanozoo_core.machine.precision import casts_kept
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.training.distributed import LossModule
@@ -63,7 +63,7 @@ def take_step(
         for batch, step in parts:
             seed_dropout(step)
             loss, _ = module(batch, step)
-            with torch.autocast("cpu", enabled=False):
+            with no_autocast(CPU):
                 (loss / step.num_micro_steps).backward()
     model.zero_grad()
 

@@ -8,7 +8,6 @@ once for each machine, version of torch and model: the cache keeps what was foun
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,11 +21,11 @@ from torch import Tensor, nn
 from nanozoo_core.config import TrainingConfig
 from nanozoo_core.config.schema import to_dict
 from nanozoo_core.data.cache import cache_root, digest, write_record
-from nanozoo_core.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from nanozoo_core.errors import CheckpointError, DataError, NonFiniteError
 from nanozoo_core.files import read_json
 from nanozoo_core.machine.attention_form import AttentionForm, attention_form
 from nanozoo_core.machine.device import autocast, device_name
-from nanozoo_core.machine.environment import FORCED
+from nanozoo_core.machine.environment import FORCED, forced_precision
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.machine.terminal import say
 from nanozoo_core.nn.attention import sdpa
@@ -137,10 +136,8 @@ def forced(asked: str) -> Choice | None:
 
     Raises: ConfigError for another name.
     """
-    name = os.environ.get(FORCED, "")
-    if name not in ("", "float32", "bfloat16"):
-        raise ConfigError(f"{FORCED}={name} must be float32 or bfloat16, or not be set")
-    if not name:
+    name = forced_precision()
+    if name is None:
         return None
     if asked == "bfloat16" or name == "bfloat16":
         return Choice("bfloat16", "products", "float32")

@@ -73,7 +73,7 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
     """
     config = resolved.training
     device = devices.resolve_device(config.device, ranks.local_rank)
-    devices.resolve_dtype(config.dtype, device)  # refuses before the data is prepared
+    dtype = devices.resolve_dtype(config.dtype, device)
     adapter = load_adapter(config.model)
     weights = _initial_weights(resolved)
     is_theirs = weights is not None and config.data.tokenizer == weights.data.get("tokenizer")
@@ -105,6 +105,7 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
     if device.type == "cpu":
         losses = partial(_short_step, config, model_cfg, adapter, data, loader, plan)
         config, precision = cpu_precision.choose(config, model_cfg, losses, ranks=ranks)
+        dtype = devices.resolve_dtype(config.dtype, device)
     model = model.to(device)
     adapter.prepare_model(model, _statistics_batches(loader, plan, device, 0))
     notes = []
@@ -124,7 +125,7 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
         model_cfg=model_cfg,
         ranks=ranks,
         device=device,
-        dtype=devices.resolve_dtype(config.dtype, device),
+        dtype=dtype,
         data=data,
         adapter=adapter,
         plan=plan,

@@ -137,9 +137,8 @@ def _settings_then_and_now(
         training = replace(asked.training, seed=member.seed)
         wanted = config_to_store(training, asked.with_vocabulary(size).model_cfg)
         then, now = (as_written(settings) for settings in (stored, wanted))
-        then = undecided(
-            then, now, keys=("attention_form",)
-        )  # the type is float32 unless asked for
+        # The type is float32 unless one was asked for.
+        then = undecided(then, now, keys=("attention_form",))
         yield kept_settings(then, "seed"), kept_settings(now, "seed")
 
 
