@@ -1,0 +1,256 @@
+"""The table of claims: what each paper says, and what a run that fits here shows of it.
+
+    python docs/claims.py [NAME ...] [--run] [--set KEY=VALUE ...]
+
+docs/claims.toml holds, for each claim, its sentence, the comparison that tests it, which difference
+is its effect, and how large that must be, written down before anything ran. `--run` trains what is
+missing of the claims whose name begins with NAME, and keeps their scores in
+docs/pages/claims/NAME.csv, with the settings of `--set` (such as jobs=2) added to the command.
+Without it the page, docs/pages/claims.md, is only written anew from the scores that are there.
+
+An effect is the mean difference of two entrants, positive on the paper's side, with Student's
+interval, whose spread is pooled over the entrants of the table; a bound's own standard error is
+added to it. `A|B` is the better of the two. A gain is
+
+- seen, where its 95 percent interval lies above zero and its mean is at least `at_least`;
+- contradicted, where the interval lies below zero and the paper claims the gain at this size too
+  (`covered`), since "from three billion parameters on" cannot be contradicted by a small model;
+- not visible at this size otherwise.
+
+A claim of `parity` is seen where the 90 percent interval lies within `margin` on both sides: that
+no difference was found is not parity.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import shlex
+import statistics
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanozoo_core.comparing.compare.studentized_range import student_quantile
+
+DOCS = Path(__file__).parent
+FILE, PAGE, SCORES = DOCS / "claims.toml", DOCS / "pages/claims.md", DOCS / "pages/claims"
+BEGIN, END = "<!-- written by docs/claims.py -->", "<!-- end of it -->"
+COLUMNS = (
+    "label", "seed", "val_bpb", "val_bound", "val_standard_error", "train_bytes", "train_flops",
+    "train_seconds", "params", "params_non_embedding", "dtype", "device", "torch", "git_commit",
+)  # fmt: skip
+SEEN, CONTRADICTED, NOT_VISIBLE = "seen", "contradicted", "not visible at this size"
+NOT_RUN = "not run yet"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence of a paper, and the comparison that tests it."""
+
+    name: str
+    model: str
+    claim: str
+    source: str
+    """Its paper, in Markdown."""
+    at_full_size: str
+    """What the paper's own setting is."""
+    setting: str
+    command: str
+    effect: tuple[str, str]
+    """The score of the first less that of the second, in bits per byte."""
+    at_least: float = 0.0
+    parity: bool = False
+    margin: float = 0.0
+    covered: bool = False
+    remark: str = ""
+
+    @property
+    def words(self) -> list[str]:
+        """What stands behind `nanozoo compare`."""
+        return [*shlex.split(self.command), f"folder={self.folder}"]
+
+    @property
+    def folder(self) -> Path:
+        return Path("runs/claims") / self.name
+
+
+@dataclass(frozen=True)
+class Score:
+    """One run of a comparison."""
+
+    label: str
+    bpb: float
+    error: float
+    """The standard error of a bound's draws."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    mean: float
+    half_width: float | None
+    """Of the interval; None where one seed each leaves none."""
+
+    @property
+    def low(self) -> float:
+        return self.mean - (self.half_width or 0.0)
+
+    @property
+    def high(self) -> float:
+        return self.mean + (self.half_width or 0.0)
+
+
+def load(file: Path = FILE) -> list[Claim]:
+    """Raises: TypeError for a key that is unknown or missing."""
+    entries = tomllib.loads(file.read_text(encoding="utf-8"))["claim"]
+    return [Claim(**entry | {"effect": tuple(entry["effect"])}) for entry in entries]
+
+
+def read_scores(text: str) -> list[Score]:
+    """The scores of a results.csv, or of what is kept of one."""
+    return [
+        Score(row["label"], float(row["val_bpb"]), float(row["val_standard_error"] or 0.0))
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def effect(claim: Claim, scores: list[Score]) -> Effect:
+    """Raises: KeyError where an entrant has no score."""
+    by_label: dict[str, list[Score]] = {}
+    for score in scores:
+        by_label.setdefault(score.label, []).append(score)
+    first, second = (_best(by_label, names.split("|")) for names in claim.effect)
+    mean = _mean(first) - _mean(second)
+    freedom = sum(len(one) - 1 for one in by_label.values())
+    if freedom == 0:
+        return Effect(mean, None)
+    squares = sum((s.bpb - _mean(one)) ** 2 for one in by_label.values() for s in one)
+    spread = squares / freedom * (1 / len(first) + 1 / len(second))
+    draws = sum(s.error**2 / len(one) ** 2 for one in (first, second) for s in one)
+    quantile = student_quantile(0.1 if claim.parity else 0.05, freedom)
+    return Effect(mean, quantile * (spread + draws) ** 0.5)
+
+
+def _best(by_label: dict[str, list[Score]], labels: list[str]) -> list[Score]:
+    return min((by_label[label] for label in labels), key=_mean)
+
+
+def _mean(scores: list[Score]) -> float:
+    return statistics.mean(score.bpb for score in scores)
+
+
+def outcome(claim: Claim, found: Effect) -> str:
+    if found.half_width is None:
+        return NOT_VISIBLE
+    if claim.parity:
+        if -claim.margin < found.low and found.high < claim.margin:
+            return SEEN
+        apart = found.high < -claim.margin or found.low > claim.margin
+        return CONTRADICTED if apart and claim.covered else NOT_VISIBLE
+    if found.low > 0 and found.mean >= claim.at_least:
+        return SEEN
+    return CONTRADICTED if found.high < 0 and claim.covered else NOT_VISIBLE
+
+
+def kept(claim: Claim) -> Path:
+    return SCORES / f"{claim.name}.csv"
+
+
+def keep(claim: Claim, results: Path) -> None:
+    """The columns of a results.csv that the page is made of."""
+    with results.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    SCORES.mkdir(exist_ok=True)
+    with kept(claim).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def run(claim: Claim, settings: list[str]) -> None:
+    """Trains what is missing of a claim's comparison. Raises: NanozooError."""
+    from nanozoo_core.comparing.compare.command import compare
+
+    done = compare([*claim.words, *settings])
+    for name, sentence in done.failures.items():
+        raise SystemExit(f"{claim.name}: {name} failed: {sentence}")
+    keep(claim, claim.folder / "results.csv")
+
+
+def table(claims: list[Claim]) -> str:
+    rows = [
+        "| model | claim | what ran | outcome | effect, bits per byte |",
+        "|---|---|---|---|---|",
+    ]
+    for claim in claims:
+        shown, numbers = NOT_RUN, ""
+        if kept(claim).is_file():
+            found = effect(claim, read_scores(kept(claim).read_text(encoding="utf-8")))
+            shown = f"**{outcome(claim, found)}**"
+            width = "one seed" if found.half_width is None else f"+- {found.half_width:.3f}"
+            numbers = f"{found.mean:+.3f} {width}, {_asked(claim)}"
+        link = f"[{claim.claim}](#{claim.name})"
+        rows.append(f"| {claim.model} | {link} | {claim.setting} | {shown} | {numbers} |")
+    return "\n".join(rows)
+
+
+def _asked(claim: Claim) -> str:
+    if claim.parity:
+        return f"asked: within {claim.margin:g}"
+    return f"asked: above 0 and at least {claim.at_least:g}"
+
+
+def details(claim: Claim) -> str:
+    first, second = (" or ".join(names.split("|")) for names in claim.effect)
+    text = [
+        f"### {claim.name}",
+        f"{claim.claim} {claim.source}",
+        f"At full size: {claim.at_full_size} The effect is the score of {first} less that of "
+        f"{second}.{' ' + claim.remark if claim.remark else ''}",
+        f"```sh\nnanozoo compare {claim.command}\n```",
+    ]
+    if kept(claim).is_file():
+        scores = read_scores(kept(claim).read_text(encoding="utf-8"))
+        labels = dict.fromkeys(score.label for score in scores)
+        each = [f"{label} {_mean([s for s in scores if s.label == label]):.3f}" for label in labels]
+        with kept(claim).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        devices = ", ".join(dict.fromkeys(row["device"] for row in rows))
+        types = ", ".join(dict.fromkeys(row["dtype"] for row in rows))
+        seeds = len({row["seed"] for row in rows})
+        text.append(
+            f"Means over {seeds} seed{'s' if seeds > 1 else ''}: {', '.join(each)}. {devices}, "
+            f"{types}, torch {rows[0]['torch']}."
+        )
+    return "\n\n".join(text)
+
+
+def replaced(page: str, claims: list[Claim]) -> str:
+    """The page with table and details between its marks."""
+    before, _, rest = page.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise ValueError(f"the page must hold {BEGIN} and then {END}")
+    text = "\n\n".join([table(claims), *map(details, claims)])
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--run", action="store_true", help="train what is missing")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="settings")
+    arguments = parser.parse_args()
+    claims = load()
+    if arguments.run:
+        for claim in claims:
+            if not arguments.names or claim.name.startswith(tuple(arguments.names)):
+                run(claim, arguments.settings)
+    PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), claims), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
