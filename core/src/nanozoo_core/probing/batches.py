@@ -35,8 +35,6 @@ class Source:
     task: Task
     coding: Coding
     seed: int
-    num_train: int | None = None
-    """How many samples of training there are, over and over; None is no end of them."""
 
     @property
     def length(self) -> int:
@@ -46,10 +44,7 @@ class Source:
     def training_batch(self, step: int, windows: int, lookahead: int, loss: LossOn) -> Batch:
         """Window r of step s is sample `s * windows + r`."""
         first = step * windows
-        indices = [
-            index if self.num_train is None else index % self.num_train
-            for index in range(first, first + windows)
-        ]
+        indices = [self.task.train_index(index) for index in range(first, first + windows)]
         found = self.questions(TRAIN, indices, lookahead=lookahead).batch
         return found if loss == "answers" else replace(found, scored=None)
 

@@ -109,6 +109,7 @@ def run(member: Member, *, tell: Callable[[str], object] = say) -> dict[str, Any
     Raises: ConfigError, NonFiniteError.
     """
     source = member.source()
+    tested = dataclasses.replace(source, task=source.task.tested())
     config = member.resolved(source)
     training = config.training
     adapter = load_adapter(training.model)
@@ -122,16 +123,16 @@ def run(member: Member, *, tell: Callable[[str], object] = say) -> dict[str, Any
     )
     device = devices.resolve_device(training.device)
     learner = Learner.fresh(adapter, config.model_cfg, plan, device)
-    untrained = _quick_marks(learner, source).accuracy
+    untrained = _quick_marks(learner, tested).accuracy
     learned = train(
         learner,
         plan,
         training.optim,
-        accuracy=lambda: _quick_marks(learner, source).accuracy,
+        accuracy=lambda: _quick_marks(learner, tested).accuracy,
         say=lambda text: tell(f"{member.name}: {text}"),
     )
     task = source.task
-    guess = guessed(source, member.samples)
+    guess = guessed(tested, member.samples)
     report = adapter.report(learner.model)
     return {
         "settings": member.settings(),
@@ -154,10 +155,10 @@ def run(member: Member, *, tell: Callable[[str], object] = say) -> dict[str, Any
         "tuning": learned.curve[-1][1],
         "headline": task.headline,
         "chance": _chance(task, guess),
-        "guess": guess.accuracy if task.headline == "accuracy" else guess.exact,
+        "guess": getattr(guess, task.headline),
         "guess_name": task.guess_name,
-        "leak": leak(learner, source),
-        **_asked(learner, source, member.samples),
+        "leak": leak(learner, tested),
+        **_asked(learner, tested, member.samples),
     }
 
 
@@ -170,9 +171,9 @@ def _quick_marks(learner: Learner, source: Source) -> Marks:
 
 def _chance(task: Task, guess: Marks) -> float:
     """Of the headline: answers drawn at random are all right with the product of their chances."""
-    if task.headline == "accuracy":
+    if task.headline != "exact":
         return task.chance
-    alone = [task.chance ** len(sample) for sample in guess.right]
+    alone = [task.chance ** len(sample) for sample in guess.right if sample]
     return sum(alone) / len(alone)
 
 
@@ -190,7 +191,8 @@ def _asked(learner: Learner, source: Source, num_samples: int) -> dict[str, Any]
     modes: dict[str, Any] = {}
     if learner.adapter.can_denoise:
         count = min(num_samples, HOLE_SAMPLES)
-        for name, at_once in (("step by step", False), ("at once", True)):
+        ways = [("step by step", False), ("at once", True)]
+        for name, at_once in reversed(ways) if task.one_step else ways:
             try:
                 found = fill_samples(learner, source, count, at_once=at_once)
                 modes[name] = _scores(found, task)
@@ -199,7 +201,7 @@ def _asked(learner: Learner, source: Source, num_samples: int) -> dict[str, Any]
     else:
         for name, free in (("free", True), ("teacher", False)):
             modes[name] = _scores(read_samples(learner, source, num_samples, free=free), task)
-    mode = next(iter(modes))
+    mode = next(name for name, found in modes.items() if "not_asked" not in found)
     return {
         "mode": mode,
         "score": modes[mode][task.headline],
@@ -217,6 +219,8 @@ def _scores(marks: Marks, task: Task) -> dict[str, Any]:
         "accuracy_error": marks.standard_error(marks.accuracy),
         "exact": marks.exact,
         "exact_error": marks.standard_error(marks.exact),
+        "first": marks.first,
+        "first_error": marks.standard_error(marks.first),
         "group_name": task.group_name,
         "by_group": marks.by_group(),
     }

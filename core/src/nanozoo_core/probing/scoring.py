@@ -40,12 +40,17 @@ class Marks:
 
     @property
     def exact(self) -> float:
-        """The share of samples with all answers right."""
-        return _mean([all(sample) for sample in self.right])
+        """The share of samples with all answers right, of those that have any."""
+        return _mean([all(sample) for sample in self.right if sample])
+
+    @property
+    def first(self) -> float:
+        """The share of the answers of the least group."""
+        return next(iter(self.by_group().values()))
 
     def standard_error(self, value: float) -> float:
         """Of a share, over samples: sqrt(p (1 - p) / N)."""
-        return math.sqrt(value * (1 - value) / len(self.right))
+        return math.sqrt(value * (1 - value) / sum(map(bool, self.right)))
 
     def by_group(self) -> dict[str, float]:
         """The accuracy of the answers of each group."""

@@ -17,7 +17,8 @@ TRAIN, TEST, DICTIONARY, TUNING = range(4)
 """The splits of a task: samples of training, of the test, the tables that hold for all samples of a
 seed, and samples by which rates are chosen."""
 
-Score = Literal["accuracy", "exact"]
+Score = Literal["accuracy", "exact", "first"]
+"""Of all answers; of samples with all answers right; of the answers of the least group."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,14 @@ class Task:
     """A subclass is a frozen dataclass whose fields are the task's knobs; their values by default
     are those of a quick probe.
 
-    Two knobs of it stand for a text that every model can read: an answer stands right behind its
-    question, and no answer is among what a model has read when it is asked for it.
+    Models know next tokens alone, so that an answer stands right behind its question.
     """
 
     name: ClassVar[str]
     number: ClassVar[int]
     """The first part of every key of a generator."""
     headline: ClassVar[Score] = "accuracy"
-    """Which score the matrix shows: of answers alone, or of samples with all answers right."""
+    """Which score the matrix shows."""
     group_name: ClassVar[str] = "place"
     """What the groups are."""
     guess_name: ClassVar[str]
@@ -52,8 +52,18 @@ class Task:
     long_knobs: ClassVar[Mapping[str, int]] = {}
     """Knobs of the long form that differ from those of the quick one."""
 
-    num_symbols: int
-    length: int
+    one_step: ClassVar[bool] = False
+    """Whether the headline of models that fill holes is that of one step: in several ones they
+    could rule out what they have filled in already."""
+
+    @property
+    def num_symbols(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def length(self) -> int:
+        """S."""
+        raise NotImplementedError
 
     @property
     def chance(self) -> float:
@@ -71,6 +81,15 @@ class Task:
     def check(self) -> list[str]:
         """A sentence for each knob that makes no task."""
         return []
+
+    def train_index(self, index: int) -> int:
+        """The sample that training shows as its `index`-th: another each time, unless a task has a
+        number of samples that come again."""
+        return index
+
+    def tested(self) -> Task:
+        """The setting of the test, as long as that of training."""
+        return self
 
     def tests_beyond(self) -> dict[str, Task]:
         """Other settings at which the trained model is tested too, by name."""
@@ -99,7 +118,5 @@ def shuffled(generator: torch.Generator, count: int) -> list[int]:
 
 
 def most_frequent(symbols: Sequence[int], *, among: range) -> int:
-    """The symbol of `among` that stands most often in `symbols`; the first such one, or the least
-    where there is none."""
-    found = [symbol for symbol in symbols if symbol in among]
-    return max(dict.fromkeys(found), key=found.count, default=among.start)
+    """The symbol of `among` that stands most often in `symbols`, the least such one."""
+    return max(among, key=symbols.count)
