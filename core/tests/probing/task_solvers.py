@@ -1,5 +1,5 @@
-"""Answers of all tasks, worked out from the symbols before each question, with no code of the tasks'
-own: another way for each where there is one."""
+"""Answers of all tasks, worked out from the symbols before each question, by no code of the tasks:
+in another way where there is one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def copying(task: Task, before: Sequence[int], behind: Sequence[int]) -> int:
 
 def memorization(task: Task, before: Sequence[int], behind: Sequence[int]) -> int:
     """From other samples of the same seed."""
-    return _memories(task, before[-1])
+    key = before[-1]
+    if len(before) % 2 == 0 or key >= (task.num_symbols - 1) // 2:
+        raise ValueError("a value is no question")
+    return _memories(task, key)
 
 
 @cache

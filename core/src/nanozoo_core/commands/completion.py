@@ -104,7 +104,9 @@ def _settings_of(command: str, arguments: argparse.Namespace) -> dict[str, list[
     if command in ("evaluate", "generate", "inspect", "export"):
         own = _values(EvalConfig, "eval.") if command == "evaluate" else {}
         return own | _model_values(_model_of_run(arguments.run))
-    if command in ("compare", "bench", "probe"):
+    if command == "probe":
+        return _options(command) | {"device": ["auto", "cpu", "cuda", "mps"]}
+    if command in ("compare", "bench"):
         return _options(command) | _values(TrainingConfig)
     model = getattr(arguments, "model", None) or getattr(arguments, "target", None)
     known = _values(TrainingConfig) | _model_values(model)
