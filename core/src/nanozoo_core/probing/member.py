@@ -24,7 +24,7 @@ from nanozoo_core.probing.batches import LossOn, Source
 from nanozoo_core.probing.coding import coding_for
 from nanozoo_core.probing.leaks import leak
 from nanozoo_core.probing.scoring import Marks, fill_samples, guessed, read_samples
-from nanozoo_core.probing.settings import Form, compose, reads_bytes
+from nanozoo_core.probing.settings import Chosen, Form, compose
 from nanozoo_core.probing.task import TUNING, Task
 from nanozoo_core.probing.tasks import TASKS
 from nanozoo_core.probing.training import Learner, Plan, train
@@ -76,13 +76,14 @@ class Member:
         return TASKS[self.task](**self.knobs)
 
     @property
-    def recipe_path(self) -> Path | None:
-        return None if self.recipe is None else Path(self.recipe)
+    def chosen(self) -> Chosen:
+        recipe = None if self.recipe is None else Path(self.recipe)
+        return Chosen(self.model, recipe, self.overrides)
 
     def source(self) -> Source:
         """Raises: ConfigError."""
         task = self.make_task()
-        by_bytes = reads_bytes(self.model, self.recipe_path, self.overrides)
+        by_bytes = self.chosen.reads_bytes
         coding = coding_for(task, self.coding, self.seed, reads_bytes=by_bytes)
         return Source(task, coding, self.seed)
 
@@ -100,7 +101,7 @@ class Member:
             weight_decay=self.weight_decay,
             is_spelled=self.coding == "spell",
         )
-        return compose(form, model=self.model, recipe=self.recipe_path, overrides=self.overrides)
+        return compose(form, self.chosen)
 
 
 def run(member: Member, *, tell: Callable[[str], object] = say) -> dict[str, Any]:

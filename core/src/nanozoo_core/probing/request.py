@@ -156,7 +156,7 @@ def parse(words: Sequence[str], *, is_long: bool = False) -> Request:
 
 def _with_all_models(words: Sequence[str]) -> list[str]:
     everything = f"models={','.join(registry.model_modules())}"
-    return [everything if word == "models=all" else word for word in words]
+    return [everything if word in ("models=all", "models=[all]") else word for word in words]
 
 
 def _control(given: Words, entrants: list[Entrant], problems: Problems) -> str | None:
