@@ -32,6 +32,7 @@ from nanozoo_core.probing.training import Learner, Plan, train
 TUNING_SAMPLES = 128
 HOLE_TUNING_SAMPLES = 24  # of a model that fills holes, which is asked window by window
 HOLE_SAMPLES = 320
+HIDDEN_SHARE = 8
 DEPTHS = (1, 2, 4, 8, 16, 32)  # iterations at which a model that chooses their number is asked
 DEPTH_SAMPLES = 320
 
@@ -192,10 +193,16 @@ def _asked(learner: Learner, source: Source, num_samples: int) -> dict[str, Any]
     modes: dict[str, Any] = {}
     if learner.adapter.can_denoise:
         count = min(num_samples, HOLE_SAMPLES)
-        ways = [("step by step", False), ("at once", True)]
-        for name, at_once in reversed(ways) if task.one_step else ways:
+        ways = [("step by step", False, False), ("at once", True, False)]
+        if task.one_step:
+            ways.reverse()
+        ways.append(("at once, right hidden", True, True))
+        for name, at_once, hide_right in ways:
+            asked = count // HIDDEN_SHARE if hide_right else count  # one window for each answer
             try:
-                found = fill_samples(learner, source, count, at_once=at_once)
+                found = fill_samples(
+                    learner, source, max(1, asked), at_once=at_once, hide_right=hide_right
+                )
                 modes[name] = _scores(found, task)
             except ConfigError as error:
                 modes[name] = {"not_asked": str(error)}
