@@ -27,8 +27,10 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         WriteError,
     )
+    from nanozoo_core.probing.command import Probe
     from nanozoo_core.python.comparison import compare
     from nanozoo_core.python.generation import Generated
+    from nanozoo_core.python.probing import probe
     from nanozoo_core.python.run import Run, load_run
     from nanozoo_core.python.text_bits import TextBits
     from nanozoo_core.python.training import train
@@ -42,6 +44,7 @@ _PLACES = {
     "load_run": "python.run:load_run",
     "train": "python.training:train",
     "compare": "python.comparison:compare",
+    "probe": "python.probing:probe",
     "models": "registry:model_summaries",
     "Run": "python.run:Run",
     "Generated": "python.generation:Generated",
@@ -49,6 +52,7 @@ _PLACES = {
     "Evaluation": "training.runs:Evaluation",
     "Result": "training.trainer:Result",
     "Comparison": "comparing.compare.command:Comparison",
+    "Probe": "probing.command:Probe",
     **{
         name: f"errors:{name}"
         for name in (
@@ -69,6 +73,7 @@ __all__ = [
     "NanozooError",
     "NonFiniteError",
     "OutOfMemoryError",
+    "Probe",
     "Result",
     "Run",
     "TextBits",
@@ -77,6 +82,7 @@ __all__ = [
     "compare",
     "load_run",
     "models",
+    "probe",
     "train",
 ]
 

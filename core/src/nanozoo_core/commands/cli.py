@@ -20,6 +20,7 @@ from nanozoo_core.commands import (
     models,
     new,
     prepare,
+    probe,
     report,
     show,
 )
@@ -28,9 +29,11 @@ from nanozoo_core.machine.terminal import reported_errors
 
 COMMANDS = (
     *(models, show, prepare, evaluate, inspect, generate, compare, report, bench, export, new),
+    probe,
     completion,
 )
-UNSTOPPED = ("prepare", "compare", "bench")  # their work goes on when nobody reads what they say
+# Their work goes on when nobody reads what they say.
+UNSTOPPED = ("prepare", "compare", "bench", "probe")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

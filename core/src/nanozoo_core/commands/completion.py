@@ -104,6 +104,8 @@ def _settings_of(command: str, arguments: argparse.Namespace) -> dict[str, list[
     if command in ("evaluate", "generate", "inspect", "export"):
         own = _values(EvalConfig, "eval.") if command == "evaluate" else {}
         return own | _model_values(_model_of_run(arguments.run))
+    if command == "probe":
+        return _options(command) | {"device": ["auto", "cpu", "cuda", "mps"]}
     if command in ("compare", "bench"):
         return _options(command) | _values(TrainingConfig)
     model = getattr(arguments, "model", None) or getattr(arguments, "target", None)
@@ -116,8 +118,9 @@ def _settings_of(command: str, arguments: argparse.Namespace) -> dict[str, list[
 def _options(command: str) -> dict[str, list[str]]:
     from nanozoo_core.comparing.bench import request as bench
     from nanozoo_core.comparing.compare import request as compare
+    from nanozoo_core.probing import request as probe
 
-    found = compare.OPTIONS if command == "compare" else bench.OPTIONS
+    found = {"compare": compare, "bench": bench, "probe": probe}[command].OPTIONS
     return {option.key: [] for option in found}
 
 
