@@ -21,6 +21,7 @@ from nanozoo_core.commands import (
     new,
     prepare,
     report,
+    scale,
     show,
 )
 from nanozoo_core.commands.run_arguments import CommandParser
@@ -28,9 +29,15 @@ from nanozoo_core.machine.terminal import reported_errors
 
 COMMANDS = (
     *(models, show, prepare, evaluate, inspect, generate, compare, report, bench, export, new),
+    scale,
     completion,
 )
-UNSTOPPED = ("prepare", "compare", "bench")  # their work goes on when nobody reads what they say
+UNSTOPPED = (
+    "prepare",
+    "compare",
+    "bench",
+    "scale",
+)  # their work goes on when nobody reads what they say
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from nanozoo_core.comparing.scale.carry import carried_rates
 from nanozoo_core.comparing.scale.ladder import Rung, Size, at_rung, rung_of
 from nanozoo_core.comparing.scale.request import Request
 from nanozoo_core.config import ResolvedConfig, schema
-from nanozoo_core.data.prepare import AnyData, prepare
+from nanozoo_core.data.prepare import AnyData, MixedData, PreparedData, prepare
 from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.files import write_json
@@ -102,7 +103,7 @@ def make_ladder(request: Request) -> Ladder:
             target = targets.get(rung.name, float(rung.body))
             try:
                 size = at_rung(
-                    lambda words, entrant=entrant: request.resolve(entrant, words),
+                    partial(request.resolve, entrant),
                     rung,
                     match="body" if is_control else request.match,
                     target=target,
@@ -135,6 +136,11 @@ def _data_of(config: ResolvedConfig, known: dict[str, AnyData]) -> AnyData:
     if key not in known:
         known[key] = prepare(config.training.data)
     return known[key]
+
+
+def _parts(data: AnyData) -> list[PreparedData]:
+    """The sources of a mixture, or the one that there is."""
+    return [part.data for part in data.parts] if isinstance(data, MixedData) else [data]
 
 
 def _usual_tokens(size: Size) -> float:
@@ -171,7 +177,7 @@ def _place(
     return Place(
         label=entrant.label,
         size=size,
-        unique_tokens=float(data.train_tokens),
+        unique_tokens=float(sum(part.train_tokens for part in _parts(data))),
         bytes_per_token=data.bytes_per_token,
         step_tokens=run.step_tokens,
         step_flops=run.step_flops,
