@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nanozoo_core.comparing.compare.command import Comparison
+    from nanozoo_core.comparing.scale.command import Scaling
     from nanozoo_core.errors import (
         CheckpointError,
         ConfigError,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         WriteError,
     )
-    from nanozoo_core.python.comparison import compare
+    from nanozoo_core.python.comparison import compare, scale
     from nanozoo_core.python.generation import Generated
     from nanozoo_core.python.run import Run, load_run
     from nanozoo_core.python.text_bits import TextBits
@@ -42,6 +43,7 @@ _PLACES = {
     "load_run": "python.run:load_run",
     "train": "python.training:train",
     "compare": "python.comparison:compare",
+    "scale": "python.comparison:scale",
     "models": "registry:model_summaries",
     "Run": "python.run:Run",
     "Generated": "python.generation:Generated",
@@ -49,6 +51,7 @@ _PLACES = {
     "Evaluation": "training.runs:Evaluation",
     "Result": "training.trainer:Result",
     "Comparison": "comparing.compare.command:Comparison",
+    "Scaling": "comparing.scale.command:Scaling",
     **{
         name: f"errors:{name}"
         for name in (
@@ -71,12 +74,14 @@ __all__ = [
     "OutOfMemoryError",
     "Result",
     "Run",
+    "Scaling",
     "TextBits",
     "WriteError",
     "__version__",
     "compare",
     "load_run",
     "models",
+    "scale",
     "train",
 ]
 

@@ -147,7 +147,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(words):
 
 
 def test_the_control_takes_part_without_being_named(words):
-    request = parse(["models=wide:toy", *words[1:], "wide.model_cfg.mlp_ratio=8"])
+    request = parse(["models=wide:toy", *words[1:], "wide.model_cfg.mlp_ratio=5"])
     assert [one.label for one in request.entrants] == ["toy", "wide"]
     ladder = plan.make_ladder(request)
     assert [place.label for place in ladder.places] == ["toy", "wide"]
