@@ -60,7 +60,8 @@ def test_a_branch_is_its_own_run_to_the_bit(words, tmp_path):
     assert RunFolder(branch.folder).checkpoint(15).stat().st_mtime_ns == before
 
 
-def test_a_trunk_that_was_killed_after_it_stopped_still_gives_its_branch(words, monkeypatch):
+@pytest.mark.slow
+def test_a_trunk_that_was_killed_after_it_stopped_still_gives_its_branch(words):
     """And a branch whose checkpoint the trunk has lost trains on its own."""
     _, family = family_of(words)
     (first, step), (second, later) = family.forks
@@ -146,6 +147,16 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(words):
         plan.make_ladder(parse([*words, "rungs=0.012,0.013", "tokens=10,20"]))
 
 
+def test_a_plan_alone_says_the_cost_and_writes_nothing(words, monkeypatch):
+    monkeypatch.setattr(cost, "measured_rates", lambda *_: {"0.012": 1e9})
+    found = command.scale([*words, "plan_only=true"])
+    assert found.verdict is None
+    place, _ = family_of(words)
+    assert f"bill: {place.bill_flops:.2e} FLOPs with 1 seeds" in str(found)
+    assert f"({place.alone_flops:.2e} were every run trained alone)" in str(found)
+    assert not found.folder.exists()
+
+
 def test_the_control_takes_part_without_being_named(words):
     request = parse(["models=wide:toy", *words[1:], "wide.model_cfg.mlp_ratio=5"])
     assert [one.label for one in request.entrants] == ["toy", "wide"]
@@ -156,6 +167,7 @@ def test_the_control_takes_part_without_being_named(words):
     assert [*ladder.places[1].steps] == [0.5]
 
 
+@pytest.mark.slow
 def test_the_whole_command_says_the_cost_first_and_goes_on(words, monkeypatch, capsys):
     """A copy of the control under another name, whose multiplier is 1."""
     monkeypatch.setattr(cost, "measured_rates", lambda *_: {"0.012": 1e9})

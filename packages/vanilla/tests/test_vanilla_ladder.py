@@ -2,7 +2,6 @@
 
 import pytest
 
-from nanozoo_core.comparing.scale.counting import count_at
 from nanozoo_core.comparing.scale.ladder import at_rung, rung_of
 from nanozoo_core.comparing.scale.plan import make_ladder
 from nanozoo_core.comparing.scale.request import parse
@@ -32,15 +31,6 @@ def test_the_counts_of_the_rungs(name, body, n, flops):
     counts = size(name).counts
     assert (counts.body, counts.n, counts.flops_per_token) == (body, n, flops)
     assert counts.head_share == pytest.approx(6 * (n - body) / flops)
-
-
-def test_a_tied_head_multiplies_a_token_as_an_untied_one_does():
-    tied, untied = (size("0.1", f"model_cfg.tie_embeddings={flag}") for flag in ("true", "false"))
-    assert tied.counts.n == untied.counts.n
-    assert tied.counts.flops_per_token == untied.counts.flops_per_token
-    assert tied.counts.body == untied.counts.body
-    assert untied.counts.total - tied.counts.total == 1024 * 64
-    assert count_at(tied.config) == tied.counts
 
 
 @pytest.mark.slow
