@@ -1,0 +1,61 @@
+"""What a whole ladder says, from scores whose law is known."""
+
+import json
+
+import numpy as np
+import pytest
+
+from nanozoo_core.comparing.scale import report
+from nanozoo_core.comparing.scale.collect import Collected
+from nanozoo_core.comparing.scale.verdict import judge
+from nanozoo_core.testing import scaling_worlds as worlds
+
+TEXT = ("text", 1000)
+
+
+@pytest.fixture(scope="module")
+def verdict():
+    generator = np.random.default_rng(0)
+    scores = {
+        "control": worlds.ladder("control", generator, longer=True),
+        "better": worlds.ladder("better", generator, cheaper=np.geomspace(1.2, 2.4, 4)),
+        "other": worlds.ladder("other", generator),
+    }
+    texts = dict.fromkeys(scores, TEXT) | {"other": ("text", 999)}
+    return judge(Collected(scores, texts, ()), "control", copies=40)
+
+
+def test_multipliers_and_their_trend_stand_in_the_report(verdict):
+    one = verdict.against["better"]
+    assert one.kind == "surface"
+    found = [each.value for each in one.compute]  # at the top a smaller rung is on the frontier
+    assert found[:2] == pytest.approx([1.2, 1.5], rel=0.1)
+    assert 1.5 < min(found[2:]) <= max(found[2:]) < 2.4
+    text = report.markdown(verdict, command="nanozoo scale", plan="plan", missing=["x is missing"])
+    for part in ("rises with scale", "## better against control", "x is missing", "by the hull",
+                 "99", "largest residual"):  # fmt: skip
+        assert part in text
+    rows = report.multiplier_table(one)
+    assert rows[0][3:] == ["compute", "compute, by the hull", "seconds", "text", "weights"]
+    low, high = one.compute[0].interval
+    assert rows[1][3] == f"{one.compute[0].value:.3g} [{low:.3g}, {high:.3g}]"
+    assert rows[-1][-1] == "> 1"
+
+
+def test_scores_of_another_text_are_no_part_of_it(verdict):
+    assert "other" not in verdict.against
+    assert any("other is left out: it was scored on 999 bytes" in note for note in verdict.notes)
+
+
+def test_the_numbers_are_stored_in_full(verdict):
+    stored = json.loads(json.dumps(report.as_json(verdict)))
+    law = stored["models"]["better"]["surface"]
+    assert law["alpha"] == verdict.estimates["better"].surface.alpha.tolist()
+    first = stored["against"]["better"]["compute"][0]
+    assert first["value"] == verdict.against["better"].compute[0].value
+    assert first["interval"] == list(verdict.against["better"].compute[0].interval)
+
+
+def test_a_trend_that_no_test_shows_is_called_none(verdict):
+    sentence = report.trend_sentence(verdict.against["better"], is_significant=False)
+    assert sentence.endswith("no trend shown")
