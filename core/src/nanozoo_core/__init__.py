@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nanozoo_core.comparing.compare.command import Comparison
+    from nanozoo_core.comparing.scale.command import Scaling
     from nanozoo_core.errors import (
         CheckpointError,
         ConfigError,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         WriteError,
     )
     from nanozoo_core.probing.command import Probe
-    from nanozoo_core.python.comparison import compare
+    from nanozoo_core.python.comparison import compare, scale
     from nanozoo_core.python.generation import Generated
     from nanozoo_core.python.probing import probe
     from nanozoo_core.python.run import Run, load_run
@@ -45,6 +46,7 @@ _PLACES = {
     "train": "python.training:train",
     "compare": "python.comparison:compare",
     "probe": "python.probing:probe",
+    "scale": "python.comparison:scale",
     "models": "registry:model_summaries",
     "Run": "python.run:Run",
     "Generated": "python.generation:Generated",
@@ -53,6 +55,7 @@ _PLACES = {
     "Result": "training.trainer:Result",
     "Comparison": "comparing.compare.command:Comparison",
     "Probe": "probing.command:Probe",
+    "Scaling": "comparing.scale.command:Scaling",
     **{
         name: f"errors:{name}"
         for name in (
@@ -76,6 +79,7 @@ __all__ = [
     "Probe",
     "Result",
     "Run",
+    "Scaling",
     "TextBits",
     "WriteError",
     "__version__",
@@ -83,6 +87,7 @@ __all__ = [
     "load_run",
     "models",
     "probe",
+    "scale",
     "train",
 ]
 

@@ -369,6 +369,18 @@ class DefaultModelAdapter:
         step = 2 * getattr(model_cfg, "num_heads", 1)  # rotary positions need an even head_dim
         return {"model_dim": max(step, round(factor * model_cfg.model_dim / step) * step)}
 
+    def at_depth(self, model_cfg: Any, num_layers: int) -> dict[str, object]:
+        """Changes to `model_cfg` that make the model as deep as a plain decoder of `num_layers`;
+        none where it has no one depth, and then only its width grows on a ladder of sizes."""
+        if not isinstance(getattr(model_cfg, "num_layers", None), int):
+            return {}
+        return {"num_layers": num_layers}
+
+    def is_branchable(self, model_cfg: Any) -> bool:
+        """Whether training does the same at a step whatever the run's length: it reads no
+        `step.progress`. Then runs of several lengths can share their beginning."""
+        return True
+
     def to_hf(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """The config.json and the weights with which a class of transformers computes the same
         logits; None where there is no such class. Raises: ConfigError for a model whose settings

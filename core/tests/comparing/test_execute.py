@@ -36,7 +36,7 @@ def test_a_pipe_gets_a_line_for_each_run_and_some_between(
     words += [f"data.path='{corpus}'", f"folder={tmp_path}"]
     members, _ = make_plan(parse(words))
 
-    def start(_plan: Path, number: int, member: Any, _jobs: int) -> execute.Running:
+    def start(_plan: Path, number: int, member: Any, *_: object) -> execute.Running:
         return execute.Running(number, member, Process(2))  # type: ignore[arg-type]
 
     monkeypatch.setattr(execute, "_start", start)

@@ -22,6 +22,7 @@ from nanozoo_core.commands import (
     prepare,
     probe,
     report,
+    scale,
     show,
 )
 from nanozoo_core.commands.run_arguments import CommandParser
@@ -29,11 +30,10 @@ from nanozoo_core.machine.terminal import reported_errors
 
 COMMANDS = (
     *(models, show, prepare, evaluate, inspect, generate, compare, report, bench, export, new),
-    probe,
-    completion,
+    *(scale, probe, completion),
 )
 # Their work goes on when nobody reads what they say.
-UNSTOPPED = ("prepare", "compare", "bench", "probe")
+UNSTOPPED = ("prepare", "compare", "bench", "scale", "probe")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

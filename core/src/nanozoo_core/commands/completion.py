@@ -106,7 +106,7 @@ def _settings_of(command: str, arguments: argparse.Namespace) -> dict[str, list[
         return own | _model_values(_model_of_run(arguments.run))
     if command == "probe":
         return _options(command) | {"device": ["auto", "cpu", "cuda", "mps"]}
-    if command in ("compare", "bench"):
+    if command in ("compare", "bench", "scale"):
         return _options(command) | _values(TrainingConfig)
     model = getattr(arguments, "model", None) or getattr(arguments, "target", None)
     known = _values(TrainingConfig) | _model_values(model)
@@ -118,10 +118,16 @@ def _settings_of(command: str, arguments: argparse.Namespace) -> dict[str, list[
 def _options(command: str) -> dict[str, list[str]]:
     from nanozoo_core.comparing.bench import request as bench
     from nanozoo_core.comparing.compare import request as compare
+    from nanozoo_core.comparing.scale import request as scale
     from nanozoo_core.probing import request as probe
 
-    found = {"compare": compare, "bench": bench, "probe": probe}[command].OPTIONS
-    return {option.key: [] for option in found}
+    found = {
+        "compare": compare.OPTIONS,
+        "bench": bench.OPTIONS,
+        "scale": scale.OPTIONS,
+        "probe": probe.OPTIONS,
+    }
+    return {option.key: [] for option in found[command]}
 
 
 def _model_values(model: str | None) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from nanozoo_core.machine.terminal import warn
 
 if TYPE_CHECKING:
     from nanozoo_core.comparing.compare.command import Comparison
+    from nanozoo_core.comparing.scale.command import Scaling
 
 
 def compare(
@@ -55,6 +56,64 @@ def compare(
 
     try:
         return command.compare(words, add=[os.fspath(run) for run in add], force=force)
+    except Interrupted as error:
+        warn(str(error))
+        raise KeyboardInterrupt from error
+
+
+def scale(
+    models: Sequence[str | os.PathLike[str]],
+    *,
+    control: str = "vanilla",
+    rungs: Sequence[float] = (0.1, 0.3, 1, 2),
+    budgets: Sequence[float] = (1 / 8, 1 / 4, 1 / 2, 1),
+    tokens: Sequence[float] = (),
+    seeds: int | Sequence[int] = 2,
+    jobs: int = 1,
+    folder: str | os.PathLike[str] | None = None,
+    recipes: str | os.PathLike[str] | None = None,
+    plan: str = "full",
+    match: str = "body",
+    hours: float = 24,
+    plan_only: bool = False,
+    force: bool = False,
+    **settings: Any,
+) -> Scaling:
+    """Trains models and a control at several sizes and budgets, and says how much compute each
+    model saves. The same call again goes on where it stopped.
+
+    Args:
+        models: models, recipe files, or variants "NAME:MODEL".
+        control: the model that all are measured against.
+        rungs: sizes, in million weights of the body.
+        budgets: shares of a rung's whole budget.
+        tokens: the whole budget of each rung in tokens of the control; () is 20 a weight.
+        seeds: how many, or which.
+        jobs: how many runs train at the same time, and share the CPU's threads.
+        folder: where the runs and the report are written; None is runs/scale.
+        recipes: a folder of recipe files MODEL.yaml that take the place of the models' own.
+        plan: "full", or "small": the top rung for the control and the best three models alone.
+        match: "body" or "flops": what the models of a rung have in common.
+        hours: the longest that it may take by the plan.
+        plan_only: return the plan with its cost, and train nothing.
+        force: write into a folder that holds other files, over those of the same names.
+        settings: of every model; those of one stand under its name, as in `compare`.
+
+    Raises: ConfigError, CheckpointError before anything runs; KeyboardInterrupt on Ctrl-C, after
+        the trainings have written checkpoints.
+    """
+    given: dict[str, Any] = {
+        **{"models": list(models), "control": control, "rungs": list(rungs)},
+        **{"budgets": list(budgets), "tokens": list(tokens), "seeds": seeds, "jobs": jobs},
+        **{"folder": folder, "recipes": recipes, "plan": plan, "match": match},
+        **{"hours": hours, "plan_only": plan_only},
+    }
+    words = as_words({key: v for key, v in given.items() if v not in (None, [])} | settings)
+    from nanozoo_core.comparing.compare.execute import Interrupted
+    from nanozoo_core.comparing.scale import command
+
+    try:
+        return command.scale(words, force=force)
     except Interrupted as error:
         warn(str(error))
         raise KeyboardInterrupt from error

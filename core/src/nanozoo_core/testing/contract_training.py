@@ -13,11 +13,13 @@ from torch import Tensor
 
 from nanozoo_core import registry
 from nanozoo_core.config import compose_config, resolve
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.machine.environment import FORCED
 from nanozoo_core.machine.ranks import Ranks
 from nanozoo_core.testing.processes import train_in_processes
 from nanozoo_core.testing.training import move
 from nanozoo_core.training import checkpoint, runs
+from nanozoo_core.training.budget import Budget
 from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.trainer import Trainer, train
 
@@ -138,6 +140,26 @@ class TrainingContract:
         rows = [trainer.one_step() for _ in range(4 if scale is None else 1)]
         trainer.claim.release()
         return trainer, torch.tensor([row["loss"] for row in rows if row is not None])
+
+    def test_training_is_branchable_only_where_it_reads_no_progress(
+        self, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Near the start and near the end of a run a step does the same, where the adapter says
+        so; the schedules of rates, which read it too, are flat here."""
+        flat = {"optim.warmup": 0, "optim.decay_fraction": 0, "optim.muon.warmup_steps": 0}
+        trainers = []
+        for progress in (0.01, 0.99):
+            monkeypatch.setattr(Budget, "progress", lambda *_, value=progress: value)
+            overrides = self.overrides(corpus, tmp_path / f"{progress}", **flat)
+            config = resolve(compose_config(overrides))
+            if not load_adapter(self.model).is_branchable(config.model_cfg):
+                return
+            trainers.append(trainer := Trainer(config, Ranks()))
+            trainer.one_step()
+            trainer.one_step()
+            trainer.claim.release()
+        early, late = (checkpoint.model_tensors(one.model) for one in trainers)
+        assert [name for name in early if not torch.equal(early[name], late[name])] == []
 
     # Models whose loss counts over the whole batch have it without the mark: elsewhere the trainer
     # alone is at work, which core's own tests split over processes.

@@ -210,6 +210,10 @@ class CurrentBestAdapter(DefaultModelAdapter):
         rows = torch.arange(tokens.shape[0], device=tokens.device)
         return model.logits(model.features(tokens, cache)[rows, lengths - 1])
 
+    def is_branchable(self, model_cfg: CurrentBestConfig) -> bool:
+        """Its stages are shares of the run."""
+        return False
+
     # -- accounting -----------------------------------------------------------------------------
 
     def flops_per_token(self, config: CurrentBestConfig, seq_len: int) -> float:

@@ -123,6 +123,10 @@ class MoEAdapter(DefaultModelAdapter):
         assert isinstance(model, MoE)
         return to_hf(model)
 
+    def is_branchable(self, model_cfg: MoEConfig) -> bool:
+        """Unless its bias comes to rest in the last part of the run."""
+        return not model_cfg.bias_freeze_frac
+
     # -- accounting -----------------------------------------------------------------------------
 
     def flops_per_token(self, config: MoEConfig, seq_len: int) -> float:

@@ -61,6 +61,10 @@ class MTMAdapter(MultiTokenAdapter):
         assert isinstance(model, MTM)
         return ChainDrafter(model) if model.config.spec_draft_tokens > 0 else None
 
+    def is_branchable(self, model_cfg: MTMConfig) -> bool:
+        """Unless the weight of its modules changes over the run."""
+        return model_cfg.num_mtp_modules == 0 or model_cfg.mtp_lambda_schedule == "constant"
+
     # -- accounting -----------------------------------------------------------------------------
 
     def flops_per_token(self, config: MTMConfig, seq_len: int) -> float:

@@ -19,6 +19,7 @@ from nanozoo_core.multi_token_adapter import (
     targets_of,
     weights_at,
 )
+from nanozoo_mtp.config import MTPConfig
 from nanozoo_mtp.drafter import HeadDrafter
 from nanozoo_mtp.losses import horizon_losses, token_losses
 from nanozoo_mtp.model import MTP
@@ -43,6 +44,10 @@ class MTPAdapter(MultiTokenAdapter):
         """Heads 2 .. n; none without heads of their own."""
         assert isinstance(model, MTP)
         return HeadDrafter(model) if model.config.has_own_heads else None
+
+    def is_branchable(self, model_cfg: MTPConfig) -> bool:
+        """Unless the weights of its heads change over the run."""
+        return model_cfg.mtp_weight_schedule == "constant"
 
     # -- accounting -----------------------------------------------------------------------------
 

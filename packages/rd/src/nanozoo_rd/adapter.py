@@ -68,6 +68,22 @@ class RDAdapter(DefaultModelAdapter):
         finally:
             model.decoding = own
 
+    def is_branchable(self, model_cfg: RDConfig) -> bool:
+        """Unless its depth grows over the run."""
+        return model_cfg.recurrence_curriculum == "none"
+
+    def at_depth(self, model_cfg: RDConfig, num_layers: int) -> dict[str, object]:
+        """A layer before the core and one behind it, and the others in the core; the sum of the
+        three is `num_layers`, where that is given."""
+        core = max(1, num_layers - 2)
+        total = None if model_cfg.num_layers is None else core + 2
+        return {
+            "num_prelude_layers": 1,
+            "num_core_layers": core,
+            "num_coda_layers": 1,
+            "num_layers": total,
+        }
+
     # -- accounting -----------------------------------------------------------------------------
 
     def flops_per_token(self, config: RDConfig, seq_len: int) -> float:

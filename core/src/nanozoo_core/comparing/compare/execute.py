@@ -21,6 +21,8 @@ from nanozoo_core.machine.terminal import has_bars, say
 from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.signals import ending_as_keyboard_interrupt
 
+MEMBER = "nanozoo_core.comparing.compare.member"  # the program that trains one member of a plan
+
 POLL_SECONDS = 0.2
 HEARTBEAT_SECONDS = 60.0  # between two lines about what runs, where the output is no terminal
 TAIL_LINES = 3
@@ -37,8 +39,12 @@ class Running:
     process: subprocess.Popen[bytes]
 
 
-def run_members(plan: Path, members: list[Member], *, jobs: int, command: str) -> dict[str, str]:
+def run_members(
+    plan: Path, members: list[Member], *, jobs: int, command: str, program: str = MEMBER
+) -> dict[str, str]:
     """Trains what is not done yet, `jobs` at a time, each with its share of the CPU's threads.
+
+    Args: program: the module that is told the plan and a member's number.
 
     Returns: one sentence for every member that failed, by name; a failure stops nothing else.
     Raises: Interrupted on Ctrl-C, SIGTERM or SIGHUP, after the trainings have written checkpoints.
@@ -60,7 +66,7 @@ def run_members(plan: Path, members: list[Member], *, jobs: int, command: str) -
         with ending_as_keyboard_interrupt():
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    running.append(_start(plan, *waiting.pop(0), jobs))
+                    running.append(_start(plan, *waiting.pop(0), jobs, program))
                 time.sleep(POLL_SECONDS)
                 if not bar.disable:
                     bar.set_postfix_str(", ".join(map(_progress, running)))
@@ -85,11 +91,13 @@ def is_done(member: Member) -> bool:
     return RunFolder(member.folder).is_finished
 
 
-def _start(plan: Path, number: int, member: Member, jobs: int) -> Running:
+def _start(plan: Path, number: int, member: Member, jobs: int, program: str) -> Running:
     """A process group of its own: Ctrl-C reaches it through `_stop`, once."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = {"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {}
-    process = start_member(plan, number, member, environment, start_new_session=True)
+    process = start_member(
+        plan, number, member, environment, start_new_session=True, program=program
+    )
     return Running(number, member, process)
 
 
@@ -100,6 +108,7 @@ def start_member(
     environment: dict[str, str] | None = None,
     *,
     start_new_session: bool = False,
+    program: str = MEMBER,
 ) -> subprocess.Popen[bytes]:
     """A process that trains one member of a plan and writes what it says beside the run.
 
@@ -109,7 +118,7 @@ def start_member(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "nanozoo_core.comparing.compare.member", str(plan), str(number)],
+            [sys.executable, "-m", program, str(plan), str(number)],
             stdout=file,
             stderr=subprocess.STDOUT,
             env={FORCED: "float32"} | dict(os.environ) | (environment or {}),

@@ -9,6 +9,7 @@ A lock keeps two processes off one run: after a kill the old process may still b
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -38,8 +39,11 @@ def settings_for(member: Member) -> ResolvedConfig | None:
     return compose_values(overrides, model=member.model, recipe=recipe)
 
 
-def train_member(member: Member) -> None:
-    """Trains in this process; ends it as `train` does."""
+def train_member(member: Member, *, stop_after: int | None = None) -> None:
+    """Trains in this process; ends it as `train` does.
+
+    Args: stop_after: a step at which it leaves the run with its checkpoint.
+    """
     from nanozoo_core.training.trainer import train
 
     lock = member.beside("lock")
@@ -50,7 +54,9 @@ def train_member(member: Member) -> None:
             return
         note = {"settings": member.settings, "command": member.command}
         write_json(member.beside("json"), note)
-        result = train(settings)
+        training = settings.training
+        stopped = replace(training, train=replace(training.train, stop_after=stop_after))
+        result = train(replace(settings, training=stopped))
     if result.signal is not None:
         sys.exit(128 + result.signal)
 

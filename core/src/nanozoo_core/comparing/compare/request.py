@@ -120,7 +120,7 @@ def parse(words: Sequence[str], *, needs_entrants: bool = True) -> Request:
         entrants=tuple(entrants),
         folder=given.path("folder", f"runs/compare/{_budget_name(budget)}"),
         budget=budget,
-        seeds=_seeds(given),
+        seeds=read_seeds(given),
         jobs=given.whole_number("jobs", 1),
         match=given.text("match", "") or None,
         rate_factors=given.distinct_positives("rate_factors"),
@@ -156,7 +156,7 @@ def _budget_name(budget: tuple[str, float] | None) -> str:
     return "own" if budget is None else f"{budget[0]}_{budget[1]:g}".replace("+", "")
 
 
-def _seeds(words: Words) -> tuple[int, ...]:
+def read_seeds(words: Words) -> tuple[int, ...]:
     """`3` is three seeds from 0; `[4]` and `4,5` are those seeds."""
     given = words.own.get("seeds")
     value = 2 if given is None else given.value

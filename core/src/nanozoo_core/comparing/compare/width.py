@@ -6,13 +6,16 @@ import contextlib
 import dataclasses
 import json
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
 
 from nanozoo_core.comparing.compare.request import Request
 from nanozoo_core.comparing.entrants import Entrant
 from nanozoo_core.config import ResolvedConfig, model_config
-from nanozoo_core.default_model_adapter import load_adapter
+from nanozoo_core.default_model_adapter import DefaultModelAdapter, load_adapter
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.machine.memory import addressable
 
@@ -54,7 +57,15 @@ def _target(request: Request) -> float:
 
 
 def count(config: ResolvedConfig, changes: dict[str, object]) -> float:
-    """Parameters of a model with changed settings, counted without building it.
+    """Parameters of a model with changed settings. Raises: ConfigError as `weightless`."""
+    adapter, _, model = weightless(config, changes)
+    return adapter.report(model)["params"]
+
+
+def weightless(
+    config: ResolvedConfig, changes: dict[str, object]
+) -> tuple[DefaultModelAdapter, Any, nn.Module]:
+    """The adapter, the config and the model of changed settings, without memory behind its weights.
 
     Raises: ConfigError when the model refuses them.
     """
@@ -68,17 +79,26 @@ def count(config: ResolvedConfig, changes: dict[str, object]) -> float:
     )
     with torch.device("meta"), addressable(f"{training.model} with {changes}"):
         model = adapter.make_model(model_cfg)
-    return adapter.report(model)["params"]
+    return adapter, model_cfg, model
 
 
-def width_overrides(config: ResolvedConfig, target: float) -> list[str]:
-    """Overrides of `model_cfg` whose parameters come nearest to `target`; none where the model is
-    within the tolerance as it is. Widths that the model refuses are passed over.
+def width_overrides(
+    config: ResolvedConfig,
+    target: float,
+    *,
+    size: Callable[[ResolvedConfig, dict[str, object]], float] = count,
+    unit: str = "parameters",
+) -> list[str]:
+    """Overrides of `model_cfg` whose size comes nearest to `target`; none where the model is within
+    the tolerance as it is. Widths that the model refuses are passed over.
+
+    Args: size: of changed settings; it raises ConfigError as `weightless`. unit: what it counts.
 
     Raises: ConfigError when the nearest is more than 5 percent off.
     """
-    if abs(count(config, {}) / target - 1) <= TOLERANCE:
-        return []
+    with contextlib.suppress(ConfigError):
+        if abs(size(config, {}) / target - 1) <= TOLERANCE:
+            return []
     adapter = load_adapter(config.training.model)
     low, high = 1 / LARGEST_FACTOR, LARGEST_FACTOR
     best: tuple[float, dict[str, object]] | None = None
@@ -88,7 +108,7 @@ def width_overrides(config: ResolvedConfig, target: float) -> list[str]:
         for nudge in NUDGES:
             changes = adapter.at_width(config.model_cfg, factor * nudge)
             with contextlib.suppress(ConfigError):
-                ratio = count(config, changes) / target
+                ratio = size(config, changes) / target
                 break
         if ratio is None:
             low = factor  # too narrow for its heads
@@ -102,7 +122,7 @@ def width_overrides(config: ResolvedConfig, target: float) -> list[str]:
     if best is None or abs(best[0] - 1) > TOLERANCE:
         nearest = "none" if best is None else f"{best[0] * target:,.0f}"
         raise ConfigError(
-            f"no width has within {TOLERANCE:.0%} of {target:,.0f} parameters; the nearest has "
+            f"no width has within {TOLERANCE:.0%} of {target:,.0f} {unit}; the nearest has "
             f"{nearest}"
         )
     return [f"model_cfg.{key}={json.dumps(value)}" for key, value in best[1].items()]

@@ -1,0 +1,158 @@
+"""`nanozoo scale`, from its arguments to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from nanozoo_core.comparing.compare.execute import run_members
+from nanozoo_core.comparing.compare.plan import Member, write_plan
+from nanozoo_core.comparing.scale import cost, report
+from nanozoo_core.comparing.scale.collect import Collected, collect
+from nanozoo_core.comparing.scale.picture import write_picture
+from nanozoo_core.comparing.scale.plan import (
+    Cell,
+    Ladder,
+    Place,
+    families,
+    make_ladder,
+    members_of,
+    write_families,
+)
+from nanozoo_core.comparing.scale.request import Request, parse
+from nanozoo_core.comparing.scale.verdict import Verdict, judge
+from nanozoo_core.errors import ConfigError
+from nanozoo_core.files import claim_output, write_json, write_text
+from nanozoo_core.machine.terminal import say, text_table
+from nanozoo_core.training.plan import describe_time
+
+FILES = ("report.md", "scale.json", "frontier.png", "plan.json", "families.json")
+FAMILY = "nanozoo_core.comparing.scale.member"  # the program that trains a trunk with its branches
+BEST = 3  # models that plan=small takes to the top rung
+Members = dict[tuple[Cell, int], Member]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What a ladder came to."""
+
+    folder: Path
+    verdict: Verdict | None
+    """None where the control has no finished run, or a plan alone was asked for."""
+    plan: str
+    failures: dict[str, str]
+    """A sentence for each run that failed, by name."""
+
+    def __str__(self) -> str:
+        """The multipliers of each model, and where the report is."""
+        if self.verdict is None:
+            return self.plan
+        parts = []
+        for one in self.verdict.against.values():
+            parts.append(f"{one.label} against {self.verdict.control}")
+            parts.append(text_table(report.multiplier_table(one), left=(0,)))
+            is_significant = self.verdict.significant.get(one.label, False)
+            sentence = report.trend_sentence(one, is_significant=is_significant)
+            parts += [sentence] if sentence else []
+        return "\n".join([*parts, *self.verdict.notes, f"the report: {self.folder / 'report.md'}"])
+
+
+def scale(words: Sequence[str], *, force: bool = False) -> Scaling:
+    """Trains what the words of a command ask for and is not there yet, and writes the report.
+
+    Raises: ConfigError, CheckpointError before anything runs; Interrupted. A run that fails is
+        told in what is returned, with the report of the others.
+    """
+    request = parse(words)
+    ladder = make_ladder(request)
+    rates = cost.measured_rates(request, ladder)
+    plan = cost.table(request, ladder, rates)
+    if request.plan_only:
+        return Scaling(request.folder, None, plan, {})
+    say(f"{plan}\n")
+    first, last = _phases(request, ladder)
+    members = members_of(request, first, request.seeds)
+    _check_time(request, ladder, members, rates)
+    claim_output(request.folder, "nanozoo scale", FILES, setting="folder", force=force)
+    failures = _train(request, first, members, request.seeds)
+    if last:
+        places, seeds = _best(request, first, last, members), _fresh(request.seeds)
+        more = members_of(request, places, seeds)
+        failures |= _train(request, places, more, seeds)
+        members |= more
+        first = [*first, *places]
+    found = collect(first, members)
+    verdict = None
+    if request.control.label in found.scores:
+        verdict = judge(found, request.control.label)
+        _write(request, verdict, plan, found)
+    return Scaling(request.folder, verdict, plan, failures)
+
+
+def _phases(request: Request, ladder: Ladder) -> tuple[list[Place], list[Place]]:
+    """All places; with plan=small those of the top rung of all but the control apart."""
+    if request.plan == "full":
+        return [*ladder.places], []
+    is_late = [
+        place.rung.name == request.rungs[-1] and place.label != request.control.label
+        for place in ladder.places
+    ]
+    pairs = list(zip(ladder.places, is_late, strict=True))
+    return [p for p, late in pairs if not late], [p for p, late in pairs if late]
+
+
+def _best(
+    request: Request, first: Sequence[Place], last: Sequence[Place], members: Members
+) -> list[Place]:
+    """The places at the top rung of the models with the largest multipliers below it."""
+    verdict = judge(collect(first, members), request.control.label, copies=0)
+    highest = {
+        label: max((one.value for one in against.compute[-1:] if one.value), default=0.0)
+        for label, against in verdict.against.items()
+    }
+    chosen = sorted(highest, key=lambda label: -highest[label])[:BEST]
+    say(f"to the top rung go {', '.join(chosen)}, with seeds of their own since scores chose them")
+    return [place for place in last if place.label in chosen]
+
+
+def _fresh(seeds: Sequence[int]) -> tuple[int, ...]:
+    """As many seeds, none of which has chosen anything."""
+    return tuple(seed + max(seeds) + 1 for seed in seeds)
+
+
+def _check_time(
+    request: Request, ladder: Ladder, members: Members, rates: dict[str, float]
+) -> None:
+    """Raises: ConfigError for a ladder that would take longer than was agreed to."""
+    found = families(_phases(request, ladder)[0], members, request.seeds)
+    whole = cost.seconds_of(ladder.places, rates, seeds=len(request.seeds)) / request.jobs
+    left = cost.seconds_left(found, whole)
+    if left > 3600 * request.hours:
+        raise ConfigError(
+            f"what is left takes about {describe_time(left)}, more than hours={request.hours:g}; "
+            f"give hours={left / 3600 * 1.2:.0f} to begin all the same, or plan=small, or fewer "
+            f"rungs, seeds or models"
+        )
+
+
+def _train(
+    request: Request, places: Sequence[Place], members: Members, seeds: Sequence[int]
+) -> dict[str, str]:
+    """Family by family, and then each run that one of them has left out, on its own."""
+    found = families(places, members, seeds)
+    plan = write_families(request.folder, found)
+    trunks = [one.trunk for one in found]
+    run = partial(run_members, jobs=request.jobs, command=request.command)
+    run(plan, trunks, program=FAMILY)
+    every = [member for one in found for member in (*(m for m, _ in one.forks), one.trunk)]
+    return run(write_plan(request.folder, every), every)
+
+
+def _write(request: Request, verdict: Verdict, plan: str, found: Collected) -> None:
+    folder = request.folder
+    write_json(folder / "scale.json", report.as_json(verdict) | {"command": request.command})
+    write_picture(folder / "frontier.png", [*verdict.estimates.values()])
+    text = report.markdown(verdict, command=request.command, plan=plan, missing=found.missing)
+    write_text(folder / "report.md", text)

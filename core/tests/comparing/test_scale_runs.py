@@ -1,0 +1,200 @@
+"""The runs of a ladder: budgets that share a trunk, what they cost, and the whole command."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from nanozoo_core.comparing.compare import member as members
+from nanozoo_core.comparing.scale import budgets, command, cost, plan
+from nanozoo_core.comparing.scale.carry import carried_rates
+from nanozoo_core.comparing.scale.ladder import rung_of
+from nanozoo_core.comparing.scale.member import train_family
+from nanozoo_core.comparing.scale.request import parse
+from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.errors import ConfigError
+from nanozoo_core.training.checkpoint import read_tensors
+from nanozoo_core.training.run_folder import RunFolder
+
+
+@pytest.fixture
+def words(corpus, tmp_path):
+    return [
+        *("models=toy", "control=toy", "rungs=0.012", "tokens=7680", "budgets=1/2", "seeds=1"),
+        *("data.corpus=text", f"data.path='{corpus}'", f"folder={tmp_path / 'ladder'}"),
+        *("log.tensorboard=false", "device=cpu", "dtype=float32"),
+    ]
+
+
+def family_of(words):
+    request = parse(words)
+    ladder = plan.make_ladder(request)
+    found = plan.members_of(request, ladder.places, request.seeds)
+    (family,) = plan.families(ladder.places, found, request.seeds)
+    return ladder.places[0], family
+
+
+def test_a_branch_is_its_own_run_to_the_bit(words, tmp_path):
+    place, family = family_of(words)
+    assert [*place.steps.items()] == [(0.25, 15), (0.5, 30), (1.0, 60)]
+    assert [step for _, step in family.forks] == [12, 24]
+    train_family(family)
+    every = [*(fork for fork, _ in family.forks), family.trunk]
+    for member, steps in [*zip(every, place.steps.values(), strict=True)][::2]:
+        alone = replace(member, folder=tmp_path / "alone" / member.name)
+        members.train_member(alone)
+        shared, own = (RunFolder(one.folder) for one in (member, alone))
+        assert shared.read_config() == own.read_config()
+        for stem in ("model", "optimizer"):
+            one, two = (read_tensors(f.checkpoint(steps), stem) for f in (shared, own))
+            assert one.keys() == two.keys()
+            assert all((one[key] == two[key]).all() for key in one)
+        first, second = shared.read_result(), own.read_result()
+        for key in ("val_bpb", "steps", "train_tokens", "train_bytes", "train_flops"):
+            assert first[key] == second[key]
+        assert first["train_tokens"] == steps * 128
+    (branch, step), *_ = family.forks
+    assert RunFolder(branch.folder).checkpoint_steps()[0] >= step  # it did not train what it shares
+    before = RunFolder(branch.folder).checkpoint(15).stat().st_mtime_ns
+    train_family(family)
+    assert RunFolder(branch.folder).checkpoint(15).stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_trunk_that_was_killed_after_it_stopped_still_gives_its_branch(words):
+    """And a branch whose checkpoint the trunk has lost trains on its own."""
+    _, family = family_of(words)
+    (first, step), (second, later) = family.forks
+    members.train_member(family.trunk, stop_after=step)
+    train_family(replace(family, trunk=family.trunk, forks=family.forks[:1]))
+    assert RunFolder(first.folder).is_finished
+    assert RunFolder(family.trunk.folder).is_finished
+    assert not RunFolder(family.trunk.folder).checkpoint(later).is_dir()
+    train_family(family)
+    assert RunFolder(second.folder).read_result()["steps"] == 30
+
+
+def test_a_model_that_reads_the_progress_has_runs_of_its_own(words, monkeypatch):
+    monkeypatch.setattr(DefaultModelAdapter, "is_branchable", lambda *_: False)
+    request = parse(words)
+    ladder = plan.make_ladder(request)
+    found = plan.members_of(request, ladder.places, request.seeds)
+    alone = plan.families(ladder.places, found, request.seeds)
+    assert len(alone) == 3
+    assert all(not one.forks for one in alone)
+    place = ladder.places[0]
+    assert place.bill_flops == place.alone_flops == place.step_flops * 105
+
+
+def test_the_bill_of_branches():
+    steps = [budgets.steps_for(tokens, 10) for tokens in (1000, 2000, 4000, 8000)]
+    assert steps == [100, 200, 400, 800]
+    assert budgets.bill(steps, branched=True) == 1.175 * 800
+    assert budgets.bill(steps, branched=False) == 1.875 * 800
+    assert [budgets.branch_step(n) for n in steps] == [80, 160, 320, 640]
+    assert budgets.steps_for(1, 10) == 5
+    assert budgets.steps_for(76, 10) == 10
+
+
+def test_warm_ups_are_the_same_steps_for_all_budgets(words):
+    _, family = family_of([*words, "optim.warmup=0.5", "optim.muon.cooldown_steps=40"])
+    runs = [family.trunk, *(fork for fork, _ in family.forks)]
+    optims = [one.settings["optim"] for one in runs]
+    assert all(one == optims[0] for one in optims)
+    assert optims[0]["warmup"] == optims[0]["muon"]["warmup_steps"] == 3  # a fifth of 15
+    assert optims[0]["muon"]["cooldown_steps"] == 3
+    assert optims[0]["decay_fraction"] == 0.2
+    assert [one.settings["train"]["max_steps"] for one in runs] == [60, 15, 30]
+
+
+def test_rungs_are_plain_decoders():
+    rungs = [rung_of(name) for name in ("0.1", "0.3", "1", "2")]
+    shapes = [(one.num_layers, one.model_dim, one.body) for one in rungs]
+    assert shapes == [(2, 64, 98304), (3, 96, 331776), (5, 128, 983040), (6, 160, 1843200)]
+
+
+@pytest.mark.parametrize(
+    ("extra", "rates"),
+    [
+        (["optim.name=muon"], {"adamw.head_lr": 0.0015, "adamw.embedding_lr": 0.003}),
+        (["optim.name=adamw", "optim.lr=0.004"], {"lr": 0.002, "adamw.vector_lr": 0.004}),
+        (["optim.muon.lr_scale=match_rms_adamw", "optim.muon.lr=0.01"], {"muon.lr": 0.005}),
+    ],
+)
+def test_rates_follow_the_width_by_the_spectral_rule(words, extra, rates):
+    request = parse([*words, *extra])
+    found = dict(word.split("=") for word in carried_rates(request.resolve(request.control), 2.0))
+    for key, rate in rates.items():
+        assert float(found[f"optim.{key}"]) == rate
+    assert ("optim.muon.lr" in found) == ("muon.lr" in rates)
+    assert ("optim.lr" in found) == ("lr" in rates)
+
+
+def test_what_makes_no_sense_is_refused_in_a_sentence(words):
+    with pytest.raises(ConfigError) as caught:
+        parse([*words, "train.max_steps=3", "optim.schedule=cosine", "rungs=0,1", "match=size",
+               "plan=big", "plan_only=maybe", "init_from=runs/x"])  # fmt: skip
+    text = str(caught.value)
+    for part in ("'train.max_steps=3': budgets= and tokens= set it", "rungs=0,1 must be posi",
+                 "match=size must be one of body, flops", "plan=big", "plan_only=maybe must be",
+                 "optim.schedule=cosine", "a comparison trains every model"):  # fmt: skip
+        assert part in text
+    with pytest.raises(ConfigError, match="nothing to measure"):
+        parse([])
+    with pytest.raises(ConfigError, match="tokens=7680 must be one number for each of the 2 rungs"):
+        parse([*words, "rungs=0.1,1"])
+    with pytest.raises(ConfigError, match="two of them are the same"):
+        plan.make_ladder(parse([*words, "rungs=0.012,0.013", "tokens=10,20"]))
+
+
+def test_a_plan_alone_says_the_cost_and_writes_nothing(words, monkeypatch):
+    monkeypatch.setattr(cost, "measured_rates", lambda *_: {"0.012": 1e9})
+    found = command.scale([*words, "plan_only=true"])
+    assert found.verdict is None
+    place, _ = family_of(words)
+    assert f"bill: {place.bill_flops:.2e} FLOPs with 1 seeds" in str(found)
+    assert f"({place.alone_flops:.2e} were every run trained alone)" in str(found)
+    assert not found.folder.exists()
+
+
+def test_the_control_takes_part_without_being_named(words):
+    request = parse(["models=wide:toy", *words[1:], "wide.model_cfg.mlp_ratio=5"])
+    assert [one.label for one in request.entrants] == ["toy", "wide"]
+    ladder = plan.make_ladder(request)
+    assert [place.label for place in ladder.places] == ["toy", "wide"]
+    bodies = [place.size.counts.body for place in ladder.places]
+    assert bodies[1] == pytest.approx(bodies[0], rel=0.06)
+    assert [*ladder.places[1].steps] == [0.5]
+
+
+@pytest.mark.slow
+def test_the_whole_command_says_the_cost_first_and_goes_on(words, monkeypatch, capsys):
+    """A copy of the control under another name, whose multiplier is 1."""
+    monkeypatch.setattr(cost, "measured_rates", lambda *_: {"0.012": 1e9})
+    whole = [*words, "models=copy:toy", "budgets=1/2,1", "tokens=1280"]
+    whole = [word for n, word in enumerate(whole) if word.split("=")[0] not in
+             {later.split("=")[0] for later in whole[n + 1 :]}]  # fmt: skip
+    only = command.scale([*whole, "plan_only=true"])
+    assert only.verdict is None
+    assert "FLOPs with 1 seeds" in str(only)
+    assert not only.folder.exists()
+    found = command.scale(whole)
+    assert not found.failures
+    (one,) = found.verdict.against["copy"].compute
+    assert one.value == pytest.approx(1, abs=1e-9)
+    assert "give seeds=2" in str(found)
+    stored = json.loads((found.folder / "scale.json").read_text())
+    assert stored["against"]["copy"]["compute"][0]["value"] == one.value
+    assert (
+        stored["models"]["toy"]["points"]["loss"]
+        == found.verdict.estimates["toy"].scores.loss.tolist()
+    )
+    text = (found.folder / "report.md").read_text()
+    assert "a multiplier here is no forecast" in text
+    assert (found.folder / "frontier.png").stat().st_size > 1000
+    capsys.readouterr()
+    assert str(command.scale(whole)) == str(found)
+    assert "are there already" in capsys.readouterr().out
+    monkeypatch.setattr(cost, "seconds_left", lambda *_: 1.0)
+    with pytest.raises(ConfigError, match="more than hours=1e-08"):
+        command.scale([*whole, "hours=1e-8"])
