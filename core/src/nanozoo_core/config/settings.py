@@ -310,6 +310,9 @@ class EvalConfig:
     """Steps between validations; 0 validates only at the end."""
     bytes: Count
     """How much of the validation text is scored: its first bytes, the same for every model."""
+    split: Literal["all", "tune", "test"]
+    """Which validation documents are scored: all of them, or one of two halves: tune for choosing
+    settings, test for final tables."""
     draws: Count
     """Random draws of a bound in the final validation (one is taken during training)."""
     batch_tokens: Count

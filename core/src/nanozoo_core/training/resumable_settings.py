@@ -91,6 +91,7 @@ RULES = {
     "optim.muon.impl": KEPT,
     "eval.every": FREE,
     "eval.bytes": KEPT,  # the best checkpoint is the best on the same text
+    "eval.split": KEPT,  # as well
     "eval.draws": FREE,
     "eval.batch_tokens": FREE,
     "checkpoint.every": FREE,
