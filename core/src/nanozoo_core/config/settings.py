@@ -18,6 +18,7 @@ from nanozoo_core.config.ranges import (
     Range,
     Share,
 )
+from nanozoo_core.config.tuning import TuneConfig
 from nanozoo_core.errors import Problems, suggest
 from nanozoo_core.machine.paths import require_path
 
@@ -401,6 +402,7 @@ class TrainingConfig:
     checkpoint: CheckpointConfig
     distributed: DistributedConfig
     log: LogConfig
+    tune: TuneConfig
 
     def __post_init__(self) -> None:
         p = Problems()

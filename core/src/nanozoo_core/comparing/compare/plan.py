@@ -23,7 +23,7 @@ from nanozoo_core.training.run_folder import RunFolder
 # Settings that leave a run's result as it is: a run that differs in these alone is reused.
 WITHOUT_EFFECT = (
     *("seed", "run_dir", "log", "checkpoint", "distributed", "device"),
-    *("resume", "resume_data", "resume_files"),
+    *("resume", "resume_data", "resume_files", "tune"),
 )
 
 
