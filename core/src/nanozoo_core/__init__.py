@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nanozoo_core.comparing.compare.command import Comparison
+    from nanozoo_core.comparing.tune.command import Tuning
     from nanozoo_core.errors import (
         CheckpointError,
         ConfigError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from nanozoo_core.python.run import Run, load_run
     from nanozoo_core.python.text_bits import TextBits
     from nanozoo_core.python.training import train
+    from nanozoo_core.python.tuning import tune
     from nanozoo_core.registry import model_summaries as models
     from nanozoo_core.training.runs import Evaluation
     from nanozoo_core.training.trainer import Result
@@ -42,6 +44,7 @@ _PLACES = {
     "load_run": "python.run:load_run",
     "train": "python.training:train",
     "compare": "python.comparison:compare",
+    "tune": "python.tuning:tune",
     "models": "registry:model_summaries",
     "Run": "python.run:Run",
     "Generated": "python.generation:Generated",
@@ -49,6 +52,7 @@ _PLACES = {
     "Evaluation": "training.runs:Evaluation",
     "Result": "training.trainer:Result",
     "Comparison": "comparing.compare.command:Comparison",
+    "Tuning": "comparing.tune.command:Tuning",
     **{
         name: f"errors:{name}"
         for name in (
@@ -72,12 +76,14 @@ __all__ = [
     "Result",
     "Run",
     "TextBits",
+    "Tuning",
     "WriteError",
     "__version__",
     "compare",
     "load_run",
     "models",
     "train",
+    "tune",
 ]
 
 

@@ -22,15 +22,22 @@ from nanozoo_core.commands import (
     prepare,
     report,
     show,
+    tune,
 )
 from nanozoo_core.commands.run_arguments import CommandParser
 from nanozoo_core.machine.terminal import reported_errors
 
 COMMANDS = (
     *(models, show, prepare, evaluate, inspect, generate, compare, report, bench, export, new),
+    tune,
     completion,
 )
-UNSTOPPED = ("prepare", "compare", "bench")  # their work goes on when nobody reads what they say
+UNSTOPPED = (
+    "prepare",
+    "compare",
+    "bench",
+    "tune",
+)  # their work goes on when nobody reads what they say
 
 
 def main(argv: Sequence[str] | None = None) -> None:

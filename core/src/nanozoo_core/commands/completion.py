@@ -104,7 +104,7 @@ def _settings_of(command: str, arguments: argparse.Namespace) -> dict[str, list[
     if command in ("evaluate", "generate", "inspect", "export"):
         own = _values(EvalConfig, "eval.") if command == "evaluate" else {}
         return own | _model_values(_model_of_run(arguments.run))
-    if command in ("compare", "bench"):
+    if command in ("compare", "bench", "tune"):
         return _options(command) | _values(TrainingConfig)
     model = getattr(arguments, "model", None) or getattr(arguments, "target", None)
     known = _values(TrainingConfig) | _model_values(model)
@@ -116,9 +116,10 @@ def _settings_of(command: str, arguments: argparse.Namespace) -> dict[str, list[
 def _options(command: str) -> dict[str, list[str]]:
     from nanozoo_core.comparing.bench import request as bench
     from nanozoo_core.comparing.compare import request as compare
+    from nanozoo_core.comparing.tune import request as tune
 
-    found = compare.OPTIONS if command == "compare" else bench.OPTIONS
-    return {option.key: [] for option in found}
+    found = {"compare": compare.OPTIONS, "bench": bench.OPTIONS, "tune": tune.OPTIONS}
+    return {option.key: [] for option in found[command]}
 
 
 def _model_values(model: str | None) -> dict[str, list[str]]:

@@ -40,8 +40,6 @@ def unbiased_best(scores: Sequence[float], n: int) -> float:
 def agreement(one: Sequence[float], other: Sequence[float]) -> float:
     """Kendall's tau: the pairs in the same order minus those in the other, over all pairs that
     differ in both; 1 where there is none."""
-    signs = [
-        (one[i] - one[j]) * (other[i] - other[j]) for i in range(len(one)) for j in range(i)
-    ]
+    signs = [(one[i] - one[j]) * (other[i] - other[j]) for i in range(len(one)) for j in range(i)]
     differing = [sign for sign in signs if sign]
     return sum(math.copysign(1, sign) for sign in differing) / len(differing) if differing else 1.0

@@ -167,9 +167,7 @@ def _written(value: Value) -> str:
     return json.dumps(value) if not isinstance(value, float) else repr(value)
 
 
-def make_space(
-    config: TrainingConfig, *, which: str, tokens: float, roles: Sequence[str]
-) -> Space:
+def make_space(config: TrainingConfig, *, which: str, tokens: float, roles: Sequence[str]) -> Space:
     """The space of a model whose committed recipe is `config`.
 
     Args: which: core or full. tokens: of a trial. roles: that the model's parameters have.
@@ -275,7 +273,8 @@ def _own(name: str, declared: OwnKeyConfig, config: TrainingConfig) -> Dimension
         last = len(choices) - 1
         return Dimension(name, 0, last, choices.index(now), whole=True, choices=choices,
                          is_own=True)  # fmt: skip
-    assert declared.low is not None and declared.high is not None
+    assert declared.low is not None
+    assert declared.high is not None
     if isinstance(now, bool) or not isinstance(now, int | float):
         raise ConfigError(
             f"{where} is {now}, and so no number; give tune.keys.{name}.default, what it stands for"

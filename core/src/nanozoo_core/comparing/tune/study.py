@@ -139,6 +139,10 @@ class Study:
     def _point(self, trial: Any) -> dict[str, float]:
         return {d.name: float(trial.params[d.name]) for d in self.space.dimensions}
 
+    def sampler_seed(self, number: int) -> int:
+        """Of the sampler that proposes a trial."""
+        return points.sampler_seed(self.seed, number)
+
     # -- asking and telling -----------------------------------------------------------------------
 
     def ask(self, at_once: int) -> list[Trial]:
@@ -207,7 +211,7 @@ class Study:
 
     def _set_sampler(self, number: int) -> None:
         self._study.sampler = self._optuna.samplers.TPESampler(
-            n_startup_trials=self.num_random, seed=points.sampler_seed(self.seed, number)
+            n_startup_trials=self.num_random, seed=self.sampler_seed(number)
         )
 
     def _suggest(self, trial: Any, dimension: Dimension) -> float:
