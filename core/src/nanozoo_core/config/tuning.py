@@ -41,9 +41,9 @@ class OwnKeyConfig:
     """Whether a factor counts, not a difference."""
     whole: bool = False
     """Whether only whole numbers are tried."""
-    choices: list[float | str | bool] | None = None
+    choices: list[int | float | str | bool] | None = None
     """The values that are tried, in place of a range."""
-    default: float | str | bool | None = None
+    default: int | float | str | bool | None = None
     """What stands for null, where the setting is that."""
 
     def __post_init__(self) -> None:
