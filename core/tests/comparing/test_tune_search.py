@@ -132,20 +132,20 @@ def test_a_search_that_was_killed_goes_on_as_if_it_was_not(plain: list[Told]) ->
 def test_a_kill_inside_a_batch_leaves_what_is_taken_up(
     plain: list[Told], where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage, study = in_memory(), a_study(in_memory())
+    storage = in_memory()
     study = a_study(storage)
-    search_until = 4 if where == "enqueued" else 14
 
     def stopping(asked: Round) -> dict[str, dict[int, Outcome]]:
-        if asked["toy"][0].number == search_until:
+        if asked["toy"][0].number == 14:
             raise KeyboardInterrupt
         return train(asked)
 
     if where == "telling":
         with pytest.raises(KeyboardInterrupt):
             search([study], stopping, batch=2)
-        trial = study.ask(2)[0]  # the first of the two was told
+        trial, other = study.ask(2)  # the first of the two is told
         study.tell({trial.number: run(trial)})
+        assert a_study(storage).ask(2) == [other]  # with the same bars
     else:
         calls = []
         kind, name = (Study, "_suggest") if where == "asking" else (Study, "_set_sampler")

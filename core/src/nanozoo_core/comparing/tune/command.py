@@ -147,10 +147,17 @@ def _go_on(
         recipes=recipes,
         importances={labels[study.name]: study.importances() for study in studies},
         audits=audits,
-        threads=max(1, (os.cpu_count() or 1) // request.base.jobs),
+        threads=_threads(request.base.jobs),
     )
     _write(request.base.folder, report, studies[0].num_random)
     return Tuning(request.base.folder, report)
+
+
+def _threads(jobs: int) -> int:
+    """Of each training."""
+    cores = os.cpu_count() or 1
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if jobs == 1 and given.isdecimal() else max(1, cores // jobs)
 
 
 def _write(folder: Path, report: SearchReport, num_random: int) -> None:

@@ -72,6 +72,10 @@ def _by_key(
             panel.set_xscale("log")
         if dimension.choices:
             panel.set_xticks(range(len(dimension.choices)), list(map(str, dimension.choices)))
+        else:
+            ticks = [dimension.low, dimension.at(0.5), dimension.high]
+            panel.set_xticks(ticks, [dimension.show(tick) for tick in ticks])
+            panel.minorticks_off()
         share = importances.get(dimension.name)
         panel.set_xlabel(dimension.name + ("" if share is None else f" (importance {share:.2f})"))
         panel.grid(alpha=0.3)
