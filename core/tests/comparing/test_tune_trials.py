@@ -20,6 +20,7 @@ from nanozoo_core.comparing.tune.candidates import Candidate, make_candidates
 from nanozoo_core.comparing.tune.command import tune
 from nanozoo_core.comparing.tune.confirm import Choice
 from nanozoo_core.comparing.tune.recipe import write_recipe
+from nanozoo_core.comparing.tune.report import spent
 from nanozoo_core.comparing.tune.request import parse
 from nanozoo_core.comparing.tune.study import Outcome, Told, Trial
 from nanozoo_core.comparing.tune.trial import train_trial
@@ -87,6 +88,7 @@ def test_a_trial_reports_ends_behind_a_bar_and_can_be_audited(
     finished = read_outcome(training)
     assert found.final == {0: whole.score, 1: finished.score}
     assert (finished.state, finished.tokens) == ("complete", whole.tokens)
+    assert spent(told, found)["tokens"] == 2 * whole.tokens
     assert {n: finished.reports[n] for n in (1, 2, 3)} == ended.reports
 
 

@@ -54,7 +54,7 @@ def tune(
         have written checkpoints.
     """
     given = {"batch": batch, "storage": storage, "folder": folder}
-    options = {key: value for key, value in given.items() if value is not None}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     options |= {"models": list(models), "trials": trials, "budget": budget, "space": space}
     options |= {"prune": prune, "jobs": jobs, "seed": seed, "seeds": seeds, "recipes": recipes}
     words = as_words({**options, **settings})

@@ -45,4 +45,10 @@ def audit(
         last_check={n: o.reports[last] for n, o in both.items()},
         final={n: float(o.score) for n, o in both.items() if o.score is not None},
         audited=tuple(one.number for one in chosen),
+        spent={
+            key: sum(
+                getattr(outcomes[one.number], key) - getattr(one.outcome, key) for one in chosen
+            )
+            for key in ("tokens", "flops", "seconds")
+        },
     )

@@ -92,9 +92,9 @@ def _by_effort(candidate: Candidate, told: Sequence[Told], num_random: int) -> A
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    random = [one for one in _complete(told) if 0 < one.number < num_random]
+    random = [one.outcome.score for one in told if 0 < one.number < num_random]
+    scores = [score for score in random if score is not None]  # those that diverged count as such
     flops_of_one = candidate.flops
-    scores = [one.score for one in random]
     for panel, unit, label in (
         (panels[0], 1.0, "trial-equivalents"),
         (panels[1], flops_of_one / 1e12, "FLOPs of training (T)"),

@@ -35,6 +35,8 @@ class Audit:
     last_check: dict[int, float]
     final: dict[int, float]
     audited: tuple[int, ...]
+    spent: dict[str, float] = field(default_factory=dict)
+    """Tokens, FLOPs and seconds that this took beyond where they had ended."""
 
     @property
     def tau(self) -> float:
@@ -111,14 +113,15 @@ def effort_rows(report: SearchReport) -> list[list[str]]:
         told = report.told[candidate.label]
         states = [one.outcome.state for one in told]
         best = min(told, key=lambda one: (one.score, one.number))
+        used = spent(told, report.audits.get(candidate.label))
         rows.append(
             [
                 candidate.label,
                 str(len(told)),
                 *(str(states.count(state)) for state in ("pruned", "diverged", "refused")),
-                f"{equivalents(candidate, told):.1f}",
-                scaled(sum(one.outcome.flops for one in told)),
-                f"{sum(one.outcome.seconds for one in told) * report.threads / 3600:.3g}",
+                f"{used['tokens'] / candidate.tokens:.1f}",
+                scaled(used["flops"]),
+                f"{used['seconds'] * report.threads / 3600:.3g}",
                 str(len(candidate.space.dimensions)),
                 str(len(candidate.space.own)),
                 str(best.number),
@@ -127,9 +130,13 @@ def effort_rows(report: SearchReport) -> list[list[str]]:
     return rows
 
 
-def equivalents(candidate: Candidate, told: Sequence[Told]) -> float:
-    """Trials by the tokens that they trained on, in whole trials."""
-    return sum(one.outcome.tokens for one in told) / candidate.tokens
+def spent(told: Sequence[Told], audit: Audit | None) -> dict[str, float]:
+    """Tokens, FLOPs and seconds of all trials, whatever became of them, and of the audit."""
+    further = audit.spent if audit is not None else {}
+    return {
+        key: sum(getattr(one.outcome, key) for one in told) + further.get(key, 0.0)
+        for key in ("tokens", "flops", "seconds")
+    }
 
 
 def outcome_rows(report: SearchReport) -> list[list[str]]:
