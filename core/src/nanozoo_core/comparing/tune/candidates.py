@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -233,7 +232,3 @@ def _with_model_value(config: ResolvedConfig, key: str, value: object) -> Resolv
         section = section[part]
     section[last] = value
     return resolve(values)
-
-
-def by_label(candidates: list[Candidate]) -> Mapping[str, Candidate]:
-    return {candidate.label: candidate for candidate in candidates}
