@@ -56,7 +56,7 @@ class Contest:
         if arguments.draft is not None:
             self.loaded.append(runs.load_run(arguments.draft, device=device))
         self.num_drafts: int = arguments.num_drafts
-        validation, _ = runs.validation_set(self.run, self.run.config.eval.bytes)
+        validation, _ = runs.validation_set(self.run, self.run.config.eval)
         windows = next(validation.batches(min(arguments.prompts, validation.num_windows)))
         prompts = first_halves([windows.to(self.run.device)], arguments.prompts)
         self.prompts: list[list[int]] = prompts.tolist()

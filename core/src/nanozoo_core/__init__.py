@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nanozoo_core.comparing.compare.command import Comparison
     from nanozoo_core.comparing.scale.command import Scaling
+    from nanozoo_core.comparing.tune.command import Tuning
     from nanozoo_core.errors import (
         CheckpointError,
         ConfigError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from nanozoo_core.python.run import Run, load_run
     from nanozoo_core.python.text_bits import TextBits
     from nanozoo_core.python.training import train
+    from nanozoo_core.python.tuning import tune
     from nanozoo_core.registry import model_summaries as models
     from nanozoo_core.training.runs import Evaluation
     from nanozoo_core.training.trainer import Result
@@ -47,6 +49,7 @@ _PLACES = {
     "compare": "python.comparison:compare",
     "probe": "python.probing:probe",
     "scale": "python.comparison:scale",
+    "tune": "python.tuning:tune",
     "models": "registry:model_summaries",
     "Run": "python.run:Run",
     "Generated": "python.generation:Generated",
@@ -56,6 +59,7 @@ _PLACES = {
     "Comparison": "comparing.compare.command:Comparison",
     "Probe": "probing.command:Probe",
     "Scaling": "comparing.scale.command:Scaling",
+    "Tuning": "comparing.tune.command:Tuning",
     **{
         name: f"errors:{name}"
         for name in (
@@ -81,6 +85,7 @@ __all__ = [
     "Run",
     "Scaling",
     "TextBits",
+    "Tuning",
     "WriteError",
     "__version__",
     "compare",
@@ -89,6 +94,7 @@ __all__ = [
     "probe",
     "scale",
     "train",
+    "tune",
 ]
 
 

@@ -79,13 +79,16 @@ def test_bounds_and_other_texts_are_ranked_apart() -> None:
         entry("bound", 1.2, 1.21, val_bound="upper"),
         entry("elsewhere", 1.1, 1.11, data_fingerprint="other"),
         entry("shorter", 1.0, 1.01, val_bytes=500),
+        entry("tuned", 0.9, 0.91, val_split="tune"),
+        entry("other half", 0.8, 0.81, val_split="test"),
+        entry("of now", 1.7, 1.71, val_split="all"),
     ]
     groups = rank(entries)
     assert [[p.entry.label for p in group.places] for group in groups] == [
-        ["exact"], ["bound"], ["elsewhere"], ["shorter"]
+        ["exact", "of now"], ["bound"], ["elsewhere"], ["shorter"], ["tuned"], ["other half"]
     ]  # fmt: skip
     said = " ".join(warnings(entries))
-    assert "3 different texts" in said
+    assert "5 different texts" in said
     assert "upper bounds" in said
 
 

@@ -84,6 +84,32 @@ def test_validation_text_is_the_same_for_every_tokenizer_and_grows_by_prefix(tex
         assert corpora.is_utf8(b"".join(text))
 
 
+def test_the_halves_of_the_validation_text_are_disjoint_and_all_of_it(texts: Path) -> None:
+    tokens, letters = (
+        prepare(text_config(texts, tokenizer=name, val_fraction=0.6)) for name in ("bpe", "bytes")
+    )
+    whole = letters.validation_text(10**6)
+    halves = {split: letters.validation_text(10**6, split) for split in ("tune", "test")}
+    assert sorted(halves["tune"] + halves["test"]) == sorted(whole)
+    assert not set(halves["tune"]) & set(halves["test"])
+    for split, half in halves.items():
+        assert half == [document for document in whole if document in half]
+        assert tokens.validation_text(10**6, split) == half
+        assert b"".join(half).startswith(b"".join(tokens.validation_text(40, split)))
+        # A document stays in its half when the validation text grows.
+        fewer = prepare(text_config(texts, tokenizer="bytes", val_fraction=0.3))
+        assert set(fewer.validation_text(10**6, split)) <= set(half)
+    assert tokens.validation_text(300, "all") == tokens.validation_text(300)
+
+
+def test_a_half_without_a_document_is_refused(shard_folder: Path) -> None:
+    write_shard(shard_folder / "web_val_000000.bin", [256, *b"five"])
+    data = prepare(bin_config(shard_folder))
+    other = {"tune": "test", "test": "tune"}[corpora.split_of(b"five")]
+    with pytest.raises(DataError, match=rf"eval\.split={other} holds no document of bin"):
+        data.validation_text(4, other)
+
+
 def test_first_validation_bytes_do_not_depend_on_the_fraction(texts: Path) -> None:
     small, large = (prepare(text_config(texts, val_fraction=f)) for f in (0.3, 0.6))
     num_bytes = small.validation_bytes

@@ -64,7 +64,7 @@ def main() -> None:
     arguments = read_flags()
     device = arguments.device
     judge = runs.load_run(arguments.judge, device=str(device))
-    validation, _ = runs.validation_set(judge, judge.config.eval.bytes)
+    validation, _ = runs.validation_set(judge, judge.config.eval)
     windows = next(validation.batches(arguments.texts)).window  # (B, S)
     length = windows.shape[1] - 1
     print(f"{arguments.texts} texts of {length} tokens behind {PROMPT}; {device_name(device)}, "

@@ -71,7 +71,7 @@ def main() -> None:
     if drafter is None:
         parser.error(f"{run.config.model} with these settings drafts nothing")
     count = 8 * arguments.prompts
-    validation, _ = runs.validation_set(run, run.config.eval.bytes)
+    validation, _ = runs.validation_set(run, run.config.eval)
     windows = next(validation.batches(min(count, validation.num_windows)))
     prompts = first_halves([windows.to(run.device)], count)
     tokens = arguments.tokens

@@ -24,16 +24,17 @@ from nanozoo_core.commands import (
     report,
     scale,
     show,
+    tune,
 )
 from nanozoo_core.commands.run_arguments import CommandParser
 from nanozoo_core.machine.terminal import reported_errors
 
 COMMANDS = (
     *(models, show, prepare, evaluate, inspect, generate, compare, report, bench, export, new),
-    *(scale, probe, completion),
+    *(tune, scale, probe, completion),
 )
 # Their work goes on when nobody reads what they say.
-UNSTOPPED = ("prepare", "compare", "bench", "scale", "probe")
+UNSTOPPED = ("prepare", "compare", "bench", "tune", "scale", "probe")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -106,7 +106,7 @@ def _settings_of(command: str, arguments: argparse.Namespace) -> dict[str, list[
         return own | _model_values(_model_of_run(arguments.run))
     if command == "probe":
         return _options(command) | {"device": ["auto", "cpu", "cuda", "mps"]}
-    if command in ("compare", "bench", "scale"):
+    if command in ("compare", "bench", "tune", "scale"):
         return _options(command) | _values(TrainingConfig)
     model = getattr(arguments, "model", None) or getattr(arguments, "target", None)
     known = _values(TrainingConfig) | _model_values(model)
@@ -119,11 +119,13 @@ def _options(command: str) -> dict[str, list[str]]:
     from nanozoo_core.comparing.bench import request as bench
     from nanozoo_core.comparing.compare import request as compare
     from nanozoo_core.comparing.scale import request as scale
+    from nanozoo_core.comparing.tune import request as tune
     from nanozoo_core.probing import request as probe
 
     found = {
         "compare": compare.OPTIONS,
         "bench": bench.OPTIONS,
+        "tune": tune.OPTIONS,
         "scale": scale.OPTIONS,
         "probe": probe.OPTIONS,
     }

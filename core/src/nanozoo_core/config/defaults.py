@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any, TypeVar
 
 from nanozoo_core import registry
-from nanozoo_core.config import schema, settings
+from nanozoo_core.config import schema, settings, tuning
 from nanozoo_core.errors import ConfigError, Problems, show_value
 
 T = TypeVar("T")
@@ -25,6 +25,7 @@ SECTIONS: dict[type, str] = {
     settings.CheckpointConfig: "checkpoint",
     settings.DistributedConfig: "distributed",
     settings.LogConfig: "log",
+    tuning.TuneConfig: "tune",
 }
 """Where each settings class stands in training.yaml."""
 

@@ -18,6 +18,7 @@ from nanozoo_core.config.ranges import (
     Range,
     Share,
 )
+from nanozoo_core.config.tuning import TuneConfig
 from nanozoo_core.errors import Problems, suggest
 from nanozoo_core.machine.paths import require_path
 
@@ -310,6 +311,9 @@ class EvalConfig:
     """Steps between validations; 0 validates only at the end."""
     bytes: Count
     """How much of the validation text is scored: its first bytes, the same for every model."""
+    split: Literal["all", "tune", "test"]
+    """Which validation documents are scored: all of them, or one of two halves: tune for choosing
+    settings, test for final tables."""
     draws: Count
     """Random draws of a bound in the final validation (one is taken during training)."""
     batch_tokens: Count
@@ -398,6 +402,7 @@ class TrainingConfig:
     checkpoint: CheckpointConfig
     distributed: DistributedConfig
     log: LogConfig
+    tune: TuneConfig
 
     def __post_init__(self) -> None:
         p = Problems()

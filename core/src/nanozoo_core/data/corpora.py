@@ -377,6 +377,13 @@ def document_digest(document: bytes) -> str:
     return hashlib.blake2b(document, digest_size=16).hexdigest()
 
 
+def split_of(document: bytes) -> str:
+    """The half of the validation text that a document belongs to, `tune` or `test`, by a digest of
+    its own: the one that makes a document one of validation says nothing of it."""
+    first = hashlib.blake2b(document, digest_size=1, person=b"eval.split").digest()[0]
+    return "tune" if first < 128 else "test"
+
+
 def validation_digests(digests: Sequence[str], val_fraction: float) -> frozenset[str]:
     """Which documents are for validation: those whose digest, read as a number in [0, 1), is below
     `val_fraction`; at least one, and never all.

@@ -172,7 +172,7 @@ class ValidationText(Protocol):
     @property
     def vocabulary(self) -> Tokenizer: ...
 
-    def validation_texts(self, num_bytes: int) -> dict[str, list[bytes]]:
+    def validation_texts(self, num_bytes: int, split: str) -> dict[str, list[bytes]]:
         """The documents of each source, by its name, of `num_bytes` in all."""
         ...
 
@@ -184,13 +184,14 @@ class GivenTexts:
     documents: tuple[bytes, ...]
     vocabulary: Tokenizer
 
-    def validation_texts(self, num_bytes: int) -> dict[str, list[bytes]]:
+    def validation_texts(self, num_bytes: int, split: str) -> dict[str, list[bytes]]:
         return {"given": list(self.documents)}
 
 
 class ValidationSet:
-    """The first `num_bytes` bytes of the validation split as windows in which each token is scored
-    once; of several sources each gives its share of the bytes, one after the other.
+    """The first `num_bytes` bytes of the validation text, or of one half of its documents
+    (`eval.split`), as windows in which each token is scored once; of several sources each gives its
+    share of the bytes, one after the other.
 
     The stream of a source is a separator and a document, a separator and a document, ...; its first
     token is context only, so every byte is scored, and every separator but the first. Windows begin
@@ -199,14 +200,20 @@ class ValidationSet:
     """
 
     def __init__(
-        self, prepared: ValidationText, *, seq_len: int, lookahead: int = 1, num_bytes: int
+        self,
+        prepared: ValidationText,
+        *,
+        seq_len: int,
+        lookahead: int = 1,
+        num_bytes: int,
+        split: str = "all",
     ) -> None:
         self.seq_len, self.lookahead = seq_len, lookahead
         self.separator = prepared.vocabulary.separator
         self.documents: list[bytes] = []
         self.source_bytes: dict[str, int] = {}
         streams, num_tokens, num_windows = [], [], []
-        for name, documents in prepared.validation_texts(num_bytes).items():
+        for name, documents in prepared.validation_texts(num_bytes, split).items():
             stream, count = self._stream_of(documents, prepared.vocabulary)
             if count < 1:
                 raise DataError(f"eval.bytes={num_bytes} leaves no validation text; use more")

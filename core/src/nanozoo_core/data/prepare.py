@@ -16,7 +16,7 @@ from pathlib import Path
 from nanozoo_core.config import DataConfig
 from nanozoo_core.config.settings import MIXTURE
 from nanozoo_core.data.cache import digest
-from nanozoo_core.data.corpora import stdlib_corpus, text_corpus, utf8_prefix
+from nanozoo_core.data.corpora import split_of, stdlib_corpus, text_corpus, utf8_prefix
 from nanozoo_core.data.fineweb import fineweb_folder
 from nanozoo_core.data.foreign_shards import open_foreign
 from nanozoo_core.data.hub import hub_corpus
@@ -67,27 +67,39 @@ class PreparedData:
         """Mean over the training split; the separators count as tokens without bytes."""
         return self.train_bytes / self.train_tokens
 
-    def validation_texts(self, num_bytes: int) -> dict[str, list[bytes]]:
+    def validation_texts(self, num_bytes: int, split: str = "all") -> dict[str, list[bytes]]:
         """`validation_text` by the name of its source."""
-        return {self.name: self.validation_text(num_bytes)}
+        return {self.name: self.validation_text(num_bytes, split)}
 
-    def validation_text(self, num_bytes: int) -> list[bytes]:
-        """The documents that make up the first `num_bytes` bytes of the validation split, the last
-        one cut before the character that would pass them: the same for every tokenizer.
+    def validation_text(self, num_bytes: int, split: str = "all") -> list[bytes]:
+        """The documents that make up the first `num_bytes` bytes of the validation text, or of one
+        half of its documents, the last one cut before the character that would pass them: the same
+        for every tokenizer.
 
-        All of the split, with a warning, when it is shorter.
+        All of it, with a warning, when it is shorter.
+
+        Args: split: as `eval.split`. Raises: DataError where no document belongs to that half.
         """
         found: list[bytes] = []
         left = num_bytes
         for document in self.source.texts(self.source.validation):
+            if split != "all" and split_of(document) != split:
+                continue
             found.append(utf8_prefix(document, left))
             left -= len(document)
             if left <= 0:
                 return found
+        if split != "all" and not found:
+            raise DataError(
+                f"eval.split={split} holds no document of {self.name}, whose validation text has "
+                "too few of them to be halved; use eval.split=all, a larger data.val_fraction or "
+                "more text"
+            )
         logger.warning(
-            "eval.bytes=%d is more than the validation split of %s holds; all %d bytes are scored",
+            "eval.bytes=%d is more than the validation text of %s holds%s; all %d bytes are scored",
             num_bytes,
             self.name,
+            "" if split == "all" else f" in eval.split={split}",
             sum(map(len, found)),
         )
         return found
@@ -135,10 +147,10 @@ class MixedData:
         """The mean over a training that reads each source by its share."""
         return sum(part.share * part.data.bytes_per_token for part in self.parts)
 
-    def validation_texts(self, num_bytes: int) -> dict[str, list[bytes]]:
+    def validation_texts(self, num_bytes: int, split: str = "all") -> dict[str, list[bytes]]:
         """The documents of each source, by its name: its share of the bytes, one at least."""
         return {
-            part.name: part.data.validation_text(max(1, round(part.share * num_bytes)))
+            part.name: part.data.validation_text(max(1, round(part.share * num_bytes)), split)
             for part in self.parts
         }
 

@@ -91,6 +91,7 @@ def make_result(
         "family": setup.adapter.family,
         **setup.adapter.report(setup.model),
         **score.values,
+        "val_split": config.eval.split,
         "baselines_bpb": baselines,
         "steps": state.step,
         "train_tokens": state.tokens,

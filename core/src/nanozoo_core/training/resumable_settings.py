@@ -91,6 +91,7 @@ RULES = {
     "optim.muon.impl": KEPT,
     "eval.every": FREE,
     "eval.bytes": KEPT,  # the best checkpoint is the best on the same text
+    "eval.split": KEPT,  # as well
     "eval.draws": FREE,
     "eval.batch_tokens": FREE,
     "checkpoint.every": FREE,
@@ -103,6 +104,16 @@ RULES = {
     "log.wandb_project": KEPT,  # the run on Weights & Biases lies there
     "log.wandb_entity": FREE,  # another than that of a run which is there already is refused
     "log.wandb_group": FREE,
+    "tune.keys.*.key": FREE,
+    "tune.keys.*.low": FREE,
+    "tune.keys.*.high": FREE,
+    "tune.keys.*.log": FREE,
+    "tune.keys.*.whole": FREE,
+    "tune.keys.*.choices": FREE,
+    "tune.keys.*.default": FREE,
+    "tune.ranges.*.low": FREE,
+    "tune.ranges.*.high": FREE,
+    "tune.prune": FREE,
 }
 
 

@@ -146,6 +146,8 @@ class Evaluation:
     score: Score
     data_fingerprint: str | None
     """Of the run's data; None where texts were given."""
+    split: str | None
+    """As `eval.split`; None where texts were given."""
 
     @property
     def bits_per_byte(self) -> float:
@@ -160,6 +162,7 @@ class Evaluation:
             "step": self.step,
             **self.score.values,
             **({"sources_bpb": self.score.sources} if self.score.sources else {}),
+            "val_split": self.split,
             "data_fingerprint": self.data_fingerprint,
         }
 
@@ -179,9 +182,9 @@ def score(
     settings = schema.to_dict(run.config.eval) | overrides
     evaluation = schema.from_dict(EvalConfig, settings, "eval")
     if texts is None:
-        validation, fingerprint = validation_set(run, evaluation.bytes)
+        (validation, fingerprint), split = validation_set(run, evaluation), evaluation.split
     else:
-        validation, fingerprint = own_text(run, texts), None
+        validation, fingerprint, split = own_text(run, texts), None, None
     try:
         result = evaluate(
             LossModule(run.model, run.adapter),
@@ -197,7 +200,9 @@ def score(
         raise NonFiniteError(
             f"{error} at step {run.state.step} of {run.folder}; use an earlier --checkpoint"
         ) from error
-    return Evaluation(run.config.model, run.folder, run.state.step, result, fingerprint)
+    return Evaluation(
+        run.config.model, run.folder, run.state.step, result, fingerprint, split=split
+    )
 
 
 def own_text(run: LoadedRun, texts: Sequence[str | bytes]) -> ValidationSet:
@@ -221,7 +226,7 @@ def own_text(run: LoadedRun, texts: Sequence[str | bytes]) -> ValidationSet:
 def inspect_run(run: LoadedRun, *, text: str | None = None) -> tuple[Inspection | None, str | None]:
     """What is peculiar to the run's model, also written to its folder, and what it shows on `text`,
     or on the beginning of a validation document; None where there is nothing."""
-    validation, _ = validation_set(run, run.config.eval.bytes)
+    validation, _ = validation_set(run, run.config.eval)
     folder = RunFolder(run.folder)
     shown_on = shown_text(validation.documents) if text is None else text
     found = inspect_model(
@@ -236,8 +241,9 @@ def inspect_run(run: LoadedRun, *, text: str | None = None) -> tuple[Inspection 
     return found, run.adapter.show_sample(run.model, run.vocabulary, shown_on)
 
 
-def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
-    """The run's validation text, and the fingerprint of its data."""
+def validation_set(run: LoadedRun, evaluation: EvalConfig) -> tuple[ValidationSet, str]:
+    """The validation text of the run's data, as much of it as the settings say, and the fingerprint
+    of the data."""
     own = run.vocabulary if run.vocabulary.name == "bpe" else None
     with told_where_to_look(RunFolder(run.folder)):
         data = prepare(run.config.data, vocabulary=own)
@@ -245,7 +251,8 @@ def validation_set(run: LoadedRun, num_bytes: int) -> tuple[ValidationSet, str]:
         data,
         seq_len=run.config.data.seq_len,
         lookahead=run.adapter.lookahead(run.model_cfg),
-        num_bytes=num_bytes,
+        num_bytes=evaluation.bytes,
+        split=evaluation.split,
     )
     known = RunData.read(RunFolder(run.folder))
     if known is not None and known.fingerprint != data.fingerprint:

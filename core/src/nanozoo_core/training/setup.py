@@ -95,7 +95,11 @@ def set_up(resolved: ResolvedConfig, ranks: Ranks) -> Setup:
         data, plan.stages, lookahead=lookahead, seed=config.seed, align=config.data.packing
     )
     validation = ValidationSet(
-        data, seq_len=config.data.seq_len, lookahead=lookahead, num_bytes=config.eval.bytes
+        data,
+        seq_len=config.data.seq_len,
+        lookahead=lookahead,
+        num_bytes=config.eval.bytes,
+        split=config.eval.split,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

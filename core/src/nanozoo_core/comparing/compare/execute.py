@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,6 @@ from nanozoo_core.machine.terminal import has_bars, say
 from nanozoo_core.training.run_folder import RunFolder
 from nanozoo_core.training.signals import ending_as_keyboard_interrupt
 
-MEMBER = "nanozoo_core.comparing.compare.member"  # the program that trains one member of a plan
-
 POLL_SECONDS = 0.2
 HEARTBEAT_SECONDS = 60.0  # between two lines about what runs, where the output is no terminal
 TAIL_LINES = 3
@@ -30,6 +29,44 @@ TAIL_LINES = 3
 
 class Interrupted(NanozooError):
     """The user stopped the comparison; what ran has written checkpoints."""
+
+
+def is_done(member: Member) -> bool:
+    return RunFolder(member.folder).is_finished
+
+
+def tell_score(member: Member) -> str | None:
+    """What a run that is done came to; None where the report says it."""
+    try:
+        result = RunFolder(member.folder).read_result()
+    except NonFiniteError:
+        return None
+    sign = "<= " if result["val_bound"] == "upper" else ""
+    return (
+        f"{member.name}: {sign}{result['val_bpb']:.4f} bits per byte, "
+        f"{result['train_bytes'] / 1e6:.1f} MB in {result['train_seconds']:.0f} s"
+    )
+
+
+@dataclass(frozen=True)
+class Program:
+    """The module that trains a member in a process of its own; how its end is known, and told."""
+
+    module: str = "nanozoo_core.comparing.compare.member"
+    is_done: Callable[[Member], bool] = is_done
+    tell: Callable[[Member], str | None] = tell_score
+
+
+COMPARISON = Program()
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Of a command that calls `run_members` several times: how many runs it has in all, and how
+    many of them are done or begun by earlier calls."""
+
+    total: int
+    before: int = 0
 
 
 @dataclass
@@ -40,23 +77,30 @@ class Running:
 
 
 def run_members(
-    plan: Path, members: list[Member], *, jobs: int, command: str, program: str = MEMBER
+    plan: Path,
+    members: list[Member],
+    *,
+    jobs: int,
+    command: str,
+    program: Program = COMPARISON,
+    extent: Extent | None = None,
 ) -> dict[str, str]:
     """Trains what is not done yet, `jobs` at a time, each with its share of the CPU's threads.
 
-    Args: program: the module that is told the plan and a member's number.
+    Args: extent: of all calls, where there are several; None are these members alone.
 
     Returns: one sentence for every member that failed, by name; a failure stops nothing else.
     Raises: Interrupted on Ctrl-C, SIGTERM or SIGHUP, after the trainings have written checkpoints.
     """
     failures: dict[str, str] = {}
-    waiting = [(n, m) for n, m in enumerate(members) if not is_done(m)]
-    if len(waiting) < len(members):
+    waiting = [(n, m) for n, m in enumerate(members) if not program.is_done(m)]
+    if extent is None and len(waiting) < len(members):
         say(f"{len(members) - len(waiting)} of {len(members)} runs are there already")
     running: list[Running] = []
+    extent = extent or Extent(len(members))
     bar = tqdm(
-        total=len(members),
-        initial=len(members) - len(waiting),
+        total=extent.total,
+        initial=extent.before + len(members) - len(waiting),
         unit="run",
         smoothing=0,
         disable=not has_bars(),
@@ -72,12 +116,12 @@ def run_members(
                     bar.set_postfix_str(", ".join(map(_progress, running)))
                 elif time.monotonic() - said >= HEARTBEAT_SECONDS:
                     said = time.monotonic()
-                    done = len(members) - len(waiting) - len(running)
+                    done = extent.before + len(members) - len(waiting) - len(running)
                     at_work = ", ".join(map(_progress, running))
-                    say(f"{done} of {len(members)} runs are done; {at_work}")
+                    say(f"{done} of {extent.total} runs are done; {at_work}")
                 for one in [r for r in running if r.process.poll() is not None]:
                     running.remove(one)
-                    _conclude(one, failures)
+                    _conclude(one, failures, program)
                     bar.update()
     except KeyboardInterrupt:
         _stop(running)
@@ -87,16 +131,12 @@ def run_members(
     return failures
 
 
-def is_done(member: Member) -> bool:
-    return RunFolder(member.folder).is_finished
-
-
-def _start(plan: Path, number: int, member: Member, jobs: int, program: str) -> Running:
+def _start(plan: Path, number: int, member: Member, jobs: int, program: Program) -> Running:
     """A process group of its own: Ctrl-C reaches it through `_stop`, once."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = {"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {}
     process = start_member(
-        plan, number, member, environment, start_new_session=True, program=program
+        plan, number, member, environment, program=program, start_new_session=True
     )
     return Running(number, member, process)
 
@@ -107,8 +147,8 @@ def start_member(
     member: Member,
     environment: dict[str, str] | None = None,
     *,
+    program: Program = COMPARISON,
     start_new_session: bool = False,
-    program: str = MEMBER,
 ) -> subprocess.Popen[bytes]:
     """A process that trains one member of a plan and writes what it says beside the run.
 
@@ -118,7 +158,7 @@ def start_member(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", program, str(plan), str(number)],
+            [sys.executable, "-m", program.module, str(plan), str(number)],
             stdout=file,
             stderr=subprocess.STDOUT,
             env={FORCED: "float32"} | dict(os.environ) | (environment or {}),
@@ -140,22 +180,16 @@ def _progress(one: Running) -> str:
     return f"{one.member.name} " + (f"at step {rows[-1]['step']}" if rows else "starting")
 
 
-def _conclude(one: Running, failures: dict[str, str]) -> None:
+def _conclude(one: Running, failures: dict[str, str], program: Program) -> None:
     """Says how a member ended."""
     member, name = one.member, one.member.name
-    if not is_done(member):
+    if not program.is_done(member):
         failures[name] = failure_sentence(member, one.process.returncode)
         say(f"{name} failed: {failures[name]}")
         return
-    try:
-        result = RunFolder(member.folder).read_result()
-    except NonFiniteError:  # which the report names
-        return
-    sign = "<= " if result["val_bound"] == "upper" else ""
-    say(
-        f"{name}: {sign}{result['val_bpb']:.4f} bits per byte, "
-        f"{result['train_bytes'] / 1e6:.1f} MB in {result['train_seconds']:.0f} s"
-    )
+    text = program.tell(member)
+    if text is not None:
+        say(text)
 
 
 def failure_sentence(member: Member, status: int) -> str:

@@ -9,8 +9,9 @@ A lock keeps two processes off one run: after a kill the old process may still b
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -22,6 +23,11 @@ from nanozoo_core.errors import CheckpointError
 from nanozoo_core.files import write_json
 from nanozoo_core.machine.terminal import reported_errors
 from nanozoo_core.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from nanozoo_core.training.trainer import Result
+
+Train = Callable[[ResolvedConfig], "Result"]
 
 
 def settings_for(member: Member) -> ResolvedConfig | None:
@@ -39,10 +45,10 @@ def settings_for(member: Member) -> ResolvedConfig | None:
     return compose_values(overrides, model=member.model, recipe=recipe)
 
 
-def train_member(member: Member, *, stop_after: int | None = None) -> None:
+def train_member(member: Member, *, by: Train | None = None) -> None:
     """Trains in this process; ends it as `train` does.
 
-    Args: stop_after: a step at which it leaves the run with its checkpoint.
+    Args: by: what trains by the settings; None is `train`.
     """
     from nanozoo_core.training.trainer import train
 
@@ -54,9 +60,7 @@ def train_member(member: Member, *, stop_after: int | None = None) -> None:
             return
         note = {"settings": member.settings, "command": member.command}
         write_json(member.beside("json"), note)
-        training = settings.training
-        stopped = replace(training, train=replace(training.train, stop_after=stop_after))
-        result = train(replace(settings, training=stopped))
+        result = (by or train)(settings)
     if result.signal is not None:
         sys.exit(128 + result.signal)
 

@@ -23,7 +23,7 @@ from nanozoo_core.training.run_folder import RunFolder
 # Settings that leave a run's result as it is: a run that differs in these alone is reused.
 WITHOUT_EFFECT = (
     *("seed", "run_dir", "log", "checkpoint", "distributed", "device"),
-    *("resume", "resume_data", "resume_files"),
+    *("resume", "resume_data", "resume_files", "tune"),
 )
 
 
@@ -79,13 +79,14 @@ def make_plan(request: Request) -> tuple[list[Member], dict[str, str]]:
     members = []
     for seed in request.seeds:
         for entrant, config in composed:
-            members.append(_member(request, entrant, config.training, seed))
+            members.append(make_member(request, entrant, config.training, seed))
             check_folder(members[-1], config)
     check_runs(members, request.runs)
     return members, failures
 
 
-def _member(request: Request, entrant: Entrant, config: TrainingConfig, seed: int) -> Member:
+def make_member(request: Request, entrant: Entrant, config: TrainingConfig, seed: int) -> Member:
+    """The training of an entrant, composed to `config`, with a seed."""
     settings = as_written(schema.to_dict(config))
     return Member(
         label=entrant.label,

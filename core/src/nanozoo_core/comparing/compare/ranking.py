@@ -35,7 +35,7 @@ class Place:
 class Group:
     """Entries that may be ranked against each other, from the fewest bits per byte."""
 
-    text: tuple[str, int]
+    text: tuple[str, int, str]
     is_bound: bool
     places: tuple[Place, ...]
     optimizer: str | None = None
@@ -137,7 +137,7 @@ def warnings(entries: Sequence[Entry]) -> list[str]:
             "Scores marked <= are upper bounds: the model may be better than it says. They are "
             "ranked apart, and that ranking orders the bounds."
         )
-    by_text: dict[tuple[str, int], list[Entry]] = {}
+    by_text: dict[tuple[str, int, str], list[Entry]] = {}
     for entry in entries:
         by_text.setdefault(entry.text, []).append(entry)
     for inside in by_text.values():

@@ -64,9 +64,14 @@ def conditions(entries: Sequence[Entry]) -> list[tuple[str, str]]:
         ("commit", values("git_commit")),
         ("data", values("data_fingerprint")),
         ("validation bytes", values("val_bytes")),
+        ("validation split", values("val_split") if _is_split(entries) else ""),
         ("written", date.today().isoformat()),
     ]
     return [row for row in rows if row[1]]
+
+
+def _is_split(entries: Sequence[Entry]) -> bool:
+    return any(entry.text[2] != "all" for entry in entries)
 
 
 def unequal_training(entries: Sequence[Entry]) -> list[str]:

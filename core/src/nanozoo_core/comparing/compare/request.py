@@ -115,10 +115,10 @@ def parse(words: Sequence[str], *, needs_entrants: bool = True) -> Request:
     runs = [labelled(text) for text in given.parts("runs")]
     for _, run in runs:
         require_path(problems, "runs", str(run))
-    budget = _budget(given)
+    budget = read_budget(given)
     request = Request(
         entrants=tuple(entrants),
-        folder=given.path("folder", f"runs/compare/{_budget_name(budget)}"),
+        folder=given.path("folder", f"runs/compare/{budget_name(budget)}"),
         budget=budget,
         seeds=read_seeds(given),
         jobs=given.whole_number("jobs", 1),
@@ -134,8 +134,9 @@ def parse(words: Sequence[str], *, needs_entrants: bool = True) -> Request:
     return request
 
 
-def _budget(words: Words) -> tuple[str, float] | None:
-    text = words.text("budget", "bytes:2e6")
+def read_budget(words: Words, default: str = "bytes:2e6") -> tuple[str, float] | None:
+    """`budget=UNIT:N` as (unit, amount), None for each model's own, or a problem."""
+    text = words.text("budget", default)
     if text == "own":
         return None
     unit, _, amount = text.partition(":")
@@ -152,7 +153,8 @@ def _budget(words: Words) -> tuple[str, float] | None:
     return unit, number
 
 
-def _budget_name(budget: tuple[str, float] | None) -> str:
+def budget_name(budget: tuple[str, float] | None) -> str:
+    """A budget as part of a path."""
     return "own" if budget is None else f"{budget[0]}_{budget[1]:g}".replace("+", "")
 
 

@@ -67,9 +67,11 @@ class Entry:
         return statistics.mean(self.bpbs)
 
     @cached_property
-    def text(self) -> tuple[str, int]:
-        """What was scored; only entries with the same are compared."""
-        return str(self.first["data_fingerprint"]), int(self.first["val_bytes"])
+    def text(self) -> tuple[str, int, str]:
+        """What was scored: the data, how many bytes, and which split of the validation documents
+        (`eval.split`); only entries with the same are compared."""
+        split = str(self.first.get("val_split", "all"))  # older results say nothing of it
+        return str(self.first["data_fingerprint"]), int(self.first["val_bytes"]), split
 
     def median(self, key: str) -> float | None:
         """Of a number in result.json over the seeds; None where it is not known."""

@@ -160,8 +160,9 @@ def group_title(group: Group, groups: Sequence[Group]) -> str:
         what += f", only models trained with {optimizer_name(group.optimizer)}"
     if len({g.text for g in groups}) == 1:
         return what
-    fingerprint, num_bytes = group.text
-    return f"{what} on text {fingerprint[:8]} ({num_bytes:,} bytes)"
+    fingerprint, num_bytes, split = group.text
+    part = "" if split == "all" else f" of eval.split={split}"
+    return f"{what} on text {fingerprint[:8]} ({num_bytes:,} bytes{part})"
 
 
 def _no_formula(value: Any) -> Any:

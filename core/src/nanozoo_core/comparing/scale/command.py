@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nanozoo_core.comparing.compare.execute import run_members
+from nanozoo_core.comparing.compare.execute import Program, run_members
 from nanozoo_core.comparing.compare.plan import Member, write_plan
 from nanozoo_core.comparing.scale import cost, report
 from nanozoo_core.comparing.scale.collect import Collected, collect
@@ -29,7 +29,7 @@ from nanozoo_core.machine.terminal import say, text_table
 from nanozoo_core.training.plan import describe_time
 
 FILES = ("report.md", "scale.json", "frontier.png", "plan.json", "families.json")
-FAMILY = "nanozoo_core.comparing.scale.member"  # the program that trains a trunk with its branches
+FAMILY = Program("nanozoo_core.comparing.scale.member")  # trains a trunk with its branches
 BEST = 3  # models that plan=small takes to the top rung
 Members = dict[tuple[Cell, int], Member]
 

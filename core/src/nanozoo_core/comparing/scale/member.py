@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanozoo_core.comparing.compare.execute import is_done
 from nanozoo_core.comparing.compare.member import train_member
@@ -20,6 +22,10 @@ from nanozoo_core.comparing.compare.plan import Member, is_in_use, read_member
 from nanozoo_core.comparing.scale.plan import Family
 from nanozoo_core.files import read_json, whole_path
 from nanozoo_core.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from nanozoo_core.config import ResolvedConfig
+    from nanozoo_core.training.trainer import Result
 
 FAILED = 1  # the status of a run that ended with an error; signals have higher ones
 COPIED = ("data.json", "metrics.jsonl", "tokenizer.json")
@@ -33,12 +39,12 @@ def train_family(family: Family) -> None:
         if not is_done(fork):
             try:
                 _branch_off(family.trunk, fork, step)
-                train_member(fork)
+                train_member(fork, by=partial(_train_until, None))
             except SystemExit as end:
                 if end.code != FAILED:
                     raise
                 failed = True
-    train_member(family.trunk)
+    train_member(family.trunk, by=partial(_train_until, None))
     if failed:
         sys.exit(FAILED)
 
@@ -49,9 +55,18 @@ def _branch_off(trunk: Member, fork: Member, step: int) -> None:
     if is_in_use(fork):
         return
     if max(RunFolder(trunk.folder).checkpoint_steps(), default=0) < step:
-        train_member(trunk, stop_after=step)
+        train_member(trunk, by=partial(_train_until, step))
     if RunFolder(trunk.folder).checkpoint(step).is_dir():
         copy_beginning(RunFolder(trunk.folder), RunFolder(fork.folder), step, fork)
+
+
+def _train_until(step: int | None, settings: ResolvedConfig) -> Result:
+    """Leaves the run at a step, with its checkpoint; None is its end, whatever its folder says."""
+    from nanozoo_core.training.trainer import train
+
+    training = settings.training
+    stopped = replace(training, train=replace(training.train, stop_after=step))
+    return train(replace(settings, training=stopped))
 
 
 def copy_beginning(trunk: RunFolder, fork: RunFolder, step: int, member: Member) -> None:
@@ -67,7 +82,9 @@ def copy_beginning(trunk: RunFolder, fork: RunFolder, step: int, member: Member)
                 shutil.copyfile(trunk.path / name, unfinished / name)
         stored = trunk.read_config()
         steps = member.settings["train"]["max_steps"]
-        half.write_config(stored | {"train": stored["train"] | {"max_steps": steps}})
+        half.write_config(
+            stored | {"train": stored["train"] | {"max_steps": steps, "stop_after": None}}
+        )
 
 
 def read_family(path: Path, number: int) -> Family:
