@@ -120,7 +120,7 @@ def _options(command: str) -> dict[str, list[str]]:
     from nanozoo_core.comparing.compare import request as compare
     from nanozoo_core.comparing.scale import request as scale
     from nanozoo_core.comparing.tune import request as tune
-    from nanozoo_core.probing import request as probe
+    from nanozoo_core.probing import options as probe
 
     found = {
         "compare": compare.OPTIONS,

@@ -7,7 +7,7 @@ import argparse
 from nanozoo_core.commands.run_arguments import Commands, add_force, add_settings_command
 from nanozoo_core.errors import NanozooError
 from nanozoo_core.machine.terminal import say
-from nanozoo_core.probing.request import OPTIONS, OTHERS
+from nanozoo_core.probing.options import OPTIONS, OTHERS
 
 
 def add_to(commands: Commands) -> None:

@@ -14,7 +14,6 @@ from nanozoo_core.comparing.compare.request import read_seeds
 from nanozoo_core.comparing.entrants import Entrant, compose_values, read_entrants
 from nanozoo_core.comparing.options import Option, Words, usage
 from nanozoo_core.comparing.scale.budgets import FIXED
-from nanozoo_core.comparing.scale.ladder import SIZES
 from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.config.overrides import Override
 from nanozoo_core.errors import Problems, suggest
@@ -24,6 +23,7 @@ BUDGETS = ("1/8", "1/4", "1/2", "1")
 CONTROL = "vanilla"
 MOST_HOURS = 24.0
 PLANS = ("full", "small")
+MATCHES = ("body", "flops")  # the sizes of ladder.py
 OPTIONS = (
     Option("models", "A,B", "models, recipe files, or variants NAME:MODEL with NAME.key=value"),
     Option("control", "C", f"the model that all are measured against ({CONTROL})"),
@@ -103,7 +103,7 @@ def parse(words: Sequence[str]) -> Request:
     entrants = [_with_recipe(one, given) for one in entrants]
     entrants.sort(key=lambda one: one.label != Path(label).stem)
     match, plan = given.text("match", "body"), given.text("plan", "full")
-    for key, value, known in (("match", match, tuple(SIZES)), ("plan", plan, PLANS)):
+    for key, value, known in (("match", match, tuple(MATCHES)), ("plan", plan, PLANS)):
         near = suggest(value, known)
         problems.require(value in known, f"{key}={value} must be one of {', '.join(known)}{near}")
     rungs = _numbers(given, "rungs", RUNGS)

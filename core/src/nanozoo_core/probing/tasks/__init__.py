@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nanozoo_core.probing.options import NAMES
 from nanozoo_core.probing.task import Task
 from nanozoo_core.probing.tasks.bridge import Bridge
 from nanozoo_core.probing.tasks.copying import MambaCopying, SelectiveCopying
@@ -39,3 +40,4 @@ TASKS: dict[str, type[Task]] = {
         Pointer,
     )
 }
+assert tuple(TASKS) == NAMES
