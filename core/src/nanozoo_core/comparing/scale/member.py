@@ -39,12 +39,12 @@ def train_family(family: Family) -> None:
         if not is_done(fork):
             try:
                 _branch_off(family.trunk, fork, step)
-                train_member(fork, by=partial(_train_until, None))
+                train_member(fork)
             except SystemExit as end:
                 if end.code != FAILED:
                     raise
                 failed = True
-    train_member(family.trunk, by=partial(_train_until, None))
+    train_member(family.trunk)
     if failed:
         sys.exit(FAILED)
 
@@ -60,8 +60,8 @@ def _branch_off(trunk: Member, fork: Member, step: int) -> None:
         copy_beginning(RunFolder(trunk.folder), RunFolder(fork.folder), step, fork)
 
 
-def _train_until(step: int | None, settings: ResolvedConfig) -> Result:
-    """Leaves the run at a step, with its checkpoint; None is its end, whatever its folder says."""
+def _train_until(step: int, settings: ResolvedConfig) -> Result:
+    """Leaves the run at a step, with its checkpoint."""
     from nanozoo_core.training.trainer import train
 
     training = settings.training
