@@ -31,11 +31,16 @@ RECIPE = ["train.batch_tokens=4096", "train.max_steps=null", "eval.every=0", "ev
 ARMS = {
     "mdl": ("mdl", ["model_cfg.train_draws=1"]),  # one draw of masks a reading: there are many
     "control": ("vanilla", []),
-    "dropout_10": ("vanilla", ["model_cfg.dropout=0.1"]),
-    "dropout_30": ("vanilla", ["model_cfg.dropout=0.3"]),
+    "dropout_10": ("vanilla", ["model_cfg.preset=custom", "model_cfg.dropout=0.1"]),
+    "dropout_30": ("vanilla", ["model_cfg.preset=custom", "model_cfg.dropout=0.3"]),
     "dropout_30_decay": (
         "vanilla",
-        ["model_cfg.dropout=0.3", "optim.weight_decay=0.1", "optim.muon.weight_decay=0.1"],
+        [
+            "model_cfg.preset=custom",
+            "model_cfg.dropout=0.3",
+            "optim.weight_decay=0.1",
+            "optim.muon.weight_decay=0.1",
+        ],
     ),
 }
 READS = (1, 3, 10, 30, 100)
