@@ -147,6 +147,17 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(words):
         plan.make_ladder(parse([*words, "rungs=0.012,0.013", "tokens=10,20"]))
 
 
+def test_a_tuned_recipe_is_found_by_the_name_of_its_model(words, tmp_path):
+    (folder := tmp_path / "tuned").mkdir()
+    for name in ("toy-bytes_1e6.yaml", "toys.yaml"):
+        (folder / name).write_text("defaults: [training, {override model: toy}, _self_]\n")
+    (entrant, *_) = parse([*words, f"recipes={folder}"]).entrants
+    assert entrant.recipe == folder / "toy-bytes_1e6.yaml"
+    (folder / "toy.yaml").write_text("")
+    with pytest.raises(ConfigError, match="has 2 recipes of toy, toy-bytes_1e6"):
+        parse([*words, f"recipes={folder}"])
+
+
 def test_a_plan_alone_says_the_cost_and_writes_nothing(words, monkeypatch):
     monkeypatch.setattr(cost, "measured_rates", lambda *_: {"0.012": 1e9})
     found = command.scale([*words, "plan_only=true"])

@@ -33,7 +33,9 @@ OPTIONS = (
     Option("seeds", "N", "how many seeds (2), or a list of them, such as 3,4,5"),
     Option("jobs", "N", "how many runs train at the same time (1) and share the CPU's threads"),
     Option("folder", "PATH", "where the runs and the report are written (runs/scale)"),
-    Option("recipes", "FOLDER", "recipe files MODEL.yaml, such as tuned ones, instead of the YAML"),
+    Option(
+        "recipes", "FOLDER", "recipe files MODEL.yaml, or MODEL-BUDGET.yaml as tune writes them"
+    ),
     Option("plan", "full|small", "small: the top rung for the control and the best three alone"),
     Option("match", "body|flops", "what the models of a rung have in common (body)"),
     Option("hours", "N", f"begin although it may take so long; without it {MOST_HOURS:g} at most"),
@@ -155,8 +157,15 @@ def _numbers(given: Words, key: str, default: Sequence[str]) -> list[tuple[str, 
 
 
 def _with_recipe(entrant: Entrant, given: Words) -> Entrant:
-    """With the file MODEL.yaml of recipes= where there is one."""
+    """With the file of its name in recipes= where there is one."""
     if "recipes" not in given.own:
         return entrant
-    file = given.path("recipes", "") / f"{entrant.label}.yaml"
-    return replace(entrant, model=None, recipe=file) if file.is_file() else entrant
+    folder = given.path("recipes", "")
+    files = [*folder.glob(f"{entrant.label}.yaml"), *folder.glob(f"{entrant.label}-*.yaml")]
+    if len(files) > 1:
+        names = ", ".join(sorted(file.name for file in files))
+        given.problems.add(
+            f"recipes={folder} has {len(files)} recipes of {entrant.label}, {names}; leave one of "
+            "them there"
+        )
+    return replace(entrant, model=None, recipe=files[0]) if files else entrant
