@@ -146,7 +146,7 @@ class TrainingContract:
     ) -> None:
         """Near the start and near the end of a run a step does the same, where the adapter says
         so; the schedules of rates, which read it too, are flat here."""
-        flat = {"optim.warmup": 0, "optim.decay_fraction": 0, "optim.muon.warmup_steps": 0}
+        flat = {"optim.warmup": 1, "optim.decay_fraction": 0, "optim.muon.warmup_steps": 0}
         trainers = []
         for progress in (0.01, 0.99):
             monkeypatch.setattr(Budget, "progress", lambda *_, value=progress: value)
