@@ -8,15 +8,12 @@ need one multiplication alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 from typing import ClassVar
 
-import torch
-
-from nanozoo_core.probing.task import Sample, Task
-from nanozoo_core.probing.tasks.packing import EXTRA, packed
+from nanozoo_core.probing.tasks.packing import PackedWords
 
 GROUPS = {6: (3, False), 24: (4, False), 60: (5, True), 120: (5, False)}
 """By their size S3, S4, A5 and S5: permutations of so many things, only the even ones or all."""
@@ -25,7 +22,7 @@ Permutation = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class WordProblem(Task):
+class WordProblem(PackedWords):
     """`> g1 .. gn = y` with y = g1 g2 .. gn, the first element acting first; words packed."""
 
     name: ClassVar = "words"
@@ -33,53 +30,23 @@ class WordProblem(Task):
     group_name: ClassVar = "elements"
     guess_name: ClassVar = "always the identity"
     long_knobs: ClassVar = {"group_size": 60}
+    beyond: ClassVar = (8, 16, 32)
 
     group_size: int = 6
-    shortest: int = 1
-    longest: int = 8
-    length: int = 64
 
     @property
-    def num_symbols(self) -> int:
-        return self.group_size + 2
-
-    @property
-    def chance(self) -> float:
-        return 1 / self.group_size
+    def num_elements(self) -> int:
+        return self.group_size
 
     def check(self) -> list[str]:
-        problems = []
+        problems = super().check()
         if self.group_size not in GROUPS:
             sizes = ", ".join(map(str, GROUPS))
             problems.append(f"words.group_size={self.group_size} must be one of {sizes}")
-        if not 1 <= self.shortest <= self.longest <= self.length - EXTRA:
-            problems.append(
-                f"words.shortest={self.shortest} must be at least 1 and at most words.longest="
-                f"{self.longest}, which must leave room for {EXTRA} more in words.length="
-                f"{self.length}"
-            )
         return problems
 
-    def draw(self, generator: torch.Generator, seed: int) -> Sample:
-        return packed(
-            generator,
-            length=self.length,
-            shortest=self.shortest,
-            longest=self.longest,
-            num_elements=self.group_size,
-            start=self.group_size,
-            equals=self.group_size + 1,
-            answer=lambda word: product(self.group_size, word),
-        )
-
-    def guess(self, before: Sequence[int]) -> int:
-        return 0
-
-    def tests_beyond(self) -> dict[str, Task]:
-        return {
-            f"{size} elements": replace(self, shortest=size, longest=size, length=size + EXTRA)
-            for size in (8, 16, 32)
-        }
+    def answer(self, word: Sequence[int]) -> int:
+        return product(self.group_size, word)
 
 
 @cache
