@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core.config.overrides import Override, parse_override
-from nanozoo_core.errors import ConfigError, Problems
+from nanozoo_core.errors import ConfigError, Problems, suggest
 from nanozoo_core.machine.paths import require_path
 
 
@@ -84,6 +84,15 @@ class Words:
             return list(default)
         value: Any = given.value
         return [str(part) for part in (value if isinstance(value, list) else [value]) if part != ""]
+
+    def one_of(self, key: str, choices: Sequence[str]) -> str:
+        """An option with few values, of which the first is the default, or a problem."""
+        text = self.text(key, choices[0])
+        near = suggest(text, choices)
+        self.problems.require(
+            text in choices, f"{key}={text} must be one of {', '.join(choices)}{near}"
+        )
+        return text
 
     def path(self, key: str, default: str) -> Path:
         """An option that is a path, or a problem."""

@@ -21,7 +21,7 @@ def write_matrix(path: Path, request: Request, cells: Sequence[Cell]) -> None:
     from matplotlib.figure import Figure  # not pyplot, whose backend belongs to the user
 
     tasks = [task.name for task in request.tasks]
-    labels = sorted(request.labels, key=lambda label: label != request.control)
+    labels = request.rows
     figure = Figure(
         figsize=(2.2 + 0.95 * len(tasks), 1.6 + 0.4 * len(labels)), layout="constrained"
     )

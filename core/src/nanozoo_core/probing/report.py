@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from nanozoo_core.comparing.compare.tables import markdown_rows
 from nanozoo_core.files import write_json, write_text
 from nanozoo_core.machine.terminal import text_table
 from nanozoo_core.probing.matrix import write_matrix
@@ -71,7 +72,7 @@ def warnings(request: Request) -> list[str]:
 def table(request: Request, cells: Sequence[Cell]) -> list[list[str]]:
     """The matrix: a row for each model, a column for each task, with the guess and chance above,
     the control next, and the others below."""
-    order = sorted(request.labels, key=lambda label: label != request.control)
+    order = request.rows
     by_place = {(cell.label, cell.task): cell for cell in cells}
     lines = [["model", *(task.name for task in request.tasks)]]
     for name in ("chance", "guess"):
@@ -171,5 +172,4 @@ def _answer(cell: Cell, column: str) -> str:
 
 
 def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    header, *body = [f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines]
-    return "\n".join([header, "|" + "---|" * len(lines[0]), *body])
+    return markdown_rows(*[[cell.strip() for cell in line] for line in lines])

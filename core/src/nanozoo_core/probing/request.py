@@ -40,7 +40,7 @@ class Request:
 
     members: tuple[Member, ...]
     labels: tuple[str, ...]
-    """Of the models, in the order of the matrix."""
+    """Of the models, as they were asked for."""
     tasks: tuple[Task, ...]
     folder: Path
     jobs: int
@@ -48,6 +48,11 @@ class Request:
     control: str | None = None
     """The label of the model that stands beside all others."""
     words: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def rows(self) -> list[str]:
+        """The labels from top to bottom: the control, then the others."""
+        return sorted(self.labels, key=lambda label: label != self.control)
 
     @property
     def command(self) -> str:
@@ -72,12 +77,7 @@ def parse(words: Sequence[str], *, is_long: bool = False) -> Request:
     entrants, general = read_entrants(given, RESERVED)
     control = _control(given, entrants, problems)
     tasks = _tasks(given.parts("tasks", ["parity"]), knob_words, problems, is_long=is_long)
-    for key, choices in (("coding", CODINGS), ("loss", LOSSES)):
-        value = given.text(key, choices[0])
-        near = suggest(value, choices)
-        problems.require(
-            value in choices, f"{key}={value} must be one of {', '.join(choices)}{near}"
-        )
+    coding, loss = given.one_of("coding", CODINGS), given.one_of("loss", LOSSES)
     folder = given.path("folder", effort.folder)
     tokens, seconds = (given.positive(key, getattr(effort, key)) for key in ("tokens", "seconds"))
     seeds, samples, jobs = (
@@ -100,8 +100,8 @@ def parse(words: Sequence[str], *, is_long: bool = False) -> Request:
             seed=seed,
             lr=rate,
             weight_decay=decay,
-            coding=given.text("coding", CODINGS[0]),
-            loss="all" if given.text("loss", "answers") == "all" else "answers",
+            coding=coding,
+            loss="all" if loss == "all" else "answers",
             tokens=round(tokens),
             seconds=seconds,
             windows=task.batch_windows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from nanozoo_core.comparing.compare.tables import markdown_rows
 from nanozoo_core.comparing.peers.races import Race
 from nanozoo_core.comparing.units import scaled
 from nanozoo_core.machine.terminal import text_table
@@ -107,5 +108,4 @@ def describe(record: Mapping[str, Any]) -> str:
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """Cells as a table of Markdown."""
-    header, *body = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([header, "|" + "---|" * len(lines[0]), *body])
+    return markdown_rows(*lines)

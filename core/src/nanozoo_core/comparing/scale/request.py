@@ -16,7 +16,7 @@ from nanozoo_core.comparing.options import Option, Words, usage
 from nanozoo_core.comparing.scale.budgets import FIXED
 from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.config.overrides import Override
-from nanozoo_core.errors import Problems, suggest
+from nanozoo_core.errors import Problems
 
 RUNGS = ("0.1", "0.3", "1", "2")
 BUDGETS = ("1/8", "1/4", "1/2", "1")
@@ -104,10 +104,7 @@ def parse(words: Sequence[str]) -> Request:
         problems.require(key not in FIXED, f"'{override}': {FIXED.get(key)}")
     entrants = [_with_recipe(one, given) for one in entrants]
     entrants.sort(key=lambda one: one.label != Path(label).stem)
-    match, plan = given.text("match", "body"), given.text("plan", "full")
-    for key, value, known in (("match", match, tuple(MATCHES)), ("plan", plan, PLANS)):
-        near = suggest(value, known)
-        problems.require(value in known, f"{key}={value} must be one of {', '.join(known)}{near}")
+    match, plan = given.one_of("match", MATCHES), given.one_of("plan", PLANS)
     rungs = _numbers(given, "rungs", RUNGS)
     tokens = _numbers(given, "tokens", ())
     problems.require(

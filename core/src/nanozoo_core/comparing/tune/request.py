@@ -12,7 +12,7 @@ from nanozoo_core.comparing.entrants import read_entrants
 from nanozoo_core.comparing.options import SETTING, Option, Words, usage
 from nanozoo_core.comparing.tune.space import SPACES
 from nanozoo_core.config.overrides import Override
-from nanozoo_core.errors import Problems, suggest
+from nanozoo_core.errors import Problems
 
 PRUNING = ("off", "median")
 OPTIONS = (
@@ -109,8 +109,8 @@ def parse(words: Sequence[str]) -> TuneRequest:
     request = TuneRequest(
         base=base,
         trials=given.whole_number("trials", 24),
-        space=_one_of(given, "space", SPACES),
-        is_pruned=_one_of(given, "prune", PRUNING) == "median",
+        space=given.one_of("space", SPACES),
+        is_pruned=given.one_of("prune", PRUNING) == "median",
         batch=given.whole_number("batch", jobs),
         seed=_seed(given),
         num_seeds=given.whole_number("seeds", 2),
@@ -123,14 +123,6 @@ def parse(words: Sequence[str]) -> TuneRequest:
     )
     problems.raise_if_any()
     return request
-
-
-def _one_of(words: Words, key: str, values: Sequence[str]) -> str:
-    text = words.text(key, values[0])
-    words.problems.require(
-        text in values, f"{key}={text} must be one of {', '.join(values)}{suggest(text, values)}"
-    )
-    return text
 
 
 def _seed(words: Words) -> int:
