@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import nanozoo_core
+from nanozoo_core.comparing.compare import execute as shared
 from nanozoo_core.errors import CheckpointError, ConfigError
 from nanozoo_core.probing import execute, member, report
 from nanozoo_core.probing.command import probe
@@ -162,7 +163,7 @@ def test_the_command_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     started: list[Member] = []
 
-    def start(plan: Path, number: int, one: Member, jobs: int) -> Any:
+    def start(plan: Path, number: int, one: Member, *_: object) -> Any:
         """In this process, which is quicker; the second time, Ctrl-C."""
         if len(started) == 1:
             started.clear()
@@ -170,10 +171,10 @@ def test_the_command_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Mo
         started.append(one)
         one.path.parent.mkdir(parents=True, exist_ok=True)
         member.main(plan, number)
-        return execute.Running(one, SimpleNamespace(poll=lambda: 0, returncode=0))  # type: ignore[arg-type]
+        return shared.Running(number, one, SimpleNamespace(poll=lambda: 0, returncode=0))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(execute, "_start", start)
-    with pytest.raises(execute.Interrupted, match="nanozoo probe models=toy"):
+    monkeypatch.setattr(shared, "_start", start)
+    with pytest.raises(shared.Interrupted, match="nanozoo probe models=toy"):
         probe(SMALL)
     kept = list(tmp_path.glob("runs/probe/cells/*/*.json"))
     assert [path.parent.name for path in kept] == ["parity"]

@@ -64,6 +64,10 @@ class Member:
     def path(self) -> Path:
         return Path(self.file)
 
+    def beside(self, suffix: str) -> Path:
+        """A file beside its result, such as the log of its process."""
+        return self.path.with_suffix(f".{suffix}")
+
     @property
     def name(self) -> str:
         rates = f"lr {self.lr:g}, decay {self.weight_decay:g}"

@@ -45,8 +45,8 @@ def probe(
     options = {"models": list(models), "tasks": list(tasks), "seeds": seeds, "jobs": jobs}
     if folder is not None:
         options["folder"] = os.fspath(folder)
+    from nanozoo_core.comparing.compare.execute import Interrupted
     from nanozoo_core.probing import command
-    from nanozoo_core.probing.execute import Interrupted
 
     try:
         return command.probe(as_words({**options, **settings}), is_long=long, force=force)

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from nanozoo_core.comparing.compare.plan import Member
+from nanozoo_core.comparing.compare.plan import Member as Run
 from nanozoo_core.errors import NanozooError, NonFiniteError
 from nanozoo_core.machine.environment import FORCED
 from nanozoo_core.machine.terminal import has_bars, say
@@ -28,14 +29,25 @@ TAIL_LINES = 3
 
 
 class Interrupted(NanozooError):
-    """The user stopped the comparison; what ran has written checkpoints."""
+    """The user stopped the command; what ran keeps what it has written."""
 
 
-def is_done(member: Member) -> bool:
+class Member(Protocol):
+    """What a process of its own trains."""
+
+    @property
+    def name(self) -> str: ...
+
+    def beside(self, suffix: str, /) -> Path:
+        """A file that belongs to it, such as its log."""
+        ...
+
+
+def is_done(member: Run) -> bool:
     return RunFolder(member.folder).is_finished
 
 
-def tell_score(member: Member) -> str | None:
+def tell_score(member: Run) -> str | None:
     """What a run that is done came to; None where the report says it."""
     try:
         result = RunFolder(member.folder).read_result()
@@ -48,13 +60,22 @@ def tell_score(member: Member) -> str | None:
     )
 
 
+def tell_step(member: Run) -> str:
+    """Its name and the last step it logged."""
+    rows = RunFolder(member.folder).read_metrics()
+    return f"{member.name} " + (f"at step {rows[-1]['step']}" if rows else "starting")
+
+
 @dataclass(frozen=True)
 class Program:
-    """The module that trains a member in a process of its own; how its end is known, and told."""
+    """The module that trains a member in a process of its own; how its end is known, and told; what
+    is said of it while it works; and what such a training is called."""
 
     module: str = "nanozoo_core.comparing.compare.member"
-    is_done: Callable[[Member], bool] = is_done
-    tell: Callable[[Member], str | None] = tell_score
+    is_done: Callable[[Any], bool] = is_done
+    tell: Callable[[Any], str | None] = tell_score
+    progress: Callable[[Any], str] = tell_step
+    noun: str = "run"
 
 
 COMPARISON = Program()
@@ -78,7 +99,7 @@ class Running:
 
 def run_members(
     plan: Path,
-    members: list[Member],
+    members: Sequence[Member],
     *,
     jobs: int,
     command: str,
@@ -95,13 +116,13 @@ def run_members(
     failures: dict[str, str] = {}
     waiting = [(n, m) for n, m in enumerate(members) if not program.is_done(m)]
     if extent is None and len(waiting) < len(members):
-        say(f"{len(members) - len(waiting)} of {len(members)} runs are there already")
+        say(f"{len(members) - len(waiting)} of {len(members)} {program.noun}s are there already")
     running: list[Running] = []
     extent = extent or Extent(len(members))
     bar = tqdm(
         total=extent.total,
         initial=extent.before + len(members) - len(waiting),
-        unit="run",
+        unit=program.noun,
         smoothing=0,
         disable=not has_bars(),
     )
@@ -113,12 +134,12 @@ def run_members(
                     running.append(_start(plan, *waiting.pop(0), jobs, program))
                 time.sleep(POLL_SECONDS)
                 if not bar.disable:
-                    bar.set_postfix_str(", ".join(map(_progress, running)))
+                    bar.set_postfix_str(_at_work(running, program))
                 elif time.monotonic() - said >= HEARTBEAT_SECONDS:
                     said = time.monotonic()
                     done = extent.before + len(members) - len(waiting) - len(running)
-                    at_work = ", ".join(map(_progress, running))
-                    say(f"{done} of {extent.total} runs are done; {at_work}")
+                    at_work = _at_work(running, program)
+                    say(f"{done} of {extent.total} {program.noun}s are done; {at_work}")
                 for one in [r for r in running if r.process.poll() is not None]:
                     running.remove(one)
                     _conclude(one, failures, program)
@@ -174,10 +195,8 @@ def _stop(running: list[Running]) -> None:
         one.process.wait()
 
 
-def _progress(one: Running) -> str:
-    """Its name and the last step it logged."""
-    rows = RunFolder(one.member.folder).read_metrics()
-    return f"{one.member.name} " + (f"at step {rows[-1]['step']}" if rows else "starting")
+def _at_work(running: Sequence[Running], program: Program) -> str:
+    return ", ".join(program.progress(one.member) for one in running)
 
 
 def _conclude(one: Running, failures: dict[str, str], program: Program) -> None:
