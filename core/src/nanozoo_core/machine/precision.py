@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,3 +69,26 @@ def cast_once(weight: Tensor, dtype: torch.dtype) -> Tensor:
     if kept is None or kept[1].dtype != dtype:
         kept = _kept[id(weight)] = weight, weight.detach().to(dtype)
     return kept[1]
+
+
+class _CastOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = weight.dtype
+        return cast_once(weight, dtype).view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        return upstream.to(ctx.dtype), None
+
+
+def cast_for_product(weight: Tensor, x: Tensor) -> Tensor:
+    """`weight` in the precision of a product with x, cast once where casts are kept, with its
+    gradient: what autocast does for operations of its own, for a weight of which they read a part,
+    or which is no argument of theirs."""
+    dtype = product_dtype(x)
+    if weight.dtype == dtype:
+        return weight
+    if _kept is None or not weight.is_leaf or torch.compiler.is_compiling():
+        return weight.to(dtype)
+    return _CastOnce.apply(weight, dtype)  # type: ignore[no-untyped-call]

@@ -208,7 +208,7 @@ def _losses_and_gradients(
     held_dtype = accumulator if is_float16 else x.dtype
     grads = _Gradients(x=torch.empty_like(x, dtype=held_dtype) if needs[0] else None)
     inputs, matrix = x.to(head.dtype), cast_once(weight, head.dtype)
-    offset = None if bias is None else bias.to(head.dtype)
+    offset = None if bias is None else cast_once(bias, head.dtype)
     # Rows that start on 128-byte boundaries let a GPU load and multiply them in full vectors.
     row_stride = vocab_size if head.backend == "torch" else math.ceil(vocab_size / 64) * 64
     buffer = inputs.new_empty(min(head.chunk_size, num_tokens), row_stride)

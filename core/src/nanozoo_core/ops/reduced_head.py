@@ -83,7 +83,7 @@ class _ReducedHead(torch.autograd.Function):
         inputs = (x, weight, bias)
         if torch.is_autocast_enabled(x.device.type):
             product = torch.get_autocast_dtype(x.device.type)
-            inputs = (x.to(product), cast_once(weight, product), bias.to(product))
+            inputs = (x.to(product), cast_once(weight, product), cast_once(bias, product))
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         size = reduction.num_results + reduction.num_saved
         results = torch.empty(size, x.shape[0], dtype=dtype, device=x.device)

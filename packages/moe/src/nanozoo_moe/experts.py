@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nanozoo_core.errors import ConfigError
-from nanozoo_core.machine.precision import row_multiple
+from nanozoo_core.machine.precision import cast_for_product, row_multiple
 
 Implementation = Literal["auto", "grouped_mm", "loop", "dense"]
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -78,10 +78,8 @@ def mix_experts(
     Returns: (N, D).
     Raises: ConfigError where grouped_mm is asked for and cannot serve.
     """
-    kind = h.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        h, up, down = h.to(dtype), up.to(dtype), down.to(dtype)
+    up, down = cast_for_product(up, h), cast_for_product(down, h)
+    h = h.to(up.dtype)
     weights = weights.to(h.dtype)
     if implementation == "dense":
         return mix_experts_reference(h, up, down, experts, weights)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nanozoo_core.machine.precision import widened
+from nanozoo_core.machine.precision import cast_for_product, widened
 from nanozoo_core.machine.uncompiled import uncompiled
 from nanozoo_core.nn.attention import attend
 from nanozoo_core.nn.feed_forward import SwiGLU
@@ -55,7 +55,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, angles: Angles, place: Place | None) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         if self.qk_bias is not None:
-            q, k = q + self.qk_bias[0].to(q.dtype), k + self.qk_bias[1].to(k.dtype)
+            bias = cast_for_product(self.qk_bias, q)
+            q, k = q + bias[0], k + bias[1]
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in (q, k, v))
         q, k = apply_rotary(q, *angles), apply_rotary(k, *angles)  # (B, H, T, K)
         if place is None:
@@ -160,7 +161,7 @@ class RecurrentDepth(nn.Module):
             x = block(x, angles, None if cache is None else Place(cache, layer))
         if self.adapter is None:
             return x
-        return F.linear(x, self.adapter.weight[:, self.config.model_dim :])
+        return F.linear(x, cast_for_product(self.adapter.weight, x)[:, self.config.model_dim :])
 
     def initial_state(
         self, key: Tensor | int, positions: Tensor, rows: Tensor | None = None
@@ -182,7 +183,8 @@ class RecurrentDepth(nn.Module):
     ) -> Tensor:
         """One iteration: s_i = R(A_s s_{i-1} + A_e e), (B, T, D)."""
         if self.adapter is not None:
-            state = F.linear(state, self.adapter.weight[:, : self.config.model_dim])
+            weight = cast_for_product(self.adapter.weight, state)
+            state = F.linear(state, weight[:, : self.config.model_dim])
         x = state + injected
         for layer, block in enumerate(self.core):
             there = None if place is None else place._replace(layer=place.layer + layer)

@@ -38,13 +38,16 @@ def provenance(choice: Choice, *, command: str, seed: int) -> list[str]:
     """Where a recipe comes from, a line each."""
     first = choice.tuned.first
     told = choice.told
-    score = f"{choice.tuned.mean:.4f} bits per byte on the test split over {len(choice.tuned.runs)}"
+    tuned, committed = (
+        ", ".join(f"{score:.4f}" for score in entry.bpbs)
+        for entry in (choice.tuned, choice.committed)
+    )
     return [
         f"Found by `nanozoo tune` on {date.today().isoformat()}, by the command",
         f"  {command}",
         f"trial {choice.number} of {len(told)} with seed {seed}; {choice.candidate.tokens:,.0f} "
         "tokens each",
-        f"score: {score} seeds; the committed recipe: {choice.committed.mean:.4f}",
+        f"bits per byte on the test split, a seed each: {tuned}; the committed recipe: {committed}",
         f"data {first['data_fingerprint']}, commit {first.get('git_commit')}, "
         f"torch {first.get('torch')}, Python {platform.python_version()}",
         *(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanozoo_core.machine.precision import cast_for_product
 from nanozoo_core.nn.control import init_input_matrix
 from nanozoo_nsa.config import NSAConfig
 
@@ -77,7 +78,8 @@ class Compressor(nn.Module):
         weight = self.up.unflatten(1, (parts, self.stride * width))  # (M, parts, d K)
         products = F.linear(steps.flatten(3), weight.transpose(0, 1).flatten(0, 1))
         products = products.unflatten(-1, (parts, -1))  # (B, Hk, W + parts - 1, parts, M)
-        hidden = F.linear(self.positions.flatten(), self.up)  # (M,)
+        positions = cast_for_product(self.positions, u)
+        hidden = F.linear(positions.flatten(), self.up)  # (M,)
         if self.mode == "mlp":
             hidden = hidden + self.up_bias
         for s in range(parts):
