@@ -23,7 +23,7 @@ from nanozoo_core.errors import ConfigError
 from nanozoo_core.training import describe
 
 CONFIGS = Path(__file__).parent
-RECIPES = sorted(CONFIGS.glob("*.yaml"))
+RECIPES = sorted(CONFIGS.rglob("*.yaml"))
 MODELS = list(registry.model_modules())
 PACKAGES = sorted(path.parent.name for path in CONFIGS.parent.glob("packages/*/pyproject.toml"))
 
@@ -40,9 +40,9 @@ def load_model(name: str) -> TrainingConfig:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_loads(path: Path) -> None:
-    """A file is named after its model; a second form of it adds a word."""
+    """A file is named after its model; a second form of it adds a word, a tuned one its budget."""
     model = load_recipe(path).model
-    assert path.stem == model or path.stem.startswith(f"{model}_")
+    assert path.stem == model or path.stem.startswith((f"{model}_", f"{model}-"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -116,7 +116,7 @@ def test_a_key_that_nothing_reads_fails(line: str, tmp_path: Path) -> None:
 def main() -> int:
     """Prints one line per YAML; the exit status is the number that fail."""
     failures = 0
-    checks = [(f"configs/{path.name}", load_recipe, path) for path in RECIPES]
+    checks = [(str(path.relative_to(CONFIGS.parent)), load_recipe, path) for path in RECIPES]
     checks += [(f"model {name}", load_model, name) for name in MODELS]
     for label, load, argument in checks:
         try:

@@ -10,6 +10,7 @@ import torch
 
 from nanozoo_core.commands import cli
 from nanozoo_core.comparing.bench.contestant import Block, Decoding, Facts, Training
+from nanozoo_core.comparing.bench.parts import REST, kind_of, shares, told
 from nanozoo_core.comparing.bench.report import Entry, Spread, describe, row
 from nanozoo_core.comparing.bench.request import Assignment, Request, parse
 from nanozoo_core.config import compose_config, resolve
@@ -142,3 +143,32 @@ def test_a_model_that_fails_leaves_the_others_their_report(
     trace = json.loads((folder / "toy_train.trace.json").read_text())
     spans = {event["name"] for event in trace["traceEvents"] if event.get("ph") == "X"}
     assert "aten::mm" in spans
+    assert sum(result["parts"].values()) == pytest.approx(1)
+    assert result["parts"]["products"] > 0
+    assert "Where the time goes:\n  toy: " in captured.out
+
+
+def test_the_time_of_a_profile_is_told_by_kinds_of_operations() -> None:
+    times = [("aten::mm", 30.0), ("aten::addmm", 20.0), ("aten::_fused_adamw_", 25.0),
+             ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", 15.0),
+             ("aten::select", 10.0)]  # fmt: skip
+    found = shares(times)
+    assert found == {"products": 0.5, "optimiser": 0.25, "attention": 0.15, REST: 0.1}
+    assert told(found) == "products 50 %, optimiser 25 %, attention 15 %, the rest 10 %"
+    assert shares([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::_softmax_backward_data", "softmax and exponentials"),
+        ("aten::native_layer_norm_backward", "norms and activations"),
+        ("aten::_to_copy", REST),  # what it calls copies
+        ("aten::copy_", "copies, casts and fills"),
+        ("aten::bmm", "products"),
+        ("aten::mul", REST),
+        ("aten::embedding_dense_backward", "gathers and sums"),
+    ],
+)
+def test_an_operation_is_of_one_kind(operation: str, kind: str) -> None:
+    assert kind_of(operation) == kind

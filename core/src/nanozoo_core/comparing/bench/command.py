@@ -118,7 +118,8 @@ def _order(racers: list[Racer], number: int) -> list[Racer]:
 def _conclude(request: Request, racer: Racer, *, profile: bool) -> Entry:
     assignment = racer.worker.assignment
     memory = racer.worker.peak_memory_bytes()
+    parts: dict[str, float] = {}
     if profile:  # after the memory was read: a trace takes some itself
         name = f"{assignment.label}_{assignment.task}.trace.json"
-        racer.worker.profile(request.folder / name)
-    return Entry(assignment, racer.facts, tuple(racer.blocks), memory)
+        parts = racer.worker.profile(request.folder / name)
+    return Entry(assignment, racer.facts, tuple(racer.blocks), memory, parts)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from nanozoo_core.comparing.bench.parts import shares
 from nanozoo_core.comparing.bench.request import Assignment
 from nanozoo_core.config import ResolvedConfig, compose_config, resolve
 from nanozoo_core.contract import SamplingSettings
@@ -101,8 +102,11 @@ class Contestant:
             elapsed = time.perf_counter() - started
         return Block(pieces, tokens, elapsed)
 
-    def profile(self, path: Path) -> None:
-        """Writes what some pieces do as a Chrome trace, which ui.perfetto.dev opens."""
+    def profile(self, path: Path) -> dict[str, float]:
+        """Writes what some pieces do as a Chrome trace, which ui.perfetto.dev opens.
+
+        Returns: the shares of kinds of operations in the time of the device.
+        """
         from torch.profiler import ProfilerActivity, profile
 
         activities = [ProfilerActivity.CPU]
@@ -113,6 +117,8 @@ class Contestant:
                 self.piece()
             devices.synchronize(self.device)
         profiler.export_chrome_trace(str(path))
+        own = "self_cpu_time_total" if self.device.type == "cpu" else "self_device_time_total"
+        return shares((found.key, getattr(found, own)) for found in profiler.key_averages())
 
 
 class Training(Contestant):

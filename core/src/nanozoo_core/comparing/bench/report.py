@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanozoo_core.comparing.bench.parts import told
 from nanozoo_core.comparing.bench.request import Assignment, Request
 from nanozoo_core.comparing.units import scaled
 from nanozoo_core.files import write_json
@@ -41,6 +42,8 @@ class Entry:
     facts: Facts
     blocks: tuple[Block, ...]
     peak_memory_bytes: int
+    parts: dict[str, float] = field(default_factory=dict)
+    """Shares of kinds of operations in the time, where it was profiled."""
 
     @property
     def tokens_per_second(self) -> Spread:
@@ -94,6 +97,7 @@ def row(entry: Entry, first: Entry | None, request: Request) -> dict[str, Any]:
         "mfu": entry.mfu(request.peak_flops),
         "peak_memory_bytes": entry.peak_memory_bytes,
         "blocks": [asdict(block) for block in entry.blocks],
+        "parts": entry.parts,
     }
 
 
@@ -132,6 +136,9 @@ def describe(request: Request, entries: Sequence[Entry]) -> str:
             continue
         title = TITLES[task].format(tokens=chosen[0].assignment.decode_tokens)
         parts.append(f"{title} ({chosen[0].facts.device}):\n{_table(request, chosen, task)}")
+        profiled = [f"  {e.assignment.label}: {told(e.parts)}" for e in chosen if e.parts]
+        if profiled:
+            parts.append("\n".join(["Where the time goes:", *profiled]))
     tokenizers = {(entry.facts.tokenizer, entry.facts.bytes_per_token) for entry in entries}
     if len(tokenizers) > 1:
         parts.append("Tokens differ in length: compare bytes/s; the ratios are of bytes.")

@@ -49,8 +49,8 @@ class Worker:
     def peak_memory_bytes(self) -> int:
         return self._ask("peak_memory_bytes")
 
-    def profile(self, path: Path) -> None:
-        self._ask("profile", path)
+    def profile(self, path: Path) -> dict[str, float]:
+        return self._ask("profile", path)
 
     def close(self) -> None:
         self._connection.close()
@@ -103,7 +103,6 @@ def _work(connection: Connection, assignment: Assignment) -> None:
         if order == "block":
             connection.send(contestant.block(argument))
         elif order == "profile":
-            contestant.profile(argument)
-            connection.send(None)
+            connection.send(contestant.profile(argument))
         else:
             connection.send(peak_memory_bytes(contestant.device))
