@@ -24,7 +24,9 @@ def add_to(commands: Commands) -> None:
     )
     parser.epilog = f"{parser.epilog}\n\nwith --peers:\n{options.describe(PEER_OPTIONS)}"
     parser.add_argument(
-        "--profile", action="store_true", help="also write a Chrome trace of each model"
+        "--profile",
+        action="store_true",
+        help="also say where the time goes, and write a Chrome trace of each model",
     )
     parser.add_argument(
         "--peers",
