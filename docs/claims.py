@@ -209,7 +209,7 @@ def _write(claim: Claim, columns: Sequence[str], rows: list[dict[str, Any]]) -> 
 
 def keep_answers(claim: Claim, found: Sequence[dict[str, Any]]) -> None:
     """What the page is made of. Args: found: what each training of a probe wrote, the best rate of
-    each seed."""
+    each seed. Raises: SystemExit where an entrant was not asked what the effect is of."""
     about = {"torch": torch.__version__, "git_commit": git_commit()}
     rows = []
     for training in found:
@@ -218,6 +218,10 @@ def keep_answers(claim: Claim, found: Sequence[dict[str, Any]]) -> None:
             label = f"{settings['label']}@{place}" if place else settings["label"]
             own = {"label": label, "score": score, "standard_error": error}
             rows.append(training | settings | about | own)
+    asked = {row["label"] for row in rows}
+    for name in "|".join(claim.effect).split("|"):
+        if name not in asked:
+            raise SystemExit(f"{claim.name}: {name} was not asked; the probe's report says why")
     _write(claim, PROBE_COLUMNS, rows)
 
 

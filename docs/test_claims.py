@@ -14,8 +14,9 @@ sys.path.append(str(Path(__file__).parent))
 import claims
 
 from nanozoo_core.comparing.compare.request import parse
+from nanozoo_core.default_model_adapter import load_adapter
 from nanozoo_core.probing import request as probing
-from nanozoo_core.probing.member import DEPTHS
+from nanozoo_core.probing.member import DEPTHS, Member
 from nanozoo_core.probing.task import TEST
 
 CLAIMS = claims.load()
@@ -49,6 +50,13 @@ def test_a_claim_is_a_comparison_that_has_what_its_effect_names(claim: claims.Cl
     assert (claim.margin > 0) == claim.parity
 
 
+def longest(member: Member) -> float:
+    """Tokens that the model of a training reads."""
+    config = member.resolved(member.source())
+    model = load_adapter(config.training.model).make_model(config.model_cfg)
+    return getattr(model, "max_context", None) or float("inf")
+
+
 @pytest.mark.parametrize("claim", of_tool(claims.PROBE), ids=lambda claim: claim.name)
 def test_a_probe_asks_what_its_effect_names(claim: claims.Claim) -> None:
     """One task, at places that its report has, with seeds enough and no clock that decides."""
@@ -62,6 +70,9 @@ def test_a_probe_asks_what_its_effect_names(claim: claims.Claim) -> None:
             label, _, place = name.partition("@")
             assert label in request.labels
             assert place in places
+            if place in task.tests_beyond():
+                one = next(member for member in request.members if member.label == label)
+                assert longest(one) >= task.tests_beyond()[place].length
     assert len({member.seed for member in request.members}) >= 3
     assert all(member.seconds >= 600 for member in request.members)
     assert claim.at_least >= 0
@@ -154,7 +165,7 @@ def test_what_a_probe_found_is_kept_by_its_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims, "SCORES", tmp_path)
-    claims.keep_answers(PROBED, [TRAINING])
+    claims.keep_answers(replace(PROBED, effect=("rd", "rd@length 128")), [TRAINING])
     found = claims.read_scores(claims.kept(PROBED).read_text(encoding="utf-8"))
     assert {score.label: score.value for score in found} == {
         "rd": 0.5, "rd@free": 0.5, "rd@length 128": 0.4, "rd@hops 1": 0.8, "rd@hops 2": 0.2,
@@ -162,6 +173,8 @@ def test_what_a_probe_found_is_kept_by_its_places(
     }  # fmt: skip
     assert {score.seed for score in found} == {2}
     assert [score.error for score in found] == [0.01, 0.01, 0.02, 0.0, 0.0, 0.0]
+    with pytest.raises(SystemExit, match="rd@length 64 was not asked"):
+        claims.keep_answers(replace(PROBED, effect=("rd", "rd@length 64")), [TRAINING])
     claim = replace(PROBED, effect=("rd@hops 1", "rd@hops 2"))
     text = claims.details(claim)
     assert "Means over 1 seed: rd 0.500, rd@hops 1 0.800, rd@hops 2 0.200. torch" in text
