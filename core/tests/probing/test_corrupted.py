@@ -44,11 +44,11 @@ class Reader:
             batch.window.tolist(), batch.scored.tolist(), batch.rows.tolist(), strict=True
         ):
             first = scored.index(True) + 1
-            known = set(text[:first])
+            known, asked = set(text[:first]), text[first : first + sum(scored)]
             noise = 0.0
             if self.likelihood == "upper":
                 noise = float(torch.rand((), generator=draw.row_generator(row)))
-            nats.append(noise + sum(byte not in known for byte in text[first:]))
+            nats.append(noise + sum(byte not in known for byte in asked))
         return Nll(torch.tensor(nats, dtype=torch.float64), batch.num_scored)
 
 
@@ -120,7 +120,8 @@ def test_a_reader_of_letters_finds_its_document_while_letters_are_whole() -> Non
         assert answers.bpb == pytest.approx(letters / len(true) / math.log(2))
 
 
-def test_windows_end_with_the_continuation_which_alone_is_scored() -> None:
+def test_the_continuation_alone_is_scored() -> None:
+    """It stands behind its context, and both between separators."""
     adapter = Reader()
     found = items(3)
     ask(run_of(adapter), found, "ant_speak", 10**6)
@@ -132,10 +133,11 @@ def test_windows_end_with_the_continuation_which_alone_is_scored() -> None:
         item = found[row // 4]
         choice = item.choices[row % 4]
         text = batch.window[row].tolist()
-        assert bytes(text[-len(choice) :]) == choice
-        assert batch.scored[row].tolist() == [False] * (320 - len(choice)) + [True] * len(choice)
-        before = [token for token in text[: -len(choice)] if token != separator]
-        assert bytes(before) == item.perturbed("ant_speak").encode()
+        before = item.perturbed("ant_speak").encode()
+        size = len(before) + len(choice)
+        assert text == [separator, *before, *choice] + [separator] * (320 - size)
+        scored = [False] * len(before) + [True] * len(choice) + [False] * (320 - size)
+        assert batch.scored[row].tolist() == scored
         assert batch.tokens[row, -2:].tolist() == [separator] * 2
 
 

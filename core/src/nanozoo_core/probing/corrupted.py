@@ -103,7 +103,7 @@ def find_items(documents: Sequence[bytes], count: int) -> list[Item]:
 def _pieces(document: bytes) -> list[tuple[bytes, bytes]]:
     """Contexts and continuations, one behind the other, cut before spaces: a token that begins with
     a space spans no cut."""
-    found = []
+    found: list[tuple[bytes, bytes]] = []
     begin = 0
     while True:
         cut = document.find(b" ", begin + CONTEXT)
@@ -225,17 +225,17 @@ def _nats(run: LoadedRun, rows: Sequence[Row], length: int, num_rows: int) -> to
 
 
 def _batch(run: LoadedRun, rows: Sequence[Row], length: int, num_rows: int) -> Batch:
-    """Separators, the end of a context, and its continuation, which alone is scored and behind
-    which nothing stands but what a lookahead reads. The choices of an item have its number, by
-    which a bound draws its noise."""
+    """The end of a context behind a separator, and its continuation, which alone is scored;
+    separators to the end, as behind any text that is shorter than a window. The choices of an item
+    have its number, by which a bound draws its noise."""
     lookahead = run.adapter.lookahead(run.model_cfg)
     separator = run.vocabulary.separator
-    tokens = np.full((len(rows), length + lookahead), separator, dtype=np.int64)
+    tokens = np.full((len(rows), length + lookahead), separator, dtype=run.vocabulary.dtype)
     scored = torch.zeros(len(rows), length, dtype=torch.bool)
     for row, (_, before, behind) in enumerate(rows):
         text = [*before, *behind][-length:]
-        tokens[row, length + 1 - len(text) : length + 1] = text
-        scored[row, length - len(behind) :] = True
+        tokens[row, 1 : len(text) + 1] = text
+        scored[row, len(text) - len(behind) : len(text)] = True
     numbers = np.array([number for number, _, _ in rows])
     return make_batch(
         tokens, numbers, separator=separator, num_rows=num_rows, lookahead=lookahead, scored=scored
