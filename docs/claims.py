@@ -19,6 +19,12 @@ added to it. `A|B` is the better of the two. A gain is
 
 A claim of `parity` is seen where the 90 percent interval lies within `margin` on both sides: that
 no difference was found is not parity.
+
+With `tool = "probe"` the command is one of `nanozoo probe` on one task, and scores are shares of
+right answers. `LABEL@PLACE` is the share at a place that the report of a probe names (`length 256`,
+`windows up to 8`) or at `depth N`, a number of iterations. A task is learned all at once: where one
+entrant's seeds agree and the other's do not, no spread is common to them. So the interval is that
+of the differences seed by seed, with the standard error of the test added.
 """
 
 from __future__ import annotations
@@ -29,14 +35,24 @@ import io
 import shlex
 import statistics
 import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from nanozoo_core.comparing.compare.studentized_range import student_quantile
+from nanozoo_core.training.records import git_commit
 
 DOCS = Path(__file__).parent
 FILE, PAGE, SCORES = DOCS / "claims.toml", DOCS / "pages/claims.md", DOCS / "pages/claims"
 BEGIN, END = "<!-- written by docs/claims.py -->", "<!-- end of it -->"
+TOOLS = COMPARE, PROBE = "compare", "probe"
+PROBE_COLUMNS = (
+    "label", "seed", "score", "standard_error", "guess", "lr", "steps", "tokens", "seconds",
+    "weights_without_embeddings", "ended_by_clock", "torch", "git_commit",
+)  # fmt: skip
 COLUMNS = (
     "label", "seed", "val_bpb", "val_bound", "val_standard_error", "train_bytes", "train_flops",
     "train_seconds", "params", "params_non_embedding", "dtype", "device", "torch", "git_commit",
@@ -59,7 +75,9 @@ class Claim:
     setting: str
     command: str
     effect: tuple[str, str]
-    """The score of the first less that of the second, in bits per byte."""
+    """The score of the first less that of the second: in bits per byte, of which fewer are better,
+    or with a probe in the share of right answers."""
+    tool: str = COMPARE
     at_least: float = 0.0
     parity: bool = False
     margin: float = 0.0
@@ -68,7 +86,7 @@ class Claim:
 
     @property
     def words(self) -> list[str]:
-        """What stands behind `nanozoo compare`."""
+        """What stands behind `nanozoo compare` or `nanozoo probe`."""
         return [*shlex.split(self.command), f"folder={self.folder}"]
 
     @property
@@ -78,12 +96,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Score:
-    """One run of a comparison."""
+    """One run of a comparison, or one answer of a training of a probe."""
 
     label: str
-    bpb: float
+    value: float
     error: float
-    """The standard error of a bound's draws."""
+    """The standard error of a bound's draws, or of a test's samples."""
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,10 +127,14 @@ def load(file: Path = FILE) -> list[Claim]:
 
 
 def read_scores(text: str) -> list[Score]:
-    """The scores of a results.csv, or of what is kept of one."""
+    """The scores of a results.csv, or of what is kept of one or of a probe."""
+    rows = list(csv.DictReader(io.StringIO(text)))
+    value, error = (
+        ("score", "standard_error") if "score" in rows[0] else ("val_bpb", "val_standard_error")
+    )
     return [
-        Score(row["label"], float(row["val_bpb"]), float(row["val_standard_error"] or 0.0))
-        for row in csv.DictReader(io.StringIO(text))
+        Score(row["label"], float(row[value]), float(row[error] or 0.0), int(row["seed"]))
+        for row in rows
     ]
 
 
@@ -120,24 +143,37 @@ def effect(claim: Claim, scores: list[Score]) -> Effect:
     by_label: dict[str, list[Score]] = {}
     for score in scores:
         by_label.setdefault(score.label, []).append(score)
-    first, second = (_best(by_label, names.split("|")) for names in claim.effect)
+    best = max if claim.tool == PROBE else min
+    first, second = (_best(by_label, names.split("|"), best) for names in claim.effect)
     mean = _mean(first) - _mean(second)
-    freedom = sum(len(one) - 1 for one in by_label.values())
+    if claim.tool == PROBE:
+        freedom, spread = len(first) - 1, _spread_of_differences(first, second)
+    else:
+        freedom = sum(len(one) - 1 for one in by_label.values())
+        squares = sum((s.value - _mean(one)) ** 2 for one in by_label.values() for s in one)
+        spread = squares / max(freedom, 1) * (1 / len(first) + 1 / len(second))
     if freedom == 0:
         return Effect(mean, None)
-    squares = sum((s.bpb - _mean(one)) ** 2 for one in by_label.values() for s in one)
-    spread = squares / freedom * (1 / len(first) + 1 / len(second))
     draws = sum(s.error**2 / len(one) ** 2 for one in (first, second) for s in one)
     quantile = student_quantile(0.1 if claim.parity else 0.05, freedom)
     return Effect(mean, quantile * (spread + draws) ** 0.5)
 
 
-def _best(by_label: dict[str, list[Score]], labels: list[str]) -> list[Score]:
-    return min((by_label[label] for label in labels), key=_mean)
+def _best(
+    by_label: dict[str, list[Score]], labels: list[str], best: Callable[..., list[Score]]
+) -> list[Score]:
+    return best((by_label[label] for label in labels), key=_mean)
+
+
+def _spread_of_differences(first: list[Score], second: list[Score]) -> float:
+    """The squared standard error of a mean over seeds. Raises: KeyError for a missing seed."""
+    others = {score.seed: score.value for score in second}
+    differences = [score.value - others[score.seed] for score in first]
+    return statistics.variance(differences) / len(first) if len(first) > 1 else 0.0
 
 
 def _mean(scores: list[Score]) -> float:
-    return statistics.mean(score.bpb for score in scores)
+    return statistics.mean(score.value for score in scores)
 
 
 def outcome(claim: Claim, found: Effect) -> str:
@@ -160,27 +196,74 @@ def kept(claim: Claim) -> Path:
 def keep(claim: Claim, results: Path) -> None:
     """The columns of a results.csv that the page is made of."""
     with results.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+        _write(claim, COLUMNS, list(csv.DictReader(file)))
+
+
+def _write(claim: Claim, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
     SCORES.mkdir(exist_ok=True)
     with kept(claim).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
+def keep_answers(claim: Claim, found: Sequence[dict[str, Any]]) -> None:
+    """What the page is made of. Args: found: what each training of a probe wrote, the best rate of
+    each seed. Raises: SystemExit where an entrant was not asked what the effect is of."""
+    about = {"torch": torch.__version__, "git_commit": git_commit()}
+    rows = []
+    for training in found:
+        settings = training["settings"]
+        for place, score, error in answers(training):
+            label = f"{settings['label']}@{place}" if place else settings["label"]
+            own = {"label": label, "score": score, "standard_error": error}
+            rows.append(training | settings | about | own)
+    asked = {row["label"] for row in rows}
+    for name in "|".join(claim.effect).split("|"):
+        if name not in asked:
+            raise SystemExit(f"{claim.name}: {name} was not asked; the probe's report says why")
+    _write(claim, PROBE_COLUMNS, rows)
+
+
+def answers(training: dict[str, Any]) -> Iterator[tuple[str, float, float | None]]:
+    """(place, score, standard error where it is known) of all that one training was asked; the
+    headline has no place."""
+    headline = training["headline"]
+    yield "", training["score"], training["standard_error"]
+    for name, asked in (training["modes"] | training["beyond"]).items():
+        if "not_asked" not in asked:
+            yield name, asked[headline], asked[f"{headline}_error"]
+    own = training["modes"][training["mode"]]
+    for group, score in own["by_group"].items():
+        yield f"{own['group_name']} {group}", score, None
+    for depth, asked in training["by_depth"].items():
+        yield f"depth {depth}", asked["accuracy"], None
+
+
 def run(claim: Claim, settings: list[str]) -> None:
-    """Trains what is missing of a claim's comparison. Raises: NanozooError."""
+    """Trains what is missing of a claim's comparison or probe. Raises: NanozooError."""
+    words = [*claim.words, *settings]
+    if claim.tool == PROBE:
+        from nanozoo_core.probing.command import probe
+
+        asked = probe(words)
+        _stop_at(claim, asked.failures)
+        keep_answers(claim, [training for cell in asked.cells for training in cell.chosen])
+        return
     from nanozoo_core.comparing.compare.command import compare
 
-    done = compare([*claim.words, *settings])
-    for name, sentence in done.failures.items():
-        raise SystemExit(f"{claim.name}: {name} failed: {sentence}")
+    _stop_at(claim, compare(words).failures)
     keep(claim, claim.folder / "results.csv")
+
+
+def _stop_at(claim: Claim, failures: Mapping[str, str]) -> None:
+    for name, sentence in failures.items():
+        raise SystemExit(f"{claim.name}: {name} failed: {sentence}")
 
 
 def table(claims: list[Claim]) -> str:
     rows = [
-        "| model | claim | what ran | outcome | effect, bits per byte |",
+        "| model | claim | what ran | outcome | effect, bits per byte or share of answers |",
         "|---|---|---|---|---|",
     ]
     for claim in claims:
@@ -203,27 +286,39 @@ def _asked(claim: Claim) -> str:
 
 def details(claim: Claim) -> str:
     first, second = (" or ".join(names.split("|")) for names in claim.effect)
+    what = "share of right answers" if claim.tool == PROBE else "score"
     text = [
         f"### {claim.name}",
         f"{claim.claim} {claim.source}",
-        f"At full size: {claim.at_full_size} The effect is the score of {first} less that of "
+        f"At full size: {claim.at_full_size} The effect is the {what} of {first} less that of "
         f"{second}.{' ' + claim.remark if claim.remark else ''}",
-        f"```sh\nnanozoo compare {claim.command}\n```",
+        f"```sh\nnanozoo {claim.tool} {claim.command}\n```",
     ]
     if kept(claim).is_file():
         scores = read_scores(kept(claim).read_text(encoding="utf-8"))
-        labels = dict.fromkeys(score.label for score in scores)
+        labels = [label for label in dict.fromkeys(s.label for s in scores) if _told(claim, label)]
         each = [f"{label} {_mean([s for s in scores if s.label == label]):.3f}" for label in labels]
         with kept(claim).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        devices = ", ".join(dict.fromkeys(row["device"] for row in rows))
-        types = ", ".join(dict.fromkeys(row["dtype"] for row in rows))
+        machine = [
+            ", ".join(dict.fromkeys(row[key] for row in rows))
+            for key in ("device", "dtype")
+            if key in rows[0]
+        ]
         seeds = len({row["seed"] for row in rows})
+        machine.append(f"torch {rows[0]['torch']}")
         text.append(
-            f"Means over {seeds} seed{'s' if seeds > 1 else ''}: {', '.join(each)}. {devices}, "
-            f"{types}, torch {rows[0]['torch']}."
+            f"Means over {seeds} seed{'s' if seeds > 1 else ''}: {', '.join(each)}. "
+            f"{', '.join(machine)}."
         )
     return "\n\n".join(text)
+
+
+def _told(claim: Claim, label: str) -> bool:
+    """Whether a mean stands on the page: of the places of a probe those of the effect's kind."""
+    _, _, place = label.partition("@")
+    kinds = {names.partition("@")[2].split(" ")[0] for names in claim.effect}
+    return not place or place.split(" ")[0] in kinds
 
 
 def replaced(page: str, claims: list[Claim]) -> str:

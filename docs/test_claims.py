@@ -6,6 +6,7 @@ import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,19 +14,31 @@ sys.path.append(str(Path(__file__).parent))
 import claims
 
 from nanozoo_core.comparing.compare.request import parse
+from nanozoo_core.default_model_adapter import load_adapter
+from nanozoo_core.probing import request as probing
+from nanozoo_core.probing.member import DEPTHS, Member
+from nanozoo_core.probing.task import TEST
 
 CLAIMS = claims.load()
 GAIN = replace(CLAIMS[0], effect=("b", "a"), at_least=0.02, parity=False, covered=True)
 PARITY = replace(GAIN, parity=True, margin=0.015, at_least=0.0)
-STUDENT = {(0.95, 3): 3.182446, (0.95, 4): 2.776445, (0.9, 4): 2.131847}
+STUDENT = {(0.95, 2): 4.302653, (0.95, 3): 3.182446, (0.95, 4): 2.776445, (0.9, 4): 2.131847}
 """Two-sided quantiles by level and degrees of freedom, from a table."""
 
 
 def scores(**bpbs: list[float]) -> list[claims.Score]:
-    return [claims.Score(label, bpb, 0.0) for label, seeds in bpbs.items() for bpb in seeds]
+    return [
+        claims.Score(label, bpb, 0.0, seed)
+        for label, seeds in bpbs.items()
+        for seed, bpb in enumerate(seeds)
+    ]
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
+def of_tool(tool: str) -> list[claims.Claim]:
+    return [claim for claim in CLAIMS if claim.tool == tool]
+
+
+@pytest.mark.parametrize("claim", of_tool(claims.COMPARE), ids=lambda claim: claim.name)
 def test_a_claim_is_a_comparison_that_has_what_its_effect_names(claim: claims.Claim) -> None:
     request = parse(claim.words)
     named = {label for names in claim.effect for label in names.split("|")}
@@ -35,6 +48,39 @@ def test_a_claim_is_a_comparison_that_has_what_its_effect_names(claim: claims.Cl
         request.resolve(entrant)
     assert claim.at_least >= 0
     assert (claim.margin > 0) == claim.parity
+
+
+def longest(member: Member) -> float:
+    """Tokens that the model of a training reads."""
+    config = member.resolved(member.source())
+    model = load_adapter(config.training.model).make_model(config.model_cfg)
+    return getattr(model, "max_context", None) or float("inf")
+
+
+@pytest.mark.parametrize("claim", of_tool(claims.PROBE), ids=lambda claim: claim.name)
+def test_a_probe_asks_what_its_effect_names(claim: claims.Claim) -> None:
+    """One task, at places that its report has, with seeds enough and no clock that decides."""
+    request = probing.parse(claim.words)
+    (task,) = request.tasks
+    samples = [task.tested().sample(0, TEST, index) for index in range(200)]
+    groups = {f"{task.group_name} {group}" for sample in samples for group in sample.groups}
+    places = {"", *task.tests_beyond(), *groups, *(f"depth {depth}" for depth in DEPTHS)}
+    for names in claim.effect:
+        for name in names.split("|"):
+            label, _, place = name.partition("@")
+            assert label in request.labels
+            assert place in places
+            if place in task.tests_beyond():
+                one = next(member for member in request.members if member.label == label)
+                assert longest(one) >= task.tests_beyond()[place].length
+    assert len({member.seed for member in request.members}) >= 3
+    assert all(member.seconds >= 600 for member in request.members)
+    assert claim.at_least >= 0
+    assert (claim.margin > 0) == claim.parity
+
+
+def test_every_claim_has_a_tool() -> None:
+    assert {claim.tool for claim in CLAIMS} == set(claims.TOOLS)
 
 
 def test_the_page_is_what_the_scores_say() -> None:
@@ -70,6 +116,69 @@ def test_the_error_of_a_bound_is_added_and_the_best_of_several_taken() -> None:
     found = claims.effect(replace(GAIN, effect=("b", "worse|a")), runs)
     assert found.mean == pytest.approx(0.1)
     assert found.half_width == pytest.approx(STUDENT[0.95, 3] * 0.01, rel=1e-5)
+
+
+PROBED = replace(GAIN, tool=claims.PROBE, effect=("a", "b"))
+
+
+def test_of_a_probe_the_better_answers_more() -> None:
+    runs = scores(a=[0.9, 1.0, 0.8], b=[0.3, 0.3, 0.3], worse=[0.1, 0.1, 0.1])
+    assert claims.effect(PROBED, runs).mean == pytest.approx(0.6)
+    better = replace(PROBED, effect=("worse|a", "b"))
+    assert claims.effect(better, runs).mean == pytest.approx(0.6)
+
+
+def test_the_interval_of_a_probe_is_that_of_the_differences_by_seed() -> None:
+    """Whatever is common to the seeds of both, and in whatever order they stand."""
+    a, b = [0.9, 0.5, 0.7], [0.8, 0.3, 0.5]
+    runs = scores(a=a, b=b, other=[0.0, 1.0, 0.0])
+    runs[3:6] = reversed(runs[3:6])
+    error = (statistics.variance(x - y for x, y in zip(a, b, strict=True)) / 3) ** 0.5
+    found = claims.effect(PROBED, runs)
+    assert found.half_width == pytest.approx(STUDENT[0.95, 2] * error, rel=1e-5)
+    assert found.half_width < 0.2
+
+
+def test_the_error_of_the_test_is_added_where_all_seeds_agree() -> None:
+    runs = [replace(score, error=0.03) for score in scores(a=[0.9] * 3, b=[0.2] * 3)]
+    found = claims.effect(PROBED, runs)
+    error = (6 * 0.03**2 / 9) ** 0.5
+    assert found.half_width == pytest.approx(STUDENT[0.95, 2] * error, rel=1e-5)
+
+
+def test_one_seed_of_a_probe_leaves_no_interval() -> None:
+    assert claims.effect(PROBED, scores(a=[0.9], b=[0.2])).half_width is None
+
+
+TRAINING: dict[str, Any] = {
+    "settings": {"label": "rd", "seed": 2, "lr": 2e-3}, "headline": "accuracy", "score": 0.5,
+    "standard_error": 0.01, "guess": 0.3, "mode": "free", "steps": 9,
+    "modes": {"free": {"accuracy": 0.5, "accuracy_error": 0.01, "group_name": "hops",
+                       "by_group": {"1": 0.8, "2": 0.2}},
+              "at once": {"not_asked": "it cannot"}},
+    "beyond": {"length 128": {"accuracy": 0.4, "accuracy_error": 0.02}},
+    "by_depth": {"16": {"accuracy": 0.6}},
+}  # fmt: skip
+
+
+def test_what_a_probe_found_is_kept_by_its_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "SCORES", tmp_path)
+    claims.keep_answers(replace(PROBED, effect=("rd", "rd@length 128")), [TRAINING])
+    found = claims.read_scores(claims.kept(PROBED).read_text(encoding="utf-8"))
+    assert {score.label: score.value for score in found} == {
+        "rd": 0.5, "rd@free": 0.5, "rd@length 128": 0.4, "rd@hops 1": 0.8, "rd@hops 2": 0.2,
+        "rd@depth 16": 0.6,
+    }  # fmt: skip
+    assert {score.seed for score in found} == {2}
+    assert [score.error for score in found] == [0.01, 0.01, 0.02, 0.0, 0.0, 0.0]
+    with pytest.raises(SystemExit, match="rd@length 64 was not asked"):
+        claims.keep_answers(replace(PROBED, effect=("rd", "rd@length 64")), [TRAINING])
+    claim = replace(PROBED, effect=("rd@hops 1", "rd@hops 2"))
+    text = claims.details(claim)
+    assert "Means over 1 seed: rd 0.500, rd@hops 1 0.800, rd@hops 2 0.200. torch" in text
+    assert "nanozoo probe" in text
 
 
 @pytest.mark.parametrize(

@@ -485,6 +485,7 @@ def test_a_command_ends_with_its_reader(tmp_path: Path) -> None:
         (["generate", "here", "--speculative"], "proposes tokens ahead, which toy"),
         (["generate", "here", "--speculative", "--no-cache"], "leave out --no-cache"),
         (["evaluate", "here", "eval.bytez=5"], "did you mean 'bytes'?"),
+        (["evaluate", "here", "--corrupted", "bytes=500"], "a choice takes 4; raise bytes="),
         (["evaluate", "here", "eval.bytes=[5"], "'eval.bytes=[5' cannot be read"),
         (["evaluate", "here", "other.bytes=5"], "'other.bytes' does not apply here; only eval."),
         (["inspect", "here", "eval.bytes=5"], "only model_cfg.key=value does"),

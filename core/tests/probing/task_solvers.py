@@ -186,6 +186,17 @@ def pointer(task: Task, before: Sequence[int], behind: Sequence[int]) -> int:
     return here
 
 
+def restore(task: Task, before: Sequence[int], behind: Sequence[int]) -> int:
+    """Letter by letter, which upper case, random case and ant speak allow."""
+    text = "".join(RESTORED[symbol] for symbol in before)
+    corrupted, _, done = text.lstrip(".").partition("=")
+    step = 2 if task.perturbation == "ant_speak" else 1  # type: ignore[attr-defined]
+    clean = corrupted[::step].lower() + " "
+    return RESTORED.index(clean[len(done)])
+
+
+RESTORED = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ =."
+
 SOLVERS: dict[str, Solver] = {
     "parity": parity,
     "words": words,
@@ -203,4 +214,5 @@ SOLVERS: dict[str, Solver] = {
     "polynomials": polynomials,
     "hops": hops,
     "pointer": pointer,
+    "restore": restore,
 }

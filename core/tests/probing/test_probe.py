@@ -46,6 +46,7 @@ def members_of(*words: str, is_long: bool = False) -> tuple[Member, ...]:
         ("parity.lngest=9", "did you mean 'longest'?"),
         ("star.degree=2", "which tasks= does not name"),
         ("parity.longest=2.5", "parity.longest=2.5 must be a whole number"),
+        ("tasks=restore restore.perturbation=shout", "must be one of ant_speak, drop"),
         ("loss=some", "loss=some must be one of answers, all"),
         ("coding=bits", "coding=bits must be one of plain, spell"),
         ("rates=0", "rates=0 must be positive numbers"),
@@ -59,7 +60,7 @@ def members_of(*words: str, is_long: bool = False) -> tuple[Member, ...]:
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence(word: str, sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        members_of(word)
+        members_of(*word.split())
     assert sentence in str(caught.value)
 
 
@@ -101,6 +102,18 @@ def test_a_quick_probe_says_what_no_model_learns_in_it() -> None:
     assert (
         report.warnings(parse(["models=toy", "control=none", "tasks=recall"], is_long=True)) == []
     )
+
+
+def test_a_task_of_text_keeps_the_chunks_of_the_model() -> None:
+    """Words can be compressed, and symbols drawn one by one cannot."""
+    restore, parity = (small(task) for task in ("restore", "parity"))
+    forms = {}
+    for one in (restore, parity):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(member, "compose", lambda form, chosen: form)
+            forms[one.task] = one.resolved(one.source())
+    assert forms["restore"].is_text
+    assert not forms["parity"].is_text
 
 
 # -- one training --------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from nanozoo_core.probing.scoring import Marks, fill_samples, read_samples
 from nanozoo_core.probing.task import TEST, Sample, Task
 from nanozoo_core.probing.tasks import TASKS
 from nanozoo_core.probing.tasks.bridge import Bridge
+from nanozoo_core.probing.tasks.restore import Restore
 from nanozoo_core.probing.training import Learner
 
 NO_ANSWER = (ValueError, TypeError, IndexError, KeyError, StopIteration, AssertionError)
@@ -127,7 +128,7 @@ def test_an_oracle_is_always_right(name: str, kind: str) -> None:
     """Read from left to right, in every coding, fed its own answers or the true ones."""
     task = READABLE[name].tested()
     size = task.num_symbols
-    codings = {"tokens": lambda: Tokens(size), "bytes": lambda: Bytes(size)}
+    codings = {"tokens": lambda: Tokens(size), "bytes": lambda: Bytes(size, task.symbol_bytes)}
     coding = codings[kind]() if kind in codings else Words.of(task, 0)
     source = Source(task, coding, 0)
     count = 3 if kind == "tokens" else 1
@@ -228,7 +229,8 @@ def test_a_symbol_of_two_bytes_is_right_when_both_are() -> None:
 def test_codings_round_trip_at_one_length(name: str) -> None:
     """Symbols, and which of them are answers, can be read off the ids."""
     task = TASKS[name]()
-    for coding in (Tokens(task.num_symbols), Bytes(task.num_symbols), Words.of(task, 0)):
+    size = task.num_symbols
+    for coding in (Tokens(size), Bytes(size, task.symbol_bytes), Words.of(task, 0)):
         leads = set()
         for index in range(12):
             generator = task.generator(0, TEST, index)
@@ -236,13 +238,37 @@ def test_codings_round_trip_at_one_length(name: str) -> None:
             coded = coding.encode(task, sample, generator)
             assert len(coded.ids) == len(coded.answer) == coding.length(task)
             assert symbols_of(coding, task, coded.ids) == list(sample.symbols)
-            for number, place in enumerate(sample.answers):
+            for number, span in enumerate(sample.spans()):
                 own = [n for n, a in zip(coded.ids, coded.answer, strict=True) if a == number]
-                assert own == ids_of(coding, sample.symbols[place])
+                assert own == [n for place in span for n in ids_of(coding, sample.symbols[place])]
             leads.add(next(n for n, token in enumerate(coded.ids) if token != coding.separator))
         if isinstance(coding, Bytes):
             assert len(leads) > 3
             assert coding.length(task) % 8 == 0
+
+
+def test_a_model_of_bytes_reads_a_text_as_it_is() -> None:
+    """And each of its words is one answer, with the space behind it."""
+    task = Restore()
+    found = Source(task, Bytes(task.num_symbols, task.symbol_bytes), 0).questions(TEST, [0])
+    sample, ids = found.samples[0], found.batch.targets[0].tolist()
+    text = bytes(n for n in ids if n < 256).decode().lstrip(".")
+    before, _, clean = text.partition("=")
+    assert before.lower() + " " == clean
+    for number, size in enumerate(sample.sizes):
+        own = [chr(ids[n]) for n in (found.answer[0] == number).nonzero()[:, 0].tolist()]
+        assert "".join(own) == clean.split(" ")[number] + " "
+        assert len(own) == size
+
+
+def test_an_answer_of_several_symbols_is_right_when_all_are() -> None:
+    """An oracle that misses the last letter of each word has no word right."""
+    task = Restore()
+    adapter = Oracle(task, Tokens(task.num_symbols))
+    whole, space = adapter.next_id, 52
+    adapter.next_id = lambda ids: 0 if whole(ids) == space else whole(ids)  # type: ignore[method-assign]
+    source = Source(task, adapter.coding, 0)
+    assert read_samples(learner(adapter), source, 2, free=False).accuracy == 0.0
 
 
 def test_words_are_different_and_end_with_a_space() -> None:

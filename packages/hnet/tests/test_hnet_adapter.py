@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from nanozoo_core.testing import chunking, sources
 from nanozoo_core.testing.chunking import Bytes, text
 from nanozoo_core.testing.laws import assert_document_is_scored_as_if_alone, perturb
 from nanozoo_hnet.adapter import HNetAdapter
+from nanozoo_hnet.boundaries import Counts
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.model import HNet
 
@@ -225,6 +228,87 @@ def test_inspection_of_nested_chunks_counts_in_chunks() -> None:
     assert found is not None
     assert found.metrics["stage0_mean_length"] == 3
     assert found.metrics["stage1_mean_length"] == 2
+
+
+PROSE = b"im port, os  a and then, some more words of it 42 caf\xc3\xa9 ends"
+
+
+def agreement(changes: dict[str, Any]) -> dict[str, float]:
+    model = build(changes)
+    tokens = torch.tensor([[256, *PROSE, 0], [256, *reversed(PROSE), 0]])
+    found = ADAPTER.inspect(model, [batch_of(tokens)], Bytes())
+    assert found is not None
+    return dict(found.metrics)
+
+
+def starts_of_words(text: Sequence[int]) -> dict[str, set[int]]:
+    """By the letters themselves, of what stands behind the separator, whose place is 0."""
+    spaces = [not chr(b).isalnum() if b < 128 else not 0x80 <= b < 0xC0 for b in text]
+    kinds: dict[str, set[int]] = {"spaces": set(), "words": set()}
+    for place, (before, here) in enumerate(pairwise([True, *spaces]), start=1):
+        if here != before:
+            kinds["spaces" if here else "words"].add(place)
+    return kinds | {"either": kinds["spaces"] | kinds["words"]}
+
+
+def test_chunks_at_spaces_agree_with_them() -> None:
+    """And with words within a byte, as almost every space is one byte long."""
+    found = agreement(SMALL | {"chunking": "space"})
+    assert found["stage0_spaces_f1"] == found["stage0_spaces_precision"] == 1
+    assert found["stage0_words_f1"] == 0
+    assert found["stage0_either_precision"] == 1
+    assert 0.45 < found["stage0_either_recall"] < 0.55
+    assert 0.7 < found["stage0_words_f1_within_one"] < 1
+
+
+@pytest.mark.parametrize("changes", [
+    SMALL | {"chunking": "fixed", "target_ratio": 3},
+    TWO_STAGES | {"chunking": "fixed", "target_ratio": [3, 2]},
+], ids=["one stage", "two stages"])  # fmt: skip
+def test_chunks_of_a_fixed_length_agree_as_counted(changes: dict[str, Any]) -> None:
+    found = agreement(changes)
+    for stage, stride in enumerate((3, 6)[: len(build(changes).config.ratios)]):
+        hits, near, drawn, true = (dict.fromkeys(("spaces", "words", "either"), 0) for _ in "1234")
+        for prose in (PROSE, bytes(reversed(PROSE))):
+            own = set(range(stride, len(prose) + 1, stride))
+            for kind, places in starts_of_words(prose).items():
+                hits[kind] += len(own & places)
+                left = sorted(places)
+                for place in sorted(own):
+                    while left and left[0] < place - 1:
+                        left.pop(0)
+                    if left and left[0] <= place + 1:
+                        left.pop(0)
+                        near[kind] += 1
+                drawn[kind] += len(own)
+                true[kind] += len(places)
+        for kind in hits:
+            name = f"stage{stage}_{kind}"
+            assert found[f"{name}_precision"] == pytest.approx(hits[kind] / drawn[kind])
+            assert found[f"{name}_recall"] == pytest.approx(hits[kind] / true[kind])
+            total = drawn[kind] + true[kind]
+            assert found[f"{name}_f1"] == pytest.approx(2 * hits[kind] / total)
+            assert found[f"{name}_f1_within_one"] == pytest.approx(2 * near[kind] / total)
+            p, r = true[kind] / (2 * len(PROSE)), drawn[kind] / (2 * len(PROSE))
+            assert found[f"{name}_f1_by_chance"] == pytest.approx(2 * p * r / (p + r))
+            assert found[f"stage{stage}_starts_per_byte"] == pytest.approx(r)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "pairs"),
+    [((4, 5, 6), (5,), 1), ((1, 2), (2, 3), 2), ((3,), (5,), 0), ((6, 7), (5, 6, 7, 9), 2)],
+)
+def test_a_start_makes_one_pair_at_most(
+    found: Sequence[int], expected: Sequence[int], pairs: int
+) -> None:
+    row = torch.arange(12)[None]
+    counts = Counts()
+    counts.add(
+        torch.isin(row, torch.tensor(found)),
+        torch.isin(row, torch.tensor(expected)),
+        torch.ones_like(row).bool(),
+    )
+    assert counts.near == pairs
 
 
 # -- accounting ---------------------------------------------------------------------------------

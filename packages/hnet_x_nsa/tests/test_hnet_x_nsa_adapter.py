@@ -148,6 +148,9 @@ def test_inspection_has_the_score_by_stretch_gates_and_keys() -> None:
     keys = keys_of(torch.arange(chunks), grid, 4)
     assert found["keys_per_byte"] == pytest.approx(2 * float(keys.sum()) / 1300)
     assert found["full_keys_per_byte"] == pytest.approx(chunks * (chunks + 1) / 1300)
+    counted = (batch.inputs < 256) & (torch.arange(1300) > 0)
+    starts = (torch.arange(1300) % 4 == 0) & counted
+    assert found["stage0_starts_per_byte"] == pytest.approx(float(starts.sum() / counted.sum()))
     assert all(mixer.watcher is None for mixer in model.mixers().values())
 
 

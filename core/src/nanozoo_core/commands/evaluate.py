@@ -1,4 +1,4 @@
-"""`nanozoo evaluate`: a run scored again, in bits per byte or on tasks."""
+"""`nanozoo evaluate`: a run scored again, in bits per byte, on tasks or on corrupted text."""
 
 from __future__ import annotations
 
@@ -14,14 +14,22 @@ from nanozoo_core.machine.terminal import out
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("evaluate", help="score a run again, in bits per byte")
     add_run_arguments(parser)
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--tasks",
         metavar="A,B",
         help="score the run on these tasks of lm-evaluation-harness instead (it comes with "
         "nanozoo-core[tasks])",
     )
+    what.add_argument(
+        "--corrupted",
+        action="store_true",
+        help="ask it to continue corrupted validation text instead, among four continuations",
+    )
     parser.add_argument("--num-fewshot", type=int, help="examples shown before each question")
-    parser.add_argument("--limit", type=int, help="how many questions of each task are asked")
+    parser.add_argument(
+        "--limit", type=int, help="how many questions of each task are asked (of --corrupted 1000)"
+    )
     parser.add_argument(
         "--include-path", type=path_argument, help="a folder with task files of your own"
     )
@@ -37,7 +45,9 @@ def run(arguments: argparse.Namespace) -> None:
     settings = section_values(others, section="eval")
     loaded = Run(load(arguments, changes, moved))
     found: dict[str, Any]
-    if arguments.tasks is None:
+    if arguments.corrupted:
+        found = loaded.evaluate_corrupted(limit=arguments.limit, **settings)
+    elif arguments.tasks is None:
         found = loaded.evaluate(**settings).values
     else:
         found = loaded.evaluate_tasks(

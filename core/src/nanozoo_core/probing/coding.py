@@ -5,7 +5,6 @@ S symbols, w ids of a symbol, T ids of a window without its first.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,15 +12,13 @@ from typing import Protocol
 import torch
 
 from nanozoo_core.evaluation.estimate import UnknownVocabulary
-from nanozoo_core.probing.task import DICTIONARY, Sample, Task, integers
-from nanozoo_core.randomness import seeded_generator
+from nanozoo_core.probing.lexicon import pseudo_words
+from nanozoo_core.probing.task import Sample, Task, integers
 
 FIRST_PRINTABLE, NUM_PRINTABLE = ord("!"), 94
 BYTE_SEPARATOR = 256  # that of core's bytes: ids below it are bytes
 BYTE_VOCABULARY = 258  # with a separator and padding
 PATCH = 8  # windows of bytes are whole patches, and answers stand at all places of one
-SHORTEST_WORD, LONGEST_WORD = 3, 6  # letters of a word that stands for a symbol
-TRIES = 8  # words drawn for each that is kept; equal ones are left out
 
 
 @dataclass(frozen=True)
@@ -86,21 +83,20 @@ class Tokens:
         return task.length
 
     def encode(self, task: Task, sample: Sample, generator: torch.Generator) -> Coded:
-        answer = [-1] * len(sample.symbols)
-        for number, place in enumerate(sample.answers):
-            answer[place] = number
-        return Coded(sample.symbols, tuple(answer))
+        return _written(sample, [[symbol] for symbol in sample.symbols])
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """One printable byte for each symbol, or two where there are more than 94 symbols.
+    """One printable byte for each symbol, or two where there are more than 94 symbols; those of a
+    task's own alphabet as they are.
 
     Windows are whole patches of `PATCH` bytes. 0 .. PATCH - 1 separators lead, and as many as are
     missing follow, so that answers are asked for at all places of a patch.
     """
 
     num_symbols: int
+    symbol_bytes: bytes = b""
     name: str = "bytes"
     size: int = BYTE_VOCABULARY
     separator: int = BYTE_SEPARATOR
@@ -110,6 +106,8 @@ class Bytes:
         return 1 if self.num_symbols <= NUM_PRINTABLE else 2
 
     def symbol(self, number: int) -> list[int]:
+        if self.symbol_bytes:
+            return [self.symbol_bytes[number]]
         digits = [number] if self.width == 1 else [*divmod(number, NUM_PRINTABLE)]
         return [FIRST_PRINTABLE + digit for digit in digits]
 
@@ -138,7 +136,7 @@ class Words:
     @classmethod
     def of(cls, task: Task, seed: int) -> Words:
         """The words of a task, drawn for a seed."""
-        return cls(pseudo_words(seed, task.number, task.num_symbols))
+        return cls(pseudo_words(seed, task.number, task.num_symbols, index=1))
 
     def length(self, task: Task) -> int:
         longest = max(map(len, self.words)) + 1
@@ -150,25 +148,9 @@ class Words:
         return _padded(coded, length - len(coded.ids), length, self.separator)
 
 
-def pseudo_words(seed: int, number: int, count: int) -> tuple[bytes, ...]:
-    """`count` different words of 3 to 6 letters, of which no one begins another with its space."""
-    generator = seeded_generator(seed, number, DICTIONARY, 1)
-    sizes = integers(generator, LONGEST_WORD + 1, TRIES * count, low=SHORTEST_WORD)
-    letters = integers(generator, 26, TRIES * count * LONGEST_WORD)
-    drawn = [
-        bytes(
-            string.ascii_lowercase.encode()[letter]
-            for letter in letters[n * LONGEST_WORD : n * LONGEST_WORD + size]
-        )
-        for n, size in enumerate(sizes)
-    ]
-    found = tuple(dict.fromkeys(drawn))[:count]
-    assert len(found) == count, f"{TRIES} words for each of {count} held too few different ones"
-    return found
-
-
 def _written(sample: Sample, parts: Sequence[Sequence[int]]) -> Coded:
-    answers = {place: number for number, place in enumerate(sample.answers)}
+    spans = enumerate(sample.spans())
+    answers = {place: number for number, span in spans for place in span}
     ids: list[int] = []
     answer: list[int] = []
     for place, part in enumerate(parts):
@@ -194,4 +176,4 @@ def coding_for(task: Task, kind: str, seed: int, *, reads_bytes: bool) -> Coding
     is words for all."""
     if kind == "spell":
         return Words.of(task, seed)
-    return Bytes(task.num_symbols) if reads_bytes else Tokens(task.num_symbols)
+    return Bytes(task.num_symbols, task.symbol_bytes) if reads_bytes else Tokens(task.num_symbols)

@@ -25,7 +25,7 @@ from nanozoo_core.probing.coding import coding_for
 from nanozoo_core.probing.leaks import leak
 from nanozoo_core.probing.scoring import Marks, fill_samples, guessed, read_samples
 from nanozoo_core.probing.settings import Chosen, Form, compose
-from nanozoo_core.probing.task import TUNING, Task
+from nanozoo_core.probing.task import TUNING, Knob, Task
 from nanozoo_core.probing.tasks import TASKS
 from nanozoo_core.probing.training import Learner, Plan, train
 
@@ -46,7 +46,7 @@ class Member:
     recipe: str | None
     overrides: tuple[str, ...]
     task: str
-    knobs: dict[str, int]
+    knobs: dict[str, Knob]
     seed: int
     lr: float
     weight_decay: float
@@ -104,7 +104,7 @@ class Member:
             vocab_size=source.coding.size,
             lr=self.lr,
             weight_decay=self.weight_decay,
-            is_spelled=self.coding == "spell",
+            is_text=self.coding == "spell" or bool(source.task.symbol_bytes),
         )
         return compose(form, self.chosen)
 

@@ -7,7 +7,7 @@ from nanozoo_core.comparing.options import SETTING, Option
 NAMES = (
     *("parity", "words", "copying", "copying_mamba", "memorization", "induction"),
     *("recall", "recall_noisy", "recall_fuzzy", "mqar", "needle", "star", "bridge"),
-    *("polynomials", "hops", "pointer"),
+    *("polynomials", "hops", "pointer", "restore"),
 )
 """Of the tasks, in the order of the matrix."""
 OPTIONS = (
@@ -25,7 +25,10 @@ OPTIONS = (
     Option("jobs", "N", "how many trainings run at the same time (1)"),
     Option("folder", "PATH", "where results are kept (runs/probe, or runs/probe_long)"),
 )
-OTHERS = (SETTING, Option("TASK.knob", "N", "a size of a task, such as parity.longest=16"))
+OTHERS = (
+    SETTING,
+    Option("TASK.knob", "N", "a size or form of a task, such as parity.longest=16"),
+)
 RESERVED = {
     "model": "the models are those of models=",
     "seed": "the seeds are those of seeds=",

@@ -15,7 +15,7 @@ from nanozoo_core.errors import ConfigError, Problems, suggest
 from nanozoo_core.probing.coding import CODINGS
 from nanozoo_core.probing.member import Member
 from nanozoo_core.probing.options import OPTIONS, RESERVED
-from nanozoo_core.probing.task import Task
+from nanozoo_core.probing.task import Knob, Task
 from nanozoo_core.probing.tasks import TASKS
 
 LOSSES = ("answers", "all")
@@ -159,7 +159,7 @@ def _tasks(
     """The tasks by name with their knobs; `all` is every one."""
     if list(names) == ["all"]:
         names = list(TASKS)
-    knobs: dict[str, dict[str, int]] = {name: {} for name in names}
+    knobs: dict[str, dict[str, Knob]] = {name: {} for name in names}
     for name in names:
         near = suggest(name, TASKS)
         problems.require(name in TASKS, f"tasks={name} must be of {', '.join(TASKS)}{near}")
@@ -177,21 +177,23 @@ def _tasks(
     return found
 
 
-def _read_knob(word: str, knobs: dict[str, dict[str, int]], problems: Problems) -> None:
-    """One word TASK.knob=N."""
+def _read_knob(word: str, knobs: dict[str, dict[str, Knob]], problems: Problems) -> None:
+    """One word TASK.knob=N, or =NAME where the knob is one of the task's forms."""
     name, _, rest = word.partition(".")
     try:
         given = parse_override(rest)
     except ConfigError as error:
         problems.add(f"{name}: {error}")
         return
-    known = [knob.name for knob in fields(TASKS[name])]  # type: ignore[arg-type]
+    known = {knob.name: knob.default for knob in fields(TASKS[name])}  # type: ignore[arg-type]
     value = given.value
     if name not in knobs:
         problems.add(f"'{word}' is a size of {name}, which tasks= does not name")
     elif given.key not in known:
         near = suggest(given.key, known)
         problems.add(f"'{word}': {name} has the knobs {', '.join(known)}{near}")
+    elif isinstance(known[given.key], str):
+        knobs[name][given.key] = given.text
     elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
         problems.add(f"{name}.{given.key}={given.text} must be a whole number")
     else:

@@ -83,12 +83,16 @@ def marks_of(questions: Questions, found: Tensor) -> Marks:
 
 def guessed(source: Source, num_samples: int, split: int = TEST) -> Marks:
     """What the task's trivial strategy gets right, told the true answers before each."""
+    task, seed = source.task, source.seed
     right, groups = [], []
     for index in range(num_samples):
-        sample = source.task.sample(source.seed, split, index)
+        sample = task.sample(seed, split, index)
         symbols = sample.symbols
         right.append(
-            tuple(source.task.guess(symbols[:place]) == symbols[place] for place in sample.answers)
+            tuple(
+                all(task.guess(symbols[:place], seed) == symbols[place] for place in answer)
+                for answer in sample.spans()
+            )
         )
         groups.append(sample.groups)
     return Marks(tuple(right), tuple(groups))

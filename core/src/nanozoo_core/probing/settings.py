@@ -65,7 +65,8 @@ class Form:
     vocab_size: int
     lr: float
     weight_decay: float
-    is_spelled: bool
+    is_text: bool
+    """Of words, which chunks can compress, and no symbols drawn one by one."""
 
 
 @cache
@@ -106,7 +107,7 @@ def _composed(form: Form, chosen: Chosen) -> ResolvedConfig:
 
 def _fitting(model: str, form: Form, chosen: Chosen) -> Mapping[str, Any]:
     known = {field.name for field in fields(registry.config_class(model))}
-    wanted = FITTING if form.is_spelled else FITTING | DENSE_CHUNKS
+    wanted = FITTING if form.is_text else FITTING | DENSE_CHUNKS
     given = {word.partition("=")[0].lstrip("+") for word in chosen.overrides}
     return {
         key: value

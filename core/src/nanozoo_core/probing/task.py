@@ -17,6 +17,8 @@ TRAIN, TEST, DICTIONARY, TUNING = range(4)
 """The splits of a task: samples of training, of the test, the tables that hold for all samples of a
 seed, and samples by which rates are chosen."""
 
+Knob = int | str
+"""A size of a task, or the name of one of its forms."""
 Score = Literal["accuracy", "exact", "first"]
 """Of all answers; of samples with all answers right; of the answers of the least group."""
 
@@ -26,8 +28,14 @@ class Sample:
     """A text of symbols, and which of them are answers."""
 
     symbols: tuple[int, ...]  # (S,)
-    answers: tuple[int, ...]  # places of the answers, rising
+    answers: tuple[int, ...]  # places of the answers' first symbols, rising
     groups: tuple[int, ...]  # of each answer, what it is reported under: a length or a distance
+    sizes: tuple[int, ...] = ()  # of each answer, how many symbols it has; one each if not given
+
+    def spans(self) -> list[range]:
+        """The places of the symbols of each answer."""
+        sizes = self.sizes or (1,) * len(self.answers)
+        return [range(place, place + size) for place, size in zip(self.answers, sizes, strict=True)]
 
 
 class Task:
@@ -49,9 +57,12 @@ class Task:
     batch_windows: ClassVar[int] = 32
     is_quick: ClassVar[bool] = True
     """Whether a small decoder was seen to leave the level of the guess in a quick probe."""
-    long_knobs: ClassVar[Mapping[str, int]] = {}
+    long_knobs: ClassVar[Mapping[str, Knob]] = {}
     """Knobs of the long form that differ from those of the quick one."""
 
+    symbol_bytes: ClassVar[bytes] = b""
+    """The bytes that the symbols are where the task is text: a model that reads bytes reads them as
+    they are."""
     one_step: ClassVar[bool] = False
     """Whether the headline of models that fill holes is that of one step: in several ones they
     could rule out what they have filled in already."""
@@ -74,8 +85,9 @@ class Task:
         """One sample. Args: seed: of the tables that hold for all samples."""
         raise NotImplementedError
 
-    def guess(self, before: Sequence[int]) -> int:
-        """What the strongest trivial strategy answers behind the symbols `before`."""
+    def guess(self, before: Sequence[int], seed: int) -> int:
+        """What the strongest trivial strategy answers behind the symbols `before`. Args: seed: of
+        the tables that hold for all samples."""
         raise NotImplementedError
 
     def check(self) -> list[str]:

@@ -250,6 +250,23 @@ class Run:
             include_path=None if include_path is None else Path(include_path),
         )
 
+    def evaluate_corrupted(self, *, limit: int | None = None, **settings: Any) -> dict[str, Any]:
+        """How the run continues validation text that is corrupted in five ways, beside clean text:
+        the share of right choices among four continuations, and the bits per byte of the true one.
+
+        Args:
+            limit: how many questions are asked (1000).
+            settings: of `eval`, such as bytes=1_000_000 for more documents to ask about.
+
+        Raises: ConfigError for settings that do not fit, or a text with too few documents.
+        """
+        from nanozoo_core.probing import corrupted
+
+        with told_out_of_memory():
+            return corrupted.evaluate_corrupted(
+                self.loaded, settings, num_items=corrupted.NUM_ITEMS if limit is None else limit
+            )
+
     def bits_per_byte(self, text: str | bytes) -> TextBits:
         """What every token of a text costs in bits, for a heat map; their sum over the bytes is
         what `evaluate` says of the text.

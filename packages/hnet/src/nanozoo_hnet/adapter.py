@@ -25,6 +25,7 @@ from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.machine.precision import in_float64
 from nanozoo_core.nn.accounting import cache_growth
 from nanozoo_core.optim.groups import ParameterGroup, default_roles, make_groups
+from nanozoo_hnet.boundaries import Agreement
 from nanozoo_hnet.config import HNetConfig
 from nanozoo_hnet.model import ChunkedStage, HNet
 from nanozoo_hnet.routing import Router, Routing, ratio_loss
@@ -184,13 +185,16 @@ class HNetAdapter(DefaultModelAdapter):
     def inspect(
         self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
     ) -> Inspection | None:
-        """How long chunks are, and how often one starts behind each class of bytes."""
+        """How long chunks are, how often one starts behind each class of bytes, and how well the
+        starts agree with those of words."""
         assert isinstance(model, HNet)
         lengths: list[list[Tensor]] = [[] for _ in model.config.ratios]
         starts = dict.fromkeys(CLASSES, 0)
         places = dict.fromkeys(CLASSES, 0)
+        agreement = Agreement()
         for batch in batches:
             _, routings = model.encode(batch.inputs, batch.documents[:, : -batch.lookahead])
+            agreement.add(batch.inputs, routings)
             for found, routing in zip(lengths, routings, strict=True):
                 found += _chunk_lengths(routing)
             before, begins = batch.inputs[:, :-1], routings[0].boundaries[:, 1:]
@@ -212,6 +216,7 @@ class HNetAdapter(DefaultModelAdapter):
             series[f"stage {stage}"] = [(float(n + 1), share) for n, share in enumerate(shares)]
         if not series:
             return None
+        metrics |= agreement.metrics()
         label = f"positions of the stage in a chunk ({LONGEST_SHOWN}: or more)"
         return Inspection(metrics, (Curves("Lengths of chunks", label, "share", series),))
 

@@ -23,6 +23,7 @@ from nanozoo_core.contract import (
 from nanozoo_core.likelihood import in_bits
 from nanozoo_core.machine.precision import in_float64
 from nanozoo_hnet.adapter import HNetAdapter
+from nanozoo_hnet.boundaries import Agreement
 from nanozoo_hnet.routing import Routing
 from nanozoo_hnet_x_nsa.config import HNetXNSAConfig
 from nanozoo_hnet_x_nsa.mixers import SparseAttention
@@ -62,8 +63,8 @@ class HNetXNSAAdapter(HNetAdapter):
     def inspect(
         self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary
     ) -> Inspection:
-        """Bits per token by stretch of the window, mean gates, and keys read per byte beside those
-        that full attention would read."""
+        """Bits per token by stretch of the window, mean gates, keys read per byte beside those that
+        full attention would read, and how well chunks agree with words."""
         assert isinstance(model, HNetXNSA)
         gates = {name: torch.zeros(3, dtype=torch.float64) for name in model.mixers()}
         seen = dict.fromkeys(gates, 0)
@@ -74,6 +75,7 @@ class HNetXNSAAdapter(HNetAdapter):
 
         nats, counts = torch.zeros(2, len(BUCKETS), dtype=torch.float64)
         keys, full, num_bytes = 0.0, 0.0, 0
+        agreement = Agreement()
         for name, mixer in model.mixers().items():
             mixer.watcher = lambda reads, name=name: watch(name, reads)
         try:
@@ -87,6 +89,7 @@ class HNetXNSAAdapter(HNetAdapter):
                 stretch = stretch.clamp(max=len(BUCKETS) - 1)
                 nats.index_add_(0, stretch, losses.flatten())
                 counts.index_add_(0, stretch, scored.double().flatten())
+                agreement.add(batch.inputs, routings)
                 read = _keys_read(model, batch.inputs, routings)
                 keys, full = keys + read[0], full + read[1]
                 num_bytes += batch.inputs.numel()
@@ -104,6 +107,7 @@ class HNetXNSAAdapter(HNetAdapter):
         for name, total in gates.items():
             for branch, mean in zip(BRANCHES, (total / max(seen[name], 1)).tolist(), strict=True):
                 metrics[f"{layer_name(name)}_gate_{branch}"] = mean
+        metrics |= agreement.metrics()
         picture = Curves(
             "score by place in the window", "up to byte", "bits per token", {"all windows": curve}
         )

@@ -16,6 +16,7 @@ from nanozoo_core.probing.tasks.parity import Parity
 from nanozoo_core.probing.tasks.pointer import Pointer
 from nanozoo_core.probing.tasks.polynomials import Polynomials
 from nanozoo_core.probing.tasks.recall import NoisyRecall, Recall
+from nanozoo_core.probing.tasks.restore import Restore
 from nanozoo_core.probing.tasks.star import StarGraph
 from nanozoo_core.probing.tasks.words import WordProblem
 
@@ -38,6 +39,7 @@ TASKS: dict[str, type[Task]] = {
         Polynomials,
         Hops,
         Pointer,
+        Restore,
     )
 }
 assert tuple(TASKS) == NAMES

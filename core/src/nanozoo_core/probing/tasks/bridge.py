@@ -84,7 +84,7 @@ class Bridge(Task):
         holes = tuple(range(1, self.num_steps)) * self.num_problems
         return Sample(tuple(symbols), tuple(answers), holes)
 
-    def guess(self, before: Sequence[int]) -> int:
+    def guess(self, before: Sequence[int], seed: int) -> int:
         """Behind the start; what follows is not scored, and goes on as it began."""
         place = len(before) % self.size
         lead = 4 if self.suffix_first else 1

@@ -62,7 +62,7 @@ class SelectiveCopying(Task):
         answers = range(self.num_cells + 1, self.length)
         return Sample((*cells, go, *data), tuple(answers), tuple(range(self.num_copied)))
 
-    def guess(self, before: Sequence[int]) -> int:
+    def guess(self, before: Sequence[int], seed: int) -> int:
         return most_frequent(before[: self.num_cells], among=range(self.num_symbols - 2))
 
 

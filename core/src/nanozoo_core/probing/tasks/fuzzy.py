@@ -105,7 +105,7 @@ class FuzzyRecall(Task):
             symbols += value
         return Sample(tuple(symbols), tuple(answers), tuple(groups))
 
-    def guess(self, before: Sequence[int]) -> int:
+    def guess(self, before: Sequence[int], seed: int) -> int:
         return most_frequent(before, among=self.value_symbols)
 
     def tests_beyond(self) -> dict[str, Task]:

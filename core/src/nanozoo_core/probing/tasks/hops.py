@@ -85,7 +85,7 @@ class Hops(Task):
                     answers.append(len(symbols) - 1)
         return Sample(tuple(symbols), tuple(answers), (hops,) * len(answers))
 
-    def guess(self, before: Sequence[int]) -> int:
+    def guess(self, before: Sequence[int], seed: int) -> int:
         last = before[-2]
         if before[0] == self.alphabet:  # one hop leads to what followed an equal symbol
             return (last + 1) % self.alphabet

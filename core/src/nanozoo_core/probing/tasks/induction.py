@@ -68,7 +68,7 @@ class Induction(Task):
         groups = tuple(_power_below(place - first) for place in answers)
         return Sample((*symbols, trigger, answer), tuple(answers), groups)
 
-    def guess(self, before: Sequence[int]) -> int:
+    def guess(self, before: Sequence[int], seed: int) -> int:
         return most_frequent(before, among=range(self.num_letters))
 
     def tested(self) -> Task:

@@ -82,7 +82,7 @@ class MultiQueryRecall(Task):
     def _pair(self, key: int, value: int) -> list[int]:
         return [1 + key, 1 + self.num_keys + value]
 
-    def guess(self, before: Sequence[int]) -> int:
+    def guess(self, before: Sequence[int], seed: int) -> int:
         shown = before[1 : 2 * self.num_pairs : 2]
         answered = before[2 * self.num_pairs + 1 :: 2]
         return next(value for value in shown if value not in answered)

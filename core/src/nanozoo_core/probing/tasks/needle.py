@@ -68,5 +68,5 @@ class Needle(Task):
         group = next(n for n in (1, 2, 4, 8) if distance <= n * self.window)
         return Sample((*symbols, MARK, keys[0], values[0]), (self.length - 1,), (group,))
 
-    def guess(self, before: Sequence[int]) -> int:
+    def guess(self, before: Sequence[int], seed: int) -> int:
         return next(symbol for symbol in reversed(before) if NUM_FILLERS <= symbol < MARK)

@@ -72,7 +72,7 @@ class PackedWords(Task):
         symbols += [start] * (self.length - len(symbols))
         return Sample(tuple(symbols), tuple(answers), tuple(groups))
 
-    def guess(self, before: Sequence[int]) -> int:
+    def guess(self, before: Sequence[int], seed: int) -> int:
         return 0
 
     def tests_beyond(self) -> dict[str, Task]:

@@ -68,5 +68,5 @@ class Pointer(Task):
     def _after(self, cycle: Sequence[int], name: int, steps: int) -> int:
         return cycle[(cycle.index(name) + steps) % self.num_names]
 
-    def guess(self, before: Sequence[int]) -> int:
+    def guess(self, before: Sequence[int], seed: int) -> int:
         return (before[-1] + 1) % self.num_names

@@ -76,7 +76,7 @@ class StarGraph(Task):
         answers = range(self.length - steps, self.length)
         return Sample(tuple(symbols), tuple(answers), tuple(range(1, self.num_nodes)))
 
-    def guess(self, before: Sequence[int]) -> int:
+    def guess(self, before: Sequence[int], seed: int) -> int:
         at = before[-1]
         edges = zip(
             before[: 3 * self.num_edges : 3], before[1 : 3 * self.num_edges : 3], strict=True
