@@ -24,7 +24,8 @@ With `tool = "probe"` the command is one of `nanozoo probe` on one task, and sco
 right answers. `LABEL@PLACE` is the share at a place that the report of a probe names (`length 256`,
 `windows up to 8`) or at `depth N`, a number of iterations. A task is learned all at once: where one
 entrant's seeds agree and the other's do not, no spread is common to them. So the interval is that
-of the differences seed by seed, with the standard error of the test added.
+of the differences seed by seed, with the standard error of the test added. There is no parity where
+neither entrant has come half of the way from the best trivial strategy to all right.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ class Score:
     error: float
     """The standard error of a bound's draws, or of a test's samples."""
     seed: int = 0
+    guess: float | None = None
+    """Of a probe: what the strongest trivial strategy scores."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ class Effect:
     mean: float
     half_width: float | None
     """Of the interval; None where one seed each leaves none."""
+    learned: bool = True
+    """Whether the better entrant has come at least half of the way from the guess to all right."""
 
     @property
     def low(self) -> float:
@@ -133,7 +138,10 @@ def read_scores(text: str) -> list[Score]:
         ("score", "standard_error") if "score" in rows[0] else ("val_bpb", "val_standard_error")
     )
     return [
-        Score(row["label"], float(row[value]), float(row[error] or 0.0), int(row["seed"]))
+        Score(
+            *(row["label"], float(row[value]), float(row[error] or 0.0), int(row["seed"])),
+            guess=float(row["guess"]) if "guess" in row else None,
+        )
         for row in rows
     ]
 
@@ -152,11 +160,18 @@ def effect(claim: Claim, scores: list[Score]) -> Effect:
         freedom = sum(len(one) - 1 for one in by_label.values())
         squares = sum((s.value - _mean(one)) ** 2 for one in by_label.values() for s in one)
         spread = squares / max(freedom, 1) * (1 / len(first) + 1 / len(second))
+    learned = any(_is_learned(one) for one in (first, second))
     if freedom == 0:
-        return Effect(mean, None)
+        return Effect(mean, None, learned)
     draws = sum(s.error**2 / len(one) ** 2 for one in (first, second) for s in one)
     quantile = student_quantile(0.1 if claim.parity else 0.05, freedom)
-    return Effect(mean, quantile * (spread + draws) ** 0.5)
+    return Effect(mean, quantile * (spread + draws) ** 0.5, learned)
+
+
+def _is_learned(scores: list[Score]) -> bool:
+    return all(s.guess is None for s in scores) or statistics.mean(
+        s.value - s.guess for s in scores if s.guess is not None
+    ) >= statistics.mean((1 - s.guess) / 2 for s in scores if s.guess is not None)
 
 
 def _best(
@@ -177,7 +192,7 @@ def _mean(scores: list[Score]) -> float:
 
 
 def outcome(claim: Claim, found: Effect) -> str:
-    if found.half_width is None:
+    if found.half_width is None or (claim.parity and not found.learned):
         return NOT_VISIBLE
     if claim.parity:
         if -claim.margin < found.low and found.high < claim.margin:

@@ -202,3 +202,17 @@ def test_outcomes(
     claim: claims.Claim, mean: float, half_width: float | None, expected: str
 ) -> None:
     assert claims.outcome(claim, claims.Effect(mean, half_width)) == expected
+
+
+def test_two_that_have_learned_nothing_are_not_level() -> None:
+    claim = replace(PROBED, effect=("a", "b"), parity=True, margin=0.05, at_least=0.0)
+
+    def told(value: float) -> str:
+        rows = [replace(one, guess=0.2) for one in scores(a=[value] * 3, b=[value, 0.3, 0.3])]
+        return claims.outcome(claim, claims.effect(claim, rows))
+
+    assert told(0.3) == claims.NOT_VISIBLE
+    claim = replace(claim, margin=2.0)
+    assert told(0.59) == claims.NOT_VISIBLE  # the way from 0.2 to 1 is halved by 0.6
+    assert told(0.61) == claims.SEEN
+    assert claims.effect(claim, scores(a=[0.1] * 3, b=[0.1] * 3)).learned  # of bits per byte
