@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from nanozoo_core.comparing.compare.tables import markdown_code, markdown_rows, markdown_text
+from nanozoo_core.comparing.scale import rate_check
 from nanozoo_core.comparing.scale.estimate import Estimate, interval
 from nanozoo_core.comparing.scale.multiplier import Multiplier
+from nanozoo_core.comparing.scale.rate_check import RateCheck
 from nanozoo_core.comparing.scale.verdict import Against, Verdict
 from nanozoo_core.comparing.units import scaled
 
@@ -29,6 +31,12 @@ WARNING = (
 UNTUNED = (
     "Every model trains by its own recipe, its rates carried across widths by the spectral rule. "
     "Hand-tuning that went into those recipes is effort that nobody has counted."
+)
+RATES = (
+    "Bits per byte of the tuning text at multiples of the carried learning rates, after a quarter "
+    "of a rung's budget, with a seed that no other run has. A best rate within a factor of 1.41 of "
+    "the carried one passes; where one end of a model does not, its ladder trains by rates that "
+    "are interpolated between its two ends."
 )
 
 
@@ -146,7 +154,14 @@ def score_rows(estimates: Sequence[Estimate]) -> list[list[str]]:
     return rows
 
 
-def markdown(verdict: Verdict, *, command: str, plan: str, missing: Sequence[str]) -> str:
+def markdown(
+    verdict: Verdict,
+    *,
+    command: str,
+    plan: str,
+    missing: Sequence[str],
+    check: RateCheck | None = None,
+) -> str:
     """The whole report."""
     text = markdown_text
     parts = ["# Compute multipliers", markdown_code(command), WARNING, METHOD, UNTUNED]
@@ -167,6 +182,8 @@ def markdown(verdict: Verdict, *, command: str, plan: str, missing: Sequence[str
     notes = [*verdict.notes, *missing]
     if notes:
         parts += ["## To know", "\n".join(f"- {text(note)}" for note in notes)]
+    if check is not None:
+        parts += ["## Learning rates", RATES, _table(rate_check.rows(check))]
     parts += ["## Scores", _table(score_rows(estimates)), "## Plan", f"```text\n{plan}\n```"]
     return "\n\n".join(parts) + "\n"
 

@@ -24,6 +24,7 @@ CONTROL = "vanilla"
 MOST_HOURS = 24.0
 PLANS = ("full", "small")
 MATCHES = ("body", "flops")  # the sizes of ladder.py
+RATES = ("carried", "checked")
 OPTIONS = (
     Option("models", "A,B", "models, recipe files, or variants NAME:MODEL with NAME.key=value"),
     Option("control", "C", f"the model that all are measured against ({CONTROL})"),
@@ -38,6 +39,7 @@ OPTIONS = (
     ),
     Option("plan", "full|small", "small: the top rung for the control and the best three alone"),
     Option("match", "body|flops", "what the models of a rung have in common (body)"),
+    Option("rates", "carried|checked", "checked: try half and twice the rates at the ends first"),
     Option("hours", "N", f"begin although it may take so long; without it {MOST_HOURS:g} at most"),
     Option("plan_only", "true", "print the plan and its cost, and train nothing"),
 )
@@ -64,6 +66,7 @@ class Request:
     folder: Path
     match: str = "body"
     plan: str = "full"
+    rates: str = "carried"
     hours: float = MOST_HOURS
     plan_only: bool = False
     overrides: tuple[str, ...] = ()
@@ -124,6 +127,7 @@ def parse(words: Sequence[str]) -> Request:
         folder=given.path("folder", "runs/scale"),
         match=match,
         plan=plan,
+        rates=given.one_of("rates", RATES),
         hours=given.positive("hours", MOST_HOURS) or MOST_HOURS,
         plan_only=plan_only == "true",
         overrides=(*DEFAULTS, *general),
