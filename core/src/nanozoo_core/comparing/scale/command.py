@@ -24,12 +24,13 @@ from nanozoo_core.comparing.scale.plan import (
 from nanozoo_core.comparing.scale.rate_check import RateCheck
 from nanozoo_core.comparing.scale.request import Request, parse
 from nanozoo_core.comparing.scale.verdict import Verdict, judge
+from nanozoo_core.comparing.tune.provenance import unequal
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.files import claim_output, write_json, write_text
 from nanozoo_core.machine.terminal import say, text_table
 from nanozoo_core.training.plan import describe_time
 
-FILES = ("report.md", "scale.json", "frontier.png", "plan.json", "families.json")
+FILES = ("report.md", "report.html", "scale.json", "frontier.png", "plan.json", "families.json")
 FAMILY = Program("nanozoo_core.comparing.scale.member")  # trains a trunk with its branches
 BEST = 3  # models that plan=small takes to the top rung
 Members = dict[tuple[Cell, int], Member]
@@ -57,7 +58,9 @@ class Scaling:
             is_significant = self.verdict.significant.get(one.label, False)
             sentence = report.trend_sentence(one, is_significant=is_significant)
             parts += [sentence] if sentence else []
-        return "\n".join([*parts, *self.verdict.notes, f"the report: {self.folder / 'report.md'}"])
+        return "\n".join(
+            [*parts, *self.verdict.notes, f"the report: {self.folder / 'report.html'}"]
+        )
 
 
 def scale(words: Sequence[str], *, force: bool = False) -> Scaling:
@@ -95,6 +98,8 @@ def scale(words: Sequence[str], *, force: bool = False) -> Scaling:
     verdict = None
     if request.control.label in scores.scores:
         verdict = judge(scores, request.control.label)
+        effort = unequal({one.label: one.recipe for one in request.entrants})
+        verdict.notes.extend([effort] if effort is not None else [])
         verdict.notes.extend(rate_check.notes(check) if check is not None else ())
         _write(request, verdict, plan, scores, check)
     return Scaling(request.folder, verdict, plan, failures)
@@ -173,8 +178,15 @@ def _write(
     if check is not None:
         stored["rates"] = rate_check.as_json(check)
     write_json(folder / "scale.json", stored)
-    write_picture(folder / "frontier.png", [*verdict.estimates.values()])
-    text = report.markdown(
-        verdict, command=request.command, plan=plan, missing=found.missing, check=check
+    estimates = [*verdict.estimates.values()]
+    write_picture(folder / "frontier.png", estimates, extrapolate=request.extrapolate)
+    parts = report.sections(
+        verdict,
+        plan=plan,
+        missing=found.missing,
+        check=check,
+        extrapolate=request.extrapolate,
     )
-    write_text(folder / "report.md", text)
+    command = request.command
+    write_text(folder / "report.md", report.markdown(parts, command=command))
+    write_text(folder / "report.html", report.page(parts, command=command, folder=folder))

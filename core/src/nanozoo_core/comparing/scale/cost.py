@@ -71,8 +71,8 @@ def _is_done(family: Family) -> bool:
 
 def table(request: Request, ladder: Ladder, rates: Mapping[str, float]) -> str:
     """The plan: every model at every rung with its counts, budgets and cost."""
-    head = ("model", "rung", "layers", "width", "body", "N", "FLOPs/token", "head", "tokens",
-            "epochs", "C", "bill", "runs", "time")  # fmt: skip
+    head = ("model", "rung", "layers", "width", "body", "N", "FLOPs/token", "head", "Muon",
+            "tokens", "epochs", "C", "bill", "runs", "time")  # fmt: skip
     rows = [head]
     for place in ladder.places:
         counts, config = place.size.counts, place.size.config.model_cfg
@@ -88,6 +88,7 @@ def table(request: Request, ladder: Ladder, rates: Mapping[str, float]) -> str:
                 f"{counts.n:,.0f}",
                 f"{counts.flops_per_token:.3e}",
                 f"{counts.head_share:.0%}" if counts.head_share else "",
+                f"{counts.muon / place.step_flops:.0%}" if counts.muon else "",
                 scaled(most),
                 f"{most / place.unique_tokens:.1f}",
                 f"{max(place.steps.values()) * place.step_flops:.1e}",
@@ -114,7 +115,8 @@ def table(request: Request, ladder: Ladder, rates: Mapping[str, float]) -> str:
         text_table(rows, left=(0, 1)),
         "",
         "C is what the longest run costs alone, and the bill is what all runs of a seed cost "
-        "together, branches of one trunk sharing their beginning.",
+        "together, branches of one trunk sharing their beginning. Neither counts an optimiser: "
+        "Muon's orthogonalisation comes on top, in percent of a step's FLOPs in its column.",
         f"bill: {total:.2e} FLOPs with {seeds} seeds ({alone:.2e} were every run trained alone)",
         f"speed of the control, measured now: {speeds}",
         *checked,
