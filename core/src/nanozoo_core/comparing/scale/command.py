@@ -11,6 +11,7 @@ from nanozoo_core.comparing.compare.execute import Program, run_members
 from nanozoo_core.comparing.compare.plan import Member, write_plan
 from nanozoo_core.comparing.scale import cost, rate_check, report
 from nanozoo_core.comparing.scale.collect import Collected, collect
+from nanozoo_core.comparing.scale.multiplier import Multiplier
 from nanozoo_core.comparing.scale.picture import write_picture
 from nanozoo_core.comparing.scale.plan import (
     Cell,
@@ -123,12 +124,20 @@ def _best(
     """The places at the top rung of the models with the largest multipliers below it."""
     verdict = judge(collect(first, members), request.control.label, copies=0)
     highest = {
-        label: max((one.value for one in against.compute[-1:] if one.value), default=0.0)
+        label: max(map(_known, against.compute[-1:]), default=0.0)
         for label, against in verdict.against.items()
     }
     chosen = sorted(highest, key=lambda label: -highest[label])[:BEST]
     say(f"to the top rung go {', '.join(chosen)}, with seeds of their own since scores chose them")
     return [place for place in last if place.label in chosen]
+
+
+def _known(one: Multiplier) -> float:
+    """A multiplier, or its bound: a score that the control never reached is no reason to stay
+    behind."""
+    if one.value is not None:
+        return one.value
+    return 0.0 if one.bound is None else one.bound[1]
 
 
 def _fresh(seeds: Sequence[int]) -> tuple[int, ...]:
