@@ -48,12 +48,16 @@ def test_multipliers_and_their_trend_stand_in_the_report(verdict):
     one = verdict.against["better"]
     assert one.kind == "surface"
     assert [each.value for each in one.compute] == pytest.approx(by_brute_force(), rel=0.06)
-    text = report.markdown(verdict, command="nanozoo scale", plan="plan", missing=["x is missing"])
+    parts = report.sections(verdict, plan="plan", missing=["x is missing"])
+    text = report.markdown(parts, command="nanozoo scale")
     for part in ("rises with scale", "## better against control", "x is missing", "by the hull",
                  "99", "largest residual"):  # fmt: skip
         assert part in text
     rows = report.multiplier_table(one)
-    assert rows[0][3:] == ["compute", "compute, by the hull", "seconds", "text", "weights"]
+    assert rows[0][3:] == [
+        *("compute", "compute, by the hull", "compute, without any one rung"),
+        *("seconds", "text", "weights"),
+    ]
     low, high = one.compute[0].interval
     assert rows[1][3] == f"{one.compute[0].value:.3g} [{low:.3g}, {high:.3g}]"
 
@@ -75,3 +79,18 @@ def test_the_numbers_are_stored_in_full(verdict):
 def test_a_trend_that_no_test_shows_is_called_none(verdict):
     sentence = report.trend_sentence(verdict.against["better"], is_significant=False)
     assert sentence.endswith("no trend shown")
+
+
+def test_the_page_holds_all_of_the_report_in_one_file(verdict, tmp_path):
+    """Text as text, whatever is in it, and the picture inside."""
+    (tmp_path / "frontier.png").write_bytes(b"picture")
+    parts = report.sections(verdict, plan="a < b & c", missing=["<script>x</script> is missing"])
+    page = report.page(parts, command="nanozoo scale models='a<b'", folder=tmp_path)
+    assert page.count("<h2>") == len(parts)
+    assert page.count("<table>") == 4  # multipliers, laws, checks and scores
+    for part in ("a &lt; b &amp; c", "&lt;script&gt;x&lt;/script&gt; is missing", "=&#x27;a&lt;b",
+                 "data:image/png;base64,cGljdHVyZQ==", "better against control",
+                 report.multiplier_table(verdict.against["better"])[1][3]):  # fmt: skip
+        assert part in page
+    assert "<script" not in page
+    assert "http" not in page.replace("https://arxiv", "")

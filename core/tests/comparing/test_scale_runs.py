@@ -1,18 +1,20 @@
 """The runs of a ladder: budgets that share a trunk, what they cost, and the whole command."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 
 from nanozoo_core.comparing.compare import member as members
-from nanozoo_core.comparing.scale import budgets, command, cost, plan
+from nanozoo_core.comparing.scale import budgets, command, cost, counting, plan, rate_check
 from nanozoo_core.comparing.scale.carry import carried_rates
 from nanozoo_core.comparing.scale.ladder import rung_of
 from nanozoo_core.comparing.scale.member import train_family
 from nanozoo_core.comparing.scale.request import parse
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.errors import ConfigError
+from nanozoo_core.files import write_json
 from nanozoo_core.training.checkpoint import read_tensors
 from nanozoo_core.training.run_folder import RunFolder
 
@@ -105,6 +107,29 @@ def test_warm_ups_are_the_same_steps_for_all_budgets(words):
     assert optims[0]["muon"]["cooldown_steps"] == 3
     assert optims[0]["decay_fraction"] == 0.2
     assert [one.settings["train"]["max_steps"] for one in runs] == [60, 15, 30]
+
+
+def test_muon_costs_what_its_products_cost():
+    """4 m^2 n + 2 m^3 for each of its iterations, m the shorter side: with d = 128 and 4096 tokens
+    in a step, about an eighth of what the layers cost."""
+    assert counting.muon_flops((2, 3), 5) == counting.muon_flops((3, 2), 5) == 5 * (48 + 16)
+    assert counting.muon_flops((7, 2, 3), 1) == 7 * 64
+    d = 128
+    layer = 4 * counting.muon_flops((d, d), 5) + 2 * counting.muon_flops((d, 4 * d), 5)
+    assert layer == 300 * d**3
+    assert layer / (6 * 12 * d**2 * 4096) == pytest.approx(0.13, abs=0.005)
+
+
+def test_muon_stands_in_the_plan_beside_what_is_counted(words):
+    request = parse(words)
+    place = plan.make_ladder(request).places[0]
+    assert 0 < place.size.counts.muon < 2 * place.step_flops
+    percent = f"{place.size.counts.muon / place.step_flops:.0%}"
+    line = next(line for line in cost.table(request, plan.Ladder((place,), ()), {"0.012": 1e9})
+                .splitlines() if line.startswith("toy"))  # fmt: skip
+    assert percent in line.split()
+    adamw = request.resolve(request.control, ["optim.name=adamw"])
+    assert counting.count_at(adamw).muon == 0
 
 
 def test_rungs_are_plain_decoders():
@@ -209,3 +234,59 @@ def test_the_whole_command_says_the_cost_first_and_goes_on(words, monkeypatch, c
     monkeypatch.setattr(cost, "seconds_left", lambda *_: 1.0)
     with pytest.raises(ConfigError, match="more than hours=1e-08"):
         command.scale([*whole, "hours=1e-8"])
+
+
+@pytest.mark.slow
+def test_a_small_plan_takes_the_best_to_the_top_with_fresh_seeds(words, monkeypatch):
+    """And checks the rates first. The scores are those of a law in place of trainings; the better
+    model is the control as if its weights and its text were twice as many."""
+    trained = []
+
+    def run_members(path, members, **_):
+        for member in members:
+            run = RunFolder(member.folder)
+            if run.is_finished:
+                continue
+            trained.append(member.name)
+            settings = member.settings
+            tokens = settings["train"]["max_steps"] * settings["train"]["batch_tokens"]
+            layers, width = (settings["model_cfg"][key] for key in ("num_layers", "model_dim"))
+            size = 12 * layers * width**2
+            worth = {"better": 2.0, "worse": 0.5}.get(member.label.split(".")[0], 1.0)
+            rate = math.log2(settings["optim"]["muon"]["lr"] / 0.02)
+            loss = 1 + (size * worth) ** -0.3 + 20 * (tokens * worth) ** -0.4 + 0.01 * rate**2
+            run.path.mkdir(parents=True)
+            write_json(member.beside("json"), {"settings": member.settings})
+            run.write_result(
+                {"val_bpb": loss, "val_bound": "exact", "val_bytes": 9, "data_fingerprint": "x",
+                 "train_tokens": tokens, "train_bytes": 3 * tokens, "train_seconds": 1.0,
+                 "train_flops": 6 * size * tokens}
+            )  # fmt: skip
+        return {}
+
+    monkeypatch.setattr(command, "run_members", run_members)
+    monkeypatch.setattr(rate_check, "run_members", run_members)
+    monkeypatch.setattr(cost, "measured_rates", lambda *_: {"0.012": 1e9, "0.1": 1e9})
+    monkeypatch.setattr(command, "BEST", 1)
+    asked = {
+        **{"models": "better:toy,worse:toy", "rungs": "0.012,0.1", "tokens": "25600,51200"},
+        **{"budgets": "1/2,1", "plan": "small", "rates": "checked", "hours": "1"},
+    }
+    kept = [word for word in words if word.partition("=")[0] not in asked]
+    whole = [*kept, *(f"{key}={value}" for key, value in asked.items())]
+    found = command.scale(whole)
+    assert len([name for name in trained if ".rate" in name]) == 3 * 2 * 3
+    ladder = [name for name in trained if ".rate" not in name]
+    assert {name for name in ladder if name.startswith("toy.")} == {
+        *(f"toy.0.012.{share}_0" for share in ("0.25", "0.5", "1")),
+        *(f"toy.0.1.{share}_0" for share in ("0.5", "1", "2")),
+    }
+    late = [name for name in ladder if ".0.1." in name and not name.startswith("toy.")]
+    assert sorted(late) == ["better.0.1.0.5_1", "better.0.1.1_1"]  # the seed 0 has chosen it
+    assert ladder.index("better.0.1.1_1") > ladder.index("worse.0.012.1_0")
+    assert [one.rung for one in found.verdict.against["worse"].compute] == ["0.012"]
+    better = found.verdict.against["better"].compute
+    assert better[0].value is None or better[0].value > 1
+    page = (found.folder / "report.html").read_text()
+    assert "Learning rates" in page
+    assert (found.folder / "scale.json").stat().st_size > 1000

@@ -355,6 +355,20 @@ def test_another_width_is_legal_where_one_number_stands_for_all_stages() -> None
     assert (wider.model_dim, wider.mlp_dim) == ([192, 192], [512, 512])
 
 
+def test_a_narrower_stage_has_heads_that_divide_it() -> None:
+    """Widths go by what the state spaces need, and heads follow where they must."""
+    config = model_config("hnet", {"vocab_size": 258})
+    assert ADAPTER.at_width(config, 1.0) == {
+        "model_dim": [96, 128], "mlp_dim": [0, 352], "num_heads": [3, 4]}  # fmt: skip
+    for factor in (0.34, 0.4, 0.5, 0.65, 0.8, 1.3):
+        changes = ADAPTER.at_width(config, factor)
+        narrow = replace(config, **changes)  # which is legal
+        for width, own in zip(narrow.model_dim, (96, 128), strict=True):
+            assert width % 16 == 0
+            assert width == pytest.approx(factor * own, abs=8)
+    assert ADAPTER.at_width(config, 0.4)["num_heads"] == [2, 3]
+
+
 def test_report_counts_stages_and_caches() -> None:
     model = build(SMALL)
     report = ADAPTER.report(model)

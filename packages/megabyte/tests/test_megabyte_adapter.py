@@ -178,6 +178,15 @@ def test_another_width_is_legal_and_about_as_asked() -> None:
         assert wider.size("global_byte_dim") == pytest.approx(16 * factor, abs=1)
 
 
+def test_another_depth_keeps_the_ratio_of_the_two_models() -> None:
+    config = model_config("megabyte", {"vocab_size": 258})
+    assert (config.size("num_global_layers"), config.size("num_local_layers")) == (3, 2)
+    for num_layers, local in ((1, 1), (2, 1), (3, 2), (6, 4)):
+        deeper = replace(config, **ADAPTER.at_depth(config, num_layers))
+        assert deeper.size("num_global_layers") == num_layers
+        assert deeper.size("num_local_layers") == local
+
+
 # -- inspection -----------------------------------------------------------------------------------
 
 

@@ -18,9 +18,9 @@ def add_to(commands: Commands) -> None:
         OTHERS,
         help="train models at several sizes and say how much compute each saves",
         description="Trains models and a control at several sizes and budgets, and writes "
-        "report.md, scale.json and a picture: the compute multiplier of each model, with its "
-        "interval at each size, and whether it rises with scale. The same command, given again, "
-        "goes on where it stopped.",
+        "report.html, report.md, scale.json and a picture: the compute multiplier of each model, "
+        "with its interval at each size, and whether it rises with scale. The same command, given "
+        "again, goes on where it stopped.",
     )
     add_force(parser)
     parser.set_defaults(handler=run)

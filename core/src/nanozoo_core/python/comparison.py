@@ -74,6 +74,9 @@ def scale(
     recipes: str | os.PathLike[str] | None = None,
     plan: str = "full",
     match: str = "body",
+    rates: str = "carried",
+    untuned: str = "refuse",
+    extrapolate: float | None = None,
     hours: float = 24,
     plan_only: bool = False,
     force: bool = False,
@@ -94,6 +97,9 @@ def scale(
         recipes: a folder of recipe files MODEL.yaml that take the place of the models' own.
         plan: "full", or "small": the top rung for the control and the best three models alone.
         match: "body" or "flops": what the models of a rung have in common.
+        rates: "checked": try half and twice the learning rates at the ends of each ladder first.
+        untuned: "allow": go on although a model is tuned and the control is not, or less.
+        extrapolate: draw frontiers to so many times the largest compute, at most 3.
         hours: the longest that it may take by the plan.
         plan_only: return the plan with its cost, and train nothing.
         force: write into a folder that holds other files, over those of the same names.
@@ -105,7 +111,8 @@ def scale(
     given: dict[str, Any] = {
         **{"models": list(models), "control": control, "rungs": list(rungs)},
         **{"budgets": list(budgets), "tokens": list(tokens), "seeds": seeds, "jobs": jobs},
-        **{"folder": folder, "recipes": recipes, "plan": plan, "match": match},
+        **{"folder": folder, "recipes": recipes, "plan": plan, "match": match, "rates": rates},
+        **{"untuned": untuned, "extrapolate": extrapolate},
         **{"hours": hours, "plan_only": plan_only},
     }
     words = as_words({key: v for key, v in given.items() if v not in (None, [])} | settings)

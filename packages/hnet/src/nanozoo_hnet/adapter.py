@@ -146,18 +146,20 @@ class HNetAdapter(DefaultModelAdapter):
         return 3 * float(model.forward_flops(seq_len, shares))
 
     def at_width(self, model_cfg: HNetConfig, factor: float) -> dict[str, object]:
-        """Scales the width of every stage, and that of its MLP, to what the heads of its attention
-        and of its state spaces divide."""
+        """Scales the width of every stage, and that of its MLP, to what the heads of its state
+        spaces divide. A stage keeps its heads of attention where they divide its width into even
+        channels, enough to rotate, and else gets the nearest number that does."""
         head_dim = model_cfg.ssm("head_dim")
-        inner = head_dim // math.gcd(head_dim, model_cfg.ssm("expand"))
-        units = [math.lcm(2 * heads, inner) for heads in model_cfg.per_stage("num_heads")]
+        unit = math.lcm(2, head_dim // math.gcd(head_dim, model_cfg.ssm("expand")))
         widths, hidden = model_cfg.per_stage("model_dim"), model_cfg.per_stage("mlp_dim")
+        scaled = [max(unit, round(factor * width / unit) * unit) for width in widths]
+        heads, rotary = model_cfg.per_stage("num_heads"), model_cfg.per_stage("rotary_emb_dim")
         return {
-            "model_dim": [
-                max(unit, round(factor * width / unit) * unit)
-                for unit, width in zip(units, widths, strict=True)
-            ],
+            "model_dim": scaled,
             "mlp_dim": [round(factor * width / 8) * 8 for width in hidden],
+            "num_heads": [
+                _nearest_heads(*stage) for stage in zip(scaled, heads, rotary, strict=True)
+            ],
         }
 
     def report(self, model: nn.Module) -> dict[str, float]:
@@ -246,6 +248,13 @@ def _chunk_lengths(routing: Routing) -> list[Tensor]:
     if routing.valid is not None:
         boundaries = boundaries & routing.valid
     return [row.nonzero()[:, 0].diff().cpu() for row in boundaries]
+
+
+def _nearest_heads(width: int, heads: int, rotary: int) -> int:
+    """The number nearest to `heads` that divides a width into even channels, at least `rotary`."""
+    fitting = [n for n in range(1, width // 2 + 1)
+               if width % (2 * n) == 0 and width // n >= max(rotary, 2)]  # fmt: skip
+    return min(fitting, key=lambda n: abs(n - heads), default=heads)
 
 
 Adapter = HNetAdapter

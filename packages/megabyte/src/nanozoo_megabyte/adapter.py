@@ -113,6 +113,15 @@ class MegabyteAdapter(DefaultModelAdapter):
             for key, unit in units.items()
         }
 
+    def at_depth(self, model_cfg: MegabyteConfig, num_layers: int) -> dict[str, object]:
+        """As many layers over patches as a plain decoder has, and within them as many as keep the
+        ratio of the two."""
+        own = model_cfg.size("num_local_layers") / model_cfg.size("num_global_layers")
+        return {
+            "num_global_layers": num_layers,
+            "num_local_layers": max(1, round(own * num_layers)),
+        }
+
     @torch.no_grad()
     def inspect(
         self, model: nn.Module, batches: Sequence[Batch], vocabulary: Vocabulary

@@ -17,6 +17,7 @@ from nanozoo_core.comparing.compare.report import Report, markdown
 from nanozoo_core.comparing.compare.request import Request, parse
 from nanozoo_core.comparing.compare.results import Entry, collect
 from nanozoo_core.comparing.compare.width import match_widths
+from nanozoo_core.comparing.tune.provenance import unequal
 from nanozoo_core.comparing.units import scaled
 from nanozoo_core.files import claim_output
 from nanozoo_core.machine.terminal import say
@@ -97,7 +98,9 @@ def report(texts: Sequence[str], folder: Path, *, force: bool = False) -> Compar
 def _write(request: Request, entries: list[Entry], failures: dict[str, str]) -> Comparison:
     found = None
     if entries:  # a report of nothing would take the place of one of something
-        found = Report(title(request), request.command, entries, failures)
+        effort = unequal({one.label: one.recipe for one in request.entrants})
+        notes = () if effort is None else (effort,)
+        found = Report(title(request), request.command, entries, failures, notes)
         write_report(request.folder, found)
     return Comparison(request.folder, found, failures)
 

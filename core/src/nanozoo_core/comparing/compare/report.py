@@ -23,6 +23,8 @@ class Report:
     command: str
     entries: list[Entry]
     failures: dict[str, str]
+    notes: tuple[str, ...] = ()
+    """What a reader must know beside what the entries say."""
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -40,7 +42,9 @@ class Report:
 
     @cached_property
     def warnings(self) -> list[str]:
-        return [*warnings(self.entries), *unequal_training(self.entries)] if self.entries else []
+        if not self.entries:
+            return []
+        return [*warnings(self.entries), *unequal_training(self.entries), *self.notes]
 
     @property
     def method(self) -> str:

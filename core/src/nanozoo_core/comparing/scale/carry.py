@@ -11,10 +11,11 @@ from __future__ import annotations
 from nanozoo_core.config import ResolvedConfig
 
 
-def carried_rates(config: ResolvedConfig, ratio: float) -> list[str]:
+def carried_rates(config: ResolvedConfig, ratio: float, factor: float = 1.0) -> list[str]:
     """Overrides of the rates.
 
-    Args: config: with the rates of the first width. ratio: the new width over the first.
+    Args: config: with the rates of the first width. ratio: the new width over the first. factor:
+        by which every rate is multiplied after that.
     """
     optim = config.training.optim
     own = optim.adamw
@@ -26,4 +27,8 @@ def carried_rates(config: ResolvedConfig, ratio: float) -> list[str]:
         rates["lr"] = optim.lr / ratio
     elif not optim.muon.lr_scale.startswith("spectral"):
         rates["muon.lr"] = optim.muon.lr / ratio
-    return [f"optim.{key}={rate:.6g}" for key, rate in rates.items()]
+    if factor != 1:
+        rates.setdefault("lr", optim.lr)
+        if optim.name == "muon":
+            rates.setdefault("muon.lr", optim.muon.lr)
+    return [f"optim.{key}={rate * factor:.6g}" for key, rate in rates.items()]

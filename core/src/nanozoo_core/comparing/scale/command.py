@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from nanozoo_core.comparing.compare.execute import Program, run_members
 from nanozoo_core.comparing.compare.plan import Member, write_plan
-from nanozoo_core.comparing.scale import cost, report
+from nanozoo_core.comparing.scale import cost, rate_check, report
 from nanozoo_core.comparing.scale.collect import Collected, collect
+from nanozoo_core.comparing.scale.multiplier import Multiplier
 from nanozoo_core.comparing.scale.picture import write_picture
 from nanozoo_core.comparing.scale.plan import (
     Cell,
@@ -21,14 +22,16 @@ from nanozoo_core.comparing.scale.plan import (
     members_of,
     write_families,
 )
+from nanozoo_core.comparing.scale.rate_check import RateCheck
 from nanozoo_core.comparing.scale.request import Request, parse
 from nanozoo_core.comparing.scale.verdict import Verdict, judge
+from nanozoo_core.comparing.tune.provenance import unequal
 from nanozoo_core.errors import ConfigError
 from nanozoo_core.files import claim_output, write_json, write_text
 from nanozoo_core.machine.terminal import say, text_table
 from nanozoo_core.training.plan import describe_time
 
-FILES = ("report.md", "scale.json", "frontier.png", "plan.json", "families.json")
+FILES = ("report.md", "report.html", "scale.json", "frontier.png", "plan.json", "families.json")
 FAMILY = Program("nanozoo_core.comparing.scale.member")  # trains a trunk with its branches
 BEST = 3  # models that plan=small takes to the top rung
 Members = dict[tuple[Cell, int], Member]
@@ -56,7 +59,9 @@ class Scaling:
             is_significant = self.verdict.significant.get(one.label, False)
             sentence = report.trend_sentence(one, is_significant=is_significant)
             parts += [sentence] if sentence else []
-        return "\n".join([*parts, *self.verdict.notes, f"the report: {self.folder / 'report.md'}"])
+        return "\n".join(
+            [*parts, *self.verdict.notes, f"the report: {self.folder / 'report.html'}"]
+        )
 
 
 def scale(words: Sequence[str], *, force: bool = False) -> Scaling:
@@ -72,22 +77,32 @@ def scale(words: Sequence[str], *, force: bool = False) -> Scaling:
     if request.plan_only:
         return Scaling(request.folder, None, plan, {})
     say(f"{plan}\n")
+    check = None
+    if request.rates == "checked":
+        left = rate_check.seconds_left(request, ladder.places, rates)
+        _begin(request, left + (_seconds(request, ladder, rates) if left else 0.0), force=force)
+        check = rate_check.check_rates(request, ladder.places)
+        ladder = replace(ladder, places=check.places)
     first, last = _phases(request, ladder)
     members = members_of(request, first, request.seeds)
-    _check_time(request, ladder, members, rates)
-    claim_output(request.folder, "nanozoo scale", FILES, setting="folder", force=force)
-    failures = _train(request, first, members, request.seeds)
+    found = families(first, members, request.seeds)
+    _begin(request, cost.seconds_left(found, _seconds(request, ladder, rates)), force=force)
+    failures = dict(check.failures) if check is not None else {}
+    failures |= _train(request, first, members, request.seeds)
     if last:
         places, seeds = _best(request, first, last, members), _fresh(request.seeds)
         more = members_of(request, places, seeds)
         failures |= _train(request, places, more, seeds)
         members |= more
         first = [*first, *places]
-    found = collect(first, members)
+    scores = collect(first, members)
     verdict = None
-    if request.control.label in found.scores:
-        verdict = judge(found, request.control.label)
-        _write(request, verdict, plan, found)
+    if request.control.label in scores.scores:
+        verdict = judge(scores, request.control.label)
+        effort = unequal({one.label: one.recipe for one in request.entrants})
+        verdict.notes.extend([effort] if effort is not None else [])
+        verdict.notes.extend(rate_check.notes(check) if check is not None else ())
+        _write(request, verdict, plan, scores, check)
     return Scaling(request.folder, verdict, plan, failures)
 
 
@@ -109,7 +124,7 @@ def _best(
     """The places at the top rung of the models with the largest multipliers below it."""
     verdict = judge(collect(first, members), request.control.label, copies=0)
     highest = {
-        label: max((one.value for one in against.compute[-1:] if one.value), default=0.0)
+        label: max(map(_known, against.compute[-1:]), default=0.0)
         for label, against in verdict.against.items()
     }
     chosen = sorted(highest, key=lambda label: -highest[label])[:BEST]
@@ -117,24 +132,38 @@ def _best(
     return [place for place in last if place.label in chosen]
 
 
+def _known(one: Multiplier) -> float:
+    """A multiplier, or its bound: a score that the control never reached is no reason to stay
+    behind."""
+    if one.value is not None:
+        return one.value
+    return 0.0 if one.bound is None else one.bound[1]
+
+
 def _fresh(seeds: Sequence[int]) -> tuple[int, ...]:
     """As many seeds, none of which has chosen anything."""
     return tuple(seed + max(seeds) + 1 for seed in seeds)
 
 
-def _check_time(
-    request: Request, ladder: Ladder, members: Members, rates: dict[str, float]
-) -> None:
-    """Raises: ConfigError for a ladder that would take longer than was agreed to."""
-    found = families(_phases(request, ladder)[0], members, request.seeds)
-    whole = cost.seconds_of(ladder.places, rates, seeds=len(request.seeds)) / request.jobs
-    left = cost.seconds_left(found, whole)
+def _seconds(request: Request, ladder: Ladder, rates: dict[str, float]) -> float:
+    """Of all runs of the ladder, one after another."""
+    return cost.seconds_of(ladder.places, rates, seeds=len(request.seeds))
+
+
+def _begin(request: Request, seconds: float, *, force: bool) -> None:
+    """Takes the folder. Args: seconds: of what is left, one run after another.
+
+    Raises: ConfigError for a ladder that would take longer than was agreed to, or a folder of
+        something else.
+    """
+    left = seconds / request.jobs
     if left > 3600 * request.hours:
         raise ConfigError(
             f"what is left takes about {describe_time(left)}, more than hours={request.hours:g}; "
             f"give hours={left / 3600 * 1.2:.0f} to begin all the same, or plan=small, or fewer "
             f"rungs, seeds or models"
         )
+    claim_output(request.folder, "nanozoo scale", FILES, setting="folder", force=force)
 
 
 def _train(
@@ -150,9 +179,23 @@ def _train(
     return run(write_plan(request.folder, every), every)
 
 
-def _write(request: Request, verdict: Verdict, plan: str, found: Collected) -> None:
+def _write(
+    request: Request, verdict: Verdict, plan: str, found: Collected, check: RateCheck | None
+) -> None:
     folder = request.folder
-    write_json(folder / "scale.json", report.as_json(verdict) | {"command": request.command})
-    write_picture(folder / "frontier.png", [*verdict.estimates.values()])
-    text = report.markdown(verdict, command=request.command, plan=plan, missing=found.missing)
-    write_text(folder / "report.md", text)
+    stored = report.as_json(verdict) | {"command": request.command}
+    if check is not None:
+        stored["rates"] = rate_check.as_json(check)
+    write_json(folder / "scale.json", stored)
+    estimates = [*verdict.estimates.values()]
+    write_picture(folder / "frontier.png", estimates, extrapolate=request.extrapolate)
+    parts = report.sections(
+        verdict,
+        plan=plan,
+        missing=found.missing,
+        check=check,
+        extrapolate=request.extrapolate,
+    )
+    command = request.command
+    write_text(folder / "report.md", report.markdown(parts, command=command))
+    write_text(folder / "report.html", report.page(parts, command=command, folder=folder))

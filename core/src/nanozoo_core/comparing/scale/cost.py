@@ -10,7 +10,10 @@ import numpy as np
 from nanozoo_core.comparing.bench.request import Assignment
 from nanozoo_core.comparing.bench.worker import Worker
 from nanozoo_core.comparing.compare.plan import Member
+from nanozoo_core.comparing.scale.optimum import PLACES
 from nanozoo_core.comparing.scale.plan import Family, Ladder, Place
+from nanozoo_core.comparing.scale.rate_check import ends_of, flops_of
+from nanozoo_core.comparing.scale.rate_check import seconds_of as check_seconds
 from nanozoo_core.comparing.scale.request import Request
 from nanozoo_core.comparing.units import scaled
 from nanozoo_core.machine.terminal import text_table
@@ -68,8 +71,8 @@ def _is_done(family: Family) -> bool:
 
 def table(request: Request, ladder: Ladder, rates: Mapping[str, float]) -> str:
     """The plan: every model at every rung with its counts, budgets and cost."""
-    head = ("model", "rung", "layers", "width", "body", "N", "FLOPs/token", "head", "tokens",
-            "epochs", "C", "bill", "runs", "time")  # fmt: skip
+    head = ("model", "rung", "layers", "width", "body", "N", "FLOPs/token", "head", "Muon",
+            "tokens", "epochs", "C", "bill", "runs", "time")  # fmt: skip
     rows = [head]
     for place in ladder.places:
         counts, config = place.size.counts, place.size.config.model_cfg
@@ -85,6 +88,7 @@ def table(request: Request, ladder: Ladder, rates: Mapping[str, float]) -> str:
                 f"{counts.n:,.0f}",
                 f"{counts.flops_per_token:.3e}",
                 f"{counts.head_share:.0%}" if counts.head_share else "",
+                f"{counts.muon / place.step_flops:.0%}" if counts.muon else "",
                 scaled(most),
                 f"{most / place.unique_tokens:.1f}",
                 f"{max(place.steps.values()) * place.step_flops:.1e}",
@@ -97,14 +101,25 @@ def table(request: Request, ladder: Ladder, rates: Mapping[str, float]) -> str:
     total = seeds * sum(place.bill_flops for place in ladder.places)
     alone = seeds * sum(place.alone_flops for place in ladder.places)
     seconds = seconds_of(ladder.places, rates, seeds=seeds)
+    checked = []
+    if request.rates == "checked":
+        ends = ends_of(ladder.places)
+        flops, more = sum(map(flops_of, ends)), check_seconds(ladder.places, rates)
+        seconds += more
+        checked.append(
+            f"check of the learning rates: {len(PLACES) * len(ends)} runs, {flops:.2e} FLOPs, "
+            f"{describe_time(math.ceil(more))}, and a run more wherever the best is at an edge"
+        )
     speeds = ", ".join(f"{rung} {scaled(rate)}FLOP/s" for rung, rate in rates.items())
     lines = [
         text_table(rows, left=(0, 1)),
         "",
         "C is what the longest run costs alone, and the bill is what all runs of a seed cost "
-        "together, branches of one trunk sharing their beginning.",
+        "together, branches of one trunk sharing their beginning. Neither counts an optimiser: "
+        "Muon's orthogonalisation comes on top, in percent of a step's FLOPs in its column.",
         f"bill: {total:.2e} FLOPs with {seeds} seeds ({alone:.2e} were every run trained alone)",
         f"speed of the control, measured now: {speeds}",
+        *checked,
         f"time: {describe_time(math.ceil(seconds))} one after another at that speed, "
         f"{describe_time(math.ceil(seconds / request.jobs))} with jobs={request.jobs}; validation "
         f"not counted",

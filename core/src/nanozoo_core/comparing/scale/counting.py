@@ -8,6 +8,8 @@ ladder. At small sizes the head and its FLOPs dominate, and a law without them h
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import nn
 from nanozoo_core.comparing.compare.width import weightless
 from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
+from nanozoo_core.optim.orthogonalize import COEFFICIENTS
 
 BODY_ROLES = ("matrix", "vector")
 
@@ -35,6 +38,8 @@ class Counts:
     """Of training, the head and the full square of attention included, the optimiser not."""
     head_share: float
     """Of the head in those FLOPs."""
+    muon: float
+    """FLOPs of Muon in each step, which are in no other count; 0 without Muon."""
 
 
 def body_of(adapter: DefaultModelAdapter, model: nn.Module) -> int:
@@ -65,6 +70,30 @@ def count_at(config: ResolvedConfig) -> Counts:
         total=sum(p.numel() for p in model.parameters()),
         flops_per_token=per_token,
         head_share=6 * _head(model) / per_token,
+        muon=_muon(config, adapter, model),
+    )
+
+
+def muon_flops(shape: Sequence[int], iterations: int) -> float:
+    """Of orthogonalising a matrix, or a stack of them, once: 4 m^2 n + 2 m^3 for each iteration,
+    with m the shorter side.
+
+    Args: shape: (..., rows, columns).
+    """
+    *stack, rows, columns = shape
+    m, n = sorted((rows, columns))
+    return math.prod(stack) * iterations * (4.0 * m**2 * n + 2.0 * m**3)
+
+
+def _muon(config: ResolvedConfig, adapter: DefaultModelAdapter, model: nn.Module) -> float:
+    optim, roles = config.training.optim, adapter.parameter_roles(model)
+    if optim.name != "muon":
+        return 0.0
+    iterations = len(COEFFICIENTS[optim.muon.orth])
+    return sum(
+        muon_flops(p.shape, iterations)
+        for name, p in model.named_parameters()
+        if roles[name] == "matrix" and p.ndim > 1
     )
 
 

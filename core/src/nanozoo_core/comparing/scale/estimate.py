@@ -4,7 +4,7 @@ carry the noise between seeds."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 
@@ -85,6 +85,24 @@ class Estimate:
             )
             self._frontiers[axis, kind] = found
         return self._frontiers[axis, kind]
+
+    @cached_property
+    def refits(self) -> PowerLaw | None:
+        """The surface without each of the rungs in turn, a row for each; None where too few would
+        be left."""
+        if self.lack is not None or len(self.scores.rungs) <= MIN_RUNGS:
+            return None
+        less = [self.scores.without(rung) for rung in self.scores.rungs]
+        return reduce(
+            PowerLaw.joined, [power_law.fit(one.logs, one.log_loss[None]) for one in less]
+        )
+
+    def beyond(self, factor: float) -> Frontier | None:
+        """The least loss in FLOPs from the dearest point to `factor` times its cost, with sizes up
+        to `factor` times the largest; None without a surface. Nothing was measured there."""
+        if self.lack is not None:
+            return None
+        return frontier.of_surface(self.surface, self.scores, "flops", beyond=factor)
 
     @cached_property
     def compute_law(self) -> PowerLaw | None:

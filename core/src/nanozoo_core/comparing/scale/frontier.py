@@ -54,16 +54,22 @@ class Frontier:
         return found
 
 
-def of_surface(law: PowerLaw, scores: Scores, axis: str) -> Frontier:
+def of_surface(law: PowerLaw, scores: Scores, axis: str, *, beyond: float = 1.0) -> Frontier:
     """min over n of L(n, cost / cost per token at n), n between the smallest and the largest rung
     and the cost between the cheapest and the dearest point; the cost of a token is interpolated
-    between the rungs in logarithms."""
+    between the rungs in logarithms.
+
+    Args: beyond: by which the largest cost and the largest size are multiplied; above 1 the
+        frontier is extrapolated, from the dearest point on, and holds nothing below it.
+    """
     sizes = np.log([scores.size(rung) for rung in scores.rungs])
     each = np.log([scores.per_token(axis, rung) for rung in scores.rungs])
-    tried = np.linspace(sizes[0], sizes[-1], SIZES)
-    per_token = np.interp(tried, sizes, each)
+    tried = np.linspace(sizes[0], sizes[-1] + np.log(beyond), SIZES)
+    slope = (each[-1] - each[-2]) / (sizes[-1] - sizes[-2]) if len(sizes) > 1 else 0.0
+    per_token = np.interp(tried, sizes, each) + slope * np.maximum(tried - sizes[-1], 0)
     cost = np.log(scores.cost(axis))
-    grid = np.linspace(cost.min(), cost.max(), PLACES)
+    start = cost.max() if beyond > 1 else cost.min()
+    grid = np.linspace(start, cost.max() + np.log(beyond), PLACES)
     tokens = effective(np.exp(grid[:, None] - per_token), scores.unique)  # (G, sizes)
     logs = np.stack(np.broadcast_arrays(tried, np.log(tokens)), -1)  # (G, sizes, 2)
     parts = [

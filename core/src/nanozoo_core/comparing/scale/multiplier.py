@@ -41,6 +41,8 @@ class Multiplier:
     """Ends that more than a tenth of the copies cross are infinite, or 0."""
     logs: Array
     """(copies,): log M, infinite where a copy is outside."""
+    refits: tuple[float, float] | None = None
+    """The smallest and the largest value when any rung is left out of both surfaces."""
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,19 @@ class Place:
     steps: dict[float, int]
     """By budget."""
     branched: bool
-    rates: tuple[str, ...]
-    """Overrides that carry the learning rates to this width."""
+    first: ResolvedConfig
+    """With the learning rates of the model's own width."""
+    factor: float = 1.0
+    """Of all rates beyond the rule that carries them, where a check of them has found one."""
 
     @property
     def rung(self) -> Rung:
         return self.size.rung
+
+    @property
+    def rates(self) -> list[str]:
+        """Overrides that carry the learning rates to this width."""
+        return carried_rates(self.first, _width_ratio(self.first, self.size), self.factor)
 
     @property
     def bill_flops(self) -> float:
@@ -183,7 +190,7 @@ def _place(
         step_flops=run.step_flops,
         steps=steps,
         branched=len(run.stages) == 1 and adapter.is_branchable(config.model_cfg),
-        rates=tuple(carried_rates(first, _width_ratio(first, size))),
+        first=first,
     )
 
 

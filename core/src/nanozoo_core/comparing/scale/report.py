@@ -1,18 +1,26 @@
-"""report.md of a ladder: its multipliers, trends, laws, rungs and what to know of them."""
+"""The report of a ladder: its multipliers, trends, laws, rungs and what to know of them."""
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from nanozoo_core.comparing import simple_page
 from nanozoo_core.comparing.compare.tables import markdown_code, markdown_rows, markdown_text
+from nanozoo_core.comparing.scale import checks, frontier, rate_check
 from nanozoo_core.comparing.scale.estimate import Estimate, interval
 from nanozoo_core.comparing.scale.multiplier import Multiplier
+from nanozoo_core.comparing.scale.power_law import PowerLaw
+from nanozoo_core.comparing.scale.rate_check import RateCheck
 from nanozoo_core.comparing.scale.verdict import Against, Verdict
 from nanozoo_core.comparing.units import scaled
 
+TITLE, PICTURE = "Compute multipliers", "Score over compute"
 METHOD = (
     "A multiplier is what the control pays for the model's score over what the model pays, at the "
     "score that the model reaches for half of a rung's largest budget: above 1 the model is "
@@ -30,6 +38,25 @@ UNTUNED = (
     "Every model trains by its own recipe, its rates carried across widths by the spectral rule. "
     "Hand-tuning that went into those recipes is effort that nobody has counted."
 )
+RATES = (
+    "Bits per byte of the tuning text at multiples of the carried learning rates, after a quarter "
+    "of a rung's budget, with a seed that no other run has. A best rate within a factor of 1.41 of "
+    "the carried one passes; where one end of a model does not, its ladder trains by rates that "
+    "are interpolated between its two ends."
+)
+REFITS = "compute, without any one rung"
+CHECKS = (
+    "The size of the lowest loss at a compute grows as C^a. Beside a of the surface stand its "
+    "smallest and largest value when the surface is fitted without any one of its rungs, the "
+    "growth of the size on the envelope of all runs, and that of the vertices of parabolas in log "
+    "N. The last needs four sizes within a factor of four of their middle at one compute. These "
+    "are checks: a result is none of them."
+)
+EXTRAPOLATED = (
+    "Nothing was trained at these computes: the surface is followed beyond the largest run, with "
+    "sizes beyond the largest rung. The interval is that of the seeds alone, and says nothing of a "
+    "form that is wrong there; the surfaces without any one rung say a little of it."
+)
 
 
 def shown(one: Multiplier, *, is_bound: bool = False) -> str:
@@ -43,11 +70,17 @@ def shown(one: Multiplier, *, is_bound: bool = False) -> str:
     return f"{sign}{one.value:.3g} [{one.interval[0]:.3g}, {one.interval[1]:.3g}]"
 
 
+def band(ends: tuple[float, float] | None) -> str:
+    """The smallest and the largest, as in 1.31 .. 1.44."""
+    return "" if ends is None else f"{ends[0]:.3g} .. {ends[1]:.3g}"
+
+
 def multiplier_table(against: Against) -> list[list[str]]:
     """A row for each rung, and a column for each thing that is paid."""
     columns = {
         "compute": against.compute,
         "compute, by the hull": against.check,
+        REFITS: against.compute if any(one.refits for one in against.compute) else [],
         "seconds": against.seconds,
         "text": against.text,
         "weights": against.weights,
@@ -56,9 +89,12 @@ def multiplier_table(against: Against) -> list[list[str]]:
     rows = [["rung", "at C", "bits per byte", *columns]]
     for one in against.compute:
         cells = [one.rung, f"{one.cost:.2e}", f"{one.loss:.4f}"]
-        for found in columns.values():
+        for title, found in columns.items():
             same = [each for each in found if each.rung == one.rung]
-            cells.append(shown(same[0], is_bound=against.is_bound) if same else "")
+            if title == REFITS:
+                cells.append(band(one.refits))
+            else:
+                cells.append(shown(same[0], is_bound=against.is_bound) if same else "")
         rows.append(cells)
     return rows
 
@@ -105,7 +141,7 @@ def law_rows(estimates: Sequence[Estimate]) -> list[list[str]]:
                 one.scores.model,
                 _with_interval(alpha),
                 _with_interval(beta),
-                _with_interval(beta / (alpha + beta)),
+                _with_interval(_best_size(law)),
                 _with_interval(np.exp(law.log_e)),
                 _with_interval(slope),
                 f"{means[worst]:+.2%} at {worst}",
@@ -113,6 +149,49 @@ def law_rows(estimates: Sequence[Estimate]) -> list[list[str]]:
                 f"{law.has_converged[1:].mean():.1%}" if len(law.log_e) > 1 else "",
             ]
         )
+    return rows
+
+
+def check_rows(estimates: Sequence[Estimate]) -> list[list[str]]:
+    """The exponent of the best size by the surface and by other ways."""
+    rows = [["model", "a of the surface", "without any one rung", "by the envelope",
+             "by parabolas"]]  # fmt: skip
+    for one in estimates:
+        surface, refits = "", None
+        if one.lack is None:
+            surface = _with_interval(_best_size(one.surface))
+            if one.refits is not None:
+                values = _best_size(one.refits)
+                refits = float(values.min()), float(values.max())
+        growths = checks.by_envelope(one.scores), checks.by_parabolas(one.scores)
+        cells = [
+            f"computes: {g.computes}" if g.exponent is None else f"{g.exponent:.3g}"
+            for g in growths
+        ]
+        rows.append([one.scores.model, surface, band(refits), *cells])
+    return rows
+
+
+def _best_size(law: PowerLaw) -> np.ndarray:
+    """a = beta / (alpha + beta)."""
+    alpha, beta = law.alpha.T
+    return np.asarray(beta / (alpha + beta))
+
+
+def extrapolated_rows(estimates: Sequence[Estimate], factor: float) -> list[list[str]]:
+    """The loss that each surface has at `factor` times its largest compute."""
+    rows = [["model", "at C", "bits per byte", "without any one rung"]]
+    for one in estimates:
+        edge = one.beyond(factor)
+        if edge is None:
+            continue
+        cost = float(edge.log_cost[-1])
+        refits = None
+        if one.refits is not None:
+            found = frontier.of_surface(one.refits, one.scores, "flops", beyond=factor).at(cost)
+            refits = float(np.exp(found.min())), float(np.exp(found.max()))
+        at = np.exp(edge.at(cost))
+        rows.append([one.scores.model, f"{np.exp(cost):.2e}", _with_interval(at), band(refits)])
     return rows
 
 
@@ -146,33 +225,88 @@ def score_rows(estimates: Sequence[Estimate]) -> list[list[str]]:
     return rows
 
 
-def markdown(verdict: Verdict, *, command: str, plan: str, missing: Sequence[str]) -> str:
-    """The whole report."""
-    text = markdown_text
-    parts = ["# Compute multipliers", markdown_code(command), WARNING, METHOD, UNTUNED]
-    parts.append("![Score over compute](frontier.png)")
+@dataclass(frozen=True)
+class Section:
+    """A part of the report."""
+
+    title: str
+    sentences: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    """Of a table, the head first."""
+    points: Sequence[str] = ()
+    plain: str = ""
+    """Lines that stay as they are."""
+
+
+def sections(
+    verdict: Verdict,
+    *,
+    plan: str,
+    missing: Sequence[str],
+    check: RateCheck | None = None,
+    extrapolate: float | None = None,
+) -> list[Section]:
+    """What follows the picture."""
+    parts = []
     for one in verdict.against.values():
-        parts.append(f"## {text(one.label)} against {text(verdict.control)}")
-        parts.append(_table(multiplier_table(one)))
         sentence = trend_sentence(one, is_significant=verdict.significant.get(one.label, False))
-        parts += [text(sentence)] if sentence else []
+        title = f"{one.label} against {verdict.control}"
+        parts.append(Section(title, [sentence] if sentence else [], multiplier_table(one)))
     estimates = [*verdict.estimates.values()]
-    parts += ["## Laws", _table(law_rows(estimates))]
-    if verdict.noise is not None:
-        noise = verdict.noise
-        parts.append(
-            f"Noise between seeds, pooled: {noise.trunk:.2%} of a trunk and {noise.branch:.2%} of "
-            f"a branch ({noise.freedom} degrees of freedom)."
-        )
+    noise = verdict.noise
+    seen = [] if noise is None else [
+        f"Noise between seeds, pooled: {noise.trunk:.2%} of a trunk and {noise.branch:.2%} of "
+        f"a branch ({noise.freedom} degrees of freedom)."
+    ]  # fmt: skip
+    parts.append(Section("Laws", seen, law_rows(estimates)))
+    parts.append(Section("Checks of the exponents", [CHECKS], check_rows(estimates)))
+    if extrapolate is not None:
+        rows = extrapolated_rows(estimates, extrapolate)
+        parts.append(Section("Extrapolated", [EXTRAPOLATED], rows))
     notes = [*verdict.notes, *missing]
     if notes:
-        parts += ["## To know", "\n".join(f"- {text(note)}" for note in notes)]
-    parts += ["## Scores", _table(score_rows(estimates)), "## Plan", f"```text\n{plan}\n```"]
-    return "\n\n".join(parts) + "\n"
+        parts.append(Section("To know", points=notes))
+    if check is not None:
+        parts.append(Section("Learning rates", [RATES], rate_check.rows(check)))
+    parts.append(Section("Scores", rows=score_rows(estimates)))
+    parts.append(Section("Plan", plain=plan))
+    return parts
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    return markdown_rows(*[[markdown_text(cell) for cell in row] for row in rows])
+def markdown(parts: Sequence[Section], *, command: str) -> str:
+    """The whole report."""
+    text = markdown_text
+    found = [f"# {TITLE}", markdown_code(command), WARNING, METHOD, UNTUNED]
+    found.append(f"![{PICTURE}](frontier.png)")
+    for one in parts:
+        found.append(f"## {text(one.title)}")
+        if one.rows:
+            found.append(markdown_rows(*[[text(cell) for cell in row] for row in one.rows]))
+        found += map(text, one.sentences)
+        if one.points:
+            found.append("\n".join(f"- {text(point)}" for point in one.points))
+        if one.plain:
+            found.append(f"```text\n{one.plain}\n```")
+    return "\n\n".join(found) + "\n"
+
+
+def page(parts: Sequence[Section], *, command: str, folder: Path) -> str:
+    """The whole report as HTML. Args: folder: where the picture lies."""
+    body = [simple_page.heading(TITLE, 1), f"<p><code>{html.escape(command)}</code></p>"]
+    body.append(simple_page.paragraph(WARNING, is_warning=True))
+    body += map(simple_page.paragraph, (METHOD, UNTUNED))
+    body.append(simple_page.picture(folder / "frontier.png"))
+    for one in parts:
+        body.append(simple_page.heading(one.title))
+        if one.rows:
+            body.append(simple_page.table(one.rows))
+        body += map(simple_page.paragraph, one.sentences)
+        if one.points:
+            points = "".join(f"<li>{html.escape(point)}</li>" for point in one.points)
+            body.append(f"<ul>{points}</ul>")
+        if one.plain:
+            body.append(f"<pre>{html.escape(one.plain)}</pre>")
+    return simple_page.whole_page(TITLE, body)
 
 
 def as_json(verdict: Verdict) -> dict[str, object]:
@@ -210,6 +344,10 @@ def _estimate_json(one: Estimate) -> dict[str, object]:
         "surface": None if surface is None else _law_json(surface),
         "compute_law": None if law is None else _law_json(law),
         "lack": one.lack,
+        "best_size": {
+            "envelope": vars(checks.by_envelope(one.scores)),
+            "parabolas": vars(checks.by_parabolas(one.scores)),
+        },
     }
 
 
@@ -229,4 +367,6 @@ def _multiplier_json(one: Multiplier) -> dict[str, object]:
         "value": one.value,
         "bound": one.bound,
         "interval": ends,
-    }
+        "without_any_one_rung": None if one.refits is None else [
+            end if math.isfinite(end) else None for end in one.refits],
+    }  # fmt: skip

@@ -14,6 +14,7 @@ from nanozoo_core.comparing.compare.request import read_seeds
 from nanozoo_core.comparing.entrants import Entrant, compose_values, read_entrants
 from nanozoo_core.comparing.options import Option, Words, usage
 from nanozoo_core.comparing.scale.budgets import FIXED
+from nanozoo_core.comparing.tune.provenance import undertuned
 from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.config.overrides import Override
 from nanozoo_core.errors import Problems
@@ -22,8 +23,11 @@ RUNGS = ("0.1", "0.3", "1", "2")
 BUDGETS = ("1/8", "1/4", "1/2", "1")
 CONTROL = "vanilla"
 MOST_HOURS = 24.0
+MOST_BEYOND = 3.0  # times the largest compute that was trained: an extrapolation may go so far
 PLANS = ("full", "small")
 MATCHES = ("body", "flops")  # the sizes of ladder.py
+RATES = ("carried", "checked")
+UNTUNED = ("refuse", "allow")
 OPTIONS = (
     Option("models", "A,B", "models, recipe files, or variants NAME:MODEL with NAME.key=value"),
     Option("control", "C", f"the model that all are measured against ({CONTROL})"),
@@ -38,7 +42,14 @@ OPTIONS = (
     ),
     Option("plan", "full|small", "small: the top rung for the control and the best three alone"),
     Option("match", "body|flops", "what the models of a rung have in common (body)"),
+    Option("rates", "carried|checked", "checked: try half and twice the rates at the ends first"),
+    Option("untuned", "refuse|allow", "whether a control with less tuning than a model may be one"),
     Option("hours", "N", f"begin although it may take so long; without it {MOST_HOURS:g} at most"),
+    Option(
+        "extrapolate",
+        "X",
+        f"draw frontiers to X times the largest compute, {MOST_BEYOND:g} at most (off)",
+    ),
     Option("plan_only", "true", "print the plan and its cost, and train nothing"),
 )
 OTHERS = COMPARE_OTHERS[:1]  # without launchers: a trunk and its branches are one process
@@ -64,7 +75,10 @@ class Request:
     folder: Path
     match: str = "body"
     plan: str = "full"
+    rates: str = "carried"
     hours: float = MOST_HOURS
+    extrapolate: float | None = None
+    """To how many times its largest compute a frontier is drawn; None is no further."""
     plan_only: bool = False
     overrides: tuple[str, ...] = ()
     words: tuple[str, ...] = field(default=(), compare=False)
@@ -124,13 +138,37 @@ def parse(words: Sequence[str]) -> Request:
         folder=given.path("folder", "runs/scale"),
         match=match,
         plan=plan,
+        rates=given.one_of("rates", RATES),
         hours=given.positive("hours", MOST_HOURS) or MOST_HOURS,
+        extrapolate=given.positive("extrapolate", None),
         plan_only=plan_only == "true",
         overrides=(*DEFAULTS, *general),
         words=tuple(words),
     )
+    _check_tuning(given, request)
+    beyond = request.extrapolate
+    problems.require(
+        beyond is None or 1 < beyond <= MOST_BEYOND,
+        f"extrapolate={beyond} must be above 1 and at most {MOST_BEYOND:g}: tiny runs say nothing "
+        f"of what lies further beyond them",
+    )
     problems.raise_if_any()
     return request
+
+
+def _check_tuning(given: Words, request: Request) -> None:
+    """A problem where a model is tuned and the control is not, or less, unless that is allowed."""
+    is_allowed = given.one_of("untuned", UNTUNED) == "allow"
+    if is_allowed or not request.entrants:
+        return
+    control, *models = request.entrants
+    less = undertuned(control.recipe, {one.label: one.recipe for one in models})
+    given.problems.require(
+        not less,
+        f"{', '.join(less)}: the recipe is that of a search, and the control {control.label} had "
+        f"less of it or none, which flatters the others; tune it by the same command, or give "
+        f"untuned=allow",
+    )
 
 
 def _numbers(given: Words, key: str, default: Sequence[str]) -> list[tuple[str, float]]:

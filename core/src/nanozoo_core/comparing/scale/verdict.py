@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from nanozoo_core.comparing.scale.checks import refitted
 from nanozoo_core.comparing.scale.collect import Collected
 from nanozoo_core.comparing.scale.estimate import COPIES, Estimate, usable
 from nanozoo_core.comparing.scale.multiplier import (
@@ -123,6 +124,12 @@ def _against(model: Estimate, control: Estimate) -> Against:
     has_surface = model.lack is None and control.lack is None
     kind = "surface" if has_surface else "hull"
     compute = along(model, control, "flops", kind)
+    bands = refitted(model, control, compute)
+    if bands is not None:
+        compute = [
+            one if one.value is None else replace(one, refits=band)
+            for one, band in zip(compute, bands, strict=True)
+        ]
     return Against(
         label=model.scores.model,
         kind=kind,

@@ -10,7 +10,7 @@ from typing import Any
 
 from nanozoo_core.comparing.compare.plots import FAINT, INK
 from nanozoo_core.comparing.tune.candidates import Candidate
-from nanozoo_core.comparing.tune.effort import expected_best, unbiased_best
+from nanozoo_core.comparing.tune.effort import best_interval, expected_best, unbiased_best
 from nanozoo_core.comparing.tune.study import Told
 from nanozoo_core.files import whole_file
 
@@ -106,6 +106,9 @@ def _by_effort(candidate: Candidate, told: Sequence[Told], num_random: int) -> A
         xs = [n * unit for n in counts]
         panel.plot(xs[:half], best[:half], color=COLOUR, label="best of n random trials (U)")
         panel.plot(xs[max(0, half - 1) :], best[max(0, half - 1) :], "--", color=COLOUR)
+        ends = [found for n in counts if (found := best_interval(scores, n)) is not None]
+        if ends:
+            panel.fill_between(xs[: len(ends)], *zip(*ends, strict=True), color=COLOUR, alpha=0.15)
         panel.plot(xs, biased, ":", color=FAINT, label="with replacement (E)")
         panel.step(*_incumbent(candidate, told, unit), where="post", color=ACCENT,
                    label="one search")  # fmt: skip

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from nanozoo_core.comparing.tune.confirm import Choice
+from nanozoo_core.comparing.tune.provenance import MARK
 from nanozoo_core.config import schema
 from nanozoo_core.config.overrides import all_literal, as_written
 from nanozoo_core.errors import WriteError
 from nanozoo_core.files import write_text
 
-MARK = "# Found by `nanozoo tune`"
 SECTIONS = ("model_cfg", "data", "train", "optim")
 """What of the settings a recipe holds: all that trains the model, and nothing of its scoring."""
 
