@@ -83,10 +83,8 @@ def table(recipes: Sequence[Recipe]) -> Iterator[str]:
     for recipe in sorted(recipes, key=lambda one: statistics.mean(one.tuned)):
         gain = f"{recipe.gain:+.3f}" + ("" if width is None else f" +- {width:.3f}")
         yield (
-            f"| {recipe.model} | [{statistics.mean(recipe.tuned):.3f}]"
-            f"(../../configs/tuned/{recipe.model}-{recipe.budget}.yaml) "
-            f"| {statistics.mean(recipe.committed):.3f} | {gain} "
-            f"| {recipe.changes or 'nothing'} |"
+            f"| {recipe.model} | {statistics.mean(recipe.tuned):.3f} "
+            f"| {statistics.mean(recipe.committed):.3f} | {gain} | {recipe.changes or 'nothing'} |"
         )
 
 
