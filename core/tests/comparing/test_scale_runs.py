@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from nanozoo_core.comparing.compare import member as members
@@ -11,6 +12,7 @@ from nanozoo_core.comparing.scale import budgets, command, cost, counting, plan,
 from nanozoo_core.comparing.scale.carry import carried_rates
 from nanozoo_core.comparing.scale.ladder import rung_of
 from nanozoo_core.comparing.scale.member import train_family
+from nanozoo_core.comparing.scale.multiplier import Multiplier
 from nanozoo_core.comparing.scale.request import parse
 from nanozoo_core.default_model_adapter import DefaultModelAdapter
 from nanozoo_core.errors import ConfigError
@@ -290,3 +292,10 @@ def test_a_small_plan_takes_the_best_to_the_top_with_fresh_seeds(words, monkeypa
     page = (found.folder / "report.html").read_text()
     assert "Learning rates" in page
     assert (found.folder / "scale.json").stat().st_size > 1000
+
+
+def test_a_model_that_the_control_never_reached_ranks_by_its_bound():
+    one = Multiplier("1", 1e9, 1.5, 1.2, None, None, np.empty(0))
+    assert command.known(one) == 1.2
+    assert command.known(replace(one, value=None, bound=(">", 3.0))) == 3.0
+    assert command.known(replace(one, value=None)) == 0

@@ -124,7 +124,7 @@ def _best(
     """The places at the top rung of the models with the largest multipliers below it."""
     verdict = judge(collect(first, members), request.control.label, copies=0)
     highest = {
-        label: max(map(_known, against.compute[-1:]), default=0.0)
+        label: max(map(known, against.compute[-1:]), default=0.0)
         for label, against in verdict.against.items()
     }
     chosen = sorted(highest, key=lambda label: -highest[label])[:BEST]
@@ -132,7 +132,7 @@ def _best(
     return [place for place in last if place.label in chosen]
 
 
-def _known(one: Multiplier) -> float:
+def known(one: Multiplier) -> float:
     """A multiplier, or its bound: a score that the control never reached is no reason to stay
     behind."""
     if one.value is not None:
