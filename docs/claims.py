@@ -42,13 +42,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from marks import between, marks_of
 
 from nanozoo_core.comparing.compare.studentized_range import student_quantile
 from nanozoo_core.training.records import git_commit
 
 DOCS = Path(__file__).parent
 FILE, PAGE, SCORES = DOCS / "claims.toml", DOCS / "pages/claims.md", DOCS / "pages/claims"
-BEGIN, END = "<!-- written by docs/claims.py -->", "<!-- end of it -->"
+MARKS = marks_of(__file__)
 TOOLS = COMPARE, PROBE = "compare", "probe"
 PROBE_COLUMNS = (
     "label", "seed", "score", "standard_error", "guess", "lr", "steps", "tokens", "seconds",
@@ -169,9 +170,8 @@ def effect(claim: Claim, scores: list[Score]) -> Effect:
 
 
 def _is_learned(scores: list[Score]) -> bool:
-    return all(s.guess is None for s in scores) or statistics.mean(
-        s.value - s.guess for s in scores if s.guess is not None
-    ) >= statistics.mean((1 - s.guess) / 2 for s in scores if s.guess is not None)
+    bars = [(1 + score.guess) / 2 for score in scores if score.guess is not None]
+    return not bars or _mean(scores) >= statistics.mean(bars)
 
 
 def _best(
@@ -338,12 +338,7 @@ def _told(claim: Claim, label: str) -> bool:
 
 def replaced(page: str, claims: list[Claim]) -> str:
     """The page with table and details between its marks."""
-    before, _, rest = page.partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise ValueError(f"the page must hold {BEGIN} and then {END}")
-    text = "\n\n".join([table(claims), *map(details, claims)])
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+    return between(page, "\n\n".join([table(claims), *map(details, claims)]), MARKS)
 
 
 def main() -> None:

@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from marks import between, marks_of
+
 from nanozoo_core.comparing.peers.report import cells, limits_line, markdown
 
 PAGE = Path(__file__).parent / "pages" / "performance.md"
-BEGIN, END = "<!-- written by docs/performance.py -->", "<!-- end of it -->"
+BEGIN, END = MARKS = marks_of(__file__)
 
 
 def section(record: Mapping[str, Any]) -> str:
@@ -29,11 +31,7 @@ def section(record: Mapping[str, Any]) -> str:
 
 def replaced(page: str, text: str) -> str:
     """The page with `text` between its marks. Raises: ValueError where it has not one of each."""
-    before, _, rest = page.partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark or BEGIN in rest or END in after:
-        raise ValueError(f"the page must hold {BEGIN} and then {END}, once each")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+    return between(page, text, MARKS)
 
 
 def main() -> None:

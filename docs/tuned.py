@@ -16,11 +16,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from marks import between, marks_of
+
 from nanozoo_core.comparing.compare.studentized_range import student_quantile
 
 DOCS = Path(__file__).parent
 PAGE, RECIPES = DOCS / "pages/tuned.md", DOCS.parent / "configs/tuned"
-BEGIN, END = "<!-- written by docs/tuned.py -->", "<!-- end of it -->"
+MARKS = marks_of(__file__)
 SCORES = re.compile(
     r"# bits per byte on the test split, a seed each: (?P<tuned>[\d., ]+); "
     r"the committed recipe: (?P<committed>[\d., ]+)"
@@ -94,13 +96,12 @@ def written(recipes: Sequence[Recipe]) -> str:
     for budget in sorted({recipe.budget for recipe in recipes}):
         rows = [recipe for recipe in recipes if recipe.budget == budget]
         parts += [f"Budget `{budget}`:", "", *table(rows), ""]
-    return "\n".join(parts)
+    return "\n".join(parts).strip()
 
 
 def replaced(page: str, recipes: Sequence[Recipe]) -> str:
     """The page with its table anew."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{written(recipes)}\n{END}{rest.split(END)[1]}"
+    return between(page, written(recipes), MARKS)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from nanozoo_core.comparing.compare.plan import Member, make_plan
 from nanozoo_core.comparing.scale import cost, rate_check
+from nanozoo_core.comparing.scale import plan as ladder_plan
 from nanozoo_core.comparing.scale.optimum import between, optimum, vertex
 from nanozoo_core.comparing.scale.plan import make_ladder
 from nanozoo_core.comparing.scale.request import parse
@@ -115,7 +116,7 @@ def checked(asked, folder, monkeypatch, best_of, *, plan=planned):
     request, ladder = asked
     run, trained = faked(best_of)
     monkeypatch.setattr(rate_check, "run_members", run)
-    monkeypatch.setattr(rate_check, "make_plan", plan)
+    monkeypatch.setattr(ladder_plan, "make_plan", plan)
     found = rate_check.check_rates(replace(request, folder=folder), ladder.places)
     return ladder, found, trained
 

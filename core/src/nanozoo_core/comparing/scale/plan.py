@@ -235,9 +235,16 @@ def members_of(
             more = budgets.schedule(place.size.config, steps, whole=whole, shortest=shortest)
             overrides = (*own.overrides, *place.size.overrides, *place.rates, *more)
             found.append(replace(own, label=label, overrides=overrides))
+    members = as_members(request, found, seeds)
+    return {(cells[member.label], member.seed): member for member in members}
+
+
+def as_members(request: Request, entrants: Sequence[Entrant], seeds: Sequence[int]) -> list[Member]:
+    """Runs whose whole budget and schedule stand in their own settings. Raises: ConfigError,
+    CheckpointError as a comparison's plan."""
     members, _ = make_plan(
         CompareRequest(
-            entrants=tuple(found),
+            entrants=tuple(entrants),
             folder=request.folder,
             budget=None,
             seeds=tuple(seeds),
@@ -245,7 +252,7 @@ def members_of(
             overrides=request.overrides,
         )
     )
-    return {(cells[member.label], member.seed): member for member in members}
+    return members
 
 
 def _whole_steps(request: Request, place: Place) -> int:

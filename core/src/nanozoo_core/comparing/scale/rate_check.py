@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nanozoo_core.comparing.compare.execute import is_done, run_members
-from nanozoo_core.comparing.compare.plan import Member, make_plan, write_plan
-from nanozoo_core.comparing.compare.request import Request as CompareRequest
+from nanozoo_core.comparing.compare.plan import Member, write_plan
 from nanozoo_core.comparing.scale import budgets
 from nanozoo_core.comparing.scale.optimum import PLACES, Optimum, between, optimum
-from nanozoo_core.comparing.scale.plan import Place
+from nanozoo_core.comparing.scale.plan import Place, as_members
 from nanozoo_core.comparing.scale.request import Request
 from nanozoo_core.errors import CheckpointError, NonFiniteError
 from nanozoo_core.machine.terminal import say
@@ -92,17 +91,8 @@ def members_at(
             rates = replace(end, factor=factor).rates
             words = (*own.overrides, *end.size.overrides, *rates, *more, *SCORED)
             found.append(replace(own, label=label, overrides=words))
-    members, _ = make_plan(
-        CompareRequest(
-            entrants=tuple(found),
-            folder=request.folder,
-            budget=None,
-            seeds=(2 * max(request.seeds) + 2,),  # of no run that a fit is made of
-            jobs=request.jobs,
-            overrides=request.overrides,
-        )
-    )
-    return {keys[member.label]: member for member in members}
+    seed = 2 * max(request.seeds) + 2  # of no run that a fit is made of
+    return {keys[member.label]: member for member in as_members(request, found, [seed])}
 
 
 def seconds_of(places: Sequence[Place], speeds: Mapping[str, float]) -> float:
