@@ -11,6 +11,7 @@ from nanozoo_core.comparing.compare import rates, tables
 from nanozoo_core.comparing.compare.board import ADDED, add_run, finished_runs, runs_of
 from nanozoo_core.comparing.compare.execute import run_members
 from nanozoo_core.comparing.compare.launch import launch_members
+from nanozoo_core.comparing.compare.multiplier import at_budgets, multiplied
 from nanozoo_core.comparing.compare.outputs import FILES, write_report
 from nanozoo_core.comparing.compare.plan import make_plan, write_plan
 from nanozoo_core.comparing.compare.report import Report, markdown
@@ -97,10 +98,11 @@ def report(texts: Sequence[str], folder: Path, *, force: bool = False) -> Compar
 
 def _write(request: Request, entries: list[Entry], failures: dict[str, str]) -> Comparison:
     found = None
+    entries, curve, untold = multiplied(request, entries)
     if entries:  # a report of nothing would take the place of one of something
         effort = unequal({one.label: one.recipe for one in request.entrants})
-        notes = () if effort is None else (effort,)
-        found = Report(title(request), request.command, entries, failures, notes)
+        notes = tuple(note for note in (effort, untold) if note is not None)
+        found = Report(title(request), request.command, entries, failures, notes, curve)
         write_report(request.folder, found)
     return Comparison(request.folder, found, failures)
 
@@ -134,7 +136,8 @@ def train_members(request: Request, *, force: bool = False) -> tuple[list[Entry]
 
 
 def _train(request: Request, *, force: bool) -> tuple[list[Entry], dict[str, str]]:
-    members, failures = make_plan(request)
+    everyone = (*request.entrants, *at_budgets(request))
+    members, failures = make_plan(replace(request, entrants=everyone))
     _claim(request.folder, force=force)
     if members:
         plan = write_plan(request.folder, members)

@@ -18,7 +18,7 @@ def write_report(folder: Path, report: Report) -> None:
     """Writes all files of the report into `folder`. Raises: WriteError."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "report.md", markdown(report))
-    write_text(folder / "results.csv", results_csv(report.entries))
+    write_text(folder / "results.csv", results_csv(report.trained))
     write_text(folder / "report.html", page(report))
     (folder / CONFIGS).mkdir(exist_ok=True)
     for entry in report.entries:

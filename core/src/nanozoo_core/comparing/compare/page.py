@@ -27,7 +27,8 @@ def page(report: Report) -> str:
         "title": html.escape(report.title),
         "command": html.escape(report.command),
         "warnings": _list(report.warnings),
-        "tables": "".join(_table(group, groups) for group in report.tables) + _rates(report),
+        "tables": "".join(_table(group, groups) for group in report.tables)
+        + "".join(_small(title, lines) for title, lines in report.small_tables.items()),
         "failures": _failures(report.failures),
         "method": html.escape(report.method),
         "conditions": "".join(
@@ -116,16 +117,14 @@ def _table(group: Group, groups: Sequence[Group]) -> str:
     )
 
 
-def _rates(report: Report) -> str:
-    lines = tables.rates_table(report.entries)
-    if not lines:
-        return ""
+def _small(title: str, lines: Sequence[Sequence[str]]) -> str:
+    """A table that is not ranked: a head and its lines."""
     head, *rows = [
         "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>"
         for tag, line in zip(("th", *["td"] * (len(lines) - 1)), lines, strict=True)
     ]
     return (
-        f'<h3>Learning rates tried</h3><div class="scroll"><table><thead>{head}</thead>'
+        f'<h3>{html.escape(title)}</h3><div class="scroll"><table><thead>{head}</thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 

@@ -25,6 +25,9 @@ class Report:
     failures: dict[str, str]
     notes: tuple[str, ...] = ()
     """What a reader must know beside what the entries say."""
+    control: tuple[Entry, ...] = ()
+    """The control at each of its budgets, from the least compute, where there is one; the compute
+    multipliers are read between them."""
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -34,6 +37,12 @@ class Report:
     def tables(self) -> list[Group]:
         """Each group, and below it the groups of one optimiser among its entries."""
         return [table for group in self.groups for table in (group, *by_optimizer(group))]
+
+    @property
+    def trained(self) -> list[Entry]:
+        """Those of the ranking, and the control at its other budgets."""
+        ranked = {entry.label for entry in self.entries}
+        return [*self.entries, *(entry for entry in self.control if entry.label not in ranked)]
 
     @property
     def ranked(self) -> list[Entry]:
@@ -49,7 +58,18 @@ class Report:
     @property
     def method(self) -> str:
         """How the numbers were made, in words."""
-        return f"{METHOD} {TUNING}" if any(entry.tried for entry in self.entries) else METHOD
+        tuned = any(entry.tried for entry in self.entries)
+        parts = (METHOD, TUNING if tuned else "", MULTIPLIER if self.control else "")
+        return " ".join(part for part in parts if part)
+
+    @property
+    def small_tables(self) -> dict[str, list[list[str]]]:
+        """Those beside the rankings that have lines, by their titles: each a head and its lines."""
+        found = {
+            "The control at its budgets": tables.control_table(self.control),
+            "Learning rates tried": tables.rates_table(self.entries),
+        }
+        return {title: lines for title, lines in found.items() if lines}
 
 
 def conditions(entries: Sequence[Entry]) -> list[tuple[str, str]]:
@@ -103,6 +123,12 @@ TUNING = (
     "many for each, and the best trained the other seeds. That run of the first seed counts in the "
     "score."
 )
+MULTIPLIER = (
+    "The control also trained on the other budgets of its table, each with its whole schedule. A "
+    "compute multiplier is the FLOPs at which the line through its scores, in logarithms, reaches "
+    "the model's score, over the FLOPs of the model; > and < say that no budget of the control is "
+    "as good, or as bad, and >= that the score is a bound. It holds at this size."
+)
 METHOD = (
     "Every model trains by its own recipe within the budget; all are scored on the same validation "
     "bytes, each byte once, in bits per byte. The interval is the 95 percent interval of the mean "
@@ -123,10 +149,9 @@ def markdown(report: Report, *, links: bool = True) -> str:
         parts.append(f"{marks} {text(tables.group_title(group, groups))}")
         shown = tables.columns_of(group, columns)
         parts.append(tables.markdown_table(group, shown, links=links))
-    tuned = tables.rates_table(report.entries)
-    if tuned:
-        cells = [[text(cell) for cell in line] for line in tuned]
-        parts += ["## Learning rates tried", tables.markdown_rows(*cells)]
+    for heading, lines in report.small_tables.items():
+        cells = [[text(cell) for cell in line] for line in lines]
+        parts += [f"## {heading}", tables.markdown_rows(*cells)]
     if groups:
         found = baselines(report.entries)
         if found:

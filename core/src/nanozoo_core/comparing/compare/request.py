@@ -33,8 +33,16 @@ OPTIONS = (
         "multiples of each model's own learning rates (0.5,1,2): the first seed tries all of them, "
         "and the best trains the other seeds",
     ),
+    Option(
+        "control",
+        "A",
+        "one of the models, which trains on other budgets as well: the report then says how much "
+        "compute it needs for the score of each other (compute multiplier)",
+    ),
+    Option("control_budgets", "X,Y", "those budgets as multiples of budget= (0.25,0.5,2,4)"),
     Option("runs", "RUN,RUN", "finished runs, RUN or NAME:RUN, that the report includes as well"),
 )
+CONTROL_BUDGETS = (0.25, 0.5, 2.0, 4.0)
 OTHERS = (
     SETTING,
     Option(
@@ -61,6 +69,8 @@ class Request:
     jobs: int
     match: str | None = None
     rate_factors: tuple[float, ...] = ()
+    control: str | None = None
+    control_budgets: tuple[float, ...] = ()
     runs: tuple[Path, ...] = ()
     labels: Mapping[Path, str] = field(default_factory=dict)
     """Of runs that are not called after their model."""
@@ -116,6 +126,7 @@ def parse(words: Sequence[str], *, needs_entrants: bool = True) -> Request:
     for _, run in runs:
         require_path(problems, "runs", str(run))
     budget = read_budget(given)
+    control, control_budgets = _read_control(given, budget, [one.label for one in entrants])
     request = Request(
         entrants=tuple(entrants),
         folder=given.path("folder", f"runs/compare/{budget_name(budget)}"),
@@ -124,6 +135,8 @@ def parse(words: Sequence[str], *, needs_entrants: bool = True) -> Request:
         jobs=given.whole_number("jobs", 1),
         match=given.text("match", "") or None,
         rate_factors=given.distinct_positives("rate_factors"),
+        control=control,
+        control_budgets=control_budgets,
         runs=tuple(run for _, run in runs),
         labels={run: label for label, run in runs if label is not None},
         overrides=tuple(general),
@@ -132,6 +145,30 @@ def parse(words: Sequence[str], *, needs_entrants: bool = True) -> Request:
     )
     problems.raise_if_any()
     return request
+
+
+def _read_control(
+    words: Words, budget: tuple[str, float] | None, labels: Sequence[str]
+) -> tuple[str | None, tuple[float, ...]]:
+    """`control=` and its other budgets, or a problem."""
+    control = words.text("control", "") or None
+    factors = words.distinct_positives("control_budgets") or CONTROL_BUDGETS
+    require = words.problems.require
+    if control is None:
+        require("control_budgets" not in words.own, "control_budgets= wants control=MODEL")
+        return None, ()
+    require(
+        control in labels,
+        f"control={control} must be one of models={','.join(labels)}{suggest(control, labels)}",
+    )
+    require(budget is not None, "control= wants one budget for all, not budget=own")
+    require(
+        "rate_factors" not in words.own,
+        "control= and rate_factors= do not go together: the control's rates would be chosen for "
+        "one budget and used on others; choose them first (nanozoo tune) and name the recipes",
+    )
+    require(1.0 not in factors, "control_budgets: 1 is budget= itself, which is trained anyway")
+    return control, factors
 
 
 def read_budget(words: Words, default: str = "bytes:2e6") -> tuple[str, float] | None:

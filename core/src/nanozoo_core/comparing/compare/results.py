@@ -41,6 +41,29 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Multiplier:
+    """FLOPs that the control needs for a score over those that the model took; above 1 the model
+    saves compute.
+
+    `bound` is ">" or "<" where no budget of the control is as good, or as bad, and ">=" where the
+    model's score is an upper bound. `interval` is the one of 95 percent that the seeds leave, None
+    where there is one seed each, at a bound, and for the control, which is 1 by definition.
+    """
+
+    value: float
+    bound: str = ""
+    interval: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        sign = f"{self.bound} " if self.bound else ""
+        margin = ""
+        if self.interval is not None:
+            low, high = self.interval
+            margin = f" ({low:.2f} to {high:.2f})"
+        return f"{sign}{self.value:.2f}{margin}"
+
+
+@dataclass(frozen=True)
 class Entry:
     """All seeds of one label."""
 
@@ -49,6 +72,8 @@ class Entry:
     tried: dict[float, float] = field(default_factory=dict)
     """Bits per byte of the first seed by the factor on the learning rates, where the comparison
     tried several; the best of them trained all seeds."""
+    multiplier: Multiplier | None = None
+    """Of compute, where the comparison has a control."""
 
     @property
     def first(self) -> dict[str, Any]:

@@ -51,6 +51,13 @@ COLUMNS = (
     Column("rank", "where the seeds leave it", lambda p: p.rank, lambda p: float(p.best)),
     Column("model", "", lambda p: p.entry.label, lambda p: None),
     SCORE,
+    Column(
+        "compute multiplier",
+        "FLOPs that the control needs for the same score, over those of the model: above 1 the "
+        "model saves compute; with the 95 percent interval that the seeds leave",
+        lambda p: "" if p.entry.multiplier is None else str(p.entry.multiplier),
+        lambda p: None if p.entry.multiplier is None else p.entry.multiplier.value,
+    ),
     Column("seeds", "", lambda p: str(len(p.entry.runs)), lambda p: float(len(p.entry.runs))),
     Column("optimiser", "`optim.name`", lambda p: p.entry.optimizer, lambda p: None),
     _number("parameters", "of the model in training", lambda e: e.median("params")),
@@ -132,6 +139,26 @@ def markdown_rows(head: Sequence[str], *lines: Sequence[str]) -> str:
 def columns_of(group: Group, columns: Sequence[Column]) -> list[Column]:
     """Of the columns that a report shows, those of this group's table."""
     return [c for c in columns if group.optimizer is None or c.title in WITHIN_OPTIMIZER]
+
+
+def control_table(curve: Sequence[Entry]) -> list[list[str]]:
+    """Of the control at each of its budgets: a head, and a line for each, from the least compute;
+    no lines without a control."""
+    if not curve:
+        return []
+    head = ["text read", "FLOPs", "bits per byte", "seeds"]
+    return [
+        head,
+        *(
+            [
+                scaled(entry.median("train_bytes"), "B"),
+                scaled(entry.median("train_flops")),
+                f"{entry.mean:.3f}",
+                str(len(entry.runs)),
+            ]
+            for entry in curve
+        ),
+    ]
 
 
 def rates_table(entries: Sequence[Entry]) -> list[list[str]]:
