@@ -17,6 +17,10 @@ added to it. `A|B` is the better of the two. A gain is
   (`covered`), since "from three billion parameters on" cannot be contradicted by a small model;
 - not visible at this size otherwise.
 
+With `report = "NAME"` in place of a command the scores are those of a committed report,
+docs/pages/report/NAME, whose entrants all had the same search for their settings; the report says
+by which command it was made.
+
 A claim of `parity` is seen where the 90 percent interval lies within `margin` on both sides: that
 no difference was found is not parity.
 
@@ -49,6 +53,7 @@ from nanozoo_core.training.records import git_commit
 
 DOCS = Path(__file__).parent
 FILE, PAGE, SCORES = DOCS / "claims.toml", DOCS / "pages/claims.md", DOCS / "pages/claims"
+REPORTS = DOCS / "pages/report"
 MARKS = marks_of(__file__)
 TOOLS = COMPARE, PROBE = "compare", "probe"
 PROBE_COLUMNS = (
@@ -75,10 +80,12 @@ class Claim:
     at_full_size: str
     """What the paper's own setting is."""
     setting: str
-    command: str
     effect: tuple[str, str]
     """The score of the first less that of the second: in bits per byte, of which fewer are better,
     or with a probe in the share of right answers."""
+    command: str = ""
+    report: str = ""
+    """Of a committed report that has the scores already, in place of a command."""
     tool: str = COMPARE
     at_least: float = 0.0
     parity: bool = False
@@ -205,6 +212,9 @@ def outcome(claim: Claim, found: Effect) -> str:
 
 
 def kept(claim: Claim) -> Path:
+    """The scores of a claim."""
+    if claim.report:
+        return REPORTS / claim.report / "results.csv"
     return SCORES / f"{claim.name}.csv"
 
 
@@ -257,6 +267,9 @@ def answers(training: dict[str, Any]) -> Iterator[tuple[str, float, float | None
 
 def run(claim: Claim, settings: list[str]) -> None:
     """Trains what is missing of a claim's comparison or probe. Raises: NanozooError."""
+    if claim.report:
+        print(f"{claim.name}: {_report_page(claim)} says how to train its runs again")
+        return
     words = [*claim.words, *settings]
     if claim.tool == PROBE:
         from nanozoo_core.probing.command import probe
@@ -274,6 +287,11 @@ def run(claim: Claim, settings: list[str]) -> None:
 def _stop_at(claim: Claim, failures: Mapping[str, str]) -> None:
     for name, sentence in failures.items():
         raise SystemExit(f"{claim.name}: {name} failed: {sentence}")
+
+
+def _report_page(claim: Claim) -> str:
+    """From the folder of the page."""
+    return f"report/{claim.report}/report.md"
 
 
 def table(claims: list[Claim]) -> str:
@@ -307,7 +325,9 @@ def details(claim: Claim) -> str:
         f"{claim.claim} {claim.source}",
         f"At full size: {claim.at_full_size} The effect is the {what} of {first} less that of "
         f"{second}.{' ' + claim.remark if claim.remark else ''}",
-        f"```sh\nnanozoo {claim.tool} {claim.command}\n```",
+        f"The scores are those of [the report]({_report_page(claim)}), which has the command."
+        if claim.report
+        else f"```sh\nnanozoo {claim.tool} {claim.command}\n```",
     ]
     if kept(claim).is_file():
         scores = read_scores(kept(claim).read_text(encoding="utf-8"))
@@ -330,7 +350,10 @@ def details(claim: Claim) -> str:
 
 
 def _told(claim: Claim, label: str) -> bool:
-    """Whether a mean stands on the page: of the places of a probe those of the effect's kind."""
+    """Whether a mean stands on the page: of the places of a probe those of the effect's kind, of a
+    report's entrants those of the effect."""
+    if claim.report:
+        return label in "|".join(claim.effect).split("|")
     _, _, place = label.partition("@")
     kinds = {names.partition("@")[2].split(" ")[0] for names in claim.effect}
     return not place or place.split(" ")[0] in kinds

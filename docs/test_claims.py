@@ -35,7 +35,8 @@ def scores(**bpbs: list[float]) -> list[claims.Score]:
 
 
 def of_tool(tool: str) -> list[claims.Claim]:
-    return [claim for claim in CLAIMS if claim.tool == tool]
+    """Those with a command of their own."""
+    return [claim for claim in CLAIMS if claim.tool == tool and not claim.report]
 
 
 @pytest.mark.parametrize("claim", of_tool(claims.COMPARE), ids=lambda claim: claim.name)
@@ -48,6 +49,35 @@ def test_a_claim_is_a_comparison_that_has_what_its_effect_names(claim: claims.Cl
         request.resolve(entrant)
     assert claim.at_least >= 0
     assert (claim.margin > 0) == claim.parity
+
+
+def test_a_claim_has_a_command_or_a_report_that_has_what_its_effect_names() -> None:
+    for claim in CLAIMS:
+        assert bool(claim.command) != bool(claim.report)
+        if claim.report:
+            found = claims.read_scores(claims.kept(claim).read_text(encoding="utf-8"))
+            named = {label for names in claim.effect for label in names.split("|")}
+            assert named <= {score.label for score in found}
+            assert len({score.seed for score in found}) >= 3
+            assert claim.at_least >= 0
+            assert (claim.margin > 0) == claim.parity
+
+
+def test_a_claim_of_a_report_names_it_and_the_means_of_its_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains nothing, and other entrants of the report are not told."""
+    monkeypatch.setattr(claims, "REPORTS", tmp_path)
+    claim = replace(GAIN, name="x", command="", report="tuned", effect=("b", "a"))
+    (tmp_path / "tuned").mkdir()
+    lines = ["label,val_bpb,val_standard_error,seed,dtype,torch"]
+    lines += [f"{label},{bpb},,0,bfloat16,2" for label, bpb in (("a", 1.5), ("b", 1.7), ("c", 9))]
+    claims.kept(claim).write_text("\n".join(lines), encoding="utf-8")
+    claims.run(claim, [])
+    text = claims.details(claim)
+    assert "[the report](report/tuned/report.md)" in text
+    assert "```" not in text
+    assert "Means over 1 seed: a 1.500, b 1.700." in text
 
 
 def longest(member: Member) -> float:
