@@ -165,6 +165,22 @@ def test_every_model_is_measured_once(corpus: Path, tmp_path: Path, probe: list[
     assert make_trainer(corpus, tmp_path / "four").setup.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("environment", "asked", "expected"),
+    [
+        ("float32", "auto", Choice("float32", "kernel", "float32")),
+        ("bfloat16", "auto", Choice("bfloat16", "products", "bfloat16")),
+        ("float32", "bfloat16", Choice("bfloat16", "products", "bfloat16")),  # asked for
+    ],
+)
+def test_what_the_environment_decides_holds_for_every_part(
+    monkeypatch: pytest.MonkeyPatch, environment: str, asked: str, expected: Choice
+) -> None:
+    """Newton-Schulz in float32 would be a fifth of a step of 1024 tokens beside bfloat16."""
+    monkeypatch.setenv(FORCED, environment)
+    assert cpu_precision.forced(asked) == expected
+
+
 def test_a_run_that_chose_has_the_settings_that_were_asked_for() -> None:
     def settings(dtype: str, form: str | None, orth: str) -> dict:
         forms = {} if form is None else {"attention_form": form}

@@ -140,7 +140,7 @@ def forced(asked: str) -> Choice | None:
     if name is None:
         return None
     if asked == "bfloat16" or name == "bfloat16":
-        return Choice("bfloat16", "products", "float32")
+        return Choice("bfloat16", "products", "bfloat16")
     return Choice("float32", "kernel", "float32")
 
 
