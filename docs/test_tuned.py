@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,17 @@ def test_a_row_says_what_was_won_and_changed(tmp_path: Path) -> None:
     lines = list(tuned.table(rows))
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| fast", "| slow"]
     assert f"+0.090 +- {width:.3f} | batch_tokens 4096 to 1024 |" in lines[2]
+
+
+def test_a_search_that_found_nothing_better_widens_no_interval(tmp_path: Path) -> None:
+    rows = [
+        recipe(tmp_path, "slow", "2.1000, 2.1200", "2.1000, 2.1600"),
+        recipe(tmp_path, "same", "1.5000, 1.9000", "1.5000, 1.9000"),
+    ]
+    same = rows[1]
+    rows[1] = replace(same, keys={"lr": ("0.004", "0.004")})
+    assert tuned.half_width(rows) == tuned.half_width(rows[:1])
+    assert "| 1.700 | 1.700 | none | nothing |" in "\n".join(tuned.table(rows))
 
 
 def test_one_seed_each_leaves_no_interval(tmp_path: Path) -> None:

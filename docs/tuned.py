@@ -4,8 +4,8 @@
 
 `nanozoo tune` writes into the first lines of a recipe what it scored, what the committed recipe
 scored beside it, and what was chosen of each key. This puts the recipes of configs/tuned/ side by
-side in docs/pages/tuned.md. Intervals are Student's, with the spread between seeds pooled over all
-rows of a table.
+side in docs/pages/tuned.md. Intervals are Student's, with the spread between seeds pooled over the
+rows of a table in which something changed; where nothing did, there is no gain to be uncertain of.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def read(path: Path) -> Recipe:
 
 def half_width(recipes: Sequence[Recipe]) -> float | None:
     """Of the 95 percent interval of a gain; None where one seed each leaves none."""
-    entries = [scores for recipe in recipes for scores in (recipe.tuned, recipe.committed)]
+    changed = [recipe for recipe in recipes if recipe.changes]
+    entries = [scores for recipe in changed for scores in (recipe.tuned, recipe.committed)]
     freedom = sum(len(scores) - 1 for scores in entries)
     if freedom == 0:
         return None
@@ -83,7 +84,9 @@ def table(recipes: Sequence[Recipe]) -> Iterator[str]:
     yield "| model | tuned | committed | gain | what changed |"
     yield "|---|---|---|---|---|"
     for recipe in sorted(recipes, key=lambda one: statistics.mean(one.tuned)):
-        gain = f"{recipe.gain:+.3f}" + ("" if width is None else f" +- {width:.3f}")
+        gain = f"{recipe.gain:+.3f}" if recipe.changes else "none"
+        if recipe.changes and width is not None:
+            gain += f" +- {width:.3f}"
         yield (
             f"| {recipe.model} | {statistics.mean(recipe.tuned):.3f} "
             f"| {statistics.mean(recipe.committed):.3f} | {gain} | {recipe.changes or 'nothing'} |"
