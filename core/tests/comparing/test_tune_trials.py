@@ -92,6 +92,15 @@ def test_a_trial_reports_ends_behind_a_bar_and_can_be_audited(
     assert {n: finished.reports[n] for n in (1, 2, 3)} == ended.reports
 
 
+def test_a_trial_that_may_not_end_early_is_scored_at_its_end_alone(
+    words: list[str], tmp_path: Path
+) -> None:
+    (candidate,) = make_candidates(parse(words))
+    trial = Trial(0, candidate.space.default, {})
+    outcome = trainer_of(candidate, tmp_path)({"toy": [trial]})["toy"][0]
+    assert (outcome.state, outcome.reports) == ("complete", {})
+
+
 def test_a_diverged_and_a_refused_trial_are_outcomes(words: list[str], tmp_path: Path) -> None:
     huge = "tune.ranges.lr={low:1e-3,high:1e30}"
     (candidate,) = make_candidates(parse([*words, huge]))

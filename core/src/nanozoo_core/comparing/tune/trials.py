@@ -100,7 +100,11 @@ class Trainer:
 
     def _begin(self, candidate: Candidate, trial: Trial) -> Training:
         """Raises: ConfigError for settings that the model refuses."""
-        training = candidate.member(trial.number, trial.point, seed=self.seed, split="tune")
+        # Scores on the way are for those who may end early; they are up to a third of a training.
+        is_watched = bool(candidate.checks)
+        training = candidate.member(
+            trial.number, trial.point, seed=self.seed, split="tune", reports=is_watched
+        )
         member = training.member
         check_folder(member, training.config)
         every = report_every(training.steps)
