@@ -225,6 +225,7 @@ def keep(claim: Claim, results: Path) -> None:
 
 
 def _write(claim: Claim, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
+    assert not claim.report, f"{claim.name}: a report's scores are its own"
     SCORES.mkdir(exist_ok=True)
     with kept(claim).open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")

@@ -20,7 +20,7 @@ from nanozoo_core.probing.member import DEPTHS, Member
 from nanozoo_core.probing.task import TEST
 
 CLAIMS = claims.load()
-GAIN = replace(CLAIMS[0], effect=("b", "a"), at_least=0.02, parity=False, covered=True)
+GAIN = replace(CLAIMS[0], report="", effect=("b", "a"), at_least=0.02, parity=False, covered=True)
 PARITY = replace(GAIN, parity=True, margin=0.015, at_least=0.0)
 STUDENT = {(0.95, 2): 4.302653, (0.95, 3): 3.182446, (0.95, 4): 2.776445, (0.9, 4): 2.131847}
 """Two-sided quantiles by level and degrees of freedom, from a table."""
