@@ -105,7 +105,7 @@ def test_between_two_budgets_both_count() -> None:
     """In the middle of two points of 2 seeds their variances count a quarter each."""
     middle = math.sqrt(law(1e12) * law(2e12))
     curve = sorted(control(), key=lambda one: float(one.first["train_flops"]))
-    one = multiplier(entry("a", 1e12, [middle]), curve, variance=1e-6, quantile=2.0)
+    one = multiplier(entry("a", 1e12, [middle]), curve, variance=1e-6, student=2.0)
     assert one is not None
     assert one.interval is not None
     error = (1e-6 * (1 + 2 * 0.25 / 2)) ** 0.5 / middle / EXPONENT

@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nanozoo_core.comparing.compare.ranking import LEVEL, degrees_of_freedom, pooled_variance
-from nanozoo_core.comparing.compare.request import Request
+from nanozoo_core.comparing.compare.ranking import degrees_of_freedom, pooled_variance, quantile
+from nanozoo_core.comparing.compare.request import COUNTED, Request
 from nanozoo_core.comparing.compare.results import Entry, Multiplier
 from nanozoo_core.comparing.entrants import Entrant
 
@@ -34,7 +34,7 @@ def at_budgets(request: Request) -> tuple[Entrant, ...]:
 
 
 def _whole(unit: str, amount: float) -> float:
-    return round(amount) if unit in ("steps", "tokens", "bytes") else amount
+    return round(amount) if unit in COUNTED else amount
 
 
 def multiplied(
@@ -55,28 +55,28 @@ def multiplied(
         return main, curve, why
     alike = [entry for entry in entries if entry.is_bound == curve[0].is_bound]
     spread = pooled_variance(alike) if degrees_of_freedom(alike) else None
-    quantile = _quantile(alike) if spread is not None else 0.0
+    student = quantile(alike) if spread is not None else 0.0
     found = []
     for entry in main:
         one = None
         if entry.label == request.control:
             one = Multiplier(1.0)
         elif entry.text == curve[0].text and entry.median("train_flops"):
-            one = multiplier(entry, curve, spread, quantile)
+            one = multiplier(entry, curve, spread, student)
         found.append(replace(entry, multiplier=one))
     return found, curve, None
 
 
 def multiplier(
-    entry: Entry, curve: Sequence[Entry], variance: float | None, quantile: float
+    entry: Entry, curve: Sequence[Entry], variance: float | None, student: float
 ) -> Multiplier | None:
     """Of one entry against the control at several budgets, from the cheapest.
 
     A dearer budget with a worse score counts as the cheaper one: nobody would pay for it. The error
     of the logarithm is that of the two scores over the slope of the line between the budgets.
 
-    Args: variance: of a score between seeds; None leaves out the interval. quantile: of Student's t
-        for it.
+    Args: variance: of a score between seeds; None leaves out the interval. student: the
+        quantile for it.
     Returns: None for a score of which nothing can be said: an upper bound worse than all budgets.
     """
     costs = [math.log(_flops(one)) for one in curve]
@@ -100,15 +100,9 @@ def multiplier(
         return Multiplier(math.exp(log_value))
     seeds = ((1 - share) ** 2 / len(curve[left].runs), share**2 / len(curve[right].runs))
     error = (variance * (1 / len(entry.runs) + sum(seeds))) ** 0.5 / entry.mean
-    margin = quantile * error * (costs[right] - costs[left]) / drop
+    margin = student * error * (costs[right] - costs[left]) / drop
     interval = math.exp(log_value - margin), math.exp(log_value + margin)
     return Multiplier(math.exp(log_value), interval=interval)
-
-
-def _quantile(entries: Sequence[Entry]) -> float:
-    from nanozoo_core.comparing.compare.studentized_range import student_quantile
-
-    return student_quantile(LEVEL, degrees_of_freedom(entries))
 
 
 def _flops(entry: Entry) -> float:

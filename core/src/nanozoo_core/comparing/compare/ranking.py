@@ -117,10 +117,14 @@ def pooled_variance(entries: Sequence[Entry]) -> float:
 
 def half_width(entry: Entry, entries: Sequence[Entry]) -> float:
     """Of the 95 percent interval of an entry's mean, from the group's pooled spread."""
+    return quantile(entries) * (pooled_variance(entries) / len(entry.runs)) ** 0.5
+
+
+def quantile(entries: Sequence[Entry]) -> float:
+    """Of Student's t for a 95 percent interval from the group's pooled spread."""
     from nanozoo_core.comparing.compare.studentized_range import student_quantile
 
-    error = (pooled_variance(entries) / len(entry.runs)) ** 0.5
-    return student_quantile(LEVEL, degrees_of_freedom(entries)) * error
+    return student_quantile(LEVEL, degrees_of_freedom(entries))
 
 
 def warnings(entries: Sequence[Entry]) -> list[str]:

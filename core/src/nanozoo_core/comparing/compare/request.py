@@ -15,7 +15,8 @@ from nanozoo_core.config import ResolvedConfig
 from nanozoo_core.errors import Problems, suggest
 from nanozoo_core.machine.paths import require_path
 
-UNITS = ("steps", "tokens", "bytes", "flops", "seconds")
+COUNTED = ("steps", "tokens", "bytes")  # of which there is no half
+UNITS = (*COUNTED, "flops", "seconds")
 OPTIONS = (
     Option("models", "A,B", "models, recipe files, or variants NAME:MODEL with NAME.key=value"),
     Option(
@@ -96,7 +97,7 @@ class Request:
         budget: list[str] = []
         if self.budget is not None:
             unit, amount = self.budget
-            whole = int(amount) if unit in ("steps", "tokens", "bytes") else amount
+            whole = int(amount) if unit in COUNTED else amount
             others = [f"train.max_{other}=null" for other in UNITS if other != unit]
             budget = [f"train.max_{unit}={whole}", *others]
         return [*budget, *self.overrides, *entrant.overrides]
